@@ -1,0 +1,58 @@
+# `make` prints the targets. Each one makes and fills .venv when it must.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+# Tools such as ninja are looked up on the PATH by the packages that call them.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test test-all demo bench replay wheel clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything the other targets need
+
+check: $(READY) ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(READY) ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY) ## every test
+	$(BIN)/python -m pytest
+
+demo: $(READY) ## run the demonstration into demo-output/
+	$(BIN)/mmabits demo --out demo-output
+
+bench: $(READY) ## measure the emulator's speed
+	$(BIN)/python -m benchmarks
+
+replay: $(READY) ## replay the recorded hardware vectors
+	$(BIN)/mmabits replay
+
+wheel: $(READY) ## build the sdist and, from it, the wheel into dist/
+	rm -rf build dist src/*.egg-info
+	$(BIN)/python -m build -q --no-isolation
+	@ls dist
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist demo-output src/*.egg-info .coverage htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes in first and is named again in the second step, so that no other package's requirement can replace it.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mmabits needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH)'
+	$(PIP) '$(TORCH)' -e '.[dev,demo,peer]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Recorded dot products, their replay, the support table and the command line."""

@@ -1,0 +1,216 @@
+"""The command `mmabits`. Every command imports what it needs when it runs, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from mmabits.isa.errors import MmabitsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mmabits.isa import Instruction
+
+EXIT_DIFFER: Final = 1
+EXIT_ERROR: Final = 2
+_PIPE_WIDTH: Final = 400
+"""Columns where the output is no terminal, so that no line is cut or folded."""
+
+app = typer.Typer(
+    name="mmabits",
+    help="Bit-exact emulation of NVIDIA tensor-core matrix instructions on the CPU.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="mmabits")
+    except MmabitsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mmabits import __version__
+
+        print(f"mmabits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+@app.command(name="list")
+def list_(
+    arch: Annotated[str | None, typer.Option(help="Only this architecture: sm_90a, ...")] = None,
+    evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of the README.")] = False,
+) -> None:
+    """List the instructions, and how well each is known."""
+    from mmabits.conformance import tables
+    from mmabits.isa import instructions
+
+    rows = instructions(arch=arch, evidence=evidence, family=family)
+    if as_json:
+        _print_json(tables.support_json(rows))
+    elif markdown:
+        print(tables.support_markdown(rows))
+    else:
+        _console().print(tables.support_table(rows))
+        print(f"{len(rows)} forms: {tables.counts_text(rows) or 'none'}")
+
+
+def _instruction(text: str, arch: str, a_type: str | None, b_type: str | None, c_type: str | None, scale_type: str | None) -> Instruction:
+    """The instruction of a full spelling, or of a short one with the types of its operands."""
+    from mmabits.isa import parse, resolve
+    from mmabits.isa.errors import OperandError, UnknownInstruction
+
+    if a_type is not None:
+        return resolve(text, arch=arch, a_type=a_type, b_type=b_type or a_type, c_type=c_type, scale_type=scale_type)
+    if any(given is not None for given in (b_type, c_type, scale_type)):
+        raise OperandError("--b-type, --c-type and --scale-type go with --a-type, which is missing")
+    try:
+        return parse(text)
+    except UnknownInstruction as error:
+        raise UnknownInstruction(f"{error} (a short spelling needs --a-type)") from error
+
+
+@app.command()
+def show(
+    instruction: Annotated[str, typer.Argument(help="PTX in full, or short with --a-type: 'wgmma', 'tcgen05.mma.kind::mxf4.block_scale'.")],
+    arch: Annotated[str, typer.Option(help="Architecture: sm_90a, ...")],
+    a_type: Annotated[str | None, typer.Option(help="Type of A, for a short spelling.")] = None,
+    b_type: Annotated[str | None, typer.Option(help="Type of B; that of A if left out.")] = None,
+    c_type: Annotated[str | None, typer.Option(help="Type of C.")] = None,
+    scale_type: Annotated[str | None, typer.Option(help="Type of the block scales: ue8m0 or ue4m3.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show shape, types, lowering, arithmetic and evidence of an instruction."""
+    from mmabits.conformance import tables
+
+    found = _instruction(instruction, arch, a_type, b_type, c_type, scale_type)
+    if as_json:
+        _print_json(tables.instruction_json(found, arch))
+    else:
+        print("\n".join(tables.instruction_lines(found, arch)))
+
+
+@contextmanager
+def _file_progress(total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, if that is a terminal; yields what to call after each file."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("replaying", total=total)
+        yield lambda: progress.advance(task)
+
+
+def replay_paths(paths: Sequence[Path], limit: int, as_json: bool) -> int:
+    """Replay, print, and return the exit status."""
+    from mmabits.conformance import replay
+
+    files = replay.find_files(paths)
+    reports = []
+    with _file_progress(len(files)) as advance:
+        for report in replay.replay_files(files, limit=limit):
+            reports.append(report)
+            advance()
+    for report in reports:
+        if report.error is not None:
+            print(f"error: {report.error}", file=sys.stderr)
+    if as_json:
+        _print_json(replay.reports_json(reports))
+    else:
+        replayed = [report for report in reports if report.error is None]
+        if replayed:
+            _console().print(replay.reports_table(replayed))
+        for report in replayed:
+            for difference in report.differences:
+                print("", *replay.difference_lines(report, difference), sep="\n")
+        print(replay.summary(reports))
+    return replay.exit_status(reports)
+
+
+@app.command(name="replay")
+def replay_(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files or folders; without any, $MMABITS_RECORDINGS or ../shared/hardware.")
+    ] = None,
+    as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=0, help="How many differing rows of each file to describe.")] = 3,
+) -> None:
+    """Run recorded dot products through the engine. Exit status: 0 all equal, 1 some differ, 2 unreadable input."""
+    from mmabits.conformance.replay import FOLDER_VARIABLE, recordings_folder
+    from mmabits.isa.errors import VectorFileError
+
+    folder = None if paths else recordings_folder()
+    if not paths and folder is None:
+        raise VectorFileError(f"no recordings to replay: name files or folders, or set {FOLDER_VARIABLE}")
+    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture; made if missing.")] = Path("demo-output"),
+    size: Annotated[str, typer.Option(help="small or full.")] = "full",
+    recordings: Annotated[Path | None, typer.Option(help="Recordings to replay at the end.")] = None,
+) -> None:
+    """Multiply real weights in FP8, MXFP8, MXFP4 and NVFP4 with the arithmetic of several GPUs, and compare."""
+    from mmabits.conformance.demo import run_demo
+    from mmabits.conformance.replay import recordings_folder
+
+    run_demo(out=out, size=size, console=_console(), progress=_console(stderr=True))
+    folder = recordings or recordings_folder()
+    if folder is None:
+        print("No recordings here: the replay is left out (name them with --recordings).")
+        return
+    print(f"\nRecordings of real GPUs in {folder}:")
+    raise typer.Exit(replay_paths([folder], 3, False))
+
+
+if __name__ == "__main__":
+    main()

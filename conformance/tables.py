@@ -1,0 +1,216 @@
+"""The support table, and one instruction in full, for people (rich, Markdown) and for programs (JSON). All from the rows of isa/."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+import mmabits.isa
+from mmabits.isa import ARCHITECTURES, DatapathSpec, Evidence, Family, Instruction, Lowering, Proof, Support, lower
+from mmabits.isa.datapaths import Arithmetic
+
+_STYLE: Final = {Evidence.RECORDED: "green", Evidence.PUBLISHED: "yellow", Evidence.INFERRED: "red"}
+
+
+# The support table -----------------------------------------------------------------------------------------------------
+
+
+def support_table(rows: Sequence[Support]) -> Table:
+    """A line for each form."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("arch", no_wrap=True)
+    table.add_column("instruction", overflow="fold")
+    table.add_column("machine", overflow="fold", max_width=40)
+    table.add_column("evidence", no_wrap=True)
+    table.add_column("note", max_width=50)
+    for row in rows:
+        machine = f"{row.machine[0]} .. {row.machine[-1]}" if len(row.machine) > 1 else "".join(row.machine)
+        style = _STYLE.get(row.evidence, "dim") if row.evidence is not None else "dim"
+        level = "not modelled" if row.evidence is None else str(row.evidence)
+        table.add_row(row.arch, escape(row.pattern), escape(machine), f"[{style}]{level}[/]", escape(row.note))
+    return table
+
+
+def support_json(rows: Iterable[Support]) -> list[dict[str, Any]]:
+    """The same as plain values."""
+    return [
+        {
+            "arch": row.arch,
+            "family": str(row.family),
+            "kind": row.kind,
+            "instruction": row.pattern,
+            "example": None if row.example is None else row.example.ptx,
+            "operands": row.operands,
+            "accumulator": row.accumulator,
+            "scale": row.scale or None,
+            "machine": list(row.machine),
+            "datapath": row.datapath,
+            "evidence": None if row.evidence is None else str(row.evidence),
+            "modelled": row.modelled,
+            "note": row.note,
+        }
+        for row in rows
+    ]
+
+
+def counts_text(rows: Iterable[Support]) -> str:
+    """`9 recorded, 3 published, 2 not modelled`; empty where there are no rows."""
+    counts = Counter(row.evidence for row in rows)
+    words = [f"{counts[level]} {level}" for level in sorted(Evidence, reverse=True) if counts[level]]
+    return ", ".join([*words, *([f"{counts[None]} not modelled"] if counts[None] else [])])
+
+
+def support_markdown(rows: Sequence[Support]) -> str:
+    """The table of the README: how many forms each architecture has of each family, and with which evidence.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    families = [family for family in Family if any(row.family is family for row in rows)]
+    lines = [
+        "| Architecture | GPUs | " + " | ".join(f"`{family}`" for family in families) + " |",
+        "|" + "---|" * (len(families) + 2),
+    ]
+    for arch in ARCHITECTURES.values():
+        cells = [counts_text(row for row in rows if row.arch == arch.name and row.family is family) or "-" for family in families]
+        if set(cells) != {"-"}:
+            lines.append(f"| `{arch.name}` {arch.family} | {', '.join(arch.gpus)} | {' | '.join(cells)} |")
+    total = counts_text(rows)
+    lines += ["", f"Forms: {total}. A form is a shape (N and M may range), a set of operand types, an accumulator and a scale type."]
+    return "\n".join(lines)
+
+
+# One instruction -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _sources() -> dict[str, dict[str, Any]]:
+    """isa/sources.toml: what the keys of the proofs stand for."""
+    path = Path(mmabits.isa.__file__).with_name("sources.toml")
+    with path.open("rb") as file:
+        return {key: entry for key, entry in tomllib.load(file).items() if isinstance(entry, dict)}
+
+
+def source_text(key: str) -> str:
+    """A source written out; a key that is no source is the name of a recording."""
+    entry = _sources().get(key)
+    if entry is None:
+        return f"recording {key}"
+    return ", ".join(str(value) for value in entry.values())
+
+
+def _proof_lines(title: str, proofs: Sequence[Proof]) -> list[str]:
+    lines = []
+    for proof in proofs:
+        lines.append(f"  {title}: {proof.level}, {proof.covers}")
+        lines += [f"    - {source_text(key)}" for key in proof.sources]
+    return lines
+
+
+def _order_text(lowering: Lowering) -> str:
+    if lowering.k_order is None:
+        return "ascending"
+    return " ".join(map(str, lowering.k_order))
+
+
+def _datapath_values(datapath: DatapathSpec, step: int) -> list[tuple[str, str]]:
+    """The numbers of a row that mean something for its kind of arithmetic, with their names."""
+    values = [("datapath", datapath.name), ("arithmetic", datapath.arithmetic.value), ("elements a step (L)", str(step))]
+    if datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED):
+        values += [
+            ("fraction bits kept (F)", str(datapath.fraction_bits)),
+            ("exponent of a zero term (e_zero)", str(datapath.zero_exponent)),
+            ("elements summed exactly first", str(datapath.group)),
+        ]
+    values.append(("result", f"{datapath.result.name}, {datapath.result_fraction_bits} fraction bits, {datapath.result_rounding.value}"))
+    if not datapath.result.is_integer:
+        values.append(("NaN", f"0x{datapath.result_nan:0{datapath.result.container_bits // 4}X}"))
+    return values
+
+
+def _operand_values(instruction: Instruction) -> list[tuple[str, str]]:
+    values = [
+        ("shape", f"D {instruction.m} x {instruction.n} = A {instruction.m} x {instruction.k} * B {instruction.k} x {instruction.n} + C"),
+        ("types", f"D {instruction.d_type.name}, A {instruction.a_type.name}, B {instruction.b_type.name}, C {instruction.c_type.name}"),
+    ]
+    if instruction.scale_type is not None and instruction.block is not None:
+        values.append(("block scales", f"{instruction.scale_type.name}, one for {instruction.block} elements of K"))
+    return values
+
+
+def instruction_lines(instruction: Instruction, arch: str) -> list[str]:
+    """Shape, types, lowering, arithmetic and evidence of one instruction on one architecture.
+
+    Raises:
+        UnknownArchitecture: no such architecture.
+        UnsupportedInstruction: it does not have the instruction, or that is not modelled.
+    """
+    lowering = lower(instruction, arch)
+    datapath = lowering.datapath
+    values = [
+        *_operand_values(instruction),
+        ("machine code", "; ".join(lowering.machine)),
+        ("order of K", _order_text(lowering)),
+        ("C", "added after the steps by one IEEE addition, to nearest even" if lowering.separate_add else "a term of the first step"),
+        *_datapath_values(datapath, lowering.step),
+    ]
+    values += [("note", note) for note in (lowering.note, datapath.note) if note]
+    width = max(len(name) for name, _ in values)
+    lines = [f"{instruction.ptx} on {lowering.arch}", *(f"  {name:{width}}  {text}" for name, text in values)]
+    lines.append(f"evidence: {lowering.evidence}")
+    lines += _proof_lines("lowering", lowering.proofs)
+    lines += _proof_lines("arithmetic", datapath.proofs)
+    lines += _proof_lines("special values", datapath.special_proofs)
+    return lines
+
+
+def instruction_json(instruction: Instruction, arch: str) -> dict[str, Any]:
+    """The same as plain values."""
+    lowering = lower(instruction, arch)
+    datapath = lowering.datapath
+    return {
+        "instruction": instruction.ptx,
+        "arch": lowering.arch,
+        "m": instruction.m,
+        "n": instruction.n,
+        "k": instruction.k,
+        "a_type": instruction.a_type.name,
+        "b_type": instruction.b_type.name,
+        "c_type": instruction.c_type.name,
+        "d_type": instruction.d_type.name,
+        "scale_type": None if instruction.scale_type is None else instruction.scale_type.name,
+        "block": instruction.block,
+        "machine": list(lowering.machine),
+        "k_order": None if lowering.k_order is None else list(lowering.k_order),
+        "separate_add": lowering.separate_add,
+        "datapath": {
+            "name": datapath.name,
+            "arithmetic": datapath.arithmetic.name.lower(),
+            "step": lowering.step,
+            "fraction_bits": datapath.fraction_bits,
+            "zero_exponent": datapath.zero_exponent,
+            "group": datapath.group,
+            "result": datapath.result.name,
+            "result_fraction_bits": datapath.result_fraction_bits,
+            "result_rounding": datapath.result_rounding.value,
+            "result_nan": datapath.result_nan,
+        },
+        "evidence": str(lowering.evidence),
+        "proofs": {
+            "lowering": _proofs_json(lowering.proofs),
+            "arithmetic": _proofs_json(datapath.proofs),
+            "special values": _proofs_json(datapath.special_proofs),
+        },
+        "notes": [note for note in (lowering.note, datapath.note) if note],
+    }
+
+
+def _proofs_json(proofs: Sequence[Proof]) -> list[dict[str, Any]]:
+    return [{"level": str(proof.level), "covers": proof.covers, "sources": list(proof.sources)} for proof in proofs]

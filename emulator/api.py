@@ -1,0 +1,346 @@
+"""The two calls people make: one instruction (`mma`) and a whole product (`gemm`). All checking happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.interop import to_numpy
+from mmabits.isa import (
+    Arithmetic,
+    Evidence,
+    FormatSpec,
+    InsufficientEvidence,
+    Instruction,
+    Lowering,
+    OperandError,
+    OperandTypeError,
+    evidence_level,
+    format_spec,
+    lower,
+    parse,
+    resolve,
+)
+
+Array = npt.NDArray[Any]
+
+_OPERANDS = {
+    np.dtype(np.float64): "f64",
+    np.dtype(np.float32): "tf32",
+    np.dtype(np.float16): "f16",
+    np.dtype(ml_dtypes.bfloat16): "bf16",
+    np.dtype(ml_dtypes.float8_e4m3fn): "e4m3",
+    np.dtype(ml_dtypes.float8_e5m2): "e5m2",
+    np.dtype(ml_dtypes.float6_e3m2fn): "e3m2",
+    np.dtype(ml_dtypes.float6_e2m3fn): "e2m3",
+    np.dtype(ml_dtypes.float4_e2m1fn): "e2m1",
+    np.dtype(np.int8): "s8",
+    np.dtype(np.uint8): "u8",
+    np.dtype(ml_dtypes.int4): "s4",
+    np.dtype(ml_dtypes.uint4): "u4",
+}
+_SCALES = {np.dtype(ml_dtypes.float8_e8m0fnu): "ue8m0", np.dtype(ml_dtypes.float8_e4m3fn): "ue4m3"}
+_ACCUMULATORS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.float64): "f64", np.dtype(np.int32): "s32"}
+_CODES = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+
+
+def mma(
+    instruction: str | Instruction,
+    a: Any,
+    b: Any,
+    c: Any = None,
+    *,
+    scale_a: Any = None,
+    scale_b: Any = None,
+    arch: str,
+    require: str | Evidence = Evidence.INFERRED,
+) -> Any:
+    """One tensor-core instruction: D = A B + C with the bits that the architecture's hardware gives.
+
+    Args:
+        instruction: PTX spelling, or a short one where the operands decide the rest (`"wgmma"`).
+        a: (..., M, K) with the instruction's M and K, in the dtype of its A type: float16, bfloat16, float32 (read as
+            tf32), float64, int8, uint8, or an ml_dtypes type (float8_e4m3fn, float8_e5m2, float6_e3m2fn, float6_e2m3fn,
+            float4_e2m1fn, int4, uint4). NumPy, torch or JAX; leading dimensions are a batch.
+        b: (..., K, N), likewise.
+        c: (..., M, N) accumulator, float32, float16, float64 or int32 as the instruction's C type; zeros if None.
+        scale_a: (..., M, K / block) block scales, float8_e8m0fnu (ue8m0) or float8_e4m3fn (ue4m3).
+        scale_b: (..., K / block, N), of the same type.
+        arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
+        require: refuse rows whose evidence is below `"recorded"` or `"published"`.
+
+    Returns:
+        D, (..., M, N), in the instruction's D type, as the same kind of array as `a`.
+
+    Raises:
+        UnknownInstruction, UnknownArchitecture, UnsupportedInstruction, InsufficientEvidence: the instruction.
+        OperandTypeError, OperandError: dtypes and shapes.
+
+    Source: the arithmetic of each row is in mmabits.isa; `mmabits show INSTRUCTION --arch ARCH` prints it.
+    """
+    left, restore = to_numpy(a, "a")
+    call = _Call(instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0)
+    call.check_tile()
+    return restore(call.run())
+
+
+def gemm(
+    a: Any,
+    b: Any,
+    c: Any = None,
+    *,
+    instruction: str | Instruction,
+    arch: str,
+    scale_a: Any = None,
+    scale_b: Any = None,
+    promote_every: int | None = None,
+    require: str | Evidence = Evidence.INFERRED,
+) -> Any:
+    """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on.
+
+    Edges are padded with zeros, as kernels do.
+
+    Args:
+        a: (..., M, K), dtypes as for `mma`.
+        b: (..., K, N).
+        c: (..., M, N) accumulator of the first instruction; zeros if None.
+        instruction: PTX spelling, or a short one: `"wgmma"`, `"mma.sync"`, `"tcgen05.mma.kind::f8f6f4"`, ...
+        arch: `"sm_90a"` and so on.
+        scale_a: (..., M, ceil(K / block)) block scales.
+        scale_b: (..., ceil(K / block), N).
+        promote_every: elements of K, a multiple of the instruction's K, after which the result is added to an f32
+            accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32.
+        require: refuse rows whose evidence is below this level.
+
+    Returns:
+        D, (..., M, N), as the same kind of array as `a`.
+
+    Raises:
+        MmabitsError: as `mma`.
+    """
+    left, restore = to_numpy(a, "a")
+    promote = _promotion(promote_every)
+    call = _Call(
+        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote
+    )
+    return restore(call.run())
+
+
+def dot_rows(
+    instruction: str | Instruction, arch: str, a: Array, b: Array, c: Array, *, scale_a: Array | None = None, scale_b: Array | None = None
+) -> Array:
+    """Independent dot products of codes: d[i] = sum over k of a[i, k] * b[i, k], plus c[i].
+
+    Args:
+        instruction: full PTX spelling.
+        arch: architecture.
+        a: (n, k) operand codes, unsigned integers; zeros are added up to the instruction's K.
+        b: (n, k), likewise.
+        c: (n,) accumulator codes.
+        scale_a: (n, blocks) scale codes.
+        scale_b: (n, blocks) scale codes.
+
+    Returns:
+        (n,) result codes, unsigned, of the D type's width.
+    """
+    from mmabits.emulator.codecs import as_codes, from_codes
+
+    row = instruction if isinstance(instruction, Instruction) else parse(instruction)
+    left, right = from_codes(a, row.a_type)[:, None, :], from_codes(b, row.b_type)[:, :, None]
+    scales: tuple[Array | None, Array | None] = (None, None)
+    if row.scale_type is not None and scale_a is not None and scale_b is not None:
+        scales = (from_codes(scale_a, row.scale_type)[:, None, :], from_codes(scale_b, row.scale_type)[:, :, None])
+    call = _Call(row, arch, Evidence.INFERRED, left, right, from_codes(c, row.c_type)[:, None, None], *scales, 0)
+    return as_codes(call.run(), row.d_type).reshape(-1)
+
+
+@lru_cache(maxsize=4096)
+def resolved(
+    instruction: str | Instruction, arch: str, a_type: str | None, b_type: str | None, c_type: str | None, scale_type: str | None
+) -> Instruction:
+    """`isa.resolve`, remembered."""
+    return resolve(instruction, arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
+
+
+@lru_cache(maxsize=4096)
+def lowered(instruction: Instruction, arch: str) -> Lowering:
+    """`isa.lower`, remembered."""
+    return lower(instruction, arch)
+
+
+def _numpy(operand: Any, name: str) -> Array | None:
+    return None if operand is None else to_numpy(operand, name)[0]
+
+
+def _promotion(promote_every: int | None) -> int:
+    if promote_every is None:
+        return 0
+    if isinstance(promote_every, bool) or not isinstance(promote_every, int) or promote_every < 1:
+        raise OperandError(f"promote_every must be a positive number of elements of K, got {promote_every!r}")
+    return promote_every
+
+
+def _type_name(array: Array, known: dict[np.dtype[Any], str], name: str) -> str:
+    found = known.get(array.dtype)
+    if found is None:
+        allowed = ", ".join(sorted(str(dtype) for dtype in known))
+        raise OperandTypeError(f"{name} has dtype {array.dtype}; allowed are {allowed}")
+    return found
+
+
+class _Call:
+    """One checked call."""
+
+    def __init__(
+        self,
+        instruction: str | Instruction,
+        arch: str,
+        require: str | Evidence,
+        a: Array,
+        b: Array | None,
+        c: Array | None,
+        scale_a: Array | None,
+        scale_b: Array | None,
+        promote: int,
+    ) -> None:
+        if b is None:
+            raise OperandTypeError("b must be an array, got None")
+        self.a, self.b, self.c, self.scale_a, self.scale_b, self.promote = a, b, c, scale_a, scale_b, promote
+        types = _type_name(a, _OPERANDS, "a"), _type_name(b, _OPERANDS, "b")
+        c_type = None if c is None else _type_name(c, _ACCUMULATORS, "c")
+        scale_type = self._scale_type()
+        self.instruction = resolved(instruction, arch, *types, None if promote else c_type, scale_type)
+        self.lowering = lowered(self.instruction, arch)
+        self._check_evidence(evidence_level(require))
+        self._check_shapes()
+        self._check_promotion(c_type)
+
+    def _scale_type(self) -> str | None:
+        given = [(scale, name) for scale, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")) if scale is not None]
+        if not given:
+            return None
+        if len(given) == 1:
+            missing = "scale_b" if given[0][1] == "scale_a" else "scale_a"
+            raise OperandError(f"{given[0][1]} is given without {missing}; a block-scaled instruction takes both")
+        kinds = {_type_name(scale, _SCALES, name) for scale, name in given}
+        if len(kinds) > 1:
+            raise OperandTypeError(f"scale_a has dtype {given[0][0].dtype} and scale_b {given[1][0].dtype}; both must be the same")
+        return kinds.pop()
+
+    def _check_evidence(self, level: Evidence) -> None:
+        if self.lowering.evidence < level:
+            raise InsufficientEvidence(
+                f"{self.instruction} on {self.lowering.arch} rests on {self.lowering.evidence} evidence, but {level} is required"
+            )
+
+    def _check_shapes(self) -> None:
+        for array, name in ((self.a, "a"), (self.b, "b")):
+            if array.ndim < 2:
+                raise OperandError(f"{name} must have at least two dimensions, got shape {array.shape}")
+            if array.size == 0:
+                raise OperandError(f"{name} must not be empty, got shape {array.shape}")
+        (self.m, self.k), (k_b, self.n) = self.a.shape[-2:], self.b.shape[-2:]
+        if self.k != k_b:
+            raise OperandError(f"a has K = {self.k} (shape {self.a.shape}) and b has K = {k_b} (shape {self.b.shape}); they must agree")
+        try:
+            self.batch = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
+        except ValueError:
+            raise OperandError(f"the leading dimensions of a {self.a.shape} and b {self.b.shape} do not broadcast") from None
+        if self.c is not None:
+            self._check_shape(self.c, "c", (self.m, self.n))
+        block = self.instruction.block
+        if self.scale_a is not None and self.scale_b is not None and block:
+            blocks = -(-self.k // block)
+            self._check_shape(self.scale_a, "scale_a", (self.m, blocks))
+            self._check_shape(self.scale_b, "scale_b", (blocks, self.n))
+
+    def _check_shape(self, array: Array, name: str, matrix: tuple[int, int]) -> None:
+        fits = array.ndim >= 2 and array.shape[-2:] == matrix
+        if fits:
+            try:
+                fits = np.broadcast_shapes(array.shape[:-2], self.batch) == self.batch
+            except ValueError:
+                fits = False
+        if not fits:
+            wanted = ", ".join(str(size) for size in (*self.batch, *matrix))
+            of = f" (one scale for {self.instruction.block} elements of K)" if name.startswith("scale") else ""
+            raise OperandError(f"{name} of {self.instruction} must have shape ({wanted}){of}, got {array.shape}")
+
+    def _check_promotion(self, c_type: str | None) -> None:
+        if not self.promote:
+            return
+        if self.lowering.datapath.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+            raise OperandError(f"promote_every is for f32 and f16 accumulators, {self.instruction} has {self.instruction.d_type.name}")
+        if self.promote % self.instruction.k:
+            raise OperandError(f"promote_every must be a multiple of the instruction's K = {self.instruction.k}, got {self.promote}")
+        if c_type not in (None, "f32"):
+            raise OperandTypeError(f"with promote_every c must be float32, got {self.c.dtype if self.c is not None else None}")
+
+    def check_tile(self) -> None:
+        """Shapes must be the instruction's own."""
+        row = self.instruction
+        for name, got, wanted in (("A", self.a.shape[-2:], (row.m, row.k)), ("B", self.b.shape[-2:], (row.k, row.n))):
+            if tuple(got) != wanted:
+                raise OperandError(f"operand {name} of {row} must have shape {wanted}, got {tuple(got)}; mmabits.gemm takes any shape")
+
+    def run(self) -> Array:
+        """The product."""
+        from mmabits.emulator import engine
+
+        row, result_type = self.instruction, self.instruction.d_type
+        if len(self.b.shape) == 2 and (self.scale_b is None or self.scale_b.ndim == 2):
+            shape, lead = (1,), (int(np.prod(self.batch, dtype=np.int64)) * self.m,)
+        else:
+            shape, lead = (int(np.prod(self.batch, dtype=np.int64)),), (self.m,)
+        a = self._flat(_operand(self.a, row.a_type), (self.m, self.k), (*shape, *lead, self.k))
+        b = self._flat(_operand(self.b, row.b_type), (self.k, self.n), (*shape, self.k, self.n), whole=shape == (1,))
+        scale_a = scale_b = None
+        if self.scale_a is not None and self.scale_b is not None:
+            blocks = self.scale_b.shape[-2]
+            scale_a = self._flat(self.scale_a.view(np.uint8), (self.m, blocks), (*shape, *lead, blocks))
+            scale_b = self._flat(self.scale_b.view(np.uint8), (blocks, self.n), (*shape, blocks, self.n), whole=shape == (1,))
+        d = np.zeros((*shape, *lead, self.n), _held_in(result_type))
+        if self.c is not None and row.scale_d:
+            np.copyto(d.reshape(*self.batch, self.m, self.n), self.c, casting="safe")
+        if self.promote and self.lowering.separate_add:
+            self._promote_outside(engine.run, a, b, d, scale_a, scale_b)
+        else:
+            engine.run(self.lowering, a, b, d, scale_a, scale_b, self.promote)
+        d = d.reshape(*self.batch, self.m, self.n)
+        if result_type.name == "f64":
+            d.view(np.uint64)[np.isnan(d)] = self.lowering.datapath.result_nan
+        return d.astype(np.float16) if result_type.name == "f16" and not self.promote else d
+
+    def _promote_outside(self, run: Callable[..., None], a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
+        """Promotion of an instruction that adds C by itself: two levels of addition."""
+        for k0 in range(0, self.k, self.promote):
+            part = np.zeros_like(d)
+            panel = slice(k0, min(k0 + self.promote, self.k))
+            run(self.lowering, np.ascontiguousarray(a[:, :, panel]), np.ascontiguousarray(b[:, panel]), part, scale_a, scale_b, 0)
+            with np.errstate(all="ignore"):
+                d += part
+        d.view(np.uint32)[np.isnan(d)] = 0x7FFFFFFF
+
+    def _flat(self, array: Array, matrix: tuple[int, int], shape: tuple[int, ...], *, whole: bool = False) -> Array:
+        if not whole and array.shape[:-2] != self.batch:
+            array = np.broadcast_to(array, (*self.batch, *matrix))
+        return np.ascontiguousarray(array).reshape(shape)
+
+
+def _held_in(form: FormatSpec) -> np.dtype[Any]:
+    """What the engine keeps an accumulator in: float32 also for f16, whose every value it holds."""
+    return np.dtype({"f64": np.float64, "s32": np.int32}.get(form.name, np.float32))
+
+
+def _operand(array: Array, form: FormatSpec) -> Array:
+    """An operand as the engine takes it: codes; integers as int16, so that one compiled loop serves every pair of types."""
+    if form.is_integer:
+        return array.astype(np.int16)
+    if format_spec("f64") is form:
+        return array
+    return np.ascontiguousarray(array).view(_CODES[array.dtype.itemsize])

@@ -1,0 +1,143 @@
+"""Rows lowered to plain numbers: the only thing of isa/ that compiled code sees."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
+from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
+
+
+class FormatNumbers(NamedTuple):
+    """A FormatSpec as integers."""
+
+    fraction_bits: int
+    exponent_bits: int
+    bias: int
+    low_bits: int
+    sign_shift: int
+    """Place of the sign bit; 63 (always 0 in a code) where there is none."""
+    lowest_nonfinite: int
+    """The smallest magnitude field (without low bits) that is not finite; past every field where there is none."""
+    infinity: int
+    """The magnitude field of infinity, -1 where there is none."""
+    subnormals: int
+
+
+class ResultNumbers(NamedTuple):
+    """How the exact sum of a step becomes the accumulator."""
+
+    mode: int
+    """TOWARD_ZERO or NEAREST_EVEN."""
+    fraction_bits: int
+    min_exponent: int
+    """Of normal numbers."""
+    max_exponent: int
+    cut: int
+    """Low fraction bits of an f32 that are always zero."""
+    nan: int
+    """The NaN that comes out, as a float32."""
+
+
+class StepNumbers(NamedTuple):
+    """A datapath and its use by one instruction."""
+
+    step: int
+    fraction_bits: int
+    zero_exponent: int
+    group: int
+    block: int
+    """Elements of K per block scale; 0 without."""
+    k_instruction: int
+    restart: int
+    """Elements of K after which the chain is added to the total and starts from +0; 0: never."""
+    restart_f16: int
+    """The add rounds to f16 (1) or f32 (0)."""
+    c_shift: int
+    """The accumulator enters each step divided by 2^c_shift."""
+    negate: int
+    """1 where exactly one of A and B is negated."""
+    saturate: int
+    rounding: int
+
+
+_MODES = {"rz": TOWARD_ZERO, "rn": NEAREST_EVEN, "rp": TOWARD_POSITIVE, "rm": TOWARD_NEGATIVE}
+
+
+@lru_cache(maxsize=256)
+def format_numbers(form: FormatSpec) -> FormatNumbers:
+    """The row of a format as integers."""
+    fields = form.fraction_bits + form.exponent_bits
+    lowest = {
+        NonFinite.IEEE: form.exponent_mask >> form.ignored_low_bits,
+        NonFinite.NAN_ONLY: form.magnitude_mask >> form.ignored_low_bits,
+        NonFinite.NONE: 1 << fields,
+    }[form.non_finite]
+    return FormatNumbers(
+        fraction_bits=form.fraction_bits,
+        exponent_bits=form.exponent_bits,
+        bias=form.bias,
+        low_bits=form.ignored_low_bits,
+        sign_shift=form.code_bits - 1 if form.sign_bits else 63,
+        lowest_nonfinite=lowest,
+        infinity=form.exponent_mask >> form.ignored_low_bits if form.has_infinity else -1,
+        subnormals=int(form.has_subnormals),
+    )
+
+
+def result_numbers(lowering: Lowering) -> ResultNumbers:
+    """The result rounding of a lowering's datapath as integers."""
+    path = lowering.datapath
+    mode = NEAREST_EVEN if path.result_rounding is ResultRounding.NEAREST_EVEN else TOWARD_ZERO
+    return ResultNumbers(
+        mode=mode,
+        fraction_bits=path.result_fraction_bits,
+        min_exponent=path.result.min_exponent if not path.result.is_integer else 0,
+        max_exponent=path.result.max_exponent if not path.result.is_integer else 0,
+        cut=23 - path.result_fraction_bits if path.result.fraction_bits == 23 else 0,
+        nan=_nan_in_float32(path.result, path.result_nan),
+    )
+
+
+def _nan_in_float32(form: FormatSpec, nan: int) -> int:
+    """A NaN of a format of at most 32 bits widened to float32: the fraction keeps its place below the point."""
+    fraction = (nan & form.fraction_mask) << max(23 - form.fraction_bits, 0)
+    return (0x7F800000 | fraction) & 0x7FFFFFFF
+
+
+def step_numbers(lowering: Lowering, *, promote_every: int = 0) -> StepNumbers:
+    """A lowering as integers; a lowering with an add of its own restarts each instruction, else as the caller promotes."""
+    instruction = lowering.instruction
+    own_add = lowering.separate_add
+    return StepNumbers(
+        step=lowering.step,
+        fraction_bits=lowering.datapath.fraction_bits,
+        zero_exponent=lowering.datapath.zero_exponent,
+        group=lowering.datapath.group,
+        block=instruction.block or 0,
+        k_instruction=instruction.k,
+        restart=instruction.k if own_add else promote_every,
+        restart_f16=int(own_add and lowering.datapath.result.name == "f16"),
+        c_shift=instruction.scale_input_d,
+        negate=int(instruction.negate_a != instruction.negate_b),
+        saturate=int(instruction.satfinite),
+        rounding=_MODES[instruction.rounding or "rn"],
+    )
+
+
+def carrier_bits(lowering: Lowering) -> int:
+    """24 where float32 carries the truncated sums exactly, 53 where it takes float64, 0 where neither is wide enough.
+
+    The operands must be exact in the carrier, and the sum of all terms must stay below 2^(p - 2) units.
+    """
+    path, instruction = lowering.datapath, lowering.instruction
+    units = (4 * lowering.step + 2) << path.fraction_bits
+    narrow = all(
+        form.fraction_bits < 12 and form.min_exponent - form.fraction_bits > -40 and form.max_exponent < 40
+        for form in (instruction.a_type, instruction.b_type)
+    )
+    plain = instruction.scale_type is None and instruction.scale_input_d == 0
+    if units < 1 << 22 and narrow and plain:
+        return 24
+    return 53 if units < 1 << 51 else 0

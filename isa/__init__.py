@@ -1,0 +1,39 @@
+"""The tables: number formats, datapaths, instructions and the evidence behind each row."""
+
+from mmabits.isa.architectures import ARCHITECTURES, ArchitectureSpec, architecture
+from mmabits.isa.datapaths import DATAPATHS, Arithmetic, DatapathSpec, ResultRounding
+from mmabits.isa.errors import (
+    InsufficientEvidence,
+    MmabitsError,
+    OperandError,
+    OperandTypeError,
+    UnknownArchitecture,
+    UnknownFormat,
+    UnknownInstruction,
+    UnsupportedInstruction,
+    VectorFileError,
+    nearest,
+)
+from mmabits.isa.evidence import Evidence, Proof, evidence_level, weakest
+from mmabits.isa.formats import FORMATS, FormatSpec, NonFinite, format_spec
+from mmabits.isa.instructions import INSTRUCTION_SPECS, KNOWN_FORMS, Family, Instruction, InstructionSpec, KnownForm, ScaleMode, Tile
+from mmabits.isa.lowering import LOWERINGS, KOrder, Lowering, LoweringSpec, Support, instructions, lower
+from mmabits.isa.ptx import parse, resolve
+
+__all__ = [
+    # formats
+    "FORMATS", "FormatSpec", "NonFinite", "format_spec",
+    # architectures
+    "ARCHITECTURES", "ArchitectureSpec", "architecture",
+    # instructions
+    "INSTRUCTION_SPECS", "KNOWN_FORMS", "Family", "Instruction", "InstructionSpec", "KnownForm", "ScaleMode", "Tile", "parse", "resolve",
+    # what they become
+    "LOWERINGS", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "lower",
+    # what computes them
+    "DATAPATHS", "Arithmetic", "DatapathSpec", "ResultRounding",
+    # how well it is known
+    "Evidence", "Proof", "evidence_level", "weakest",
+    # errors
+    "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError", "UnknownArchitecture", "UnknownFormat",
+    "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
+]  # fmt: skip

@@ -1,0 +1,52 @@
+"""The errors of mmabits: one base class, and subclasses that also derive from the built-in a caller would expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MmabitsError(Exception):
+    """Base of every error that mmabits raises on purpose. Its text is one line: what arrived, what is allowed."""
+
+    def __str__(self) -> str:
+        """The message alone (KeyError would print its repr)."""
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownInstruction(MmabitsError, KeyError):
+    """The text is no tensor-core instruction, or none that fits the operands."""
+
+
+class UnknownArchitecture(MmabitsError, KeyError):
+    """No row for that architecture."""
+
+
+class UnknownFormat(MmabitsError, KeyError):
+    """No row for that number format."""
+
+
+class UnsupportedInstruction(MmabitsError, NotImplementedError):
+    """The architecture lacks the instruction, or the instruction is known but not modelled."""
+
+
+class InsufficientEvidence(MmabitsError, RuntimeError):
+    """A row's evidence is below the level the caller asked for."""
+
+
+class OperandTypeError(MmabitsError, TypeError):
+    """An operand has the wrong dtype or is no array."""
+
+
+class OperandError(MmabitsError, ValueError):
+    """An operand or option has the wrong shape, size or value."""
+
+
+class VectorFileError(MmabitsError, ValueError):
+    """A vector file is damaged, incomplete or of another format."""
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """`did you mean X, Y?`, the known words most like `word`; empty where nothing is like it."""
+    found = difflib.get_close_matches(word, sorted(known), n=count, cutoff=0.4)
+    return f"; did you mean {' or '.join(found)}?" if found else ""

@@ -1,0 +1,1 @@
+"""What software does around the instructions: quantization of operands."""

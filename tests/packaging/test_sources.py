@@ -1,0 +1,130 @@
+"""Rules that the sources keep: one module owns the compiler, no fastmath, no stray imports, no machine paths."""
+
+import ast
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("conformance", "emulator", "isa", "kernels")
+COMPILERS = ("llvmlite", "numba")
+COMPILER_OWNER = Path("emulator/jit.py")
+MACHINE_PATHS = tuple("/" + rest for rest in ("work/", "tmp/dev", "root/", "home/", "Users/"))
+
+Finder = Callable[[ast.AST], list[str]]
+
+
+def library_files() -> list[Path]:
+    """Every module of the library, relative to the root, in order."""
+    found = list((ROOT / "src" / "mmabits").glob("*.py"))
+    for folder in FOLDERS:
+        found += (ROOT / folder).rglob("*.py")
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def all_python_files() -> list[Path]:
+    """The library, its tests and its benchmarks, relative to the root."""
+    others = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    return library_files() + sorted(path.relative_to(ROOT) for path in others)
+
+
+def imported_names(tree: ast.AST) -> list[tuple[int, str]]:
+    """Line and dotted name of each absolute import."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append((node.lineno, node.module or ""))
+    return found
+
+
+def compiler_imports(tree: ast.AST) -> list[str]:
+    return [f"line {line}: imports {name}" for line, name in imported_names(tree) if name.split(".")[0] in COMPILERS]
+
+
+def stray_imports(tree: ast.AST) -> list[str]:
+    """Imports of the root folders by their bare names."""
+    return [f"line {line}: imports {name}" for line, name in imported_names(tree) if name.split(".")[0] in (*FOLDERS, "tests")]
+
+
+def fastmath_uses(tree: ast.AST) -> list[str]:
+    """A keyword, or the key of a dict of options, named fastmath."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "fastmath":
+            found.append(f"line {node.value.lineno}: sets fastmath")
+        elif isinstance(node, ast.Dict):
+            found += [f"line {key.lineno}: sets fastmath" for key in node.keys if isinstance(key, ast.Constant) and key.value == "fastmath"]
+    return found
+
+
+def violations(finder: Finder, files: list[Path]) -> list[str]:
+    found: list[str] = []
+    for path in files:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+        found += [f"{path}: {text}" for text in finder(tree)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("finder", "source", "count"),
+    [
+        pytest.param(compiler_imports, "from numba import njit", 1, id="compiler-from"),
+        pytest.param(compiler_imports, "def f():\n    import numba as nb", 1, id="compiler-lazy"),
+        pytest.param(compiler_imports, "import numbers\nfrom mmabits.emulator.jit import njit", 0, id="compiler-none"),
+        pytest.param(stray_imports, "import kernels\nfrom isa.formats import E4M3", 2, id="stray"),
+        pytest.param(stray_imports, "from mmabits import isa\nfrom . import kernels\nimport mmabits.emulator", 0, id="stray-none"),
+        pytest.param(fastmath_uses, "jit(fastmath=True)\noptions = {'fastmath': False}", 2, id="fastmath"),
+        pytest.param(fastmath_uses, "'''never fastmath='''\njit(cache=True)", 0, id="fastmath-none"),
+    ],
+)
+def test_finder_finds_what_it_should(finder: Finder, source: str, count: int) -> None:
+    assert len(finder(ast.parse(source))) == count
+
+
+def test_only_one_module_imports_the_compilers() -> None:
+    assert (ROOT / COMPILER_OWNER).is_file()
+    assert violations(compiler_imports, [path for path in library_files() if path != COMPILER_OWNER]) == []
+
+
+def test_fastmath_is_set_nowhere() -> None:
+    assert violations(fastmath_uses, library_files()) == []
+
+
+def test_root_folders_are_imported_through_the_package() -> None:
+    assert violations(stray_imports, all_python_files()) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_package_folder_is_a_relative_link_to_the_root(folder: str) -> None:
+    link = ROOT / "src" / "mmabits" / folder
+    assert link.is_symlink(), f"{link} must be a symbolic link; clone with git's core.symlinks=true"
+    assert os.readlink(link) == f"../../{folder}"
+    assert link.resolve() == ROOT / folder
+
+
+def files_known_to_git() -> list[Path]:
+    """Tracked files, and new ones that .gitignore does not exclude; the test skips outside a git checkout."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    found: list[str] = []
+    for path in files_known_to_git():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # recorded bits
+        for number, line in enumerate(text.splitlines(), start=1):
+            found += [f"{path.relative_to(ROOT)}:{number}: {fragment}" for fragment in MACHINE_PATHS if fragment in line]
+    assert found == []
