@@ -98,7 +98,8 @@ def _layer_norm(values: Floats, weight: Floats, bias: Floats) -> Floats:
     wide = values.astype(np.float64)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-12)
-    return (scaled * weight + bias).astype(np.float32)
+    normed: Floats = (scaled * weight + bias).astype(np.float32)
+    return normed
 
 
 def real_operands(folder: Path, size: Size) -> Operands:
@@ -181,7 +182,8 @@ def exact_product(a: Doubles, b: Doubles) -> tuple[Doubles, Floats]:
     for row, column in np.argwhere(~is_exact):
         terms = (Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[row], b[:, column], strict=True))
         product[row, column] = _round_to_odd(sum(terms, Fraction(0)))
-    return product, product.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return product, product.astype(np.float32)
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -237,6 +239,14 @@ RUNS: Final = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Quantization:
+    """How far the exact product of the quantized operands is from that of the given ones."""
+
+    rms_error: float
+    relative_errors: Doubles
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
     """What came of a run. Differences are counted in bits, errors against the exact product."""
 
@@ -255,6 +265,8 @@ class Outcome:
     relative_errors: Doubles
     """|result - exact| / |exact| of each result that is not exactly zero."""
     seconds: float
+    quantization: Quantization
+    """What the scheme itself changed, the same for all of its runs."""
 
 
 def _decoded(quantized: Quantized) -> Doubles:
@@ -283,12 +295,30 @@ def _multiply(run: Run, instruction: Instruction, a: Quantized, b: Quantized) ->
     return np.asarray(result), time.perf_counter() - start
 
 
-def _outcome(run: Run, a: Quantized, b: Quantized, exact: Doubles, rounded: Floats, first: Floats | None) -> Outcome:
+def _relative_errors(values: Doubles, reference: Doubles) -> Doubles:
+    """|values - reference| / |reference|, where the reference is not zero."""
+    is_set = reference != 0
+    return np.asarray(np.abs(values - reference)[is_set] / np.abs(reference[is_set]))
+
+
+def _rms_error(values: Doubles, reference: Doubles) -> float:
+    """Root of (sum of squared errors / sum of squared references)."""
+    return float(np.sqrt(((values - reference) ** 2).sum() / max(float((reference**2).sum()), np.finfo(np.float64).tiny)))
+
+
+def _quantization(operands: Operands, a: Quantized, b: Quantized, exact: Doubles) -> Quantization:
+    given = operands.activations.astype(np.float64) @ operands.weights.astype(np.float64)
+    restored = exact * (float(a.tensor_scale) * float(b.tensor_scale))
+    return Quantization(rms_error=_rms_error(restored, given), relative_errors=_relative_errors(restored, given))
+
+
+def _outcome(
+    run: Run, a: Quantized, b: Quantized, exact: Doubles, rounded: Floats, first: Floats | None, quantization: Quantization
+) -> Outcome:
     instruction = _instruction(run, a, b)
     result, seconds = _multiply(run, instruction, a, b)
-    errors = np.abs(result.astype(np.float64) - exact)
-    relative = errors[exact != 0] / np.abs(exact[exact != 0])
-    bits = result.view(np.uint32)
+    wide = result.astype(np.float64)
+    relative = _relative_errors(wide, exact)
     return Outcome(
         run=run,
         instruction=instruction,
@@ -296,11 +326,12 @@ def _outcome(run: Run, a: Quantized, b: Quantized, exact: Doubles, rounded: Floa
         result=result,
         # A sum that is exactly zero has no sign of its own: -0 and +0 count as equal to it.
         differ_from_exact=int(np.count_nonzero(result != rounded)),
-        differ_from_first=0 if first is None else int(np.count_nonzero(bits != first.view(np.uint32))),
+        differ_from_first=0 if first is None else int(np.count_nonzero(result.view(np.uint32) != first.view(np.uint32))),
         largest_error=float(relative.max(initial=0.0)),
-        rms_error=float(np.sqrt((errors**2).sum() / max((exact**2).sum(), np.finfo(np.float64).tiny))),
+        rms_error=_rms_error(wide, exact),
         relative_errors=relative,
         seconds=seconds,
+        quantization=quantization,
     )
 
 
@@ -309,9 +340,10 @@ def outcomes(operands: Operands) -> Iterator[Outcome]:
     for scheme in SCHEMES:
         a, b = scheme.quantize(operands.activations, 1), scheme.quantize(operands.weights, 0)
         exact, rounded = exact_product(_decoded(a), _decoded(b))
+        quantization = _quantization(operands, a, b, exact)
         first: Floats | None = None
         for run in (run for run in RUNS if run.scheme == scheme.name):
-            outcome = _outcome(run, a, b, exact, rounded, first)
+            outcome = _outcome(run, a, b, exact, rounded, first, quantization)
             first = outcome.result if first is None else first
             yield outcome
 
@@ -324,17 +356,24 @@ def outcome_table(found: Sequence[Outcome]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("scheme", "instruction", "arch", "evidence"):
         table.add_column(name, overflow="fold")
-    for name in ("not exact", "not as first", "largest error", "rms error", "time"):
+    for name in ("not exact", "not as first", "largest error", "rms error", "of quantizing", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, outcome in enumerate(found):
         run, count = outcome.run, outcome.result.size
         is_first = number == 0 or found[number - 1].run.scheme != run.scheme
         promoted = f", promoted every {run.promote_every}" if run.promote_every else ""
         table.add_row(
-            run.scheme if is_first else "", run.instruction + promoted, run.arch, str(outcome.evidence),
-            _share(outcome.differ_from_exact, count), "" if is_first else _share(outcome.differ_from_first, count),
-            f"{outcome.largest_error:.1e}", f"{outcome.rms_error:.1e}", f"{1e3 * outcome.seconds:.0f} ms", end_section=False,
-        )  # fmt: skip
+            run.scheme if is_first else "",
+            run.instruction + promoted,
+            run.arch,
+            str(outcome.evidence),
+            _share(outcome.differ_from_exact, count),
+            "" if is_first else _share(outcome.differ_from_first, count),
+            f"{outcome.largest_error:.1e}",
+            f"{outcome.rms_error:.1e}",
+            f"{outcome.quantization.rms_error:.1e}" if is_first else "",
+            f"{1e3 * outcome.seconds:.0f} ms",
+        )
     return table
 
 
@@ -344,8 +383,19 @@ def _share(part: int, whole: int) -> str:
 
 EXPLANATION: Final = (
     "not exact: results that are not the exact sum rounded to f32; not as first: that are not the bits of the scheme's first line.\n"
-    "largest error: of |result - exact| / |exact|; rms error: of all results together. Quantization itself is not counted."
+    "largest error: of |result - exact| / |exact|, large where a sum cancels; rms error: of all results together.\n"
+    "of quantizing: the rms error of the exact product itself, against that of the operands before they were quantized."
 )
+
+
+EDGES: Final = np.arange(-32.0, 4.5, 0.5)
+"""Of the histogram, as powers of two."""
+
+
+def _shares(errors: Doubles) -> Doubles:
+    """The share of the errors in each bin, in percent; errors of zero are in none."""
+    logarithms = np.log2(errors[errors > 0])
+    return np.asarray(100 * np.histogram(np.clip(logarithms, EDGES[0], EDGES[-1]), EDGES)[0] / max(errors.size, 1))
 
 
 def draw(found: Sequence[Outcome], path: Path) -> None:
@@ -355,28 +405,28 @@ def draw(found: Sequence[Outcome], path: Path) -> None:
     from matplotlib.figure import Figure
 
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
-    edges = np.arange(-32.0, 1.0, 0.5)
     for panel, scheme in zip(axes, SCHEMES, strict=True):
-        for number, outcome in enumerate(item for item in found if item.run.scheme == scheme.name):
+        shown = [outcome for outcome in found if outcome.run.scheme == scheme.name]
+        panel.stairs(_shares(shown[0].quantization.relative_errors), EDGES, fill=True, color="0.85", label="quantization of the operands")
+        for number, outcome in enumerate(shown):
             errors = outcome.relative_errors
-            inexact = errors[errors > 0]
-            share = np.histogram(np.clip(np.log2(inexact), edges[0], edges[-1]), edges)[0] / max(errors.size, 1)
-            text = f"{outcome.run.label} ({100 * (1 - inexact.size / max(errors.size, 1)):.0f} % without error)"
+            without = 100 * np.count_nonzero(errors == 0) / max(errors.size, 1)
             # Alternating dashes keep lines apart that lie on each other.
-            panel.stairs(
-                100 * share, edges, label=text, color=colours[number], linewidth=1.8, linestyle=("-", "--", "-", ":", "-.")[number]
-            )
+            style = {"color": colours[number], "linewidth": 1.8, "linestyle": ("-", "--", "-", ":", "-.")[number]}
+            panel.stairs(_shares(errors), EDGES, label=f"{outcome.run.label}: {without:.0f} % without error", **style)
         panel.axvline(-24, color="0.6", linewidth=0.8)
         panel.set_title(scheme.name, loc="left", fontweight="bold")
         panel.grid(alpha=0.25)
         panel.legend(fontsize=8, loc="upper left")
         panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("relative error of a result against the exact sum, as a power of two (grey: 2^-24, half a unit of f32)")
+        panel.set_xlim(EDGES[0], EDGES[-1])
+        panel.set_ylim(0, 24)
+    figure.supxlabel("relative error of a result, as a power of two (line: 2^-24, half a unit of f32)")
     figure.supylabel("share of the results, %")
-    figure.suptitle("One product, quantized, as several GPUs add it up", fontsize=14)
+    figure.suptitle("One product of a real model: what quantization changes, and what the tensor cores' sums change", fontsize=14)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(temporary, dpi=110, format="png")
@@ -407,8 +457,8 @@ def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> li
     )
     found = _collect(operands, progress)
     console.print(outcome_table(found))
-    console.print(f"\n{EXPLANATION}")
-    console.print(_picture(found, out), soft_wrap=True)
+    console.print(f"\n{EXPLANATION}", markup=False)
+    console.print(_picture(found, out), markup=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.1f} s in all")
     return found
 

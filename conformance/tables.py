@@ -91,26 +91,26 @@ def support_markdown(rows: Sequence[Support]) -> str:
 
 
 @cache
-def _sources() -> dict[str, dict[str, Any]]:
-    """isa/sources.toml: what the keys of the proofs stand for."""
+def _citations() -> dict[str, str]:
+    """What the keys of the proofs stand for, from isa/sources.toml."""
     path = Path(mmabits.isa.__file__).with_name("sources.toml")
     with path.open("rb") as file:
-        return {key: entry for key, entry in tomllib.load(file).items() if isinstance(entry, dict)}
+        tables = tomllib.load(file)
+    sources = {key: ", ".join(str(text) for text in entry.values()) for key, entry in tables["sources"].items()}
+    recordings = {key: f"recording {key}, {entry['gpu']}, {entry['instruction']}" for key, entry in tables["recordings"].items()}
+    return {**sources, **recordings}
 
 
-def source_text(key: str) -> str:
-    """A source written out; a key that is no source is the name of a recording."""
-    entry = _sources().get(key)
-    if entry is None:
-        return f"recording {key}"
-    return ", ".join(str(value) for value in entry.values())
+def citation(key: str) -> str:
+    """A source or a recording written out, from its key in a proof."""
+    return _citations().get(key, key)
 
 
 def _proof_lines(title: str, proofs: Sequence[Proof]) -> list[str]:
     lines = []
     for proof in proofs:
         lines.append(f"  {title}: {proof.level}, {proof.covers}")
-        lines += [f"    - {source_text(key)}" for key in proof.sources]
+        lines += [f"    - {citation(key)}" for key in proof.sources]
     return lines
 
 
@@ -127,8 +127,9 @@ def _datapath_values(datapath: DatapathSpec, step: int) -> list[tuple[str, str]]
         values += [
             ("fraction bits kept (F)", str(datapath.fraction_bits)),
             ("exponent of a zero term (e_zero)", str(datapath.zero_exponent)),
-            ("elements summed exactly first", str(datapath.group)),
         ]
+    if datapath.arithmetic is Arithmetic.GROUPED:
+        values.append(("elements summed exactly first", str(datapath.group)))
     values.append(("result", f"{datapath.result.name}, {datapath.result_fraction_bits} fraction bits, {datapath.result_rounding.value}"))
     if not datapath.result.is_integer:
         values.append(("NaN", f"0x{datapath.result_nan:0{datapath.result.container_bits // 4}X}"))
@@ -143,6 +144,11 @@ def _operand_values(instruction: Instruction) -> list[tuple[str, str]]:
     if instruction.scale_type is not None and instruction.block is not None:
         values.append(("block scales", f"{instruction.scale_type.name}, one for {instruction.block} elements of K"))
     return values
+
+
+def notes(lowering: Lowering) -> list[str]:
+    """What the rows of the lowering and of its datapath remark, each remark once."""
+    return list(dict.fromkeys(note for note in (lowering.note, lowering.datapath.note) if note))
 
 
 def instruction_lines(instruction: Instruction, arch: str) -> list[str]:
@@ -161,7 +167,7 @@ def instruction_lines(instruction: Instruction, arch: str) -> list[str]:
         ("C", "added after the steps by one IEEE addition, to nearest even" if lowering.separate_add else "a term of the first step"),
         *_datapath_values(datapath, lowering.step),
     ]
-    values += [("note", note) for note in (lowering.note, datapath.note) if note]
+    values += [("note", note) for note in notes(lowering)]
     width = max(len(name) for name, _ in values)
     lines = [f"{instruction.ptx} on {lowering.arch}", *(f"  {name:{width}}  {text}" for name, text in values)]
     lines.append(f"evidence: {lowering.evidence}")
@@ -208,7 +214,7 @@ def instruction_json(instruction: Instruction, arch: str) -> dict[str, Any]:
             "arithmetic": _proofs_json(datapath.proofs),
             "special values": _proofs_json(datapath.special_proofs),
         },
-        "notes": [note for note in (lowering.note, datapath.note) if note],
+        "notes": notes(lowering),
     }
 
 

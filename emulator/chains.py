@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, dot_columns, jit, set_rounding
+from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, jit, set_rounding
+from mmabits.emulator.steps import dot_step
 
 INT32_MAX = 2**31 - 1
 
@@ -32,7 +33,7 @@ def chain_task(item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any, 
             sums[:] = 0.0
             for j in range(columns):
                 sums[j] = d[item, row, col0 + j]
-            dot_columns(sums, 0, left, 0, packed, 0, k_total, 1)
+            dot_step(sums, 0, left, 0, packed, k_total)
             for j in range(columns):
                 d[item, row, col0 + j] = sums[j]
     set_rounding(NEAREST_EVEN)
@@ -68,7 +69,7 @@ def integer_task(item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any
                 for k in range(count):
                     left[row, k] = a[item, row0 + row, k0 + k]
                 sums[:] = 0
-                dot_columns(sums, 0, flat_left, row * k_instruction, packed, 0, count, 1)
+                dot_step(sums, 0, flat_left, row * k_instruction, packed, count)
                 for j in range(WIDTH):
                     total = np.int64(held[row, j]) + np.int64(sums[j])
                     if numbers.saturate == 1:

@@ -37,23 +37,23 @@ def task_bounds(task: int, m: int, n_tiles: int, row_blocks: int, tile_blocks: i
 
 
 @jit
-def fused_serial(narrow: bool, carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
+def fused_serial(carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
                  scale_form: Any, numbers: Any, result: Any, row_blocks: int, tile_blocks: int) -> None:  # fmt: skip
     """Every task, one after the other."""
     n_tiles = (d.shape[2] + WIDTH - 1) // WIDTH
     for task in range(d.shape[0] * row_blocks * tile_blocks):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], n_tiles, row_blocks, tile_blocks)
-        fused_task(narrow, carrier, item, row0, rows, tile0, tiles, a, b, scale_a, scale_b, d, order, form_a, form_b, scale_form, numbers, result)
+        fused_task(carrier, item, row0, rows, tile0, tiles, a, b, scale_a, scale_b, d, order, form_a, form_b, scale_form, numbers, result)
 
 
 @jit(parallel=True)
-def fused_parallel(narrow: bool, carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
+def fused_parallel(carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
                    scale_form: Any, numbers: Any, result: Any, row_blocks: int, tile_blocks: int) -> None:  # fmt: skip
     """Every task, in parallel."""
     n_tiles = (d.shape[2] + WIDTH - 1) // WIDTH
     for task in prange(d.shape[0] * row_blocks * tile_blocks):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], n_tiles, row_blocks, tile_blocks)
-        fused_task(narrow, carrier, item, row0, rows, tile0, tiles, a, b, scale_a, scale_b, d, order, form_a, form_b, scale_form, numbers, result)
+        fused_task(carrier, item, row0, rows, tile0, tiles, a, b, scale_a, scale_b, d, order, form_a, form_b, scale_form, numbers, result)
 
 
 @jit
@@ -140,7 +140,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         path = lowering.datapath
         raise UnsupportedInstruction(f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits")
     order = np.array(lowering.k_order or (), np.int64)
-    fused = (bits == 24, _CARRIERS[bits], a, b, *scales, d, order, form_a, form_b, scale_form, numbers, result, *blocks)
+    fused = (_CARRIERS[bits], a, b, *scales, d, order, form_a, form_b, scale_form, numbers, result, *blocks)
     if serial:
         fused_serial(*fused)
     else:

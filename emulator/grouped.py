@@ -1,8 +1,7 @@
 """Block scaling with several scales in a step: section 4 of the arithmetic, on tiles of WIDTH columns.
 
-Groups of products are summed exactly in float32 (their sums are small multiples of the smallest product: plan.py refuses
-operands for which 24 bits would not do), scaled exactly in float64, and truncated with the thread's rounding toward zero:
-(|v| + M) - M with M = 2^(E - F + 52) keeps the multiples of 2^(E - F). Bound: |v| < 2^(E + 14) < M.
+Groups of products are summed exactly in float32 (a group's sum is a small multiple of the smallest product: plan.py
+refuses operands for which 24 bits would not do), then scaled exactly and truncated in float64.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import numpy as np
 
 from mmabits.emulator.decode import decode_exponent, decode_run, decode_value
 from mmabits.emulator.fused import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, dot_columns, jit, set_rounding
-from mmabits.emulator.rounding import round_sums
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
+from mmabits.emulator.steps import NOT_FINITE, grouped_step
 
 
 @jit
 def decode_group_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, form: Any, scale: Any, scale_form: Any, numbers: Any,
                       values: Any, factors: Any, powers: Any, masks: Any, bad: Any) -> None:  # fmt: skip
-    """A panel of A: signed values (rows, panel); a scale's value and power of two, and the mask of nonzero elements, a group.
+    """A panel of A: signed values (rows, panel); for each group a scale's value and power of two, and the mask of nonzero elements.
 
     A scale that is zero has power 0; bad[row, step] is 1 where a scale of that step is NaN.
     """
@@ -81,17 +80,17 @@ def pack_group_columns(b: Any, item: int, k0: int, col0: int, columns: int, form
         place = k % numbers.group
         for j in range(columns):
             values[k * WIDTH + j] = -magnitudes[j] if signs[j] == 1 else magnitudes[j]
-            masks[group, j] |= np.int32(magnitudes[j] != 0.0) << np.int32(place)
+            masks[group * WIDTH + j] |= np.int32(magnitudes[j] != 0.0) << np.int32(place)
     fine = True
     for group in range(numbers.step // numbers.group):
         for j in range(WIDTH):
-            factors[group, j] = 1.0
-            powers[group, j] = 1.0
+            factors[group * WIDTH + j] = 1.0
+            powers[group * WIDTH + j] = 1.0
         if k0 + group * numbers.group < k_total:
             for j in range(columns):
                 factor, power = scale_of(scale[item, :, col0 + j], k0 + group * numbers.group, k_total, numbers.block, scale_form)
-                factors[group, j] = factor
-                powers[group, j] = power
+                factors[group * WIDTH + j] = factor
+                powers[group * WIDTH + j] = power
                 if np.isnan(factor):
                     bad[j] = 1
                     fine = False
@@ -100,28 +99,21 @@ def pack_group_columns(b: Any, item: int, k0: int, col0: int, columns: int, form
 
 @jit
 def grouped_rows(rows: int, start: int, values: Any, factors: Any, powers: Any, masks: Any, bad_rows: Any, b_values: Any, b_factors: Any,
-                 b_powers: Any, b_masks: Any, bad_columns: Any, columns_fine: bool, numbers: Any, result: Any, chain: Any, chain_bits: Any,
-                 base: int, state: Any) -> None:  # fmt: skip
-    """One step for every row of a task against WIDTH columns."""
+                 b_powers: Any, b_masks: Any, bad_columns: Any, columns_fine: bool, numbers: Any, result: Any, chain: Any, base: int,
+                 state: Any) -> None:  # fmt: skip
+    """One step for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     groups = numbers.step // numbers.group
-    sums = np.empty((groups + 3) // 4 * 4 * WIDTH, np.float32)
-    window = np.empty(WIDTH, np.float64)
-    held = np.empty(WIDTH, np.float64)
-    held_bits = held.view(np.int64)
-    top = np.empty(WIDTH, np.float64)
-    top_bits = top.view(np.int64)
-    exact = np.empty(WIDTH, np.float64)
-    exact_bits = exact.view(np.int64)
     special = np.empty(WIDTH, np.float32)
-    flat_values = values.reshape(values.size)
     panel = values.shape[1]
-    zero_power = 2.0**numbers.zero_exponent
-    floor_power = 2.0**result.min_exponent
-    to_window = 2.0 ** (52 - numbers.fraction_bits)
+    flat_values, flat_factors = values.reshape(values.size), factors.reshape(factors.size)
+    flat_powers, flat_masks = powers.reshape(powers.size), masks.reshape(masks.size)
+    zero_power, floor_power = 2.0**numbers.zero_exponent, 2.0**result.min_exponent
+    window_power = 2.0 ** (52 - numbers.fraction_bits)
     for row in range(rows):
         if state[row] == ALL_NAN:
             continue
         cell = base + row * WIDTH
+        at = row * panel + start
         row_bad = bad_rows[row, start // numbers.step]
         flagged = row_bad != 0 or state[row] != FINITE or not columns_fine
         if flagged:
@@ -129,38 +121,12 @@ def grouped_rows(rows: int, start: int, values: Any, factors: Any, powers: Any, 
                 value = chain[cell + j]
                 nan = np.isnan(value) or row_bad != 0 or bad_columns[j] != 0
                 special[j] = np.float32(np.nan) if nan else (value if np.isinf(value) else np.float32(0.0))
-        sums[:] = 0
-        for group in range(0, groups, 2):
-            dot_columns(sums, group * WIDTH, flat_values, row * panel + start + group * numbers.group, b_values,
-                        group * numbers.group * WIDTH, numbers.group, 2)  # fmt: skip
-        for j in range(WIDTH):
-            held[j] = np.float64(chain[cell + j])
-        for j in range(WIDTH):
-            top_bits[j] = held_bits[j] & np.int64(0x7FF0000000000000)
-        for j in range(WIDTH):
-            top[j] = zero_power if held[j] == 0.0 else max(top[j], floor_power)
-        first_group = start // numbers.group
-        for group in range(groups):
-            power = powers[row, first_group + group]
-            mask = np.int32(masks[row, first_group + group])
-            for j in range(WIDTH):
-                candidate = power * b_powers[group, j]
-                candidate = candidate if (mask & b_masks[group, j]) != 0 else 0.0
-                top[j] = max(top[j], candidate)
-        for j in range(WIDTH):
-            window[j] = top[j] * to_window
-            cut = (abs(held[j]) + window[j]) - window[j]
-            exact[j] = cut if held[j] > 0.0 else -cut
-        for group in range(groups):
-            factor = factors[row, first_group + group]
-            for j in range(WIDTH):
-                scaled = np.float64(sums[group * WIDTH + j]) * (factor * b_factors[group, j])
-                cut = (abs(scaled) + window[j]) - window[j]
-                exact[j] += cut if scaled > 0.0 else -cut
-        finite = round_sums(exact, exact_bits, result, chain, chain_bits, cell)
+        done = grouped_step(chain, cell, flat_values, at, flat_factors, flat_powers, flat_masks, at // numbers.group, b_values, b_factors,
+                            b_powers, b_masks, numbers.group, groups, window_power, zero_power, floor_power, result.mode, result.fraction_bits,
+                            result.min_exponent, result.max_exponent, result.cut)  # fmt: skip
         if flagged:
             state[row] = apply_specials(special, chain, cell)
-        elif not finite:
+        elif done == NOT_FINITE:
             state[row] = SOME_NONFINITE
 
 
@@ -176,12 +142,12 @@ def grouped_task(item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any
     values = np.empty((rows, panel), np.float32)
     factors = np.empty((rows, panel // numbers.group), np.float64)
     powers = np.empty((rows, panel // numbers.group), np.float64)
-    masks = np.empty((rows, panel // numbers.group), np.int64)
+    masks = np.empty((rows, panel // numbers.group), np.int32)
     bad_rows = np.empty((rows, panel // step), np.uint8)
     b_values = np.empty(step * WIDTH, np.float32)
-    b_factors = np.empty((groups, WIDTH), np.float64)
-    b_powers = np.empty((groups, WIDTH), np.float64)
-    b_masks = np.empty((groups, WIDTH), np.int32)
+    b_factors = np.empty(groups * WIDTH, np.float64)
+    b_powers = np.empty(groups * WIDTH, np.float64)
+    b_masks = np.empty(groups * WIDTH, np.int32)
     bad_columns = np.empty(WIDTH, np.uint8)
     power_bits = np.empty(WIDTH, np.int64)
     element_powers = power_bits.view(np.float64)
@@ -189,14 +155,12 @@ def grouped_task(item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any
     exponents = np.empty(WIDTH, np.int16)
     signs = np.empty(WIDTH, np.uint8)
     total = np.zeros(tiles * rows * WIDTH, np.float32)
-    total_bits = total.view(np.int32)
     state = np.zeros((tiles, rows), np.uint8)
     load_tiles(d, item, row0, rows, tile0, tiles, total, state)
     chain = total
     if numbers.restart > 0:
         chain = np.zeros(total.size, np.float32)
         state[:] = FINITE
-    chain_bits = chain.view(np.int32)
     for panel0 in range(0, k_padded, panel):
         count = min(panel, k_padded - panel0)
         decode_group_rows(a, item, row0, rows, panel0, count, form_a, scale_a, scale_form, numbers, values, factors, powers, masks, bad_rows)
@@ -208,9 +172,9 @@ def grouped_task(item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any
                 fine = pack_group_columns(b, item, panel0 + start, col0, columns, form_b, scale_b, scale_form, numbers, b_values, b_factors,
                                           b_powers, b_masks, bad_columns, power_bits, element_powers, magnitudes, exponents, signs)  # fmt: skip
                 grouped_rows(rows, start, values, factors, powers, masks, bad_rows, b_values, b_factors, b_powers, b_masks, bad_columns, fine,
-                             numbers, result, chain, chain_bits, base, state[tile])  # fmt: skip
+                             numbers, result, chain, base, state[tile])  # fmt: skip
                 done = panel0 + start + step
                 if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                    add_chain(total, total_bits, chain, base, rows, numbers, result, state[tile])
+                    add_chain(total, chain, base, rows, numbers, result, state[tile])
     store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     set_rounding(NEAREST_EVEN)

@@ -222,6 +222,8 @@ class _Stage:
     fits: Callable[[InstructionSpec, Query], bool]
     asked: Callable[[Query], str]
     has: Callable[[InstructionSpec], str]
+    named: Callable[[Query], str] = lambda _query: ""
+    """What a later stage calls the rows that passed."""
 
 
 _STAGES = (
@@ -229,11 +231,13 @@ _STAGES = (
         fits=lambda spec, query: _open(query.family, spec.family),
         asked=lambda query: str(query.family),
         has=lambda spec: str(spec.family),
+        named=lambda query: str(query.family or ""),
     ),
     _Stage(
         fits=lambda spec, query: _open(query.kind, spec.kind or ""),
         asked=lambda query: f"kind::{query.kind}" if query.kind else "instruction without kind",
         has=lambda spec: f"kind::{spec.kind}" if spec.kind else "no kind",
+        named=lambda query: f"kind::{query.kind}" if query.kind else "",
     ),
     _Stage(
         fits=lambda spec, query: bool(matching_pairs(spec, query)),
@@ -279,7 +283,7 @@ def matching_specs(query: Query, text: str) -> list[InstructionSpec]:
             near = f"{known} has" if known else "there is"
             raise UnknownInstruction(f"{text}: {near} no {stage.asked(query)}; allowed: {_listed(map(stage.has, left))}")
         left = fitting
-        known = " ".join(word for word in (str(query.family or ""), f"kind::{query.kind}" if query.kind else "") if word)
+        known = f"{known} {stage.named(query)}".strip()
     return list(left)
 
 
@@ -495,7 +499,8 @@ _tcgen05 = _Rows(Family.TCGEN05, negate=True, skip_c=True)
 _HMMA_884 = {**_since("sm_70", "software"), **_on("hmma.884", "sm_70"), **_on("hmma.884.turing", "sm_75")}
 _HMMA_884_MIXED = {**_since("sm_70", "software"), **_on("hmma.884.mixed", "sm_70", "sm_75")}
 _F8_WARP = {"sm_89": "qmma.f8", **_on("f2fp.hmma", "sm_90a", *_DATACENTER), **_on("qmma.f8f6f4", *_CONSUMER)}
-_INTEGER_4 = {**_since("sm_75", "imma"), **_since("sm_90a", "exact")}
+_INT4_75 = {**_since("sm_75", "imma"), **_since("sm_90a", "imma.unpacked")}
+_INT4_80 = {**_since("sm_80", "imma"), **_since("sm_90a", "imma.unpacked")}
 _DMMA_884 = {**_since("sm_80", "dmma.884"), **_since("sm_90a", "dmma.8x8x4")}
 _RN_RZ_RM_RP = ("rn", "rz", "rm", "rp")
 
@@ -526,9 +531,8 @@ INSTRUCTION_SPECS: tuple[InstructionSpec, ...] = (
          roundings=_RN_RZ_RM_RP),
     _mma("int8.m8n8",          _warp(8, 8, 16),      ("s8", "u8"), ("s32",), _since("sm_75", "imma"), mixed=True, satfinite=True),
     _mma("int8.m16n8",         _warp(16, 8, 16, 32), ("s8", "u8"), ("s32",), _since("sm_80", "imma"), mixed=True, satfinite=True),
-    _mma("int4.m8n8",          _warp(8, 8, 32),      ("s4", "u4"), ("s32",), _INTEGER_4, mixed=True, satfinite=True),
-    _mma("int4.m16n8",         _warp(16, 8, 32, 64), ("s4", "u4"), ("s32",), {**_since("sm_80", "imma"), **_since("sm_90a", "exact")},
-         mixed=True, satfinite=True),
+    _mma("int4.m8n8",          _warp(8, 8, 32),      ("s4", "u4"), ("s32",), _INT4_75, mixed=True, satfinite=True),
+    _mma("int4.m16n8",         _warp(16, 8, 32, 64), ("s4", "u4"), ("s32",), _INT4_80, mixed=True, satfinite=True),
 
     _wgmma("f16",  _warpgroup(16), ("f16",),  _FLOAT,   _on("wgmma.f16", "sm_90a")),
     _wgmma("bf16", _warpgroup(16), ("bf16",), ("f32",), _on("wgmma.bf16", "sm_90a")),

@@ -128,7 +128,6 @@ _SPLIT = (
     _recorded_split("sm_100a", "f16", "b200-mma-e4m3-f16", "b200-mma-e5m2-f16"),
     Claim(proof=_proof(Evidence.INFERRED, "read from the machine code that ptxas 12.8 to 13.4 emit", "machine-code")),
 )
-_EXACT = "the sum is exact, whatever the compiler emits"
 _SOFTWARE = "a software routine from sm_80 on"
 
 # fmt: off
@@ -165,8 +164,10 @@ _ROWS = (
     LoweringSpec(name="dmma.16x8",      machine=("DMMA.16x8x{k}",),           datapath="{arch}.dmma.f64.{d}"),
     LoweringSpec(name="dmma.chain",     machine=("DMMA.8x8x4 x{chain}",),     datapath="{arch}.dmma.f64.{d}",
                  note="chained in ascending k"),
-    LoweringSpec(name="imma",           machine=("IMMA.{shape}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}", note=_EXACT),
-    LoweringSpec(name="exact",          machine=("exact integer sum",),       datapath="{arch}.imma.int.{d}", note=_EXACT),
+    LoweringSpec(name="imma",           machine=("IMMA.{shape}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}"),
+    LoweringSpec(name="imma.unpacked",
+                 machine=("4-bit operands unpacked to 8 bits", "IMMA.{m}{n}{half_k} P, A, B, RZ x2", "IADD3 D, P, P, C"),
+                 datapath="{arch}.imma.int.{d}", note="no 4-bit unit: unpacked to 8 bits, two IMMA, then C is added; the sum is exact"),
 
     LoweringSpec(name="wgmma.f16",      machine=("HGMMA.{m}x{n}x{k}.{D}",),           datapath="{arch}.wgmma.f16.{d}"),
     LoweringSpec(name="wgmma.bf16",     machine=("HGMMA.{m}x{n}x{k}.{D}.BF16",),      datapath="{arch}.wgmma.bf16.{d}"),

@@ -380,15 +380,21 @@ def _tip(row: _Row, c_format: str, rng: np.random.Generator) -> float:
 
 
 def _floor(row: _Row, c_format: str, rng: np.random.Generator) -> float:
-    """Only products below e_zero beside zeros: e_zero, not they, sets the edge; the output's last bit or a tie shows it."""
+    """Only products below e_zero beside zeros: e_zero, not they, sets the edge.
+
+    X is exact in the output (f32, rounded toward zero) or a tie (f16, to nearest even); whether a tiny product at the truncation edge
+    survives decides the last bit. Its sign is the one that tells.
+    """
     unit = int(rng.integers(3))
     edge, sign = E_ZEROS[c_format][unit] - (23, 24, 25)[unit], _sign(rng)
-    output_lsb = min_exponent(c_format)
-    row.place(output_lsb + int(rng.integers(0, 3)), sign, power=True)
+    above_last = int(rng.integers(0, 3))
+    row.place(min_exponent(c_format) + above_last, sign, power=True)
     if c_format == "f16":
-        row.place(output_lsb - 1, sign, power=True)
-    for _ in range(int(rng.integers(1, 3))):
-        row.place(edge + int(rng.integers(-2, 2)), -sign if rng.random() < 0.7 else sign, power=bool(rng.random() < 0.6))
+        row.place(min_exponent(c_format) - 1, sign, power=True)
+    tips = sign if c_format == "f16" and above_last else -sign
+    row.place(edge - int(rng.integers(0, 2)), tips, power=True)
+    if rng.random() < 0.3:
+        row.place(edge + int(rng.integers(-3, 3)), _sign(rng))
     return 0.0 if rng.random() < 0.8 else -0.0
 
 
@@ -421,7 +427,7 @@ def _pick_exponent(row: _Row, c_format: str, rng: np.random.Generator) -> int:
 
 
 _RECIPES = (_window, _window_c, _tip, _floor, _overflow, _tiny)
-_RECIPE_ODDS = (0.3, 0.15, 0.2, 0.15, 0.1, 0.1)
+_RECIPE_ODDS = (0.25, 0.15, 0.15, 0.25, 0.1, 0.1)
 
 
 def _edge_pair(a_format: str, b_format: str, n: int, k: int, rng: np.random.Generator, c_format: str) -> Operands:
@@ -477,44 +483,59 @@ def draw_scaled(
     product = _FLOOR_PRODUCT + rng.integers(0, 4, n)
     at_floor = row_kind == 1
     if grouped:
-        floor = np.where(rng.random(scale_a.shape) < 0.5, product[:, None] + 2, _GROUP_FLOOR + rng.integers(-8, 5, scale_a.shape))
+        first_half = np.arange(scale_a.shape[1]) % (64 // block) < 32 // block
+        floor = np.where(first_half, product[:, None] + 2, _GROUP_FLOOR + rng.integers(-6, 4, scale_a.shape))
+        a, b = _cancel_first_groups(a, b, row_kind == 2)
     else:
-        exponents = _floor_pairs(a, b, a_format, b_format, at_floor, rng)
-        floor = np.broadcast_to((product - exponents)[:, None], scale_a.shape)
+        floor = np.broadcast_to(_floor_pairs(a, b, a_format, b_format, at_floor, product, rng)[:, None], scale_a.shape)
     without_c = at_floor | ((row_kind == 2) & (rng.random(n) < 0.5))
     return Operands(a, b, np.where(without_c, c.dtype.type(0), c), *_edge_e8m0(scale_a, floor, row_kind, rng))
 
 
 _FLOOR_PRODUCT = -149
 """Exponent of the smallest f32: a scaled product there is below every e_zero."""
+_STEP_FLOOR = -133 - 25
+"""e_zero - F of section 3: the last bit a product keeps beside a zero c."""
 _GROUP_FLOOR = -139 - 35
 """e_zero - F of section 4: the last bit a group keeps beside a zero c."""
 
 
-def _floor_pairs(a: Codes, b: Codes, a_format: str, b_format: str, rows: Codes, rng: np.random.Generator) -> Any:
-    """Give `rows` of a and b (in place) a power of two and, 9 binades below (F - 25 + 149 - 133), products of the other sign.
+def _floor_pairs(a: Codes, b: Codes, a_format: str, b_format: str, rows: Codes, product: Codes, rng: np.random.Generator) -> Codes:
+    """Give `rows` of a and b (in place) a power of two and, around the last bit that e_zero lets it keep, a product of the other sign.
 
-    Formats too narrow for that get `wide` products. Returns the exponent of each row's power of two (of the largest product).
+    Returns the sum of the scales' exponents that puts the power of two at exponent `product`.
     """
-    exponents = np.zeros(a.shape[0], dtype=np.int64)
+    sums = np.zeros(a.shape[0], dtype=np.int64)
     for i in np.flatnonzero(rows):
         row = _Row(a_format, b_format, a.shape[1], rng)
         if row.high - row.low < 14:
-            a[i], b[i] = (draw("wide", name, (a.shape[1],), rng) for name in (a_format, b_format))
-            exponents[i] = row.low + 9 + int(rng.integers(-1, 3))  # the last bit of a product is near the floor
-            continue
-        exponents[i], sign = int(rng.integers(row.low + 12, row.high + 1)), _sign(rng)
-        row.place(int(exponents[i]), sign, power=True)
-        row.place(int(exponents[i]) - 9 + int(rng.integers(-5, 3)), -sign, power=True)
+            sums[i] = _floor_of_many(row, rng)
+        else:
+            exponent, sign = int(rng.integers(row.low + 12, row.high + 1)), _sign(rng)
+            row.place(exponent, sign, power=True)
+            row.place(exponent + _STEP_FLOOR - _FLOOR_PRODUCT + int(rng.integers(-5, 3)), -sign, power=True)
+            sums[i] = product[i] - exponent
         a[i], b[i] = encode(row.values[0], a_format), encode(row.values[1], b_format)
-    return exponents
+    return sums
+
+
+def _floor_of_many(row: _Row, rng: np.random.Generator) -> int:
+    """The same for fp6 and fp4, whose single products reach less far: 7 x 36 + 4 = 2^8 and the smallest product, negative."""
+    positions, sign = rng.permutation(row.values.shape[1])[:9], _sign(rng)
+    smallest = [math.ldexp(1.0, min_exponent(name)) for name in row.formats]
+    factors = [(6.0, 6.0)] * 7 + [(2.0, 2.0), (-smallest[0], smallest[1])]
+    for position, (first, second) in zip(positions, factors, strict=False):
+        row.values[:, position] = first * sign, second
+    return _STEP_FLOOR - row.low - int(rng.integers(0, 2))
 
 
 def _edge_e8m0(scale_a: Codes, floor: Any, row_kind: Codes, rng: np.random.Generator) -> tuple[Codes, Codes]:
     """By row kind: scales that multiply to 1; scales whose exponents add up to `floor`; scales 33 to 38 binades apart."""
     n, blocks = scale_a.shape
     a = scale_a.astype(np.int64)
-    apart = rng.integers(-60, 60, (n, 1)) + rng.choice(np.array([0, 0, -33, -34, -35, -36, -37, -38]), (n, blocks))
+    distances = rng.choice(np.array([-33, -34, -35, -36, -37, -38]), (n, blocks))
+    far = np.where(rng.random((n, 1)) < 0.7, np.arange(blocks) % 4 >= (min(blocks, 4) + 1) // 2, rng.random((n, blocks)) < 0.7)
+    apart = rng.integers(-60, 60, (n, 1)) + np.where(far, distances, 0)
     b = 254 - a + np.choose(row_kind[:, None], [np.zeros_like(a), floor, apart])
     a = np.where(b < 0, a + b, a)  # what scale b cannot hold goes to scale a
     return np.clip(a, 0, 254).astype(np.uint8), np.clip(b, 0, 254).astype(np.uint8)
@@ -534,6 +555,15 @@ def _edge_groups(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Code
             b[:, here] = np.where(choice == 2, b[:, before], b[:, here])
         few = (choice == 3) & (rng.random((a.shape[0], 16)) < 0.9)
         a[:, here] = np.where(few, 0, a[:, here])
+    return a, b
+
+
+def _cancel_first_groups(a: Codes, b: Codes, rows: Codes) -> tuple[Codes, Codes]:
+    """In `rows`, make the second group of 16 of every 64 elements the negative of the first: only what lies far below remains."""
+    for start in range(0, a.shape[1], 64):
+        first, second = slice(start, start + 16), slice(start + 16, start + 32)
+        a[:, second] = np.where(rows[:, None], a[:, first] ^ 8, a[:, second])
+        b[:, second] = np.where(rows[:, None], b[:, first], b[:, second])
     return a, b
 
 

@@ -163,7 +163,13 @@ def scaled_results(unit: Unit, name: str, scale_format: str, block: int, pair: o
 @pytest.mark.parametrize(("field", "delta"), [("F", -1), ("F", 1), ("e_zero", -1), ("e_zero", 1)])
 @pytest.mark.parametrize(
     ("kind", "name", "scale_format", "block"),
-    [("mxf8f6f4", "e4m3", "ue8m0", 32), ("mxf4", "e2m1", "ue8m0", 32), ("mxf4", "e2m1", "ue8m0", 16), ("mxf4", "e2m1", "ue4m3", 16)],
+    [
+        ("mxf8f6f4", "e4m3", "ue8m0", 32),
+        ("mxf8f6f4", "e2m1", "ue8m0", 32),
+        ("mxf4", "e2m1", "ue8m0", 32),
+        ("mxf4", "e2m1", "ue8m0", 16),
+        ("mxf4", "e2m1", "ue4m3", 16),
+    ],
 )
 def test_edge_scales_show_an_off_by_one_constant(kind: str, name: str, scale_format: str, block: int, field: str, delta: int) -> None:
     """Changing F or e_zero of a block-scaled unit changes some result (ue4m3 scales are too large to reach e_zero)."""
@@ -193,3 +199,103 @@ def test_the_output_width_shows_on_plain_operands(arch: str, family: str) -> Non
     unit = UNITS[arch, family, "f16", "f32"]
     pair = operands.draw_pair("plain", "f16", "f16", 20, 16, operands.generator("output"))
     assert differ(results(unit, "f16", pair), results(dataclasses.replace(unit, out="f32 rz 13"), "f16", pair))
+
+
+# ------------------------------------------------------------------------------------ corners of the slow reference itself
+
+
+@pytest.mark.parametrize("name", ["f16", "f32"])
+def test_ieee_add_agrees_with_numpy_on_every_pair_of_edge_codes(name: str) -> None:
+    codes = np.array([*operands.edge_codes(name).values(), *operands.draw("raw", name, (60,), operands.generator("add", name))])
+    codes = codes.astype(operands.dtype_of(name))
+    x, y = (codes[index.ravel()] for index in np.indices((codes.size, codes.size)))
+    with np.errstate(all="ignore"):
+        want = (x.view(NUMPY_TYPES[name]) + y.view(NUMPY_TYPES[name])).view(codes.dtype)
+    want = np.where(operands.is_special(want, name) & np.isnan(operands.decode(want, name)), slow_reference.NAN[name], want)
+    got = [slow_reference.ieee_add(name, int(i), int(j)) for i, j in zip(x, y, strict=True)]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "positive", "negative"),
+    [
+        ("rn", 0x3FF0000000000000, 0xBFF0000000000000),
+        ("rz", 0x3FF0000000000000, 0xBFF0000000000000),
+        ("rp", 0x3FF0000000000001, 0xBFF0000000000000),
+        ("rm", 0x3FF0000000000000, 0xBFF0000000000001),
+    ],
+)
+def test_f64_fma_rounds_one_plus_a_tiny_product(rounding: str, positive: int, negative: int) -> None:
+    """1 + 2^-30 x 2^-30 and its negative."""
+    tiny, one = 0x3E10000000000000, 0x3FF0000000000000
+    sign = 1 << 63
+    assert slow_reference.f64_dot([tiny], [tiny], one, rounding=rounding) == positive
+    assert slow_reference.f64_dot([tiny | sign], [tiny], one | sign, rounding=rounding) == negative
+
+
+def test_f64_fma_signs_zeros_and_overflows_as_ieee_754_says() -> None:
+    one, minus_one, minus_zero, largest = 0x3FF0000000000000, 0xBFF0000000000000, 1 << 63, 0x7FEFFFFFFFFFFFFF
+    assert slow_reference.ieee_fma("f64", minus_zero, one, minus_zero) == minus_zero
+    assert slow_reference.ieee_fma("f64", one, one, minus_one) == 0
+    assert slow_reference.ieee_fma("f64", one, one, minus_one, "rm") == minus_zero
+    overflows = {"rn": 0x7FF0000000000000, "rz": largest, "rp": 0x7FF0000000000000, "rm": largest}
+    assert {mode: slow_reference.ieee_fma("f64", largest, largest, 0, mode) for mode in overflows} == overflows
+
+
+def test_integer_dots_wrap_or_saturate_at_the_end_of_an_instruction() -> None:
+    """127 x 1 - 128 x 1 from c = 2^31 - 1 ends in range, so only the final sum may be clamped."""
+    arguments = {"a_format": "s8", "b_format": "u8"}
+    assert slow_reference.integer_dot([127, 128], [1, 1], 0x7FFFFFFF, **arguments, satfinite=True) == 0x7FFFFFFE
+    assert slow_reference.integer_dot([127], [255], 0x7FFFFFFF, **arguments, satfinite=True) == 0x7FFFFFFF
+    assert slow_reference.integer_dot([127], [255], 0x7FFFFFFF, **arguments, satfinite=False) == (0x7FFFFFFF + 127 * 255) & 0xFFFFFFFF
+    assert slow_reference.integer_dot([128], [255], 0x80000000, **arguments, satfinite=True) == 0x80000000
+    assert slow_reference.integer_dot([8, 7], [8, 15], 0, a_format="s4", b_format="u4", satfinite=False) == (-64 + 105) & 0xFFFFFFFF
+
+
+def test_promotion_adds_every_part_to_an_f32_accumulator() -> None:
+    pair = operands.draw_pair("plain", "e4m3", "e4m3", 20, 320, operands.generator("promotion"))
+    row = ("sm_90a", "wgmma", "e4m3", "e4m3", "f32")
+    for a, b, c in zip(pair.a.tolist(), pair.b.tolist(), pair.c.tolist(), strict=True):
+        want = c
+        for start in (0, 128, 256):
+            part = slow_reference.dot(*row, a[start : start + 128], b[start : start + 128], 0, k_instruction=32)
+            want = slow_reference.ieee_add("f32", want, part)
+        assert slow_reference.dot(*row, a, b, c, k_instruction=32, promote_every=128) == want
+    with pytest.raises(ValueError, match="promotion needs"):
+        slow_reference.dot(*row, [0] * 64, [0] * 64, 0, k_instruction=32, promote_every=48)
+
+
+def test_scale_input_d_lowers_c_exactly() -> None:
+    """1 x 1 + c x 2^-s: c = 3 halved twice is 0.75; a subnormal c keeps its bits; the floor of E is e_zero."""
+    row = ("sm_100a", "tcgen05", "bf16", "bf16", "f32")
+    one, three = 0x3F80, 0x40400000
+    assert slow_reference.dot(*row, [one], [one], three, k_instruction=16, scale_input_d=2) == 0x3FE00000
+    assert slow_reference.dot(*row, [0], [0], 0x00000006, k_instruction=16, scale_input_d=1) == 0x00000003
+    assert slow_reference.dot(*row, [0], [0], 0x00000003, k_instruction=16, scale_input_d=1) == 0x00000001
+    with pytest.raises(ValueError, match="scale-input-d belongs"):
+        slow_reference.dot("sm_90a", "wgmma", "bf16", "bf16", "f32", [0], [0], 0, k_instruction=16, scale_input_d=1)
+
+
+def test_special_values_and_zeros_follow_section_5() -> None:
+    infinity, minus_infinity, zero, minus_one = 0x7C00, 0xFC00, 0, 0xBC00
+    unit = UNITS["sm_90a", "mma", "f16", "f32"]
+
+    def fused(a: list[int], b: list[int], c: int) -> int:
+        return slow_reference.fused_dot(a, b, c, a_format="f16", b_format="f16", unit=unit)
+
+    assert fused([infinity, minus_one], [zero, minus_one], 0) == 0x7FFFFFFF
+    assert fused([infinity, minus_infinity], [minus_one, minus_one], 0) == 0x7FFFFFFF
+    assert fused([infinity], [minus_one], 0x7F7FFFFF) == 0xFF800000
+    assert fused([infinity], [minus_one], 0x7F800000) == 0x7FFFFFFF
+    assert fused([0x8000], [0x3C00], 0x80000000) == 0
+    pair = {"a_format": "e5m2", "b_format": "e5m2", "unit": UNITS["sm_90a", "mma", "fp8", "f32"]}
+    assert slow_reference.hmma_pair_dot([0x80] * 32, [0x3C] * 32, 0x80000000, **pair) == 0  # +0 + -0
+    assert slow_reference.hmma_pair_dot([0x7C] + [0] * 31, [0xBC] * 32, 0, **pair) == 0xFF800000
+
+
+def test_rows_that_no_tensor_core_has_are_refused() -> None:
+    for arch, k in (("sm_75", 4), ("sm_80", 4), ("sm_70", 16)):
+        with pytest.raises(KeyError):
+            slow_reference.dot(arch, "mma", "f16", "f16", "f32", [0] * 4, [0] * 4, 0, k_instruction=k)
+    with pytest.raises(KeyError):
+        slow_reference.dot("sm_90a", "mma", "e2m1", "e2m1", "f32", [0] * 4, [0] * 4, 0, k_instruction=32)

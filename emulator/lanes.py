@@ -1,0 +1,226 @@
+"""Vectors of lanes for the engine's innermost loops: LLVM values with Python's operators.
+
+Code written with them runs while Numba compiles and leaves straight vector instructions behind, whose values stay in
+registers: no index checks, no aliasing to prove, nothing left to a vectoriser's judgement. LLVM splits or joins the
+lanes to fit the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+F32, F64 = ir.FloatType(), ir.DoubleType()
+I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_FLOATS = {F32: "f32", F64: "f64"}
+
+
+class Lanes:
+    """One vector value. Operators need operands of one type; a Python number stands for itself in every lane."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.value = value
+
+    @property
+    def count(self) -> int:
+        """Number of lanes."""
+        return int(self.value.type.count)
+
+    @property
+    def element(self) -> ir.Type:
+        """Type of a lane."""
+        return self.value.type.element
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the lanes are floating-point."""
+        return self.element in _FLOATS
+
+    def _like(self, other: Lanes | float) -> ir.Value:
+        if isinstance(other, Lanes):
+            return other.value
+        return ir.Constant(self.value.type, [other] * self.count)
+
+    def _new(self, value: ir.Value) -> Lanes:
+        return Lanes(self.builder, value)
+
+    def __add__(self, other: Lanes | float) -> Lanes:
+        add = self.builder.fadd if self.is_float else self.builder.add
+        return self._new(add(self.value, self._like(other)))
+
+    def __sub__(self, other: Lanes | float) -> Lanes:
+        subtract = self.builder.fsub if self.is_float else self.builder.sub
+        return self._new(subtract(self.value, self._like(other)))
+
+    def __mul__(self, other: Lanes | float) -> Lanes:
+        multiply = self.builder.fmul if self.is_float else self.builder.mul
+        return self._new(multiply(self.value, self._like(other)))
+
+    def __neg__(self) -> Lanes:
+        return self._new(self.builder.fneg(self.value)) if self.is_float else self._new(self.builder.neg(self.value))
+
+    def __and__(self, other: Lanes | int) -> Lanes:
+        return self._new(self.builder.and_(self.value, self._like(other)))
+
+    def __or__(self, other: Lanes | int) -> Lanes:
+        return self._new(self.builder.or_(self.value, self._like(other)))
+
+    def __lshift__(self, places: int) -> Lanes:
+        return self._new(self.builder.shl(self.value, self._like(places)))
+
+    def __rshift__(self, places: int) -> Lanes:
+        return self._new(self.builder.lshr(self.value, self._like(places)))
+
+    def _compare(self, operator: str, other: Lanes | float) -> Lanes:
+        compare = self.builder.fcmp_ordered if self.is_float else self.builder.icmp_signed
+        return self._new(compare(operator, self.value, self._like(other)))
+
+    def __lt__(self, other: Lanes | float) -> Lanes:
+        return self._compare("<", other)
+
+    def __gt__(self, other: Lanes | float) -> Lanes:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Lanes | float) -> Lanes:
+        return self._compare(">=", other)
+
+    def equals(self, other: Lanes | float) -> Lanes:
+        """Lane by lane, a mask."""
+        return self._compare("==", other)
+
+    def choose(self, yes: Lanes | float, no: Lanes) -> Lanes:
+        """Of a mask: `yes` where it is set, else `no`."""
+        return self._new(self.builder.select(self.value, no._like(yes), no.value))
+
+    def maximum(self, other: Lanes | float) -> Lanes:
+        """The larger of each pair (floating-point: `other` where either is NaN)."""
+        if self.is_float:
+            return (self > other).choose(self, self._new(self._like(other)))
+        return self._new(self._intrinsic(f"llvm.smax.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
+
+    def fma(self, factor: Lanes, addend: Lanes) -> Lanes:
+        """self * factor + addend, rounded once."""
+        call = self._intrinsic(f"llvm.fma.v{self.count}{_FLOATS[self.element]}", 3)
+        return self._new(call([self.value, factor.value, addend.value]))
+
+    def _intrinsic(self, name: str, operands: int) -> Callable[[list[ir.Value]], ir.Value]:
+        kind = ir.FunctionType(self.value.type, [self.value.type] * operands)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return lambda values: self.builder.call(function, values)
+
+    def bits(self) -> Lanes:
+        """Floating-point lanes seen as integers of their width."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType({F32: I32, F64: I64}[self.element], self.count)))
+
+    def floats(self) -> Lanes:
+        """Integer lanes seen as floating-point of their width."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType({32: F32, 64: F64}[self.element.width], self.count)))
+
+    def magnitude(self) -> Lanes:
+        """Floating-point lanes without their sign."""
+        bits = self.bits()
+        return (bits & ((1 << (bits.element.width - 1)) - 1)).floats()
+
+    def with_sign_of(self, other: Lanes) -> Lanes:
+        """Nonnegative floating-point lanes with another vector's signs."""
+        bits = self.bits()
+        return (bits | (other.bits() & -(1 << (bits.element.width - 1)))).floats()
+
+    def widen(self, element: ir.Type) -> Lanes:
+        """To wider lanes: floats exactly, integers with their sign."""
+        kind = ir.VectorType(element, self.count)
+        return self._new(self.builder.fpext(self.value, kind) if self.is_float else self.builder.sext(self.value, kind))
+
+    def to_float32(self) -> Lanes:
+        """Float64 lanes to float32, in the thread's rounding mode."""
+        return self._new(self.builder.fptrunc(self.value, ir.VectorType(F32, self.count)))
+
+    def any(self) -> ir.Value:
+        """Of a mask: whether a lane is set, an i1."""
+        mask = self.builder.bitcast(self.value, ir.IntType(self.count))
+        return self.builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+
+
+class Emitter:
+    """What an intrinsic's code generator writes with: addresses, loads, stores, broadcasts, loops."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder) -> None:
+        self.context = context
+        self.builder = builder
+
+    def data(self, array_type: Any, array: ir.Value) -> ir.Value:
+        """Address of an array's first element."""
+        return self.context.make_array(array_type)(self.context, self.builder, array).data
+
+    def index(self, number: int) -> ir.Value:
+        """A constant index."""
+        return ir.Constant(I64, number)
+
+    def load(self, pointer: ir.Value, at: ir.Value, count: int) -> Lanes:
+        """`count` elements from pointer[at]."""
+        element = pointer.type.pointee
+        address = self.builder.bitcast(self.builder.gep(pointer, [at]), ir.VectorType(element, count).as_pointer())
+        value = self.builder.load(address)
+        value.align = _bytes(element)
+        return Lanes(self.builder, value)
+
+    def store(self, lanes: Lanes, pointer: ir.Value, at: ir.Value) -> None:
+        """All lanes to pointer[at]."""
+        address = self.builder.bitcast(self.builder.gep(pointer, [at]), lanes.value.type.as_pointer())
+        self.builder.store(lanes.value, address).align = _bytes(lanes.element)
+
+    def scalar(self, pointer: ir.Value, at: ir.Value) -> ir.Value:
+        """The element pointer[at]."""
+        return self.builder.load(self.builder.gep(pointer, [at]))
+
+    def splat(self, scalar: ir.Value, count: int) -> Lanes:
+        """One value in every lane."""
+        kind = ir.VectorType(scalar.type, count)
+        undefined = ir.Constant(kind, ir.Undefined)
+        single = self.builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+        zeros = ir.Constant(ir.VectorType(I32, count), [0] * count)
+        return Lanes(self.builder, self.builder.shuffle_vector(single, undefined, zeros))
+
+    def constant(self, element: ir.Type, number: float, count: int) -> Lanes:
+        """One number in every lane."""
+        return Lanes(self.builder, ir.Constant(ir.VectorType(element, count), [number] * count))
+
+    def narrow_index(self, number: ir.Value) -> ir.Value:
+        """An index as 32-bit integer."""
+        return self.builder.trunc(number, I32)
+
+    def cells(self, starts: list[Lanes]) -> list[Cell]:
+        """Variables that a loop changes."""
+        return [Cell(self.builder, start) for start in starts]
+
+    @contextmanager
+    def loop(self, count: ir.Value) -> Iterator[ir.Value]:
+        """A loop over 0 .. count - 1."""
+        with cgutils.for_range(self.builder, count) as loop:
+            yield loop.index
+
+
+class Cell:
+    """A variable that holds lanes across a loop; LLVM turns it into registers."""
+
+    def __init__(self, builder: ir.IRBuilder, start: Lanes) -> None:
+        self.builder = builder
+        self._place = cgutils.alloca_once(builder, start.value.type)
+        self.set(start)
+
+    def get(self) -> Lanes:
+        """The value now."""
+        return Lanes(self.builder, self.builder.load(self._place))
+
+    def set(self, lanes: Lanes) -> None:
+        """A new value."""
+        self.builder.store(lanes.value, self._place)
+
+
+def _bytes(element: ir.Type) -> int:
+    return {F32: 4, F64: 8}.get(element) or element.width // 8
