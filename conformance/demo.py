@@ -352,26 +352,27 @@ def outcomes(operands: Operands) -> Iterator[Outcome]:
 
 
 def outcome_table(found: Sequence[Outcome]) -> Table:
-    """A line for each run."""
+    """For each scheme a line of what its quantization changes, and a line for each run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("scheme", "instruction", "arch", "evidence"):
-        table.add_column(name, overflow="fold")
-    for name in ("not exact", "not as first", "largest error", "rms error", "of quantizing", "time"):
+    table.add_column("instruction", overflow="fold", min_width=12)
+    for name in ("arch", "evidence"):
+        table.add_column(name, no_wrap=True)
+    for name in ("not exact", "not as first", "largest\nerror", "rms\nerror", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for number, outcome in enumerate(found):
         run, count = outcome.run, outcome.result.size
         is_first = number == 0 or found[number - 1].run.scheme != run.scheme
+        if is_first:
+            table.add_row(f"[bold]{run.scheme}[/], quantization", *[""] * 5, f"{outcome.quantization.rms_error:.1e}", "")
         promoted = f", promoted every {run.promote_every}" if run.promote_every else ""
         table.add_row(
-            run.scheme if is_first else "",
-            run.instruction + promoted,
+            f"  {run.instruction.split('.block_scale')[0]}{promoted}",
             run.arch,
             str(outcome.evidence),
             _share(outcome.differ_from_exact, count),
             "" if is_first else _share(outcome.differ_from_first, count),
             f"{outcome.largest_error:.1e}",
             f"{outcome.rms_error:.1e}",
-            f"{outcome.quantization.rms_error:.1e}" if is_first else "",
             f"{1e3 * outcome.seconds:.0f} ms",
         )
     return table
@@ -382,9 +383,10 @@ def _share(part: int, whole: int) -> str:
 
 
 EXPLANATION: Final = (
-    "not exact: results that are not the exact sum rounded to f32; not as first: that are not the bits of the scheme's first line.\n"
+    "not exact: results that are not the exact sum rounded to f32.\n"
+    "not as first: results that are not, bit for bit, those of the scheme's first instruction.\n"
     "largest error: of |result - exact| / |exact|, large where a sum cancels; rms error: of all results together.\n"
-    "of quantizing: the rms error of the exact product itself, against that of the operands before they were quantized."
+    "quantization: the rms error of the exact sum itself, against the product of the operands before they were quantized."
 )
 
 
@@ -453,7 +455,9 @@ def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> li
     operands = load_operands(SIZES[size])
     (m, k), n = operands.activations.shape, operands.weights.shape[1]
     console.print(
-        f"{operands.description}\nA {m} x {k}, B {k} x {n}, {m * n} results a line\n", style=None if operands.is_real else "yellow"
+        f"{operands.description}\nA {m} x {k}, B {k} x {n}, {m * n} results a line\n",
+        style=None if operands.is_real else "yellow",
+        markup=False,
     )
     found = _collect(operands, progress)
     console.print(outcome_table(found))

@@ -153,7 +153,7 @@ class Unit:
         return self.out.split()[0]
 
 
-_BYTES = {"f16": 2, "bf16": 2, "tf32": 4, "fp8": 1, "f8f6f4": 1}
+_BYTES = {"f16": 2, "f16_k4": 2, "bf16": 2, "tf32": 4, "fp8": 1, "f8f6f4": 1}
 _Key = tuple[str, str, str, str]
 
 
@@ -191,6 +191,7 @@ _SM_120 = "sm_120a sm_121a"
 UNITS: dict[_Key, Unit] = {
     **_rows("sm_70", "mma", "f16", F=23, step_bytes=8, e_zero=(-131, -19)),
     **_rows("sm_75", "mma", "f16", F=24, step_bytes=16, e_zero=(-132, -20)),
+    **_rows("sm_75", "mma", "f16_k4", F=23, step_bytes=8, e_zero=(-131, -19)),
     **_rows("sm_80 sm_86 sm_89", "mma", "f16 bf16 tf32", F=24, step_bytes=16, e_zero=(-132, -20)),
     **_rows("sm_89", "mma", "fp8", F=13, step_bytes=16, e_zero=(-132, -20), f32="f32 rz 13"),
     **_rows("sm_90a", "mma wgmma", "f16 bf16 tf32", F=25, step_bytes=32, e_zero=(-133, -21)),
@@ -468,8 +469,8 @@ def unit_for(arch: str, family: str, a_type: str, b_type: str, acc_type: str, *,
     """The unit of an instruction; None for f64 and integers. KeyError where NUMERICS has no row."""
     if a_type == "f64" or a_type in INTEGERS:
         return None
-    if a_type == "f16" and family == "mma" and (k_instruction == 4) != (arch == "sm_70"):
-        raise KeyError(f"m8n8k4 f16 is a tensor-core instruction on sm_70 only (NUMERICS 2): {arch} k{k_instruction}")
+    if a_type == "f16" and family == "mma" and k_instruction == 4 and arch != "sm_70":
+        return UNITS[arch, family, "f16_k4", acc_type]
     return UNITS[arch, family, operand_class(a_type, b_type, k_instruction=k_instruction, scaled=scaled), acc_type]
 
 
