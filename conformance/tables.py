@@ -164,6 +164,7 @@ def instruction_lines(instruction: Instruction, arch: str) -> list[str]:
         *_operand_values(instruction),
         ("machine code", "; ".join(lowering.machine)),
         ("order of K", _order_text(lowering)),
+        *([("operands", f"converted to {lowering.unpacked_to.name} first, exactly")] if lowering.unpacked_to else []),
         ("C", "added after the steps by one IEEE addition, to nearest even" if lowering.separate_add else "a term of the first step"),
         *_datapath_values(datapath, lowering.step),
     ]
@@ -196,6 +197,7 @@ def instruction_json(instruction: Instruction, arch: str) -> dict[str, Any]:
         "machine": list(lowering.machine),
         "k_order": None if lowering.k_order is None else list(lowering.k_order),
         "separate_add": lowering.separate_add,
+        "unpacked_to": lowering.unpacked_to.name if lowering.unpacked_to else None,
         "datapath": {
             "name": datapath.name,
             "arithmetic": datapath.arithmetic.name.lower(),

@@ -61,9 +61,12 @@ def decode_run(codes: Any, first: int, count: int, form: Any, power_bits: Any, p
         normal = np.int64(exponent_field != 0)
         exponent_field += 1 - normal
         signs[i] = (code >> form.sign_shift) & 1
-        exponents[i] = exponent_field - form.bias if field != 0 else NO_EXPONENT
         magnitudes[i] = np.int32((field & fraction_mask) | (normal << form.fraction_bits))
         power_bits[i] = (exponent_field + unbias) << 52
     for i in range(count):
         magnitudes[i] *= powers[i]
+    for i in range(count):
+        powers[i] = magnitudes[i]
+        exponent = (power_bits[i] >> 52) - 1023
+        exponents[i] = max(exponent, form.min_exponent) if exponent > -1023 else NO_EXPONENT
     return not_finite == 0

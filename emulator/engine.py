@@ -125,7 +125,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         return
     result = plan.result_numbers(lowering)
     instruction = lowering.instruction
-    form_a, form_b = plan.format_numbers(instruction.a_type), plan.format_numbers(instruction.b_type)
+    form_a, form_b = (plan.format_numbers(form, lowering.unpacked_to) for form in (instruction.a_type, instruction.b_type))
     scale_form = plan.format_numbers(instruction.scale_type or instruction.a_type)
     scales = (_NO_SCALES if scale_a is None else scale_a, _NO_SCALES if scale_b is None else scale_b)
     if arithmetic is Arithmetic.GROUPED:

@@ -23,6 +23,8 @@ class FormatNumbers(NamedTuple):
     infinity: int
     """The magnitude field of infinity, -1 where there is none."""
     subnormals: int
+    min_exponent: int
+    """Exponent below which a significand is not normalised: the format's own, or that of the format it is converted to."""
 
 
 class ResultNumbers(NamedTuple):
@@ -66,8 +68,8 @@ _MODES = {"rz": TOWARD_ZERO, "rn": NEAREST_EVEN, "rp": TOWARD_POSITIVE, "rm": TO
 
 
 @lru_cache(maxsize=256)
-def format_numbers(form: FormatSpec) -> FormatNumbers:
-    """The row of a format as integers."""
+def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> FormatNumbers:
+    """The row of a format as integers, as a unit sees it that first converts it to another."""
     fields = form.fraction_bits + form.exponent_bits
     lowest = {
         NonFinite.IEEE: form.exponent_mask >> form.ignored_low_bits,
@@ -83,6 +85,7 @@ def format_numbers(form: FormatSpec) -> FormatNumbers:
         lowest_nonfinite=lowest,
         infinity=form.exponent_mask >> form.ignored_low_bits if form.has_infinity else -1,
         subnormals=int(form.has_subnormals),
+        min_exponent=(unpacked_to or form).min_exponent,
     )
 
 

@@ -14,6 +14,7 @@ from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.datapaths import DATAPATHS, DatapathSpec
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction, nearest
 from mmabits.isa.evidence import Evidence, Proof, evidence_level, weakest
+from mmabits.isa.formats import FormatSpec, format_spec
 from mmabits.isa.instructions import (
     INSTRUCTION_SPECS,
     KNOWN_FORMS,
@@ -69,6 +70,8 @@ class LoweringSpec:
     """Machine instructions one after another that divide K among them."""
     k_order: KOrder = KOrder.ASCENDING
     separate_add: bool = False
+    unpacked_to: str = ""
+    """Format to which the operands are converted first, exactly; empty where the unit reads them as they are."""
     suffix_16: str = ""
     """What the machine instruction's name adds for blocks of 16."""
     claims: tuple[Claim, ...] = ()
@@ -96,6 +99,8 @@ class Lowering:
     """The K elements in the order in which they enter the steps; None: ascending."""
     separate_add: bool
     """The unit starts from +0, and C is added afterwards by one IEEE addition, to nearest even, in the accumulator type."""
+    unpacked_to: FormatSpec | None
+    """Format to which the operands are converted first; its exponent range decides which of them count as subnormal."""
     proofs: tuple[Proof, ...]
     """Of the lowering; those of the arithmetic are the datapath's."""
     note: str = ""
@@ -156,7 +161,7 @@ _ROWS = (
             "F2FP.F16.{A}.UNPACK_B .H1 x{a_registers}", "F2FP.F16.{B}.UNPACK_B .H1 x{b_registers}", "HMMA.168{half_k}.{D} P, A, B, P",
             "{add} D, C, P",
         ),
-        datapath="{arch}.hmma.f16.{d}", parts=2, k_order=KOrder.LOW_PAIRS_FIRST, separate_add=True, claims=_SPLIT,
+        datapath="{arch}.hmma.f16.{d}", parts=2, k_order=KOrder.LOW_PAIRS_FIRST, separate_add=True, unpacked_to="f16", claims=_SPLIT,
         note="no 8-bit unit for mma.sync: unpacked to f16, two HMMA from +0, then C is added",
     ),
     LoweringSpec(name="dmma.884",       machine=("DMMA.884",),                datapath="{arch}.dmma.f64.{d}"),
@@ -245,6 +250,7 @@ def _lower(instruction: Instruction, arch: str) -> Lowering:
     return Lowering(
         instruction=instruction, arch=arch, machine=_machine(row, instruction), datapath=datapath,
         step=min(datapath.step, instruction.k // row.parts), k_order=_k_order(row.k_order, instruction.k), separate_add=row.separate_add,
+        unpacked_to=format_spec(row.unpacked_to) if row.unpacked_to else None,
         proofs=(*((claim.proof,) if claim else ()), *_modifier_proofs(instruction)), note=_note(row, datapath),
     )  # fmt: skip
 
