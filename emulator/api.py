@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -15,11 +16,14 @@ from mmabits.isa import (
     Arithmetic,
     Evidence,
     FormatSpec,
-    InsufficientEvidence,
     Instruction,
+    InsufficientEvidence,
     Lowering,
+    MmabitsError,
     OperandError,
     OperandTypeError,
+    UnknownArchitecture,
+    UnknownInstruction,
     evidence_level,
     format_spec,
     lower,
@@ -29,7 +33,7 @@ from mmabits.isa import (
 
 Array = npt.NDArray[Any]
 
-_OPERANDS = {
+_OPERANDS: dict[np.dtype[Any], str] = {
     np.dtype(np.float64): "f64",
     np.dtype(np.float32): "tf32",
     np.dtype(np.float16): "f16",
@@ -44,9 +48,14 @@ _OPERANDS = {
     np.dtype(ml_dtypes.int4): "s4",
     np.dtype(ml_dtypes.uint4): "u4",
 }
-_SCALES = {np.dtype(ml_dtypes.float8_e8m0fnu): "ue8m0", np.dtype(ml_dtypes.float8_e4m3fn): "ue4m3"}
-_ACCUMULATORS = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16", np.dtype(np.float64): "f64", np.dtype(np.int32): "s32"}
-_CODES = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_SCALES: dict[np.dtype[Any], str] = {np.dtype(ml_dtypes.float8_e8m0fnu): "ue8m0", np.dtype(ml_dtypes.float8_e4m3fn): "ue4m3"}
+_ACCUMULATORS: dict[np.dtype[Any], str] = {
+    np.dtype(np.float32): "f32",
+    np.dtype(np.float16): "f16",
+    np.dtype(np.float64): "f64",
+    np.dtype(np.int32): "s32",
+}
+_CODES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
 def mma(
@@ -59,6 +68,7 @@ def mma(
     scale_b: Any = None,
     arch: str,
     require: str | Evidence = Evidence.INFERRED,
+    nan_scales: str = "propagate",
 ) -> Any:
     """One tensor-core instruction: D = A B + C with the bits that the architecture's hardware gives.
 
@@ -73,6 +83,7 @@ def mma(
         scale_b: (..., K / block, N), of the same type.
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
         require: refuse rows whose evidence is below `"recorded"` or `"published"`.
+        nan_scales: `"propagate"`, as the hardware does, or `"refuse"`: an error where a block scale is a NaN code.
 
     Returns:
         D, (..., M, N), in the instruction's D type, as the same kind of array as `a`.
@@ -84,8 +95,11 @@ def mma(
     Source: the arithmetic of each row is in mmabits.isa; `mmabits show INSTRUCTION --arch ARCH` prints it.
     """
     left, restore = to_numpy(a, "a")
-    call = _Call(instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0)
+    call = _Call(
+        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0
+    )
     call.check_tile()
+    call.check_scale_codes(nan_scales)
     return restore(call.run())
 
 
@@ -100,6 +114,7 @@ def gemm(
     scale_b: Any = None,
     promote_every: int | None = None,
     require: str | Evidence = Evidence.INFERRED,
+    nan_scales: str = "propagate",
 ) -> Any:
     """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on.
 
@@ -116,6 +131,7 @@ def gemm(
         promote_every: elements of K, a multiple of the instruction's K, after which the result is added to an f32
             accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32.
         require: refuse rows whose evidence is below this level.
+        nan_scales: as for `mma`.
 
     Returns:
         D, (..., M, N), as the same kind of array as `a`.
@@ -128,6 +144,7 @@ def gemm(
     call = _Call(
         instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote
     )
+    call.check_scale_codes(nan_scales)
     return restore(call.run())
 
 
@@ -161,7 +178,7 @@ def dot_rows(
 
 @lru_cache(maxsize=4096)
 def resolved(
-    instruction: str | Instruction, arch: str, a_type: str | None, b_type: str | None, c_type: str | None, scale_type: str | None
+    instruction: str | Instruction, arch: str, a_type: str, b_type: str, c_type: str | None, scale_type: str | None
 ) -> Instruction:
     """`isa.resolve`, remembered."""
     return resolve(instruction, arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
@@ -180,9 +197,13 @@ def _numpy(operand: Any, name: str) -> Array | None:
 def _promotion(promote_every: int | None) -> int:
     if promote_every is None:
         return 0
-    if isinstance(promote_every, bool) or not isinstance(promote_every, int) or promote_every < 1:
+    try:
+        elements = operator.index(promote_every)
+    except TypeError:
+        elements = 0
+    if isinstance(promote_every, bool) or elements < 1:
         raise OperandError(f"promote_every must be a positive number of elements of K, got {promote_every!r}")
-    return promote_every
+    return elements
 
 
 def _type_name(array: Array, known: dict[np.dtype[Any], str], name: str) -> str:
@@ -191,6 +212,45 @@ def _type_name(array: Array, known: dict[np.dtype[Any], str], name: str) -> str:
         allowed = ", ".join(sorted(str(dtype) for dtype in known))
         raise OperandTypeError(f"{name} has dtype {array.dtype}; allowed are {allowed}")
     return found
+
+
+def _find(
+    instruction: str | Instruction,
+    arch: str,
+    a_type: str,
+    b_type: str,
+    c_type: str | None,
+    scale_type: str | None,
+    arrays: dict[str, Array | None],
+) -> Instruction:
+    """The instruction that is meant; where a whole spelling and an operand's dtype part, the dtype is at fault."""
+    if not isinstance(instruction, (str, Instruction)):
+        raise UnknownInstruction(f"an instruction is given as text or as an Instruction, not as {type(instruction).__name__}")
+    if not isinstance(arch, str):
+        raise UnknownArchitecture(f"an architecture is given as text such as 'sm_90a', not as {type(arch).__name__}")
+    try:
+        return resolved(instruction, arch, a_type, b_type, c_type, scale_type)
+    except UnknownInstruction:
+        try:
+            row = instruction if isinstance(instruction, Instruction) else parse(instruction)
+        except MmabitsError:
+            row = None
+        if row is not None:
+            _check_dtypes(row, {"a": a_type, "b": b_type, "c": c_type, "scale_a": scale_type}, arrays)
+        raise
+
+
+def _check_dtypes(row: Instruction, given: dict[str, str | None], arrays: dict[str, Array | None]) -> None:
+    wanted = {"a": row.a_type, "b": row.b_type, "c": row.c_type, "scale_a": row.scale_type}
+    for name, found in given.items():
+        form, array = wanted[name], arrays[name]
+        if found is None or array is None:
+            continue
+        if form is None:
+            raise OperandError(f"{row} takes no block scales, got scale_a and scale_b of dtype {array.dtype}")
+        if form.name != found:
+            what = "scale_a and scale_b" if name == "scale_a" else name
+            raise OperandTypeError(f"{what} of {row} must be {form.numpy_name} ({form.name}), got {array.dtype}")
 
 
 class _Call:
@@ -214,7 +274,8 @@ class _Call:
         types = _type_name(a, _OPERANDS, "a"), _type_name(b, _OPERANDS, "b")
         c_type = None if c is None else _type_name(c, _ACCUMULATORS, "c")
         scale_type = self._scale_type()
-        self.instruction = resolved(instruction, arch, *types, None if promote else c_type, scale_type)
+        arrays = {"a": a, "b": b, "c": c, "scale_a": scale_a}
+        self.instruction = _find(instruction, arch, *types, None if promote else c_type, scale_type, arrays)
         self.lowering = lowered(self.instruction, arch)
         self._check_evidence(evidence_level(require))
         self._check_shapes()
@@ -254,8 +315,11 @@ class _Call:
         if self.c is not None:
             self._check_shape(self.c, "c", (self.m, self.n))
         block = self.instruction.block
-        if self.scale_a is not None and self.scale_b is not None and block:
+        if block:
             blocks = -(-self.k // block)
+            if self.scale_a is None or self.scale_b is None:
+                shapes = f"scale_a (..., {self.m}, {blocks}) and scale_b (..., {blocks}, {self.n})"
+                raise OperandError(f"{self.instruction} is block-scaled: it needs {shapes}, got none")
             self._check_shape(self.scale_a, "scale_a", (self.m, blocks))
             self._check_shape(self.scale_b, "scale_b", (blocks, self.n))
 
@@ -288,6 +352,20 @@ class _Call:
             if tuple(got) != wanted:
                 raise OperandError(f"operand {name} of {row} must have shape {wanted}, got {tuple(got)}; mmabits.gemm takes any shape")
 
+    def check_scale_codes(self, nan_scales: str) -> None:
+        """Refuse NaN among the block scales, if so asked."""
+        if nan_scales not in ("propagate", "refuse"):
+            raise OperandError(f"nan_scales must be 'propagate' or 'refuse', got {nan_scales!r}")
+        for array, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")):
+            if nan_scales == "propagate" or array is None:
+                continue
+            nans = np.argwhere(np.isnan(array.astype(np.float32)))
+            if len(nans):
+                first = tuple(nans[0].tolist())
+                raise OperandError(
+                    f"{name} has the NaN code {array.view(np.uint8)[first]:#04x} at index {first}, and nan_scales is 'refuse'"
+                )
+
     def run(self) -> Array:
         """The product."""
         from mmabits.emulator import engine
@@ -316,7 +394,9 @@ class _Call:
             d.view(np.uint64)[np.isnan(d)] = self.lowering.datapath.result_nan
         return d.astype(np.float16) if result_type.name == "f16" and not self.promote else d
 
-    def _promote_outside(self, run: Callable[..., None], a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
+    def _promote_outside(
+        self, run: Callable[..., None], a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
+    ) -> None:
         """Promotion of an instruction that adds C by itself: two levels of addition."""
         for k0 in range(0, self.k, self.promote):
             part = np.zeros_like(d)
@@ -329,7 +409,8 @@ class _Call:
     def _flat(self, array: Array, matrix: tuple[int, int], shape: tuple[int, ...], *, whole: bool = False) -> Array:
         if not whole and array.shape[:-2] != self.batch:
             array = np.broadcast_to(array, (*self.batch, *matrix))
-        return np.ascontiguousarray(array).reshape(shape)
+        # Numba compiles anew for arrays that are read-only or not aligned, so none are handed on.
+        return np.require(array, requirements=("C", "A", "W")).reshape(shape)
 
 
 def _held_in(form: FormatSpec) -> np.dtype[Any]:

@@ -43,8 +43,8 @@ def decode_exponent(code: Any, form: Any) -> Any:
 
 
 @jit
-def decode_run(codes: Any, first: int, count: int, form: Any, power_bits: Any, powers: Any, magnitudes: Any, exponents: Any, signs: Any) -> bool:
-    """Decode codes[first : first + count] into magnitudes, exponents (int16) and signs (0 or 1); whether all are finite.
+def decode_run(codes: Any, form: Any, power_bits: Any, powers: Any, magnitudes: Any, exponents: Any, signs: Any) -> bool:
+    """Decode int64 codes into magnitudes, exponents (int16) and signs (0 or 1); whether all are finite.
 
     `power_bits` and `powers` are one scratch array seen as int64 and as float64. What is not finite becomes a zero here.
     """
@@ -52,8 +52,8 @@ def decode_run(codes: Any, first: int, count: int, form: Any, power_bits: Any, p
     fraction_mask = (1 << form.fraction_bits) - 1
     unbias = 1023 - form.bias - form.fraction_bits
     not_finite = 0
-    for i in range(count):
-        code = np.int64(codes[first + i])
+    for i in range(codes.size):
+        code = codes[i]
         field = (code >> form.low_bits) & mask
         not_finite |= np.int64(field >= form.lowest_nonfinite)
         field = field if field < form.lowest_nonfinite else 0
@@ -63,9 +63,9 @@ def decode_run(codes: Any, first: int, count: int, form: Any, power_bits: Any, p
         signs[i] = (code >> form.sign_shift) & 1
         magnitudes[i] = np.int32((field & fraction_mask) | (normal << form.fraction_bits))
         power_bits[i] = (exponent_field + unbias) << 52
-    for i in range(count):
+    for i in range(codes.size):
         magnitudes[i] *= powers[i]
-    for i in range(count):
+    for i in range(codes.size):
         powers[i] = magnitudes[i]
         exponent = (power_bits[i] >> 52) - 1023
         exponents[i] = max(exponent, form.min_exponent) if exponent > -1023 else NO_EXPONENT

@@ -9,12 +9,8 @@ import numpy as np
 
 from mmabits.emulator.decode import decode_exponent, decode_run, decode_value
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
-from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, fused_step, nearest_add
-
-FINITE, SOME_NONFINITE, ALL_NAN = 0, 1, 2
-"""What is known of a row of WIDTH accumulators."""
-PANEL = 256
-"""Elements of K whose codes of A are decoded at a time."""
+from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, fused_step
+from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
 
 
 @jit
@@ -43,7 +39,7 @@ def decode_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, or
         for k in range(count):
             at = ordered(k0 + k, order)
             codes[k] = a[item, row0 + row, at] if at < k_total else 0
-        finite = decode_run(codes, 0, count, form, power_bits, powers, values, row_exponents, signs)
+        finite = decode_run(codes, form, power_bits, powers, values, row_exponents, signs)
         for k in range(count):
             magnitudes[row, k] = values[k]
             exponents[row, k] = row_exponents[k]
@@ -72,40 +68,42 @@ def decode_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, or
 
 @jit
 def pack_columns(b: Any, item: int, k0: int, col0: int, columns: int, order: Any, form: Any, scale: Any, scale_form: Any, numbers: Any,
-                 planes: Any, exponents: Any, bad: Any, power_bits: Any, powers: Any, values: Any, signs: Any) -> bool:  # fmt: skip
-    """One step of B, WIDTH columns: planes and exponents as fused_step reads them; whether all are finite.
+                 planes: Any, exponents: Any, bad: Any) -> bool:  # fmt: skip
+    """One step of B, WIDTH columns: planes and exponents as fused_step reads them; whether all of it is finite.
 
     bad[j]: 1 where something in column j is not finite. Columns past the edge are zeros.
     """
-    k_total, n_total = b.shape[1], b.shape[2]
-    flat = b.reshape(b.size)
+    codes = np.zeros(WIDTH, np.int64)
+    power_bits = np.empty(WIDTH, np.int64)
+    powers = power_bits.view(np.float64)
+    values = np.empty(WIDTH, np.float64)
+    row_exponents = np.empty(WIDTH, np.int16)
+    signs = np.empty(WIDTH, np.uint8)
+    k_total = b.shape[1]
     all_finite = True
-    for j in range(WIDTH):
-        bad[j] = 0
+    bad[:] = 0
     for k in range(numbers.step):
         at = ordered(k0 + k, order)
+        if at < k_total:
+            for j in range(columns):
+                codes[j] = b[item, at, col0 + j]
+        else:
+            codes[:] = 0
+        finite = decode_run(codes, form, power_bits, powers, values, row_exponents, signs)
         plane = k * 2 * WIDTH
-        if at >= k_total:
-            planes[plane : plane + 2 * WIDTH] = 0.0
-            exponents[k, :] = -8192
-            continue
-        base = (item * k_total + at) * n_total + col0
-        finite = decode_run(flat, base, columns, form, power_bits, powers, values, exponents[k], signs)
-        for j in range(columns):
+        for j in range(WIDTH):
             planes[plane + j] = values[j] if signs[j] == 0 else 0.0
             planes[plane + WIDTH + j] = values[j] if signs[j] == 1 else 0.0
-        for j in range(columns, WIDTH):
-            planes[plane + j] = 0.0
-            planes[plane + WIDTH + j] = 0.0
-            exponents[k, j] = -8192
+            exponents[k * WIDTH + j] = row_exponents[j]
         if not finite:
             all_finite = False
             for j in range(columns):
-                if not np.isfinite(decode_value(np.int64(flat[base + j]), form)):
+                if not np.isfinite(decode_value(codes[j], form)):
                     bad[j] = 1
     if numbers.block > 0:
-        for j in range(columns):
-            for first in range(0, min(numbers.step, k_total - k0), numbers.block):
+        for first in range(0, min(numbers.step, k_total - k0), numbers.block):
+            last = first + min(numbers.block, numbers.step)
+            for j in range(columns):
                 code = np.int64(scale[item, (k0 + first) // numbers.block, col0 + j])
                 factor = decode_value(code, scale_form)
                 if np.isnan(factor):
@@ -113,10 +111,10 @@ def pack_columns(b: Any, item: int, k0: int, col0: int, columns: int, order: Any
                     all_finite = False
                     continue
                 exponent = decode_exponent(code, scale_form)
-                for k in range(first, first + min(numbers.block, numbers.step)):
+                for k in range(first, last):
                     planes[k * 2 * WIDTH + j] *= factor
                     planes[k * 2 * WIDTH + WIDTH + j] *= factor
-                    exponents[k, j] += exponent
+                    exponents[k * WIDTH + j] += exponent
     return all_finite
 
 
@@ -155,20 +153,6 @@ def resolve_specials(a: Any, b: Any, scale_a: Any, scale_b: Any, item: int, row:
 
 
 @jit
-def apply_specials(special: Any, chain: Any, base: int) -> int:
-    """Put infinities and NaN into the accumulators; what is now known of the row."""
-    not_finite = 0
-    nans = 0
-    for j in range(WIDTH):
-        if not np.isfinite(special[j]):
-            chain[base + j] = special[j]
-        value = chain[base + j]
-        not_finite += not np.isfinite(value)
-        nans += np.isnan(value)
-    return ALL_NAN if nans == WIDTH else (SOME_NONFINITE if not_finite > 0 else FINITE)
-
-
-@jit
 def wide_step(chain: Any, cell: int, magnitudes: Any, exponents: Any, sides: Any, at: int, planes: Any, b_exponents: Any, numbers: Any,
               result: Any) -> int:  # fmt: skip
     """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
@@ -192,7 +176,6 @@ def step_rows(rows: int, start: int, row0: int, k0: int, col0: int, columns: int
     flat_magnitudes = magnitudes.reshape(magnitudes.size)
     flat_exponents = exponents.reshape(exponents.size)
     flat_sides = sides.reshape(sides.size)
-    flat_b_exponents = b_exponents.reshape(b_exponents.size)
     panel = magnitudes.shape[1]
     for row in range(rows):
         if state[row] == ALL_NAN:
@@ -204,11 +187,11 @@ def step_rows(rows: int, start: int, row0: int, k0: int, col0: int, columns: int
         if flagged:
             resolve_specials(a, b, scale_a, scale_b, item, row0 + row, k0, col0, columns, order, form_a, form_b, scale_form, numbers,
                              row_bad, bad_columns, chain, cell, special)  # fmt: skip
-        done = fused_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, flat_b_exponents, numbers.step,
+        done = fused_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, b_exponents, numbers.step,
                           numbers.fraction_bits, numbers.zero_exponent, numbers.c_shift, unshift, result.mode, result.fraction_bits,
                           result.min_exponent, result.max_exponent, result.cut)  # fmt: skip
         if done == TOO_WIDE:
-            done = wide_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, flat_b_exponents, numbers, result)
+            done = wide_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, b_exponents, numbers, result)
         if flagged:
             state[row] = apply_specials(special, chain, cell)
         elif done == NOT_FINITE:
@@ -216,93 +199,46 @@ def step_rows(rows: int, start: int, row0: int, k0: int, col0: int, columns: int
 
 
 @jit
-def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, state: Any) -> None:
-    """total += chain by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
-    if numbers.restart_f16 == 0:
-        set_rounding(NEAREST_EVEN)
-        for i in range(base, base + rows * WIDTH):
-            total[i] += chain[i]
-        set_rounding(TOWARD_ZERO)
-    else:
-        for cell in range(base, base + rows * WIDTH, WIDTH):
-            nearest_add(total, chain, cell, result.fraction_bits, result.min_exponent, result.max_exponent)
-    for i in range(base, base + rows * WIDTH):
-        chain[i] = 0.0
-    for row in range(rows):
-        state[row] = FINITE
-
-
-@jit
-def fused_task(carrier: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, a: Any, b: Any, scale_a: Any, scale_b: Any,
-               d: Any, order: Any, form_a: Any, form_b: Any, scale_form: Any, numbers: Any, result: Any) -> None:  # fmt: skip
-    """The product of `rows` rows of A and `tiles` tiles of WIDTH columns of B, added to and stored in d (float32)."""
+def fused_tasks(first: int, last: int, carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
+                scale_form: Any, numbers: Any, result: Any) -> None:  # fmt: skip
+    """Tasks first .. last - 1 of d (float32) = a @ b + d; the dtype of `carrier` is that of the truncated sums."""
     set_rounding(TOWARD_ZERO)
     step = numbers.step
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
     panel = min((PANEL + step - 1) // step * step, k_padded)
+    _, _, rows, _, tiles = task_bounds(first - first, d.shape[1], d.shape[2])
     magnitudes = np.empty((rows, panel), carrier.dtype)
     exponents = np.empty((rows, panel), np.int16)
     sides = np.empty((rows, panel), np.int32)
     bad_rows = np.empty((rows, panel // step), np.uint8)
     planes = np.empty(step * 2 * WIDTH, carrier.dtype)
-    b_exponents = np.empty((step, WIDTH), np.int16)
+    b_exponents = np.empty(step * WIDTH, np.int16)
     bad_columns = np.empty(WIDTH, np.uint8)
-    power_bits = np.empty(WIDTH, np.int64)
-    powers = power_bits.view(np.float64)
-    values = np.empty(WIDTH, np.float64)
-    signs = np.empty(WIDTH, np.uint8)
-    total = np.zeros(tiles * rows * WIDTH, np.float32)
-    state = np.zeros((tiles, rows), np.uint8)
-    load_tiles(d, item, row0, rows, tile0, tiles, total, state)
-    chain = total
-    if numbers.restart > 0:
-        chain = np.zeros(total.size, np.float32)
-        state[:] = FINITE
-    for panel0 in range(0, k_padded, panel):
-        count = min(panel, k_padded - panel0)
-        decode_rows(a, item, row0, rows, panel0, count, order, form_a, scale_a, scale_form, numbers, magnitudes, exponents, sides, bad_rows)
-        for tile in range(tiles):
-            base = tile * rows * WIDTH
-            col0 = (tile0 + tile) * WIDTH
-            columns = min(WIDTH, b.shape[2] - col0)
-            for start in range(0, count, step):
-                k0 = panel0 + start
-                finite = pack_columns(b, item, k0, col0, columns, order, form_b, scale_b, scale_form, numbers, planes, b_exponents,
-                                      bad_columns, power_bits, powers, values, signs)  # fmt: skip
-                step_rows(rows, start, row0, k0, col0, columns, item, a, b, scale_a, scale_b, order, form_a, form_b, scale_form,
-                          numbers, result, magnitudes, exponents, sides, bad_rows, planes, b_exponents, bad_columns, finite, chain,
-                          base, state[tile])  # fmt: skip
-                done = k0 + step
-                if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                    add_chain(total, chain, base, rows, numbers, result, state[tile])
-    store_tiles(total, item, row0, rows, tile0, tiles, result, d)
+    total = np.empty(tiles * rows * WIDTH, np.float32)
+    chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
+    state = np.empty((tiles, rows), np.uint8)
+    for task in range(first, last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
+        load_tiles(d, item, row0, rows, tile0, tiles, total, state)
+        if numbers.restart > 0:
+            chain[:] = 0.0
+            state[:] = FINITE
+        for panel0 in range(0, k_padded, panel):
+            count = min(panel, k_padded - panel0)
+            decode_rows(a, item, row0, rows, panel0, count, order, form_a, scale_a, scale_form, numbers, magnitudes, exponents, sides, bad_rows)
+            for tile in range(tiles):
+                base = tile * rows * WIDTH
+                col0 = (tile0 + tile) * WIDTH
+                columns = min(WIDTH, b.shape[2] - col0)
+                for start in range(0, count, step):
+                    k0 = panel0 + start
+                    finite = pack_columns(b, item, k0, col0, columns, order, form_b, scale_b, scale_form, numbers, planes, b_exponents,
+                                          bad_columns)  # fmt: skip
+                    step_rows(rows, start, row0, k0, col0, columns, item, a, b, scale_a, scale_b, order, form_a, form_b, scale_form, numbers,
+                              result, magnitudes, exponents, sides, bad_rows, planes, b_exponents, bad_columns, finite, chain, base,
+                              state[tile])  # fmt: skip
+                    done = k0 + step
+                    if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
+                        add_chain(total, chain, base, rows, numbers, result, state[tile])
+        store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     set_rounding(NEAREST_EVEN)
-
-
-@jit
-def load_tiles(d: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, total: Any, state: Any) -> None:
-    """The accumulators handed in, tile by tile."""
-    for tile in range(tiles):
-        col0 = (tile0 + tile) * WIDTH
-        for row in range(rows):
-            cell = (tile * rows + row) * WIDTH
-            for j in range(min(WIDTH, d.shape[2] - col0)):
-                value = d[item, row0 + row, col0 + j]
-                total[cell + j] = value
-                if not np.isfinite(value):
-                    state[tile, row] = SOME_NONFINITE
-
-
-@jit
-def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, result: Any, d: Any) -> None:
-    """The results; every NaN becomes the unit's one NaN."""
-    d_bits = d.view(np.int32)
-    for tile in range(tiles):
-        col0 = (tile0 + tile) * WIDTH
-        for row in range(rows):
-            cell = (tile * rows + row) * WIDTH
-            for j in range(min(WIDTH, d.shape[2] - col0)):
-                value = total[cell + j]
-                d[item, row0 + row, col0 + j] = value
-                if np.isnan(value):
-                    d_bits[item, row0 + row, col0 + j] = result.nan

@@ -32,13 +32,12 @@ def to_numpy(operand: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     Raises:
         OperandTypeError: anything else, or a torch type without a NumPy counterpart.
     """
-    if isinstance(operand, np.ndarray):
-        return operand, lambda result: result
-    library = type(operand).__module__.partition(".")[0]
-    if library == "torch" and "torch" in sys.modules:
+    if isinstance(operand, np.ndarray) and not isinstance(operand, np.ma.MaskedArray):
+        return np.asarray(operand), lambda result: result
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(operand, torch.Tensor):
         return _torch_to_numpy(operand, name), _torch_like(operand)
-    if library in ("jax", "jaxlib") and "jax" in sys.modules:
-        jax = sys.modules["jax"]
+    if jax is not None and isinstance(operand, jax.Array):
         return np.asarray(operand), lambda result: jax.numpy.asarray(result)
     raise OperandTypeError(f"{name} must be a NumPy, torch or JAX array, got {type(operand).__module__}.{type(operand).__qualname__}")
 
@@ -47,7 +46,9 @@ def _torch_to_numpy(tensor: Any, name: str) -> Array:
     torch = sys.modules["torch"]
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind == "float4_e2m1fn_x2":
-        raise OperandTypeError(f"{name} is packed FP4 (torch.float4_e2m1fn_x2): pass mmabits.layouts.unpack_fp4({name}.view(torch.uint8).numpy())")
+        raise OperandTypeError(
+            f"{name} is packed FP4 (torch.float4_e2m1fn_x2): pass mmabits.layouts.unpack_fp4({name}.view(torch.uint8).numpy())"
+        )
     tensor = tensor.detach().cpu()
     if kind in _TORCH_VIEWS:
         bits, dtype = _TORCH_VIEWS[kind]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH", "jit", "prange", "set_rounding"]
+__all__ = ["NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH", "jit", "set_rounding", "threads_wanted"]
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
@@ -23,10 +23,14 @@ WIDTH = 32
 """Columns of a tile: four vectors of f32, two halves of four vectors of f64."""
 
 
-def jit(function: Callable[..., Any] | None = None, *, parallel: bool = False, inline: bool = False) -> Any:
-    """Compile a function for the engine: nopython, cached, division by IEEE rules, and bits that no flag may change."""
-    decorate = numba.njit(cache=True, parallel=parallel, error_model="numpy", inline="always" if inline else "never")
-    return decorate if function is None else decorate(function)
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function for the engine: nopython, cached, without the GIL, IEEE division, and bits that no flag may change."""
+    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+def threads_wanted() -> int:
+    """Threads a product may use: what Numba was told (NUMBA_NUM_THREADS, numba.set_num_threads), else every processor."""
+    return int(numba.get_num_threads())
 
 
 @intrinsic

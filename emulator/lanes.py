@@ -145,6 +145,11 @@ class Lanes:
         mask = self.builder.bitcast(self.value, ir.IntType(self.count))
         return self.builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
 
+    def all(self) -> ir.Value:
+        """Of a mask: whether every lane is set, an i1."""
+        mask = self.builder.bitcast(self.value, ir.IntType(self.count))
+        return self.builder.icmp_unsigned("==", mask, ir.Constant(mask.type, (1 << self.count) - 1))
+
 
 class Emitter:
     """What an intrinsic's code generator writes with: addresses, loads, stores, broadcasts, loops."""

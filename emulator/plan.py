@@ -5,6 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.codecs import decode
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
 from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
 
@@ -62,6 +66,8 @@ class StepNumbers(NamedTuple):
     """1 where exactly one of A and B is negated."""
     saturate: int
     rounding: int
+    unit_scale: int
+    """Code of the block scale 1, for what lies past the edge."""
 
 
 _MODES = {"rz": TOWARD_ZERO, "rn": NEAREST_EVEN, "rp": TOWARD_POSITIVE, "rm": TOWARD_NEGATIVE}
@@ -89,6 +95,7 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
     )
 
 
+@lru_cache(maxsize=1024)
 def result_numbers(lowering: Lowering) -> ResultNumbers:
     """The result rounding of a lowering's datapath as integers."""
     path = lowering.datapath
@@ -109,7 +116,8 @@ def _nan_in_float32(form: FormatSpec, nan: int) -> int:
     return (0x7F800000 | fraction) & 0x7FFFFFFF
 
 
-def step_numbers(lowering: Lowering, *, promote_every: int = 0) -> StepNumbers:
+@lru_cache(maxsize=1024)
+def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
     """A lowering as integers; a lowering with an add of its own restarts each instruction, else as the caller promotes."""
     instruction = lowering.instruction
     own_add = lowering.separate_add
@@ -126,9 +134,42 @@ def step_numbers(lowering: Lowering, *, promote_every: int = 0) -> StepNumbers:
         negate=int(instruction.negate_a != instruction.negate_b),
         saturate=int(instruction.satfinite),
         rounding=_MODES[instruction.rounding or "rn"],
+        unit_scale=_code_of_one(instruction.scale_type) if instruction.scale_type else 0,
     )
 
 
+def _code_of_one(form: FormatSpec) -> int:
+    return form.bias << form.fraction_bits
+
+
+@lru_cache(maxsize=1024)
+def step_powers(lowering: Lowering) -> tuple[float, ...]:
+    """What steps.grouped_step takes: 2^(52 - F), 2^e_zero, 2^min_exponent, 2^-F over the last place of a scaled sum, 2^(F - 23)."""
+    path, instruction = lowering.datapath, lowering.instruction
+    scale_bits = instruction.scale_type.fraction_bits if instruction.scale_type else 0
+    unit = sum(form.min_exponent - form.fraction_bits for form in (instruction.a_type, instruction.b_type)) - 2 * scale_bits
+    exponents = (52 - path.fraction_bits, path.zero_exponent, path.result.min_exponent, -path.fraction_bits - unit, path.fraction_bits - 23)
+    return tuple(2.0**exponent for exponent in exponents)
+
+
+@lru_cache(maxsize=64)
+def element_values(form: FormatSpec) -> npt.NDArray[np.float32]:
+    """The value of every code of a format of at most 8 bits, unused top bits ignored."""
+    codes = np.arange(256) & (form.codes - 1)
+    return decode(codes.astype(np.uint8), form).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def scale_values(form: FormatSpec) -> npt.NDArray[np.float64]:
+    """The value of every scale code, then its power of two; 0 for the power of a zero or NaN."""
+    values = decode(np.arange(256, dtype=np.uint8), form)
+    ordinary = np.isfinite(values) & (values != 0)
+    exponents = np.frexp(np.where(ordinary, values, 1.0))[1] - 1
+    powers = np.where(ordinary, np.ldexp(1.0, np.maximum(exponents, form.min_exponent)), 0.0)
+    return np.concatenate([values, powers])
+
+
+@lru_cache(maxsize=1024)
 def carrier_bits(lowering: Lowering) -> int:
     """24 where float32 carries the truncated sums exactly, 53 where it takes float64, 0 where neither is wide enough.
 
@@ -144,3 +185,9 @@ def carrier_bits(lowering: Lowering) -> int:
     if units < 1 << 22 and narrow and plain:
         return 24
     return 53 if units < 1 << 51 else 0
+
+
+@lru_cache(maxsize=64)
+def k_order(lowering: Lowering) -> npt.NDArray[np.int64]:
+    """The order of K as an array; empty where it ascends."""
+    return np.array(lowering.k_order or (), np.int64)

@@ -21,8 +21,8 @@ DONE, NOT_FINITE, TOO_WIDE = 0, 1, 2
 """What a step reports: all results finite; some not; nothing done, since a float32 carrier would overflow."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
-GROUPS_AT_ONCE = 4
-"""Groups whose sums run side by side, to hide the latency of a multiply-add."""
+GROUPS_AT_ONCE = 2
+"""Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
 
 _index = types.intp
 
@@ -189,43 +189,61 @@ def _narrow_step(emit: Emitter, chain: Any, cell: Any, operands: Any, exponents:
 
 
 @intrinsic
-def grouped_step(_context: Any, chain: Any, cell: Any, a: Any, at: Any, a_factors: Any, a_powers: Any, a_masks: Any, group_at: Any, b: Any, b_factors: Any,
-                 b_powers: Any, b_masks: Any, group: Any, groups: Any, window_power: Any, zero_power: Any, floor_power: Any, mode: Any,
-                 result_fraction_bits: Any, min_exponent: Any, max_exponent: Any, cut: Any) -> Any:  # fmt: skip
-    """Section 4: chain[cell + j] = round(scaled sums of `groups` groups, truncated at E - F, and chain[cell + j]).
+def grouped_step(_context: Any, chain: Any, cells: Any, ats: Any, group_ats: Any, a: Any, a_factors: Any, a_powers: Any, a_masks: Any,
+                 a_bounds: Any, bound_ats: Any, b: Any, b_factors: Any, b_powers: Any, b_masks: Any, b_bounds: Any, group: Any, groups: Any,
+                 powers: Any, mode: Any, result_fraction_bits: Any, min_exponent: Any, max_exponent: Any, cut: Any) -> Any:  # fmt: skip
+    """Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
 
-    `powers` are 2^exponent of the scales (0 for a zero scale), `masks` say which elements of a group are not zero;
-    `window_power` is 2^(52 - F): |v| + M - M with M = 2^(E - F + 52) keeps the multiples of 2^(E - F), since
-    |v| < 2^(E + 14) < M. Returns DONE or NOT_FINITE.
+    `powers` of A and B are 2^exponent of the scales (0 for a zero scale), `masks` say which elements of a group are not
+    zero, `bounds` are the largest and the smallest nonzero power of a step. The last argument before the result's numbers
+    is (2^(52 - F), 2^e_zero, 2^min_exponent, 2^-F / unit, 2^(F - 23)), `unit` the last place a scaled sum can have: |v| + M - M
+    with M = 2^(E - F + 52) keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose,
+    plain sums do. Returns a flag a row: DONE or NOT_FINITE.
     """
-    signature = types.int64(
-        chain, _index, a, _index, a_factors, a_powers, a_masks, _index, b, b_factors, b_powers, b_masks, _index, _index,
-        *[types.float64] * 3, *[_index] * 5,
+    pair = types.UniTuple(_index, 2)
+    signature = types.UniTuple(types.int64, 2)(
+        chain, pair, pair, pair, a, a_factors, a_powers, a_masks, a_bounds, pair, b, b_factors, b_powers, b_masks, b_bounds, _index, _index,
+        types.UniTuple(types.float64, 5), *[_index] * 5,
     )  # fmt: skip
 
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        kinds = {0: chain, 2: a, 4: a_factors, 5: a_powers, 6: a_masks, 8: b, 9: b_factors, 10: b_powers, 11: b_masks}
-        data = {i: emit.data(kind, arguments[i]) for i, kind in kinds.items()}
-        place, at_, group_at_, size, number = (arguments[i] for i in (1, 3, 7, 12, 13))
-        result = arguments[17:22]
-        flags = []
+        arrays = {0: chain, 4: a, 5: a_factors, 6: a_powers, 7: a_masks, 8: a_bounds, 10: b, 11: b_factors, 12: b_powers, 13: b_masks, 14: b_bounds}
+        data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
+        places, starts, group_starts, bound_starts = (cgutils.unpack_tuple(builder, arguments[i], 2) for i in (1, 2, 3, 9))
+        size, number = arguments[15], arguments[16]
+        powers_ = cgutils.unpack_tuple(builder, arguments[17], 5)
+        result = arguments[18:23]
+        flags: list[Any] = [None, None]
         for first in range(0, WIDTH, 16):
-            cell_ = builder.add(place, emit.index(first))
-            held = emit.load(data[0], cell_, 16).widen(F64)
-            top = _largest_power(emit, held, first, group_at_, number, (data[5], data[6], data[10], data[11]), arguments[15], arguments[16])
-            window = top * emit.splat(arguments[14], 16)
-            (exact,) = emit.cells([_cut(held, window)])
-            runs = builder.sdiv(number, emit.index(GROUPS_AT_ONCE))
-            done = builder.mul(runs, emit.index(GROUPS_AT_ONCE))
-            values, factors = (data[2], data[8]), (data[4], data[9])
-            for count, start, at_once in ((runs, emit.index(0), GROUPS_AT_ONCE), (builder.sub(number, done), done, 1)):
-                with emit.loop(count) as run:
-                    number_first = builder.add(start, builder.mul(run, emit.index(at_once)))
-                    for term in _group_terms(emit, first, number_first, at_once, size, at_, group_at_, values, factors):
-                        exact.set(exact.get() + _cut(term, window))
-            flags.append(_round_and_store(emit, exact.get(), result, data[0], cell_))
-        return builder.zext(builder.or_(*flags), I64)
+            held = [emit.load(data[0], builder.add(place, emit.index(first)), 16).widen(F64) for place in places]
+            fits = builder.and_(
+                *(_loses_nothing(emit, row, first, start, data[8], data[14], powers_) for row, start in zip(held, bound_starts, strict=True))
+            )
+            windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
+            exact = emit.cells(held)
+            with builder.if_then(builder.not_(fits), likely=False):
+                for row in range(2):
+                    tables = (data[6], data[7], data[12], data[13])
+                    top = _largest_power(emit, held[row], first, group_starts[row], number, tables, powers_)
+                    windows[row].set(top * emit.splat(powers_[0], 16))
+                    exact[row].set(_cut(held[row], windows[row].get()))
+            with emit.loop(builder.sdiv(number, emit.index(GROUPS_AT_ONCE))) as run:
+                number_first = builder.mul(run, emit.index(GROUPS_AT_ONCE))
+                terms = _group_terms(emit, first, number_first, size, starts, group_starts, (data[4], data[10]), (data[5], data[11]))
+                with builder.if_else(fits, likely=True) as (plain, truncating):
+                    with plain:
+                        for row in range(2):
+                            for term in terms[row]:
+                                exact[row].set(exact[row].get() + term)
+                    with truncating:
+                        for row in range(2):
+                            for term in terms[row]:
+                                exact[row].set(exact[row].get() + _cut(term, windows[row].get()))
+            for row in range(2):
+                flag = _round_and_store(emit, exact[row].get(), result, data[0], builder.add(places[row], emit.index(first)))
+                flags[row] = flag if flags[row] is None else builder.or_(flags[row], flag)
+        return context.make_tuple(builder, signature.return_type, [builder.zext(flag, I64) for flag in flags])
 
     return signature, codegen
 
@@ -235,12 +253,31 @@ def _cut(value: Lanes, window: Lanes) -> Lanes:
     return ((value.magnitude() + window) - window).with_sign_of(value)
 
 
-def _largest_power(emit: Emitter, held: Lanes, first: int, group_at: Any, groups: Any, tables: Any, zero_power: Any, floor_power: Any) -> Lanes:
+def _power_of(held: Lanes) -> Lanes:
+    """The power of two of each accumulator, 0 for zero."""
+    return (held.bits() & (0x7FF << 52)).floats()
+
+
+def _loses_nothing(emit: Emitter, held: Lanes, first: int, bound_at: Any, a_bounds: Any, b_bounds: Any, powers: Any) -> Any:
+    """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
+    builder, lanes = emit.builder, held.count
+    largest, smallest = (emit.splat(emit.scalar(a_bounds, builder.add(bound_at, emit.index(i))), lanes) for i in range(2))
+    largest = largest * emit.load(b_bounds, emit.index(first), lanes)
+    smallest = smallest * emit.load(b_bounds, emit.index(WIDTH + first), lanes)
+    _, zero_power, _, last_place, above_accumulator = (emit.splat(power, lanes) for power in powers)
+    power = _power_of(held)
+    top = largest.maximum(power).maximum(zero_power)
+    keeps_groups = smallest >= top * last_place
+    keeps_held = held.equals(0.0) | (power * above_accumulator >= top)
+    return (keeps_groups & keeps_held).all()
+
+
+def _largest_power(emit: Emitter, held: Lanes, first: int, group_at: Any, groups: Any, tables: Any, powers: Any) -> Lanes:
     """2^E: the largest of the accumulator's power of two and of those groups that have a nonzero product."""
     builder, lanes = emit.builder, held.count
     a_powers, a_masks, b_powers, b_masks = tables
-    power = (held.bits() & (0x7FF << 52)).floats().maximum(emit.splat(floor_power, lanes))
-    (top,) = emit.cells([held.equals(0.0).choose(emit.splat(zero_power, lanes), power)])
+    power = _power_of(held).maximum(emit.splat(powers[2], lanes))
+    (top,) = emit.cells([held.equals(0.0).choose(emit.splat(powers[1], lanes), power)])
     with emit.loop(groups) as group:
         mine = builder.add(group_at, group)
         others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))
@@ -250,23 +287,28 @@ def _largest_power(emit: Emitter, held: Lanes, first: int, group_at: Any, groups
     return top.get()
 
 
-def _group_terms(emit: Emitter, first: int, number: Any, at_once: int, size: Any, at: Any, group_at: Any, values: Any, factors: Any) -> list[Lanes]:
-    """The exact scaled sums of `at_once` groups from group `number` on."""
+def _group_terms(emit: Emitter, first: int, number: Any, size: Any, starts: Any, group_starts: Any, values: Any, factors: Any) -> list[list[Lanes]]:
+    """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on, 16 columns each."""
     builder = emit.builder
-    parts = [emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in range(at_once)]
+    elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
+    parts = [[emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in elements] for _ in starts]
     with emit.loop(size) as k:
-        for i, cells in enumerate(parts):
-            element = builder.add(builder.mul(builder.add(number, emit.index(i)), size), k)
-            factor = emit.splat(emit.scalar(values[0], builder.add(at, element)), 8)
+        for i, start_element in enumerate(elements):
+            element = builder.add(start_element, k)
             row = builder.add(builder.mul(element, emit.index(WIDTH)), emit.index(first))
-            for j, cell in enumerate(cells):
-                cell.set(factor.fma(emit.load(values[1], builder.add(row, emit.index(8 * j)), 8), cell.get()))
-    terms = []
-    for i, cells in enumerate(parts):
-        group = builder.add(number, emit.index(i))
-        mine = emit.splat(emit.scalar(factors[0], builder.add(group_at, group)), 16)
-        others = emit.load(factors[1], builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
-        terms.append(_join([cell.get() for cell in cells]).widen(F64) * (mine * others))
+            others = [emit.load(values[1], builder.add(row, emit.index(8 * j)), 8) for j in range(2)]
+            for start, cells in zip(starts, parts, strict=True):
+                factor = emit.splat(emit.scalar(values[0], builder.add(start, element)), 8)
+                for cell, other in zip(cells[i], others, strict=True):
+                    cell.set(factor.fma(other, cell.get()))
+    terms: list[list[Lanes]] = []
+    for start, cells in zip(group_starts, parts, strict=True):
+        terms.append([])
+        for i, pair in enumerate(cells):
+            group = builder.add(number, emit.index(i))
+            mine = emit.splat(emit.scalar(factors[0], builder.add(start, group)), 16)
+            others_factor = emit.load(factors[1], builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
+            terms[-1].append(_join([cell.get() for cell in pair]).widen(F64) * (mine * others_factor))
     return terms
 
 

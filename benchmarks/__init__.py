@@ -1,0 +1,1 @@
+"""Speed of the emulator beside NumPy's matmul and beside other emulators. `python -m benchmarks --help`."""

@@ -1,0 +1,164 @@
+"""Wall time of the emulator beside NumPy's f32 matmul of the same shape: A B A B, in one process on the same threads."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.check import SAMPLE, check
+from benchmarks.data import Call, Data, draw, gemm_call, kinds_of, matmul_operands
+from benchmarks.paths import BenchPath
+
+PAUSE = 0.04
+"""Seconds before each side of a pair: the idle threads of either library spin that long and would take a core from the other."""
+SIDE_SECONDS = 0.03
+"""Each side of a pair repeats its call for about as long, so that the clock and the start of threads do not count."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Seconds of one call of either side, measured one after the other."""
+
+    ours: float
+    theirs: float
+
+    @property
+    def ratio(self) -> float:
+        """Our rate as a part of theirs."""
+        return self.theirs / self.ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Pairs in a few numbers; the ratio is the median of the pairs' ratios, not the ratio of the medians."""
+
+    ours: float
+    theirs: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRow:
+    """One path on one kind of data."""
+
+    path: str
+    instruction: str
+    arch: str
+    data: str
+    threads: int
+    shape: tuple[int, int, int]
+    """M, N, K."""
+    seconds: float
+    numpy_seconds: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    minimum: float
+    aim: float
+    relative: float
+    """The ratio as a part of that on plain data."""
+    first_call_seconds: float
+    """With compilation, or with loading what was compiled before."""
+    compared: int
+    finite: int
+    different: int
+    first_difference: str
+
+    @property
+    def gmacs(self) -> float:
+        """10^9 products a second."""
+        return math.prod(self.shape) / self.seconds / 1e9
+
+    @property
+    def numpy_gmacs(self) -> float:
+        """That of NumPy's matmul."""
+        return math.prod(self.shape) / self.numpy_seconds / 1e9
+
+
+def interleave(
+    ours: Call, theirs: Call, *, repeats: int, pause: float = PAUSE, side_seconds: float = SIDE_SECONDS, clock: Clock = time.perf_counter
+) -> list[Pair]:
+    """Time two calls in turn.
+
+    Each is called once before, to warm up and to find how often a side must repeat it.
+    """
+    loops = [max(1, math.ceil(side_seconds / max(_seconds(call, 1, clock), 1e-9))) for call in (ours, theirs)]
+    pairs = []
+    for _ in range(repeats):
+        times = []
+        for call, count in zip((ours, theirs), loops, strict=True):
+            time.sleep(pause)
+            times.append(_seconds(call, count, clock))
+        pairs.append(Pair(ours=times[0], theirs=times[1]))
+    return pairs
+
+
+def _seconds(call: Call, count: int, clock: Clock) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+def summarize(pairs: Sequence[Pair]) -> Summary:
+    """The medians, and the range of the ratios."""
+    ratios = [pair.ratio for pair in pairs]
+    return Summary(
+        ours=statistics.median(pair.ours for pair in pairs), theirs=statistics.median(pair.theirs for pair in pairs),
+        ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios),
+    )  # fmt: skip
+
+
+def matmul_call(m: int, n: int, k: int) -> Call:
+    """NumPy's f32 matmul of the shape."""
+    a, b = matmul_operands(m, n, k)
+    return lambda: a @ b
+
+
+def path_rates(
+    path: BenchPath, shape: tuple[int, int, int], *, threads: int, repeats: int, hard: bool = True, sample: int = SAMPLE
+) -> Iterator[RateRow]:
+    """The rates of one path, plain data first, each with its bits checked."""
+    matmul = matmul_call(*shape)
+    plain_ratio = first_call = 0.0
+    for kind in kinds_of(path) if hard else (Data.PLAIN,):
+        operands = draw(path, kind, *shape)
+        call = gemm_call(path, operands)
+        if kind is Data.PLAIN:
+            first_call = _seconds(call, 1, time.perf_counter)
+        summary = summarize(interleave(call, matmul, repeats=repeats))
+        plain_ratio = summary.ratio if kind is Data.PLAIN else plain_ratio
+        bits = check(path, operands, call(), sample)
+        yield RateRow(
+            path=path.id, instruction=path.instruction.ptx, arch=path.arch, data=kind.value, threads=threads, shape=operands.shape,
+            seconds=summary.ours, numpy_seconds=summary.theirs, ratio=summary.ratio, ratio_min=summary.ratio_min,
+            ratio_max=summary.ratio_max, minimum=path.target.minimum, aim=path.target.aim, relative=summary.ratio / plain_ratio,
+            first_call_seconds=first_call, compared=bits.compared, finite=bits.finite, different=bits.different, first_difference=bits.first,
+        )  # fmt: skip
+
+
+def set_threads(threads: int) -> None:
+    """Threads of the emulator; those of NumPy are set by the environment before it is imported (see benchmarks/worker.py)."""
+    import numba
+
+    numba.set_num_threads(threads)
+
+
+def threading_layer() -> str:
+    """Numba's thread pool, empty before the first parallel call."""
+    import numba
+
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return ""
+
+
+__all__ = ["Pair", "RateRow", "Summary", "interleave", "matmul_call", "path_rates", "set_threads", "summarize", "threading_layer"]

@@ -1,0 +1,101 @@
+"""Tiles: how a product is divided, and what every kind of task does with its accumulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
+from mmabits.emulator.steps import nearest_add
+
+ROWS = 128
+"""Rows of a task: enough that decoding B for them costs little beside the sums."""
+TILES = 8
+"""Tiles of WIDTH columns of a task: enough that decoding A for them costs little."""
+PANEL = 256
+"""Elements of K whose codes of A are decoded at a time."""
+FINITE, SOME_NONFINITE, ALL_NAN = 0, 1, 2
+"""What is known of a row of WIDTH accumulators."""
+
+
+@jit
+def task_bounds(task: int, m: int, n: int) -> Any:
+    """(item of the batch, first row, rows, first tile, tiles) of a task."""
+    n_tiles = (n + WIDTH - 1) // WIDTH
+    row_blocks = (m + ROWS - 1) // ROWS
+    tile_blocks = (n_tiles + TILES - 1) // TILES
+    item = task // (row_blocks * tile_blocks)
+    rest = task % (row_blocks * tile_blocks)
+    row0 = rest // tile_blocks * ROWS
+    tile0 = rest % tile_blocks * TILES
+    return item, row0, min(ROWS, m - row0), tile0, min(TILES, n_tiles - tile0)
+
+
+def task_count(batch: int, m: int, n: int) -> int:
+    """Number of tasks of a product."""
+    return batch * -(-m // ROWS) * -(-n // (TILES * WIDTH))
+
+
+@jit
+def load_tiles(d: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, total: Any, state: Any) -> None:
+    """The accumulators handed in, tile by tile; columns past the edge are zeros."""
+    for tile in range(tiles):
+        col0 = (tile0 + tile) * WIDTH
+        columns = min(WIDTH, d.shape[2] - col0)
+        for row in range(rows):
+            cell = (tile * rows + row) * WIDTH
+            state[tile, row] = FINITE
+            for j in range(columns, WIDTH):
+                total[cell + j] = 0.0
+            for j in range(columns):
+                value = d[item, row0 + row, col0 + j]
+                total[cell + j] = value
+                if not np.isfinite(value):
+                    state[tile, row] = SOME_NONFINITE
+
+
+@jit
+def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, result: Any, d: Any) -> None:
+    """The results; every NaN becomes the unit's one NaN."""
+    d_bits = d.view(np.int32)
+    for tile in range(tiles):
+        col0 = (tile0 + tile) * WIDTH
+        for row in range(rows):
+            cell = (tile * rows + row) * WIDTH
+            for j in range(min(WIDTH, d.shape[2] - col0)):
+                value = total[cell + j]
+                d[item, row0 + row, col0 + j] = value
+                if np.isnan(value):
+                    d_bits[item, row0 + row, col0 + j] = result.nan
+
+
+@jit
+def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, state: Any) -> None:
+    """total += chain by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
+    if numbers.restart_f16 == 0:
+        set_rounding(NEAREST_EVEN)
+        for i in range(base, base + rows * WIDTH):
+            total[i] += chain[i]
+        set_rounding(TOWARD_ZERO)
+    else:
+        for cell in range(base, base + rows * WIDTH, WIDTH):
+            nearest_add(total, chain, cell, result.fraction_bits, result.min_exponent, result.max_exponent)
+    for i in range(base, base + rows * WIDTH):
+        chain[i] = 0.0
+    for row in range(rows):
+        state[row] = FINITE
+
+
+@jit
+def apply_specials(special: Any, chain: Any, base: int) -> int:
+    """Put infinities and NaN into the accumulators; what is now known of the row."""
+    not_finite = 0
+    nans = 0
+    for j in range(WIDTH):
+        if not np.isfinite(special[j]):
+            chain[base + j] = special[j]
+        value = chain[base + j]
+        not_finite += not np.isfinite(value)
+        nans += np.isnan(value)
+    return ALL_NAN if nans == WIDTH else (SOME_NONFINITE if not_finite > 0 else FINITE)
