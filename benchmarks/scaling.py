@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from mmabits.emulator.codecs import numpy_dtype
+
 from benchmarks.data import Call, Data, draw, gemm_call, tiled
 from benchmarks.measure import PAUSE, Pair, interleave, matmul_call, set_threads, summarize
 from benchmarks.paths import BenchPath, by_id
@@ -250,14 +253,14 @@ CALL_IDS = ("sm_89.mma.e4m3.f32", "sm_90a.mma.e4m3.f32", "sm_80.mma.s8.s32")
 """Paths with an m16n8k32."""
 
 
-def call_rows(*, tiles: int, shape: tuple[int, int, int], repeats: int, identifiers: Sequence[str] = CALL_IDS) -> Iterator[CallRow]:
+def call_rows(identifiers: Sequence[str], *, tiles: int, shape: tuple[int, int, int], repeats: int) -> Iterator[CallRow]:
     """Small calls: latency of one `mma`, and the rate of a batch in turn with a GEMM of the same instruction.
 
     Args:
+        identifiers: paths, of `CALL_IDS`.
         tiles: of the batch.
         shape: M, N, K of the GEMM.
         repeats: pairs.
-        identifiers: paths.
     """
     for identifier in identifiers:
         path = by_id(identifier)
@@ -265,9 +268,21 @@ def call_rows(*, tiles: int, shape: tuple[int, int, int], repeats: int, identifi
         one, many = mma_call(path, ()), mma_call(path, (tiles,))
         gemm = gemm_call(path, draw(path, Data.PLAIN, *shape))
         summary = summarize(interleave(many, gemm, repeats=repeats))
-        batch = tiles * row.m * row.n * row.k / summary.ours / 1e9
-        rates = [_rate(pair.ours, tiles * row.m * row.n * row.k) / _rate(pair.theirs, math.prod(shape)) for pair in (_pair(summary),)]
+        batch, products = tiles * row.m * row.n * row.k, math.prod(shape)
         yield CallRow(
-            path=identifier, instruction=row.ptx, microseconds=_median_seconds(one, max(repeats, 3)) * 1e6, tiles=tiles, batch_gmacs=batch,
-            gemm_gmacs=math.prod(shape) / summary.theirs / 1e9, batch_ratio=rates[0],
+            path=identifier, instruction=row.ptx, microseconds=_median_seconds(one, max(repeats, 3)) * 1e6, tiles=tiles,
+            batch_gmacs=batch / summary.ours / 1e9, gemm_gmacs=products / summary.theirs / 1e9, batch_ratio=summary.ratio * batch / products,
         )  # fmt: skip
+
+
+def mma_call(path: BenchPath, batch: tuple[int, ...]) -> Call:
+    """`mmabits.mma` of the path's instruction on plain operands with leading dimensions `batch`."""
+    import mmabits
+
+    row = path.instruction
+    lines = math.prod(batch)
+    drawn = draw(path, Data.PLAIN, lines * row.m, row.n, row.k)
+    a = drawn.a.reshape(*batch, row.m, row.k)
+    b = np.ascontiguousarray(np.broadcast_to(drawn.b, (*batch, row.k, row.n)))
+    c = np.zeros((*batch, row.m, row.n), numpy_dtype(row.c_type))
+    return lambda: mmabits.mma(row.ptx, a, b, c, arch=path.arch)

@@ -92,9 +92,10 @@ def _memory(job: Event) -> Iterator[Any]:
 
 
 def _calls(job: Event) -> Iterator[Any]:
-    from benchmarks import scaling
+    from benchmarks import measure, scaling
 
-    yield from scaling.call_rows(tiles=job["tiles"], shape=tuple(job["shape"]), repeats=job["repeats"])
+    measure.set_threads(job["threads"])
+    yield from scaling.call_rows(job["paths"], tiles=job["tiles"], shape=tuple(job["shape"]), repeats=job["repeats"])
 
 
 def _peers(job: Event) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Codes to magnitudes and exponents, inside compiled code."""
+"""Single codes to values, inside compiled code: the slow way, for scales and for the few codes that are not finite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.jit import jit
+from mmabits.emulator.steps import NO_EXPONENT
 
-NO_EXPONENT = -8192
-"""Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
 
 
 @jit
@@ -40,33 +39,3 @@ def decode_exponent(code: Any, form: Any) -> Any:
             return NO_EXPONENT
         return max(field >> form.fraction_bits, 1) - form.bias
     return (field >> form.fraction_bits) - form.bias
-
-
-@jit
-def decode_run(codes: Any, form: Any, power_bits: Any, powers: Any, magnitudes: Any, exponents: Any, signs: Any) -> bool:
-    """Decode int64 codes into magnitudes, exponents (int16) and signs (0 or 1); whether all are finite.
-
-    `power_bits` and `powers` are one scratch array seen as int64 and as float64. What is not finite becomes a zero here.
-    """
-    mask = (1 << (form.fraction_bits + form.exponent_bits)) - 1
-    fraction_mask = (1 << form.fraction_bits) - 1
-    unbias = 1023 - form.bias - form.fraction_bits
-    not_finite = 0
-    for i in range(codes.size):
-        code = codes[i]
-        field = (code >> form.low_bits) & mask
-        not_finite |= np.int64(field >= form.lowest_nonfinite)
-        field = field if field < form.lowest_nonfinite else 0
-        exponent_field = field >> form.fraction_bits
-        normal = np.int64(exponent_field != 0)
-        exponent_field += 1 - normal
-        signs[i] = (code >> form.sign_shift) & 1
-        magnitudes[i] = np.int32((field & fraction_mask) | (normal << form.fraction_bits))
-        power_bits[i] = (exponent_field + unbias) << 52
-    for i in range(codes.size):
-        magnitudes[i] *= powers[i]
-    for i in range(codes.size):
-        powers[i] = magnitudes[i]
-        exponent = (power_bits[i] >> 52) - 1023
-        exponents[i] = max(exponent, form.min_exponent) if exponent > -1023 else NO_EXPONENT
-    return not_finite == 0

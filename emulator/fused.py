@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.decode import decode_exponent, decode_run, decode_value
+from mmabits.emulator.decode import decode_exponent, decode_value
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
-from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, fused_step
+from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, decode_columns, decode_elements, fused_step
 from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
 
 
@@ -22,83 +22,74 @@ def ordered(k: int, order: Any) -> int:
 
 @jit
 def decode_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, order: Any, form: Any, scale: Any, scale_form: Any, numbers: Any,
-                magnitudes: Any, exponents: Any, sides: Any, bad: Any) -> None:  # fmt: skip
+                places: Any, codes: Any, magnitudes: Any, exponents: Any, sides: Any, bad: Any) -> None:  # fmt: skip
     """A panel of A: `count` elements of K, in the order the unit takes them, of `rows` rows.
 
-    magnitudes, exponents, sides: (rows, panel); sides is where element k of a step finds its part of B (see fused_step).
-    bad[row, step]: 1 where something in that step is not finite.
+    magnitudes, exponents, sides: (rows, panel), flat; sides is where element k of a step finds its part of B (see fused_step).
+    bad[row, step]: 1 where something in that step is not finite. `codes` is scratch of a panel's length.
     """
-    codes = np.empty(count, np.int64)
-    power_bits = np.empty(count, np.int64)
-    powers = power_bits.view(np.float64)
-    values = np.empty(count, np.float64)
-    signs = np.empty(count, np.uint8)
-    row_exponents = np.empty(count, np.int16)
     k_total = a.shape[2]
+    panel = codes.size
+    straight = order.size == 0 and k0 + panel <= k_total
+    flat = a.reshape(a.size)
+    codes[:] = 0
     for row in range(rows):
-        for k in range(count):
-            at = ordered(k0 + k, order)
-            codes[k] = a[item, row0 + row, at] if at < k_total else 0
-        finite = decode_run(codes, form, power_bits, powers, values, row_exponents, signs)
-        for k in range(count):
-            magnitudes[row, k] = values[k]
-            exponents[row, k] = row_exponents[k]
-            sides[row, k] = (k % numbers.step) * 2 * WIDTH + (signs[k] ^ numbers.negate) * WIDTH
+        finite = True
+        if straight:
+            first = (item * a.shape[1] + row0 + row) * k_total + k0
+            for k in range(0, panel, WIDTH):
+                finite &= decode_elements(flat, first + k, form, numbers.negate, places, k, magnitudes, exponents, sides, row * panel + k)
+        else:
+            for k in range(count):
+                at = ordered(k0 + k, order)
+                codes[k] = a[item, row0 + row, at] if at < k_total else 0
+            for k in range(0, panel, WIDTH):
+                finite &= decode_elements(codes, k, form, numbers.negate, places, k, magnitudes, exponents, sides, row * panel + k)
         for step in range(count // numbers.step):
             bad[row, step] = 0
         if not finite:
             for k in range(count):
-                if not np.isfinite(decode_value(codes[k], form)):
+                at = ordered(k0 + k, order)
+                if at < k_total and not np.isfinite(decode_value(np.int64(a[item, row0 + row, at]), form)):
                     bad[row, k // numbers.step] = 1
         if numbers.block > 0:
-            for block in range((count + numbers.block - 1) // numbers.block):
-                first = block * numbers.block
-                if k0 + first >= k_total:
-                    break
+            for first in range(0, min(count, k_total - k0), numbers.block):
                 code = np.int64(scale[item, row0 + row, (k0 + first) // numbers.block])
                 factor = decode_value(code, scale_form)
                 if np.isnan(factor):
                     bad[row, first // numbers.step] = 1
                     continue
                 exponent = decode_exponent(code, scale_form)
-                for k in range(first, min(first + numbers.block, count)):
-                    magnitudes[row, k] *= factor
-                    exponents[row, k] += exponent
+                for k in range(row * panel + first, row * panel + min(first + numbers.block, count)):
+                    magnitudes[k] *= factor
+                    exponents[k] += exponent
 
 
 @jit
 def pack_columns(b: Any, item: int, k0: int, col0: int, columns: int, order: Any, form: Any, scale: Any, scale_form: Any, numbers: Any,
-                 planes: Any, exponents: Any, bad: Any) -> bool:  # fmt: skip
+                 codes: Any, planes: Any, exponents: Any, bad: Any) -> bool:  # fmt: skip
     """One step of B, WIDTH columns: planes and exponents as fused_step reads them; whether all of it is finite.
 
-    bad[j]: 1 where something in column j is not finite. Columns past the edge are zeros.
+    bad[j]: 1 where something in column j is not finite. Columns past the edge are zeros. `codes` is scratch of WIDTH.
     """
-    codes = np.zeros(WIDTH, np.int64)
-    power_bits = np.empty(WIDTH, np.int64)
-    powers = power_bits.view(np.float64)
-    values = np.empty(WIDTH, np.float64)
-    row_exponents = np.empty(WIDTH, np.int16)
-    signs = np.empty(WIDTH, np.uint8)
-    k_total = b.shape[1]
+    k_total, n_total = b.shape[1], b.shape[2]
+    flat = b.reshape(b.size)
     all_finite = True
     bad[:] = 0
     for k in range(numbers.step):
         at = ordered(k0 + k, order)
-        if at < k_total:
-            for j in range(columns):
-                codes[j] = b[item, at, col0 + j]
+        width = columns if at < k_total else 0
+        if width == WIDTH:
+            finite = decode_columns(flat, (item * k_total + at) * n_total + col0, form, planes, k * 2 * WIDTH, exponents, k * WIDTH)
         else:
             codes[:] = 0
-        finite = decode_run(codes, form, power_bits, powers, values, row_exponents, signs)
-        plane = k * 2 * WIDTH
-        for j in range(WIDTH):
-            planes[plane + j] = values[j] if signs[j] == 0 else 0.0
-            planes[plane + WIDTH + j] = values[j] if signs[j] == 1 else 0.0
-            exponents[k * WIDTH + j] = row_exponents[j]
+            for j in range(width):
+                codes[j] = b[item, at, col0 + j]
+            finite = decode_columns(codes, 0, form, planes, k * 2 * WIDTH, exponents, k * WIDTH)
         if not finite:
             all_finite = False
-            for j in range(columns):
-                if not np.isfinite(decode_value(codes[j], form)):
+            for j in range(width):
+                if not np.isfinite(decode_value(np.int64(b[item, at, col0 + j]), form)):
                     bad[j] = 1
     if numbers.block > 0:
         for first in range(0, min(numbers.step, k_total - k0), numbers.block):
@@ -166,17 +157,13 @@ def wide_step(chain: Any, cell: int, magnitudes: Any, exponents: Any, sides: Any
 
 
 @jit
-def step_rows(rows: int, start: int, row0: int, k0: int, col0: int, columns: int, item: int, a: Any, b: Any, scale_a: Any, scale_b: Any,
+def step_rows(rows: int, panel: int, start: int, row0: int, k0: int, col0: int, columns: int, item: int, a: Any, b: Any, scale_a: Any, scale_b: Any,
               order: Any, form_a: Any, form_b: Any, scale_form: Any, numbers: Any, result: Any, magnitudes: Any, exponents: Any, sides: Any,
               bad_rows: Any, planes: Any, b_exponents: Any, bad_columns: Any, columns_finite: bool, chain: Any, base: int,
               state: Any) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     special = np.empty(WIDTH, np.float32)
     unshift = 2.0**-numbers.c_shift
-    flat_magnitudes = magnitudes.reshape(magnitudes.size)
-    flat_exponents = exponents.reshape(exponents.size)
-    flat_sides = sides.reshape(sides.size)
-    panel = magnitudes.shape[1]
     for row in range(rows):
         if state[row] == ALL_NAN:
             continue
@@ -187,11 +174,11 @@ def step_rows(rows: int, start: int, row0: int, k0: int, col0: int, columns: int
         if flagged:
             resolve_specials(a, b, scale_a, scale_b, item, row0 + row, k0, col0, columns, order, form_a, form_b, scale_form, numbers,
                              row_bad, bad_columns, chain, cell, special)  # fmt: skip
-        done = fused_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, b_exponents, numbers.step,
+        done = fused_step(chain, cell, magnitudes, exponents, sides, at, planes, b_exponents, numbers.step,
                           numbers.fraction_bits, numbers.zero_exponent, numbers.c_shift, unshift, result.mode, result.fraction_bits,
                           result.min_exponent, result.max_exponent, result.cut)  # fmt: skip
         if done == TOO_WIDE:
-            done = wide_step(chain, cell, flat_magnitudes, flat_exponents, flat_sides, at, planes, b_exponents, numbers, result)
+            done = wide_step(chain, cell, magnitudes, exponents, sides, at, planes, b_exponents, numbers, result)
         if flagged:
             state[row] = apply_specials(special, chain, cell)
         elif done == NOT_FINITE:
@@ -205,11 +192,17 @@ def fused_tasks(first: int, last: int, carrier: Any, a: Any, b: Any, scale_a: An
     set_rounding(TOWARD_ZERO)
     step = numbers.step
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
-    panel = min((PANEL + step - 1) // step * step, k_padded)
+    elements = min((PANEL + step - 1) // step * step, k_padded)
     _, _, rows, _, tiles = task_bounds(first - first, d.shape[1], d.shape[2])
-    magnitudes = np.empty((rows, panel), carrier.dtype)
-    exponents = np.empty((rows, panel), np.int16)
-    sides = np.empty((rows, panel), np.int32)
+    panel = (elements + WIDTH - 1) // WIDTH * WIDTH
+    magnitudes = np.empty(rows * panel, carrier.dtype)
+    exponents = np.empty(rows * panel, np.int16)
+    sides = np.empty(rows * panel, np.int32)
+    places = np.empty(panel, np.int32)
+    for k in range(panel):
+        places[k] = k % step * 2 * WIDTH
+    row_codes = np.empty(panel, a.dtype)
+    column_codes = np.empty(WIDTH, a.dtype)
     bad_rows = np.empty((rows, panel // step), np.uint8)
     planes = np.empty(step * 2 * WIDTH, carrier.dtype)
     b_exponents = np.empty(step * WIDTH, np.int16)
@@ -223,18 +216,19 @@ def fused_tasks(first: int, last: int, carrier: Any, a: Any, b: Any, scale_a: An
         if numbers.restart > 0:
             chain[:] = 0.0
             state[:] = FINITE
-        for panel0 in range(0, k_padded, panel):
-            count = min(panel, k_padded - panel0)
-            decode_rows(a, item, row0, rows, panel0, count, order, form_a, scale_a, scale_form, numbers, magnitudes, exponents, sides, bad_rows)
+        for panel0 in range(0, k_padded, elements):
+            count = min(elements, k_padded - panel0)
+            decode_rows(a, item, row0, rows, panel0, count, order, form_a, scale_a, scale_form, numbers, places, row_codes, magnitudes,
+                        exponents, sides, bad_rows)  # fmt: skip
             for tile in range(tiles):
                 base = tile * rows * WIDTH
                 col0 = (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
                     k0 = panel0 + start
-                    finite = pack_columns(b, item, k0, col0, columns, order, form_b, scale_b, scale_form, numbers, planes, b_exponents,
-                                          bad_columns)  # fmt: skip
-                    step_rows(rows, start, row0, k0, col0, columns, item, a, b, scale_a, scale_b, order, form_a, form_b, scale_form, numbers,
+                    finite = pack_columns(b, item, k0, col0, columns, order, form_b, scale_b, scale_form, numbers, column_codes, planes,
+                                          b_exponents, bad_columns)  # fmt: skip
+                    step_rows(rows, panel, start, row0, k0, col0, columns, item, a, b, scale_a, scale_b, order, form_a, form_b, scale_form, numbers,
                               result, magnitudes, exponents, sides, bad_rows, planes, b_exponents, bad_columns, finite, chain, base,
                               state[tile])  # fmt: skip
                     done = k0 + step

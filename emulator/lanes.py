@@ -70,10 +70,10 @@ class Lanes:
     def __or__(self, other: Lanes | int) -> Lanes:
         return self._new(self.builder.or_(self.value, self._like(other)))
 
-    def __lshift__(self, places: int) -> Lanes:
+    def __lshift__(self, places: Lanes | int) -> Lanes:
         return self._new(self.builder.shl(self.value, self._like(places)))
 
-    def __rshift__(self, places: int) -> Lanes:
+    def __rshift__(self, places: Lanes | int) -> Lanes:
         return self._new(self.builder.lshr(self.value, self._like(places)))
 
     def _compare(self, operator: str, other: Lanes | float) -> Lanes:
@@ -135,6 +135,15 @@ class Lanes:
         """To wider lanes: floats exactly, integers with their sign."""
         kind = ir.VectorType(element, self.count)
         return self._new(self.builder.fpext(self.value, kind) if self.is_float else self.builder.sext(self.value, kind))
+
+    def unsigned(self, element: ir.Type) -> Lanes:
+        """Integer lanes to at least as wide ones, zeros above."""
+        kind = ir.VectorType(element, self.count)
+        return self if element == self.element else self._new(self.builder.zext(self.value, kind))
+
+    def narrow(self, element: ir.Type) -> Lanes:
+        """Integer lanes to narrower ones, low bits kept."""
+        return self._new(self.builder.trunc(self.value, ir.VectorType(element, self.count)))
 
     def to_float32(self) -> Lanes:
         """Float64 lanes to float32, in the thread's rounding mode."""

@@ -21,7 +21,7 @@ class FormatNumbers(NamedTuple):
     bias: int
     low_bits: int
     sign_shift: int
-    """Place of the sign bit; 63 (always 0 in a code) where there is none."""
+    """Place of the sign bit; where there is none, a place above the fields, always 0."""
     lowest_nonfinite: int
     """The smallest magnitude field (without low bits) that is not finite; past every field where there is none."""
     infinity: int
@@ -87,7 +87,7 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
         exponent_bits=form.exponent_bits,
         bias=form.bias,
         low_bits=form.ignored_low_bits,
-        sign_shift=form.code_bits - 1 if form.sign_bits else 63,
+        sign_shift=form.code_bits - 1 if form.sign_bits else fields + form.ignored_low_bits,
         lowest_nonfinite=lowest,
         infinity=form.exponent_mask >> form.ignored_low_bits if form.has_infinity else -1,
         subnormals=int(form.has_subnormals),

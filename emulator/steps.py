@@ -24,6 +24,9 @@ CARRIER_LIMIT = 100
 GROUPS_AT_ONCE = 2
 """Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
 
+NO_EXPONENT = -8192
+"""Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
+
 _index = types.intp
 
 
@@ -130,6 +133,74 @@ def _round_and_store(emit: Emitter, exact: Lanes, result: Any, chain: Any, cell:
             rounded.set(_nearest(emit, exact, fraction_bits, min_exponent, max_exponent))
     emit.store(rounded.get().floats(), chain, cell)
     return ((rounded.get() & 0x7FFFFFFF) >= 0x7F800000).any()
+
+
+def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
+    """WIDTH codes: magnitudes (float32), exponents (int16), sign bits (int32), and whether one is not finite (an i1).
+
+    A code's exponent and fraction, put where a float32 has them, times 2^(127 - bias) is its magnitude, subnormals
+    included. What is not finite becomes a zero here.
+    """
+    fraction_bits, _, bias, low_bits, sign_shift, lowest_nonfinite, _, _, min_exponent = (emit.narrow_index(number) for number in form)
+    builder = emit.builder
+
+    def everywhere(number: Any) -> Lanes:
+        return emit.splat(number, WIDTH)
+
+    code = emit.load(codes, at, WIDTH).unsigned(I32)
+    sign = (code >> everywhere(sign_shift)) & 1
+    fields = builder.sub(builder.shl(ir.Constant(I32, 1), sign_shift), ir.Constant(I32, 1))
+    field = (code & everywhere(fields)) >> everywhere(low_bits)
+    not_finite = field >= everywhere(lowest_nonfinite)
+    field = not_finite.choose(0, field)
+    up = builder.sub(ir.Constant(I32, 23), fraction_bits)
+    rescale = builder.shl(builder.sub(ir.Constant(I32, 254), bias), ir.Constant(I32, 23))
+    magnitude = (field << everywhere(up)).floats() * everywhere(rescale).floats()
+    exponent = ((magnitude.bits() >> 23) - 127).maximum(everywhere(min_exponent))
+    exponent = field.equals(0).choose(NO_EXPONENT, exponent)
+    return magnitude, exponent.narrow(I16), sign, not_finite.any()
+
+
+@intrinsic
+def decode_columns(_context: Any, codes: Any, at: Any, form: Any, planes: Any, plane: Any, exponents: Any, cell: Any) -> Any:
+    """WIDTH codes of a row of B: positive parts to planes[plane:], negative ones WIDTH further, exponents; whether all are finite."""
+    signature = types.boolean(codes, _index, form, planes, _index, exponents, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        codes_, planes_, exponents_ = (emit.data(kind, arguments[i]) for kind, i in ((codes, 0), (planes, 3), (exponents, 5)))
+        magnitude, exponent, sign, not_finite = _decoded(emit, codes_, arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form)))
+        emit.store(exponent, exponents_, arguments[6])
+        if planes.dtype == types.float64:
+            magnitude = magnitude.widen(F64)
+        zero = emit.constant(magnitude.element, 0.0, WIDTH)
+        positive = sign.equals(0)
+        emit.store(positive.choose(magnitude, zero), planes_, arguments[4])
+        emit.store(positive.choose(zero, magnitude), planes_, builder.add(arguments[4], emit.index(WIDTH)))
+        return builder.not_(not_finite)
+
+    return signature, codegen
+
+
+@intrinsic
+def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, places: Any, place: Any, magnitudes: Any, exponents: Any, sides: Any,
+                    cell: Any) -> Any:  # fmt: skip
+    """WIDTH codes of a row of A: magnitudes, exponents, and sides = places[place:], WIDTH more where negative; whether all are finite."""
+    signature = types.boolean(codes, _index, form, _index, places, _index, magnitudes, exponents, sides, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        arrays = {0: codes, 4: places, 6: magnitudes, 7: exponents, 8: sides}
+        data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
+        magnitude, exponent, sign, not_finite = _decoded(emit, data[0], arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form)))
+        flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
+        side = emit.load(data[4], arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
+        emit.store(magnitude.widen(F64) if magnitudes.dtype == types.float64 else magnitude, data[6], arguments[9])
+        emit.store(exponent, data[7], arguments[9])
+        emit.store(side, data[8], arguments[9])
+        return builder.not_(not_finite)
+
+    return signature, codegen
 
 
 @intrinsic

@@ -1,0 +1,235 @@
+"""`python -m benchmarks`: measure, print the tables, and write JSON, Markdown and a plot."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from mmabits.isa import MmabitsError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import machine, peers, report, scaling
+from benchmarks.data import kinds_of
+from benchmarks.measure import RateRow
+from benchmarks.paths import MORE_SCALING_IDS, SCALING_IDS, BenchPath, select
+from benchmarks.worker import run_job
+
+EXIT_DIFFERENT: Final = 1
+EXIT_ERROR: Final = 2
+_PIPE_WIDTH: Final = 200
+_CALL_TILES: Final = 100_000
+
+
+class Size(enum.StrEnum):
+    """How much is measured."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    ISSUE = "issue"
+    FULL = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """What a size means."""
+
+    shape: tuple[int, int, int]
+    """M, N, K of the rates."""
+    repeats: int
+    sample: int
+    """Outputs whose bits are checked, for each path and kind of data."""
+    sizes: tuple[int, ...]
+    thread_size: int
+    memory_size: int
+    scaling_ids: tuple[str, ...]
+    cold_ids: tuple[str, ...] | None
+    """None: every path."""
+    tiles: int
+    peer_shape: tuple[int, int, int] = peers.SHAPE
+
+
+# fmt: off
+EXTENTS = {
+    Size.TINY: Extent(
+        shape=(32, 32, 128), repeats=2, sample=8, sizes=(64, 128), thread_size=128, memory_size=256, scaling_ids=SCALING_IDS[:1],
+        cold_ids=(), tiles=100, peer_shape=(16, 16, 64)),
+    Size.SMALL: Extent(
+        shape=(512, 512, 1024), repeats=3, sample=64, sizes=(128, 256, 512, 1024, 2048), thread_size=1024, memory_size=2048,
+        scaling_ids=SCALING_IDS, cold_ids=SCALING_IDS[:1], tiles=_CALL_TILES),
+    Size.ISSUE: Extent(
+        shape=(1024, 1024, 4096), repeats=7, sample=64, sizes=(128, 256, 512, 1024, 2048), thread_size=2048, memory_size=2048,
+        scaling_ids=MORE_SCALING_IDS, cold_ids=MORE_SCALING_IDS, tiles=_CALL_TILES),
+    Size.FULL: Extent(
+        shape=(1024, 1024, 4096), repeats=11, sample=256, sizes=(128, 256, 512, 1024, 2048, 4096), thread_size=2048, memory_size=4096,
+        scaling_ids=MORE_SCALING_IDS, cold_ids=None, tiles=_CALL_TILES),
+}
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A job for a measuring process, and where its rows go."""
+
+    label: str
+    rows: str
+    """Attribute of report.Results."""
+    make: type
+    job: dict[str, Any]
+    expected: int
+    threads: int
+
+
+def steps(extent: Extent, paths: list[BenchPath], threads: list[int], repeats: int, *, hard: bool, with_scaling: bool, with_peers: bool) -> list[Step]:
+    """The jobs of a run, without those that need a process each (see `fresh_steps`)."""
+    made = [
+        Step(label=f"{path.id}, {count} threads", rows="rates", make=RateRow, threads=count, expected=len(kinds_of(path)) if hard else 1,
+             job={"task": "rates", "paths": [path.id], "shape": extent.shape, "repeats": repeats, "hard": hard, "sample": extent.sample})
+        for count in threads for path in paths
+    ]  # fmt: skip
+    chosen = [path.id for path in paths if path.id in extent.scaling_ids]
+    most = max(threads)
+    if with_scaling and chosen:
+        sized = {"task": "sizes", "paths": chosen, "sizes": extent.sizes, "repeats": repeats}
+        threaded = {"task": "threads", "paths": chosen, "size": extent.thread_size, "repeats": repeats}
+        made.append(Step(label="sizes", rows="sizes", make=scaling.SizeRow, job=sized, expected=len(extent.sizes) * (len(chosen) + 1), threads=most))
+        made.append(Step(label="threads", rows="threads", make=scaling.ThreadRow, job=threaded, expected=most * len(chosen), threads=most))
+        made += [
+            Step(label=f"memory of {identifier}", rows="memory", make=scaling.MemoryRow, expected=1, threads=most,
+                 job={"task": "memory", "path": identifier, "size": extent.memory_size})
+            for identifier in chosen
+        ]  # fmt: skip
+    if with_scaling and any(path.id in scaling.CALL_IDS for path in paths):
+        called = {"task": "calls", "tiles": extent.tiles, "shape": extent.shape, "repeats": repeats}
+        called["paths"] = [path.id for path in paths if path.id in scaling.CALL_IDS]
+        made.append(Step(label="small calls", rows="calls", make=scaling.CallRow, job=called, expected=len(called["paths"]), threads=most))
+    for peer in peers.PEERS if with_peers else ():
+        covered = [path.id for path in paths if peers.covers(peer, path)]
+        if covered and peers.version(peer):
+            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(repeats, 3)}
+            made.append(Step(label=peers.PEERS[peer], rows="peers", make=peers.PeerRow, job=job, expected=len(covered) * len(peers.DATA), threads=most))
+    return made
+
+
+class Watcher:
+    """Shows how far a run is: a bar on a terminal, nothing in a pipe."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total) if progress is not None else None
+
+    def say(self, label: str) -> None:
+        """Name what is measured now."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=label)
+
+    def advance(self) -> None:
+        """One row more is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task)
+
+
+@contextmanager
+def watching(console: Console, total: int) -> Iterator[Watcher]:
+    """A watcher of `total` rows."""
+    if not console.is_terminal:
+        yield Watcher(None, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Watcher(progress, total)
+
+
+def _row(make: type, event: Mapping[str, Any]) -> Any:
+    """A row that came as JSON, whose tuples became lists."""
+    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in event.items()})
+
+
+def collect(results: report.Results, todo: list[Step], starts: list[str], colds: list[str], threads: int, repeats: int, console: Console) -> None:
+    """Run every job and put its rows into `results`."""
+    with watching(console, sum(step.expected for step in todo) + len(starts) + len(colds)) as watcher:
+        for step in todo:
+            watcher.say(step.label)
+            for event in run_job(step.job, threads=step.threads):
+                getattr(results, step.rows).append(_row(step.make, event))
+                watcher.advance()
+        for identifier in starts:
+            watcher.say(f"start of {identifier}")
+            results.start.append(scaling.start_row(identifier, threads=threads, repeats=repeats))
+            watcher.advance()
+        for identifier in colds:
+            watcher.say(f"cold start of {identifier}")
+            results.cold.append(scaling.cold_row(identifier, threads=threads))
+            watcher.advance()
+
+
+def _thread_counts(text: str | None) -> list[int]:
+    if text is None:
+        return [machine.cores()]
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise MmabitsError(f"--threads takes positive numbers with commas between, got {text!r}")
+    return counts
+
+
+def _layer(identifier: str, threads: int) -> str:
+    return next((str(event["threading_layer"]) for event in run_job({"task": "layer", "path": identifier}, threads=threads)), "")
+
+
+def run(
+    size: Annotated[Size, typer.Option(help="How much: small takes minutes, issue is 1024 x 1024 x 4096, full adds 4096^3; tiny tests this program.")] = Size.SMALL,
+    paths: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these paths: parts of their names or shell patterns, with commas.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Numbers of threads, with commas; all cores if left out.")] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Pairs of calls for each ratio.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json, results.md and rates.png go.")] = Path("bench-output"),
+    hard: Annotated[bool, typer.Option(help="Measure on hard data as well.")] = True,
+    with_scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Sizes, threads, memory, start and small calls.")] = True,
+    with_peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other emulators, where installed.")] = True,
+    enforce: Annotated[bool, typer.Option("--enforce", help="Exit 1 where a minimum is missed.")] = False,
+) -> None:
+    """Measure the emulator beside NumPy's f32 matmul and beside other emulators; check the bits of what was measured."""
+    extent, chosen, counts = EXTENTS[size], select(paths), _thread_counts(threads)
+    most, pairs = max(counts), repeats or extent.repeats
+    console = Console(stderr=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    results = report.Results(machine=machine.describe(sys.argv[1:], _layer(chosen[0].id, most)), size=size.value)
+    todo = steps(extent, chosen, counts, pairs, hard=hard, with_scaling=with_scaling, with_peers=with_peers)
+    starts = [path.id for path in chosen if path.id in extent.scaling_ids] if with_scaling else []
+    colds = [path.id for path in chosen if extent.cold_ids is None or path.id in extent.cold_ids] if with_scaling else []
+    if with_peers:
+        results.notes += [f"{name} is not installed" for peer, name in peers.PEERS.items() if peers.version(peer) is None]
+    collect(results, todo, starts, colds, most, pairs, console)
+    files = report.write(results, out)
+    for sheet in report.sheets(results):
+        console.print(report.rich_table(sheet), "")
+    for title, lines in (("missed", results.missed), ("note", results.notes)):
+        for line in lines:
+            print(f"{title}: {line}")
+    print(f"wrote {', '.join(map(str, files))}")
+    if results.different or (enforce and results.missed):
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(run)
+    try:
+        app(prog_name="python -m benchmarks")
+    except MmabitsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_ERROR) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The machine, the versions and the commit that a measurement belongs to."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.peers import PEERS, version
+from benchmarks.report import Machine
+from benchmarks.worker import ROOT
+
+_PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(arguments: Sequence[str], threading_layer: str = "") -> Machine:
+    """The machine as it is now.
+
+    Args:
+        arguments: of the command line.
+        threading_layer: of Numba in the measuring process.
+    """
+    return Machine(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), cpu=_cpu(), cores=cores(),
+        system=f"{platform.system()} {platform.machine()}", versions=_versions(), commit=_commit(),
+        command=" ".join(("python -m benchmarks", shlex.join(arguments))).strip(), threading_layer=threading_layer,
+    )  # fmt: skip
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    import mmabits
+
+    found = {"mmabits": mmabits.__version__, "Python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | {name: text for peer, name in PEERS.items() if (text := version(peer))} | _blas()
+
+
+def _blas() -> dict[str, str]:
+    """The library behind NumPy's matmul."""
+    import numpy as np
+
+    config = np.show_config(mode="dicts")
+    blas = config.get("Build Dependencies", {}).get("blas", {}) if isinstance(config, dict) else {}
+    return {str(blas["name"]): str(blas.get("version", ""))} if blas.get("name") else {}
+
+
+def _commit() -> str:
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
