@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from mmabits.isa import MmabitsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -20,6 +19,7 @@ from benchmarks.data import kinds_of
 from benchmarks.measure import RateRow
 from benchmarks.paths import MORE_SCALING_IDS, SCALING_IDS, BenchPath, select
 from benchmarks.worker import run_job
+from mmabits.isa import MmabitsError
 
 EXIT_DIFFERENT: Final = 1
 EXIT_ERROR: Final = 2
@@ -74,6 +74,22 @@ EXTENTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the command line chose."""
+
+    paths: list[BenchPath]
+    threads: list[int]
+    repeats: int
+    hard: bool
+    scaling: bool
+    peers: bool
+
+    def among(self, identifiers: Collection[str] | None) -> list[str]:
+        """The chosen paths that are among the given ones (None: all), for the measurements of scaling."""
+        return [path.id for path in self.paths if identifiers is None or path.id in identifiers] if self.scaling else []
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A job for a measuring process, and where its rows go."""
 
@@ -86,34 +102,41 @@ class Step:
     threads: int
 
 
-def steps(extent: Extent, paths: list[BenchPath], threads: list[int], repeats: int, *, hard: bool, with_scaling: bool, with_peers: bool) -> list[Step]:
-    """The jobs of a run, without those that need a process each (see `fresh_steps`)."""
-    made = [
-        Step(label=f"{path.id}, {count} threads", rows="rates", make=RateRow, threads=count, expected=len(kinds_of(path)) if hard else 1,
-             job={"task": "rates", "paths": [path.id], "shape": extent.shape, "repeats": repeats, "hard": hard, "sample": extent.sample})
-        for count in threads for path in paths
-    ]  # fmt: skip
-    chosen = [path.id for path in paths if path.id in extent.scaling_ids]
-    most = max(threads)
-    if with_scaling and chosen:
-        sized = {"task": "sizes", "paths": chosen, "sizes": extent.sizes, "repeats": repeats}
-        threaded = {"task": "threads", "paths": chosen, "size": extent.thread_size, "repeats": repeats}
-        made.append(Step(label="sizes", rows="sizes", make=scaling.SizeRow, job=sized, expected=len(extent.sizes) * (len(chosen) + 1), threads=most))
-        made.append(Step(label="threads", rows="threads", make=scaling.ThreadRow, job=threaded, expected=most * len(chosen), threads=most))
-        made += [
-            Step(label=f"memory of {identifier}", rows="memory", make=scaling.MemoryRow, expected=1, threads=most,
-                 job={"task": "memory", "path": identifier, "size": extent.memory_size})
-            for identifier in chosen
-        ]  # fmt: skip
-    if with_scaling and any(path.id in scaling.CALL_IDS for path in paths):
-        called = {"task": "calls", "tiles": extent.tiles, "shape": extent.shape, "repeats": repeats}
-        called["paths"] = [path.id for path in paths if path.id in scaling.CALL_IDS]
-        made.append(Step(label="small calls", rows="calls", make=scaling.CallRow, job=called, expected=len(called["paths"]), threads=most))
-    for peer in peers.PEERS if with_peers else ():
-        covered = [path.id for path in paths if peers.covers(peer, path)]
+def steps(extent: Extent, chosen: Choice) -> list[Step]:
+    """The jobs of a run; start and cold start, which time whole processes, are none (see `collect`)."""
+    expected = sum(len(kinds_of(path)) if chosen.hard else 1 for path in chosen.paths)
+    job = {"task": "rates", "paths": [path.id for path in chosen.paths], "shape": extent.shape, "repeats": chosen.repeats,
+           "hard": chosen.hard, "sample": extent.sample}  # fmt: skip
+    made = [Step(label="rates", rows="rates", make=RateRow, expected=expected, threads=count, job=job) for count in chosen.threads]
+    return made + _scaling_steps(extent, chosen) + _peer_steps(extent, chosen)
+
+
+def _scaling_steps(extent: Extent, chosen: Choice) -> list[Step]:
+    scaled, small, most = chosen.among(extent.scaling_ids), chosen.among(scaling.CALL_IDS), max(chosen.threads)
+    made = []
+    if scaled:
+        common = {"paths": scaled, "repeats": chosen.repeats}
+        made.append(Step(label="sizes", rows="sizes", make=scaling.SizeRow, expected=len(extent.sizes) * (len(scaled) + 1), threads=most,
+                         job={"task": "sizes", "sizes": extent.sizes, **common}))  # fmt: skip
+        made.append(Step(label="threads", rows="threads", make=scaling.ThreadRow, expected=most * len(scaled), threads=most,
+                         job={"task": "threads", "size": extent.thread_size, **common}))  # fmt: skip
+    for identifier in scaled:
+        job = {"task": "memory", "path": identifier, "size": extent.memory_size}
+        made.append(Step(label=f"memory of {identifier}", rows="memory", make=scaling.MemoryRow, expected=1, threads=most, job=job))
+    if small:
+        job = {"task": "calls", "paths": small, "tiles": extent.tiles, "shape": extent.shape, "repeats": chosen.repeats}
+        made.append(Step(label="small calls", rows="calls", make=scaling.CallRow, expected=len(small), threads=most, job=job))
+    return made
+
+
+def _peer_steps(extent: Extent, chosen: Choice) -> list[Step]:
+    made = []
+    for peer, name in peers.PEERS.items() if chosen.peers else ():
+        covered = [path.id for path in chosen.paths if peers.covers(peer, path)]
         if covered and peers.version(peer):
-            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(repeats, 3)}
-            made.append(Step(label=peers.PEERS[peer], rows="peers", make=peers.PeerRow, job=job, expected=len(covered) * len(peers.DATA), threads=most))
+            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(chosen.repeats, 3)}
+            expected = len(covered) * len(peers.DATA)
+            made.append(Step(label=name, rows="peers", make=peers.PeerRow, expected=expected, threads=max(chosen.threads), job=job))
     return made
 
 
@@ -151,21 +174,25 @@ def _row(make: type, event: Mapping[str, Any]) -> Any:
     return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in event.items()})
 
 
-def collect(results: report.Results, todo: list[Step], starts: list[str], colds: list[str], threads: int, repeats: int, console: Console) -> None:
-    """Run every job and put its rows into `results`."""
+def collect(results: report.Results, extent: Extent, chosen: Choice, console: Console) -> None:
+    """Measure everything and put the rows into `results`."""
+    todo, most = steps(extent, chosen), max(chosen.threads)
+    starts, colds = chosen.among(extent.scaling_ids), chosen.among(extent.cold_ids)
     with watching(console, sum(step.expected for step in todo) + len(starts) + len(colds)) as watcher:
         for step in todo:
             watcher.say(step.label)
             for event in run_job(step.job, threads=step.threads):
-                getattr(results, step.rows).append(_row(step.make, event))
+                row = _row(step.make, event)
+                getattr(results, step.rows).append(row)
                 watcher.advance()
+                watcher.say(f"{step.label}, after {row.path}")
         for identifier in starts:
             watcher.say(f"start of {identifier}")
-            results.start.append(scaling.start_row(identifier, threads=threads, repeats=repeats))
+            results.start.append(scaling.start_row(identifier, threads=most, repeats=chosen.repeats))
             watcher.advance()
         for identifier in colds:
             watcher.say(f"cold start of {identifier}")
-            results.cold.append(scaling.cold_row(identifier, threads=threads))
+            results.cold.append(scaling.cold_row(identifier, threads=most))
             watcher.advance()
 
 
@@ -186,8 +213,12 @@ def _layer(identifier: str, threads: int) -> str:
 
 
 def run(
-    size: Annotated[Size, typer.Option(help="How much: small takes minutes, issue is 1024 x 1024 x 4096, full adds 4096^3; tiny tests this program.")] = Size.SMALL,
-    paths: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only these paths: parts of their names or shell patterns, with commas.")] = None,
+    size: Annotated[
+        Size, typer.Option(help="small takes minutes, issue is 1024 x 1024 x 4096, full adds 4096^3; tiny is for tests.")
+    ] = Size.SMALL,
+    paths: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only paths with this in their names; shell patterns, commas.")
+    ] = None,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, with commas; all cores if left out.")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Pairs of calls for each ratio.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json, results.md and rates.png go.")] = Path("bench-output"),
@@ -197,27 +228,37 @@ def run(
     enforce: Annotated[bool, typer.Option("--enforce", help="Exit 1 where a minimum is missed.")] = False,
 ) -> None:
     """Measure the emulator beside NumPy's f32 matmul and beside other emulators; check the bits of what was measured."""
-    extent, chosen, counts = EXTENTS[size], select(paths), _thread_counts(threads)
-    most, pairs = max(counts), repeats or extent.repeats
-    console = Console(stderr=False, highlight=False)
+    extent = EXTENTS[size]
+    chosen = Choice(
+        paths=select(paths),
+        threads=_thread_counts(threads),
+        repeats=repeats or extent.repeats,
+        hard=hard,
+        scaling=with_scaling,
+        peers=with_peers,
+    )
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    results = report.Results(machine=machine.describe(sys.argv[1:], _layer(chosen[0].id, most)), size=size.value)
-    todo = steps(extent, chosen, counts, pairs, hard=hard, with_scaling=with_scaling, with_peers=with_peers)
-    starts = [path.id for path in chosen if path.id in extent.scaling_ids] if with_scaling else []
-    colds = [path.id for path in chosen if extent.cold_ids is None or path.id in extent.cold_ids] if with_scaling else []
+    results = report.Results(machine=machine.describe(sys.argv[1:], _layer(chosen.paths[0].id, max(chosen.threads))), size=size.value)
     if with_peers:
         results.notes += [f"{name} is not installed" for peer, name in peers.PEERS.items() if peers.version(peer) is None]
-    collect(results, todo, starts, colds, most, pairs, console)
+    collect(results, extent, chosen, console)
     files = report.write(results, out)
+    show(results, console)
+    print(f"wrote {', '.join(map(str, files))}")
+    if results.different or (enforce and results.missed):
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def show(results: report.Results, console: Console) -> None:
+    """Print the tables, and what was missed."""
     for sheet in report.sheets(results):
+        console.print(sheet.title, style="bold")
         console.print(report.rich_table(sheet), "")
     for title, lines in (("missed", results.missed), ("note", results.notes)):
         for line in lines:
             print(f"{title}: {line}")
-    print(f"wrote {', '.join(map(str, files))}")
-    if results.different or (enforce and results.missed):
-        raise typer.Exit(EXIT_DIFFERENT)
 
 
 def main() -> None:

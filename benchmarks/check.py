@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmabits.emulator.codecs import as_codes
-from mmabits.isa import Family, FormatSpec
 
 from benchmarks.data import SEED, Array, Operands
 from benchmarks.paths import BenchPath
+from mmabits.emulator.codecs import as_codes
+from mmabits.isa import Family, FormatSpec
 
 SAMPLE = 64
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -50,14 +50,14 @@ def check(path: BenchPath, operands: Operands, d: Array, count: int = SAMPLE) ->
     exact = slow_reference()
     row, result = path.instruction, path.instruction.d_type
     a, b = _codes(operands.a, row.a_type), _codes(operands.b, row.b_type)
-    scales = [None if part is None or row.scale_type is None else as_codes(part, row.scale_type) for part in (operands.scale_a, operands.scale_b)]
+    scale_a, scale_b = (None if part is None else as_codes(part, row.scale_type or "") for part in (operands.scale_a, operands.scale_b))
     got = _codes(d, result)
     finite, wrong = 0, []
-    for i, j in sample_of(*d.shape, count):
+    for i, j in sample_of(d.shape[0], d.shape[1], count):
         want = exact.dot(
             path.arch, _FAMILIES[row.family], row.a_type.name, row.b_type.name, row.d_type.name, a[i].tolist(), b[:, j].tolist(), 0,
-            k_instruction=row.k, scale_a=None if scales[0] is None else scales[0][i].tolist(),
-            scale_b=None if scales[1] is None else scales[1][:, j].tolist(), scale_type=row.scale_type.name if row.scale_type else None,
+            k_instruction=row.k, scale_a=None if scale_a is None else scale_a[i].tolist(),
+            scale_b=None if scale_b is None else scale_b[:, j].tolist(), scale_type=row.scale_type.name if row.scale_type else None,
             block=row.block, promote_every=path.promote_every, rounding=row.rounding or "rn",
         )  # fmt: skip
         mine = int(got[i, j])

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from mmabits.emulator.codecs import as_codes, from_codes, numpy_dtype
-from mmabits.isa import FormatSpec
 
 from benchmarks.paths import BenchPath
+from mmabits.emulator.codecs import as_codes, from_codes, numpy_dtype
+from mmabits.isa import FormatSpec
 
 Array = npt.NDArray[Any]
 SEED = 20251121
@@ -25,7 +25,7 @@ class Data(enum.Enum):
     PLAIN = "plain"
     """Normal values of standard deviation 1, or a quarter of the format's range where that is less than 100."""
     WIDE = "wide exponents"
-    """Every finite code equally likely, so the exponents are uniform over the format."""
+    """Every finite code equally likely, so the exponents are uniform over the format, up to where the sum could overflow."""
     RAW = "raw bits"
     """Every code equally likely, infinities and NaN with the rest."""
     RARE = "rare specials"
@@ -57,11 +57,6 @@ class Operands:
         m, n, k = self.shape
         return m * n * k
 
-    @property
-    def scales(self) -> dict[str, Array]:
-        """Keyword arguments of mmabits.gemm."""
-        return {} if self.scale_a is None or self.scale_b is None else {"scale_a": self.scale_a, "scale_b": self.scale_b}
-
 
 def kinds_of(path: BenchPath) -> tuple[Data, ...]:
     """The distributions that differ for a path: integers have no exponents, small formats no infinities or NaN."""
@@ -84,25 +79,36 @@ def draw(path: BenchPath, kind: Data, m: int, n: int, k: int) -> Operands:
     """
     rng = np.random.default_rng([SEED, zlib.crc32(f"{path.id} {kind.value} {m} {n} {k}".encode())])
     row = path.instruction
-    a, b = elements(kind, row.a_type, (m, k), rng, k), elements(kind, row.b_type, (k, n), rng, k)
+    room = row.d_type.max_exponent - k.bit_length() - 2 if not row.d_type.is_integer else 0
+    a, b = (elements(kind, form, shape, rng, k, room // 2) for form, shape in ((row.a_type, (m, k)), (row.b_type, (k, n))))
     if row.scale_type is None or row.block is None:
         return Operands(a=a, b=b)
     blocks = -(-k // row.block)
-    scale_a, scale_b = (elements(kind, row.scale_type, shape, rng, blocks) for shape in ((m, blocks), (blocks, n)))
+    room = (room - row.a_type.max_exponent - row.b_type.max_exponent) // 2
+    scale_a, scale_b = (elements(kind, row.scale_type, shape, rng, blocks, room) for shape in ((m, blocks), (blocks, n)))
     return Operands(a=a, b=b, scale_a=scale_a, scale_b=scale_b)
 
 
-def elements(kind: Data, form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator, length: int) -> Array:
-    """A matrix of one distribution in the format's own dtype; `length` is how many of its elements one output meets."""
+def elements(kind: Data, form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator, length: int, highest: int) -> Array:
+    """A matrix of one distribution in the format's own dtype.
+
+    Args:
+        kind: the distribution.
+        form: the format.
+        shape: of the matrix.
+        rng: where the draws come from.
+        length: how many of its elements one output meets.
+        highest: the largest exponent of `WIDE` and `RARE`.
+    """
     match kind:
         case Data.PLAIN:
             return _plain(form, shape, rng)
         case Data.WIDE:
-            return from_codes(_finite_codes(form, shape, rng), form)
+            return from_codes(_finite_codes(form, shape, rng, highest), form)
         case Data.RAW:
             return from_codes(_uniform(form, shape, rng), form)
         case Data.RARE:
-            return from_codes(_rare(form, shape, rng, length), form)
+            return from_codes(_rare(form, shape, rng, length, highest), form)
         case Data.ZEROS:
             return _zeros(form, shape, rng)
 
@@ -116,7 +122,8 @@ def _plain(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator) -
         values = np.abs(values) + np.float32(0.25)
     largest = np.float32(min(form.max_finite, float(np.finfo(np.float32).max)))
     values = np.clip(values, -largest, largest)
-    return (np.rint(values) if form.is_integer else values).astype(numpy_dtype(form))
+    whole: Array = np.rint(values) if form.is_integer else values
+    return whole.astype(numpy_dtype(form))
 
 
 def _code_dtype(form: FormatSpec) -> np.dtype[Any]:
@@ -124,18 +131,21 @@ def _code_dtype(form: FormatSpec) -> np.dtype[Any]:
 
 
 def _uniform(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-    return rng.integers(0, form.codes - 1, shape, dtype=_code_dtype(form).type, endpoint=True)  # type: ignore[no-any-return]
+    codes: Array = rng.integers(0, form.codes - 1, shape, dtype=_code_dtype(form).type, endpoint=True)
+    return codes
 
 
-def _finite_codes(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+def _finite_codes(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator, highest: int) -> Array:
     dtype = _code_dtype(form)
-    magnitudes = rng.integers(0, form.max_finite_magnitude, shape, dtype=dtype.type, endpoint=True)
+    below_next = ((highest + form.bias + 1) << (form.fraction_bits + form.ignored_low_bits)) - 1
+    magnitudes = rng.integers(0, min(below_next, form.max_finite_magnitude), shape, dtype=dtype.type, endpoint=True)
     negative = rng.integers(0, 2, shape, dtype=np.uint8).astype(dtype)
-    return (magnitudes | negative * dtype.type(form.sign_mask)).astype(dtype)
+    codes: Array = magnitudes | negative * dtype.type(form.sign_mask)
+    return codes.astype(dtype)
 
 
-def _rare(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator, length: int) -> Array:
-    codes = _finite_codes(form, shape, rng)
+def _rare(form: FormatSpec, shape: tuple[int, int], rng: np.random.Generator, length: int, highest: int) -> Array:
+    codes = _finite_codes(form, shape, rng, highest)
     specials = [code for code in (form.infinity, form.nan) if code is not None]
     if specials:
         specials += [code | form.sign_mask for code in specials]
@@ -190,7 +200,8 @@ def gemm_call(path: BenchPath, operands: Operands) -> Call:
 
     def call() -> Any:
         return mmabits.gemm(
-            operands.a, operands.b, instruction=path.instruction, arch=path.arch, promote_every=path.promote_every, **operands.scales
+            operands.a, operands.b, instruction=path.instruction, arch=path.arch, scale_a=operands.scale_a, scale_b=operands.scale_b,
+            promote_every=path.promote_every,
         )  # fmt: skip
 
     return call

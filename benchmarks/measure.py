@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import statistics
 import time
@@ -140,7 +141,8 @@ def path_rates(
             path=path.id, instruction=path.instruction.ptx, arch=path.arch, data=kind.value, threads=threads, shape=operands.shape,
             seconds=summary.ours, numpy_seconds=summary.theirs, ratio=summary.ratio, ratio_min=summary.ratio_min,
             ratio_max=summary.ratio_max, minimum=path.target.minimum, aim=path.target.aim, relative=summary.ratio / plain_ratio,
-            first_call_seconds=first_call, compared=bits.compared, finite=bits.finite, different=bits.different, first_difference=bits.first,
+            first_call_seconds=first_call, compared=bits.compared, finite=bits.finite, different=bits.different,
+            first_difference=bits.first,
         )  # fmt: skip
 
 
@@ -153,12 +155,7 @@ def set_threads(threads: int) -> None:
 
 def threading_layer() -> str:
     """Numba's thread pool, empty before the first parallel call."""
-    import numba
-
     try:
-        return str(numba.threading_layer())
+        return str(importlib.import_module("numba").threading_layer())
     except ValueError:
         return ""
-
-
-__all__ = ["Pair", "RateRow", "Summary", "interleave", "matmul_call", "path_rates", "set_threads", "summarize", "threading_layer"]

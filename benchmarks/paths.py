@@ -63,7 +63,9 @@ class BenchPath:
         return str(lower(self.instruction, self.arch).evidence)
 
 
-def _path(arch: str, name: str, operands: str, accumulator: str, target: Target, scale: str | None = None, promote: int | None = None) -> BenchPath:
+def _path(
+    arch: str, name: str, operands: str, accumulator: str, target: Target, scale: str | None = None, promote: int | None = None
+) -> BenchPath:
     return BenchPath(arch=arch, name=name, operands=operands, accumulator=accumulator, target=target, scale=scale, promote_every=promote)
 
 

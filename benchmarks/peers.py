@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mmabits.emulator.codecs import as_codes
-from mmabits.isa import FormatSpec
 
 from benchmarks.data import Array, Data, Operands, draw, gemm_call
 from benchmarks.measure import interleave, set_threads, summarize
 from benchmarks.paths import BenchPath, by_id
+from mmabits.emulator.codecs import as_codes
+from mmabits.isa import FormatSpec
 
 PEERS = {"mmasim": "MMA-Sim", "mmaemu": "mmaemu"}
 """Distribution to name."""
@@ -92,7 +92,8 @@ def _row(
 ) -> PeerRow:  # fmt: skip
     operands = draw(path, kind, *shape)
     common: dict[str, Any] = {
-        "peer": PEERS[peer], "version": version(peer) or "", "path": path.id, "data": kind.value, "shape": operands.shape, "threads": threads
+        "peer": PEERS[peer], "version": version(peer) or "", "path": path.id, "data": kind.value, "shape": operands.shape,
+        "threads": threads,
     }  # fmt: skip
     ours = gemm_call(path, operands)
     try:

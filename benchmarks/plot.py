@@ -22,7 +22,7 @@ def plot(results: Results) -> bytes | None:
     figure = Figure(figsize=(11, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     by_size, by_threads = figure.subplots(1, 2)
-    paths = dict.fromkeys(row.path for row in (*results.sizes, *results.threads))
+    paths = dict.fromkeys([row.path for row in results.sizes] + [row.path for row in results.threads])
     paths.pop("numpy", None)
     colours = {path: f"C{i}" for i, path in enumerate(paths)} | {"numpy": "0.4"}
     _sizes(by_size, results, colours)

@@ -93,28 +93,34 @@ class TargetLine:
     reached: bool
 
 
+def _at_least(what: str, value: float, limit: float) -> TargetLine:
+    return TargetLine(what=f"{what} {value:.3g}, at least {limit:g}", reached=value >= limit)
+
+
+def _at_most(what: str, value: float, limit: float) -> TargetLine:
+    return TargetLine(what=f"{what} {value:.3g}, at most {limit:g}", reached=value <= limit)
+
+
 def targets(results: Results) -> list[TargetLine]:
     """Every demand that this run can tell about."""
-    lines = [TargetLine(what=f"{row.path}: ratio {row.ratio:.3f}, at least {row.minimum}", reached=row.ratio >= row.minimum)
-             for row in results.rates if row.data == Data.PLAIN.value]  # fmt: skip
-    lines += [TargetLine(what=f"{row.path} on {row.data}: {row.relative:.2f} of plain, at least {HARD_DATA_MINIMUM}", reached=row.relative >= HARD_DATA_MINIMUM)
-              for row in results.rates if row.data != Data.PLAIN.value]  # fmt: skip
-    lines += [TargetLine(what=f"{row.path}: {row.different} of {row.compared} outputs differ", reached=False) for row in results.rates if row.different]
-    for path, spread in size_spreads(results.sizes).items():
-        lines.append(TargetLine(what=f"{path}: slowest / fastest size {spread:.2f}, at least {scaling.SIZE_SPREAD}", reached=spread >= scaling.SIZE_SPREAD))
-    for row in (row for row in results.threads if row.threads == 2):
-        lines.append(TargetLine(what=f"{row.path}: two threads {row.speedup:.2f}x, at least {scaling.SPEEDUP}", reached=row.speedup >= scaling.SPEEDUP))
-    for memory in results.memory:
-        lines.append(TargetLine(what=f"{memory.path}: {memory.beyond_mib:.0f} MiB beyond operands and result at {memory.size}^3, at most {scaling.MEMORY_MIB:.0f}",
-                                reached=memory.beyond_mib <= scaling.MEMORY_MIB))  # fmt: skip
-    for start in results.start:
-        lines.append(TargetLine(what=f"{start.path}: start {start.ratio:.2f}x of the imports, at most {scaling.START}", reached=start.ratio <= scaling.START))
-    for cold in results.cold:
-        lines.append(TargetLine(what=f"{cold.path}: {cold.seconds:.1f} s with a cold cache, at most {scaling.COLD_SECONDS:.0f}", reached=cold.seconds <= scaling.COLD_SECONDS))
-    for call in results.calls:
-        lines.append(TargetLine(what=f"{call.path}: one mma {call.microseconds:.0f} us, at most {scaling.CALL_MICROSECONDS:.0f}",
-                                reached=call.microseconds <= scaling.CALL_MICROSECONDS))  # fmt: skip
-        lines.append(TargetLine(what=f"{call.path}: batch at {call.batch_ratio:.2f} of the GEMM rate, at least {scaling.BATCH}", reached=call.batch_ratio >= scaling.BATCH))
+    lines = []
+    for row in results.rates:
+        if row.data == Data.PLAIN.value:
+            lines.append(_at_least(f"{row.path}, {row.threads} threads: ratio", row.ratio, row.minimum))
+        else:
+            lines.append(
+                _at_least(f"{row.path}, {row.threads} threads, {row.data}: part of the plain rate", row.relative, HARD_DATA_MINIMUM)
+            )
+        if row.different:
+            lines.append(_at_most(f"{row.path}, {row.data}: outputs with other bits, the first {row.first_difference}:", row.different, 0))
+    spreads = size_spreads(results.sizes)
+    lines += [_at_least(f"{path}: slowest / fastest size", spread, scaling.SIZE_SPREAD) for path, spread in spreads.items()]
+    lines += [_at_least(f"{row.path}: two threads / one", row.speedup, scaling.SPEEDUP) for row in results.threads if row.threads == 2]
+    lines += [_at_most(f"{row.path}: MiB of memory at {row.size}^3", row.beyond_mib, scaling.MEMORY_MIB) for row in results.memory]
+    lines += [_at_most(f"{row.path}: start / imports", row.ratio, scaling.START) for row in results.start]
+    lines += [_at_most(f"{row.path}: seconds with a cold cache", row.seconds, scaling.COLD_SECONDS) for row in results.cold]
+    lines += [_at_most(f"{row.path}: microseconds of one mma", row.microseconds, scaling.CALL_MICROSECONDS) for row in results.calls]
+    lines += [_at_least(f"{row.path}: batch / GEMM rate", row.batch_ratio, scaling.BATCH) for row in results.calls]
     return lines
 
 
@@ -235,7 +241,10 @@ def _memory_sheet(rows: Sequence[scaling.MemoryRow]) -> Sheet:
     return Sheet(
         title=f"Peak resident memory, MiB (at most {scaling.MEMORY_MIB:.0f} beyond operands and result)",
         columns=("path", "size", "operands", "result", "peak", "beyond"),
-        rows=[(row.path, f"{row.size}^3", *(f"{mib:.1f}" for mib in (row.operands_mib, row.result_mib, row.peak_mib, row.beyond_mib))) for row in rows],
+        rows=[
+            (row.path, f"{row.size}^3", *(f"{mib:.1f}" for mib in (row.operands_mib, row.result_mib, row.peak_mib, row.beyond_mib)))
+            for row in rows
+        ],
     )
 
 
@@ -260,17 +269,17 @@ def _call_sheet(rows: Sequence[scaling.CallRow]) -> Sheet:
         title=f"Small calls (one mma at most {scaling.CALL_MICROSECONDS:.0f} us; a batch at least {scaling.BATCH:g} of the GEMM rate)",
         columns=("path", "one mma, us", "tiles", "batch GMAC/s", "GEMM GMAC/s", "ratio"),
         rows=[
-            (row.path, f"{row.microseconds:.1f}", str(row.tiles), f"{row.batch_gmacs:.2f}", f"{row.gemm_gmacs:.2f}", f"{row.batch_ratio:.2f}")
+            (row.path, f"{row.microseconds:.1f}", str(row.tiles), *(f"{x:.2f}" for x in (row.batch_gmacs, row.gemm_gmacs, row.batch_ratio)))
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def rich_table(sheet: Sheet) -> Table:
-    """For the terminal."""
+    """For the terminal, without the title."""
     from rich.table import Table
 
-    table = Table(title=sheet.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for i, column in enumerate(sheet.columns):
         table.add_column(column, justify="left" if i < sheet.text_columns else "right", no_wrap=True)
     for row in sheet.rows:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mmabits.emulator.codecs import numpy_dtype
 
 from benchmarks.data import Call, Data, draw, gemm_call, tiled
 from benchmarks.measure import PAUSE, Pair, interleave, matmul_call, set_threads, summarize
 from benchmarks.paths import BenchPath, by_id
 from benchmarks.worker import ROOT, environment
+from mmabits.emulator.codecs import numpy_dtype
 
 MIB = 1 << 20
 SIZE_SPREAD = 0.8
@@ -271,7 +271,8 @@ def call_rows(identifiers: Sequence[str], *, tiles: int, shape: tuple[int, int, 
         batch, products = tiles * row.m * row.n * row.k, math.prod(shape)
         yield CallRow(
             path=identifier, instruction=row.ptx, microseconds=_median_seconds(one, max(repeats, 3)) * 1e6, tiles=tiles,
-            batch_gmacs=batch / summary.ours / 1e9, gemm_gmacs=products / summary.theirs / 1e9, batch_ratio=summary.ratio * batch / products,
+            batch_gmacs=batch / summary.ours / 1e9, gemm_gmacs=products / summary.theirs / 1e9,
+            batch_ratio=summary.ratio * batch / products,
         )  # fmt: skip
 
 

@@ -108,9 +108,9 @@ TASKS = {"rates": _rates, "layer": _layer, "sizes": _sizes, "threads": _threads,
 """What a job can ask for."""
 
 
-def _write(events: Iterable[Any], out: TextIO) -> None:
-    for event in events:
-        out.write(json.dumps(dataclasses.asdict(event) if dataclasses.is_dataclass(event) and not isinstance(event, type) else event) + "\n")
+def _write(rows: Iterable[Any], out: TextIO) -> None:
+    for row in rows:
+        out.write(json.dumps(row if isinstance(row, dict) else dataclasses.asdict(row)) + "\n")
         out.flush()
 
 

@@ -11,7 +11,6 @@ from mmabits.emulator.jit import jit
 from mmabits.emulator.steps import NO_EXPONENT
 
 
-
 @jit
 def decode_value(code: Any, form: Any) -> Any:
     """One code as float64, infinities and NaN included. The slow way, for the few codes that are not finite and for scales."""

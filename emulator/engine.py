@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy.typing as npt
 
 from mmabits.emulator import plan
 from mmabits.emulator.chains import chain_tasks, integer_tasks
-from mmabits.emulator.fused import fused_tasks
-from mmabits.emulator.grouped import grouped_tasks
+from mmabits.emulator.fused import Product, fused_tasks
+from mmabits.emulator.grouped import ScaledProduct, grouped_tasks
 from mmabits.emulator.jit import threads_wanted
 from mmabits.emulator.tiles import task_count
 from mmabits.isa import Arithmetic, Lowering, UnsupportedInstruction
@@ -31,7 +32,7 @@ _CARRIERS = {24: np.empty(0, np.float32), 53: np.empty(0, np.float64)}
 
 
 def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None, promote_every: int = 0) -> None:
-    """d = a @ b + d with the arithmetic of a lowering. Everything has been checked; arrays are contiguous.
+    """Compute d = a @ b + d with the arithmetic of a lowering. Everything has been checked; arrays are contiguous.
 
     Args:
         lowering: what the architecture makes of the instruction.
@@ -51,7 +52,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         return
     shares = min(count, threads * SHARES)
     bounds = [count * share // shares for share in range(shares + 1)]
-    remaining = iter(list(zip(bounds, bounds[1:], strict=False)))
+    remaining = iter(list(pairwise(bounds)))
     lock = threading.Lock()
 
     def work() -> None:
@@ -84,16 +85,15 @@ def _work(
     if arithmetic is Arithmetic.INTEGER:
         return integer_tasks, (a, b, d, numbers)
     result = plan.result_numbers(lowering)
-    instruction = lowering.instruction
+    row = lowering.instruction
     scales = (_NO_SCALES if scale_a is None else scale_a, _NO_SCALES if scale_b is None else scale_b)
-    if arithmetic is Arithmetic.GROUPED and instruction.scale_type is not None:
-        elements = (plan.element_values(instruction.a_type), plan.element_values(instruction.b_type))
-        tables = (*elements, plan.scale_values(instruction.scale_type))
-        return grouped_tasks, (a, b, *scales, d, *tables, numbers, plan.step_powers(lowering), result)
-    form_a, form_b = (plan.format_numbers(form, lowering.unpacked_to) for form in (instruction.a_type, instruction.b_type))
-    scale_form = plan.format_numbers(instruction.scale_type or instruction.a_type)
+    if arithmetic is Arithmetic.GROUPED and row.scale_type is not None:
+        elements = (plan.element_values(row.a_type), plan.element_values(row.b_type))
+        tables = (*elements, plan.scale_values(row.scale_type), plan.step_powers(lowering))
+        return grouped_tasks, (ScaledProduct(a, b, *scales, d, *tables, numbers, result),)
     bits = plan.carrier_bits(lowering)
     if bits == 0:
         path = lowering.datapath
         raise UnsupportedInstruction(f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits")
-    return fused_tasks, (_CARRIERS[bits], a, b, *scales, d, plan.k_order(lowering), form_a, form_b, scale_form, numbers, result)
+    forms = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type, row.scale_type or row.a_type))
+    return fused_tasks, (Product(a, b, *scales, d, plan.k_order(lowering), _CARRIERS[bits], *forms, numbers, result),)

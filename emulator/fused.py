@@ -1,9 +1,8 @@
-"""Fused dot products with truncated alignment: sections 2 and 3 of the arithmetic, on tiles of WIDTH columns.
-"""
+"""Fused dot products with truncated alignment: sections 2 and 3 of the arithmetic, on tiles of WIDTH columns."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,172 +12,243 @@ from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, decode_columns, decode_
 from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
 
 
+class Product(NamedTuple):
+    """What is multiplied, and how. Arrays are contiguous."""
+
+    a: Any
+    """(batch, M, K) codes."""
+    b: Any
+    """(batch, K, N) codes."""
+    scale_a: Any
+    """(batch, M, blocks) codes, or empty."""
+    scale_b: Any
+    """(batch, blocks, N) codes, or empty."""
+    d: Any
+    """(batch, M, N) float32: accumulators in, results out."""
+    order: Any
+    """Order in which an instruction's elements of K enter the steps; empty: ascending."""
+    carrier: Any
+    """Empty array of the dtype of the truncated sums."""
+    form_a: Any
+    form_b: Any
+    scale_form: Any
+    """plan.FormatNumbers."""
+    numbers: Any
+    """plan.StepNumbers."""
+    result: Any
+    """plan.ResultNumbers."""
+
+
+class Rows(NamedTuple):
+    """A panel of A: `rows` rows of `panel` elements, flat, as fused_step reads them."""
+
+    panel: int
+    codes: Any
+    """Scratch: the codes of one row."""
+    places: Any
+    """Where element k of a step finds the positive part of its row of B."""
+    magnitudes: Any
+    exponents: Any
+    sides: Any
+    """`places`, and WIDTH more where the element is negative."""
+    bad: Any
+    """(rows, steps): 1 where something in that step is not finite."""
+
+
+class Columns(NamedTuple):
+    """One step of B against WIDTH columns, as fused_step reads it."""
+
+    codes: Any
+    """Scratch: the codes of one row."""
+    planes: Any
+    """For each k, WIDTH positive parts and WIDTH negative ones."""
+    exponents: Any
+    bad: Any
+    """(WIDTH): 1 where something in that column is not finite."""
+
+
 @jit
-def ordered(k: int, order: Any) -> int:
+def ordered(k: int, order: Any) -> Any:
     """Where element k of the walk over K stands in the operands; an empty `order` means ascending."""
     period = order.size
     return k if period == 0 else k - k % period + order[k % period]
 
 
 @jit
-def decode_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, order: Any, form: Any, scale: Any, scale_form: Any, numbers: Any,
-                places: Any, codes: Any, magnitudes: Any, exponents: Any, sides: Any, bad: Any) -> None:  # fmt: skip
-    """A panel of A: `count` elements of K, in the order the unit takes them, of `rows` rows.
-
-    magnitudes, exponents, sides: (rows, panel), flat; sides is where element k of a step finds its part of B (see fused_step).
-    bad[row, step]: 1 where something in that step is not finite. `codes` is scratch of a panel's length.
-    """
+def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any) -> None:
+    """Fill a panel of A: `count` elements of K, in the order the unit takes them, of `rows` rows."""
+    a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
     k_total = a.shape[2]
-    panel = codes.size
-    straight = order.size == 0 and k0 + panel <= k_total
+    straight = product.order.size == 0 and k0 + panel <= k_total
     flat = a.reshape(a.size)
-    codes[:] = 0
+    left.codes[:] = 0
     for row in range(rows):
-        finite = True
+        codes, first, finite = left.codes, 0, True
         if straight:
-            first = (item * a.shape[1] + row0 + row) * k_total + k0
-            for k in range(0, panel, WIDTH):
-                finite &= decode_elements(flat, first + k, form, numbers.negate, places, k, magnitudes, exponents, sides, row * panel + k)
+            codes, first = flat, (item * a.shape[1] + row0 + row) * k_total + k0
         else:
             for k in range(count):
-                at = ordered(k0 + k, order)
+                at = ordered(k0 + k, product.order)
                 codes[k] = a[item, row0 + row, at] if at < k_total else 0
-            for k in range(0, panel, WIDTH):
-                finite &= decode_elements(codes, k, form, numbers.negate, places, k, magnitudes, exponents, sides, row * panel + k)
+        for k in range(0, panel, WIDTH):
+            finite &= decode_elements(
+                codes, first + k, form, numbers.negate, left.places, k, left.magnitudes, left.exponents, left.sides, row * panel + k
+            )
         for step in range(count // numbers.step):
-            bad[row, step] = 0
+            left.bad[row, step] = 0
         if not finite:
             for k in range(count):
-                at = ordered(k0 + k, order)
-                if at < k_total and not np.isfinite(decode_value(np.int64(a[item, row0 + row, at]), form)):
-                    bad[row, k // numbers.step] = 1
+                if not np.isfinite(decode_value(np.int64(codes[first + k]), form)):
+                    left.bad[row, k // numbers.step] = 1
         if numbers.block > 0:
-            for first in range(0, min(count, k_total - k0), numbers.block):
-                code = np.int64(scale[item, row0 + row, (k0 + first) // numbers.block])
-                factor = decode_value(code, scale_form)
-                if np.isnan(factor):
-                    bad[row, first // numbers.step] = 1
-                    continue
-                exponent = decode_exponent(code, scale_form)
-                for k in range(row * panel + first, row * panel + min(first + numbers.block, count)):
-                    magnitudes[k] *= factor
-                    exponents[k] += exponent
+            scale_row(product, item, row0 + row, row, k0, count, left)
 
 
 @jit
-def pack_columns(b: Any, item: int, k0: int, col0: int, columns: int, order: Any, form: Any, scale: Any, scale_form: Any, numbers: Any,
-                 codes: Any, planes: Any, exponents: Any, bad: Any) -> bool:  # fmt: skip
-    """One step of B, WIDTH columns: planes and exponents as fused_step reads them; whether all of it is finite.
+def scale_row(product: Any, item: int, source: int, row: int, k0: int, count: int, left: Any) -> None:
+    """Multiply a row of a panel of A by its block scales."""
+    numbers, form = product.numbers, product.scale_form
+    for first in range(0, min(count, product.a.shape[2] - k0), numbers.block):
+        code = np.int64(product.scale_a[item, source, (k0 + first) // numbers.block])
+        factor = decode_value(code, form)
+        if np.isnan(factor):
+            left.bad[row, first // numbers.step] = 1
+            continue
+        exponent = decode_exponent(code, form)
+        start = row * left.panel
+        for k in range(start + first, start + min(first + numbers.block, count)):
+            left.magnitudes[k] *= factor
+            left.exponents[k] += exponent
 
-    bad[j]: 1 where something in column j is not finite. Columns past the edge are zeros. `codes` is scratch of WIDTH.
-    """
+
+@jit
+def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
+    """Fill one step of B; whether all of it is finite. Columns and elements past the edges are zeros."""
+    b, form, numbers = product.b, product.form_b, product.numbers
     k_total, n_total = b.shape[1], b.shape[2]
     flat = b.reshape(b.size)
     all_finite = True
-    bad[:] = 0
+    right.bad[:] = 0
     for k in range(numbers.step):
-        at = ordered(k0 + k, order)
+        at = ordered(k0 + k, product.order)
         width = columns if at < k_total else 0
-        if width == WIDTH:
-            finite = decode_columns(flat, (item * k_total + at) * n_total + col0, form, planes, k * 2 * WIDTH, exponents, k * WIDTH)
-        else:
+        codes, first = flat, (item * k_total + at) * n_total + col0
+        if width < WIDTH:
+            codes, first = right.codes, 0
             codes[:] = 0
             for j in range(width):
                 codes[j] = b[item, at, col0 + j]
-            finite = decode_columns(codes, 0, form, planes, k * 2 * WIDTH, exponents, k * WIDTH)
-        if not finite:
+        if not decode_columns(codes, first, form, right.planes, k * 2 * WIDTH, right.exponents, k * WIDTH):
             all_finite = False
             for j in range(width):
-                if not np.isfinite(decode_value(np.int64(b[item, at, col0 + j]), form)):
-                    bad[j] = 1
+                if not np.isfinite(decode_value(np.int64(codes[first + j]), form)):
+                    right.bad[j] = 1
     if numbers.block > 0:
-        for first in range(0, min(numbers.step, k_total - k0), numbers.block):
-            last = first + min(numbers.block, numbers.step)
-            for j in range(columns):
-                code = np.int64(scale[item, (k0 + first) // numbers.block, col0 + j])
-                factor = decode_value(code, scale_form)
-                if np.isnan(factor):
-                    bad[j] = 1
-                    all_finite = False
-                    continue
-                exponent = decode_exponent(code, scale_form)
-                for k in range(first, last):
-                    planes[k * 2 * WIDTH + j] *= factor
-                    planes[k * 2 * WIDTH + WIDTH + j] *= factor
-                    exponents[k * WIDTH + j] += exponent
+        all_finite &= scale_columns(product, item, k0, col0, columns, right)
     return all_finite
 
 
 @jit
-def resolve_specials(a: Any, b: Any, scale_a: Any, scale_b: Any, item: int, row: int, k0: int, col0: int, columns: int, order: Any,
-                     form_a: Any, form_b: Any, scale_form: Any, numbers: Any, row_bad: int, bad: Any, chain: Any, base: int,
-                     special: Any) -> None:  # fmt: skip
+def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
+    """Multiply one step of B by its block scales; whether none is NaN."""
+    numbers, form = product.numbers, product.scale_form
+    fine = True
+    for first in range(0, min(numbers.step, product.b.shape[1] - k0), numbers.block):
+        last = first + min(numbers.block, numbers.step)
+        for j in range(columns):
+            code = np.int64(product.scale_b[item, (k0 + first) // numbers.block, col0 + j])
+            factor = decode_value(code, form)
+            if np.isnan(factor):
+                right.bad[j] = 1
+                fine = False
+                continue
+            exponent = decode_exponent(code, form)
+            for k in range(first, last):
+                right.planes[k * 2 * WIDTH + j] *= factor
+                right.planes[k * 2 * WIDTH + WIDTH + j] *= factor
+                right.exponents[k * WIDTH + j] += exponent
+    return fine
+
+
+@jit
+def resolve_specials(
+    product: Any, item: int, row: int, k0: int, col0: int, columns: int, row_bad: int, bad: Any, chain: Any, cell: int, special: Any
+) -> None:
     """special[j]: the infinity or NaN that column j's step comes to, 0 where its result is an ordinary number.
 
     Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays. Float64 sums
     say just that, since no finite product or sum here leaves float64's range.
     """
-    k_total = a.shape[2]
     for j in range(WIDTH):
         special[j] = 0.0
-        held = np.float64(chain[base + j])
+        held = np.float64(chain[cell + j])
         if np.isnan(held):
             special[j] = np.nan
         elif j < columns and (row_bad != 0 or bad[j] != 0):
-            total = held
-            for k in range(numbers.step):
-                at = ordered(k0 + k, order)
-                if at >= k_total:
-                    continue
-                left = decode_value(np.int64(a[item, row, at]), form_a)
-                right = decode_value(np.int64(b[item, at, col0 + j]), form_b)
-                if numbers.negate == 1:
-                    left = -left
-                if numbers.block > 0:
-                    left *= decode_value(np.int64(scale_a[item, row, at // numbers.block]), scale_form)
-                    right *= decode_value(np.int64(scale_b[item, at // numbers.block, col0 + j]), scale_form)
-                total += left * right
-            special[j] = total
+            special[j] = ieee_sum(product, item, row, k0, col0 + j, held)
         elif np.isinf(held):
             special[j] = held
 
 
 @jit
-def wide_step(chain: Any, cell: int, magnitudes: Any, exponents: Any, sides: Any, at: int, planes: Any, b_exponents: Any, numbers: Any,
-              result: Any) -> int:  # fmt: skip
-    """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
-    wide_planes = planes.astype(np.float64)
-    wide_magnitudes = np.empty(numbers.step, np.float64)
+def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: float) -> Any:
+    """One step's sum in float64, for its infinities and NaN."""
+    a, b, numbers, form = product.a, product.b, product.numbers, product.scale_form
+    total = held
     for k in range(numbers.step):
-        wide_magnitudes[k] = magnitudes[at + k]
-    return fused_step(chain, cell, wide_magnitudes, exponents[at : at + numbers.step], sides[at : at + numbers.step], 0, wide_planes, b_exponents,
-                      numbers.step, numbers.fraction_bits, numbers.zero_exponent, 0, 1.0, result.mode, result.fraction_bits,
-                      result.min_exponent, result.max_exponent, result.cut)  # fmt: skip
+        at = ordered(k0 + k, product.order)
+        if at >= a.shape[2]:
+            continue
+        left = decode_value(np.int64(a[item, row, at]), product.form_a)
+        right = decode_value(np.int64(b[item, at, column]), product.form_b)
+        if numbers.negate == 1:
+            left = -left
+        if numbers.block > 0:
+            left *= decode_value(np.int64(product.scale_a[item, row, at // numbers.block]), form)
+            right *= decode_value(np.int64(product.scale_b[item, at // numbers.block, column]), form)
+        total += left * right
+    return total
 
 
 @jit
-def step_rows(rows: int, panel: int, start: int, row0: int, k0: int, col0: int, columns: int, item: int, a: Any, b: Any, scale_a: Any, scale_b: Any,
-              order: Any, form_a: Any, form_b: Any, scale_form: Any, numbers: Any, result: Any, magnitudes: Any, exponents: Any, sides: Any,
-              bad_rows: Any, planes: Any, b_exponents: Any, bad_columns: Any, columns_finite: bool, chain: Any, base: int,
-              state: Any) -> None:  # fmt: skip
+def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> Any:
+    """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
+    numbers, result = product.numbers, product.result
+    magnitudes = np.empty(numbers.step, np.float64)
+    for k in range(numbers.step):
+        magnitudes[k] = left.magnitudes[at + k]
+    window = slice(at, at + numbers.step)
+    return fused_step(
+        chain, cell, magnitudes, left.exponents[window], left.sides[window], 0, right.planes.astype(np.float64), right.exponents, numbers.step,
+        numbers.fraction_bits, numbers.zero_exponent, 0, 1.0, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
+        result.cut,
+    )  # fmt: skip
+
+
+@jit
+def step_rows(
+    product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any, finite: bool,
+    chain: Any, base: int, state: Any,
+) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
+    numbers, result = product.numbers, product.result
     special = np.empty(WIDTH, np.float32)
     unshift = 2.0**-numbers.c_shift
+    step = start // numbers.step
     for row in range(rows):
         if state[row] == ALL_NAN:
             continue
-        cell = base + row * WIDTH
-        at = row * panel + start
-        row_bad = bad_rows[row, start // numbers.step]
-        flagged = row_bad != 0 or state[row] != FINITE or not columns_finite
+        cell, at, row_bad = base + row * WIDTH, row * left.panel + start, left.bad[row, step]
+        flagged = row_bad != 0 or state[row] != FINITE or not finite
         if flagged:
-            resolve_specials(a, b, scale_a, scale_b, item, row0 + row, k0, col0, columns, order, form_a, form_b, scale_form, numbers,
-                             row_bad, bad_columns, chain, cell, special)  # fmt: skip
-        done = fused_step(chain, cell, magnitudes, exponents, sides, at, planes, b_exponents, numbers.step,
-                          numbers.fraction_bits, numbers.zero_exponent, numbers.c_shift, unshift, result.mode, result.fraction_bits,
-                          result.min_exponent, result.max_exponent, result.cut)  # fmt: skip
+            resolve_specials(product, item, row0 + row, k0, col0, columns, row_bad, right.bad, chain, cell, special)
+        done = fused_step(
+            chain, cell, left.magnitudes, left.exponents, left.sides, at, right.planes, right.exponents, numbers.step, numbers.fraction_bits,
+            numbers.zero_exponent, numbers.c_shift, unshift, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
+            result.cut,
+        )  # fmt: skip
         if done == TOO_WIDE:
-            done = wide_step(chain, cell, magnitudes, exponents, sides, at, planes, b_exponents, numbers, result)
+            done = wide_step(product, left, at, right, chain, cell)
         if flagged:
             state[row] = apply_specials(special, chain, cell)
         elif done == NOT_FINITE:
@@ -186,27 +256,24 @@ def step_rows(rows: int, panel: int, start: int, row0: int, k0: int, col0: int, 
 
 
 @jit
-def fused_tasks(first: int, last: int, carrier: Any, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, order: Any, form_a: Any, form_b: Any,
-                scale_form: Any, numbers: Any, result: Any) -> None:  # fmt: skip
-    """Tasks first .. last - 1 of d (float32) = a @ b + d; the dtype of `carrier` is that of the truncated sums."""
+def fused_tasks(first: int, last: int, product: Any) -> None:
+    """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)
-    step = numbers.step
+    a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
+    step, carrier = numbers.step, product.carrier.dtype
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
     elements = min((PANEL + step - 1) // step * step, k_padded)
-    _, _, rows, _, tiles = task_bounds(first - first, d.shape[1], d.shape[2])
     panel = (elements + WIDTH - 1) // WIDTH * WIDTH
-    magnitudes = np.empty(rows * panel, carrier.dtype)
-    exponents = np.empty(rows * panel, np.int16)
-    sides = np.empty(rows * panel, np.int32)
-    places = np.empty(panel, np.int32)
-    for k in range(panel):
-        places[k] = k % step * 2 * WIDTH
-    row_codes = np.empty(panel, a.dtype)
-    column_codes = np.empty(WIDTH, a.dtype)
-    bad_rows = np.empty((rows, panel // step), np.uint8)
-    planes = np.empty(step * 2 * WIDTH, carrier.dtype)
-    b_exponents = np.empty(step * WIDTH, np.int16)
-    bad_columns = np.empty(WIDTH, np.uint8)
+    _, _, rows, _, tiles = task_bounds(first, d.shape[1], d.shape[2])
+    for task in range(first + 1, last):
+        _, _, more_rows, _, more_tiles = task_bounds(task, d.shape[1], d.shape[2])
+        rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
+    places = (np.arange(panel) % step * 2 * WIDTH).astype(np.int32)
+    left = Rows(
+        panel, np.empty(panel, a.dtype), places, np.empty(rows * panel, carrier), np.empty(rows * panel, np.int16),
+        np.empty(rows * panel, np.int32), np.empty((rows, elements // step), np.uint8),
+    )  # fmt: skip
+    right = Columns(np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8))
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
     state = np.empty((tiles, rows), np.uint8)
@@ -218,19 +285,14 @@ def fused_tasks(first: int, last: int, carrier: Any, a: Any, b: Any, scale_a: An
             state[:] = FINITE
         for panel0 in range(0, k_padded, elements):
             count = min(elements, k_padded - panel0)
-            decode_rows(a, item, row0, rows, panel0, count, order, form_a, scale_a, scale_form, numbers, places, row_codes, magnitudes,
-                        exponents, sides, bad_rows)  # fmt: skip
+            decode_rows(product, item, row0, rows, panel0, count, left)
             for tile in range(tiles):
-                base = tile * rows * WIDTH
-                col0 = (tile0 + tile) * WIDTH
+                base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
                     k0 = panel0 + start
-                    finite = pack_columns(b, item, k0, col0, columns, order, form_b, scale_b, scale_form, numbers, column_codes, planes,
-                                          b_exponents, bad_columns)  # fmt: skip
-                    step_rows(rows, panel, start, row0, k0, col0, columns, item, a, b, scale_a, scale_b, order, form_a, form_b, scale_form, numbers,
-                              result, magnitudes, exponents, sides, bad_rows, planes, b_exponents, bad_columns, finite, chain, base,
-                              state[tile])  # fmt: skip
+                    finite = pack_columns(product, item, k0, col0, columns, right)
+                    step_rows(product, item, row0, rows, k0, col0, columns, left, start, right, finite, chain, base, state[tile])
                     done = k0 + step
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
                         add_chain(total, chain, base, rows, numbers, result, state[tile])

@@ -6,7 +6,7 @@ refuses operands for which 24 bits would not do), then scaled exactly and trunca
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,75 +18,131 @@ LARGEST, SMALLEST = 0, 1
 """Places of a step's bounds on the powers of its scales."""
 
 
-@jit
-def decode_group_rows(a: Any, item: int, row0: int, rows: int, k0: int, count: int, elements: Any, scale: Any, scales: Any, numbers: Any,
-                      values: Any, factors: Any, powers: Any, masks: Any, bounds: Any, bad: Any) -> None:  # fmt: skip
-    """A panel of A: signed values (rows, panel); for each group a scale's value and power, and the mask of nonzero elements.
+class ScaledProduct(NamedTuple):
+    """What is multiplied, and how. Arrays are contiguous."""
 
-    `elements` are the values of all element codes; `scales` those of all scale codes, then their powers of two. bounds[row,
-    step]: the largest and the smallest nonzero power; bad[row, step] is 1 where a scale of that step is NaN.
-    """
+    a: Any
+    """(batch, M, K) codes of at most 8 bits."""
+    b: Any
+    """(batch, K, N) codes of at most 8 bits."""
+    scale_a: Any
+    """(batch, M, blocks) codes."""
+    scale_b: Any
+    """(batch, blocks, N) codes."""
+    d: Any
+    """(batch, M, N) float32: accumulators in, results out."""
+    elements_a: Any
+    elements_b: Any
+    """The value of every element code."""
+    scales: Any
+    """The value of every scale code, then its power of two (0 for zero and NaN)."""
+    powers: Any
+    """plan.step_powers."""
+    numbers: Any
+    """plan.StepNumbers."""
+    result: Any
+    """plan.ResultNumbers."""
+
+
+class GroupRows(NamedTuple):
+    """A panel of A."""
+
+    values: Any
+    """(rows, panel) signed elements."""
+    factors: Any
+    powers: Any
+    """(rows, groups): a group's scale and its power of two."""
+    masks: Any
+    """(rows, groups): which elements of the group are not zero."""
+    bounds: Any
+    """(rows, steps, 2): the largest and the smallest nonzero power."""
+    bad: Any
+    """(rows, steps): 1 where a scale is NaN."""
+
+
+class GroupColumns(NamedTuple):
+    """One step of B, like GroupRows, with WIDTH columns to each k, group and bound; flat."""
+
+    values: Any
+    factors: Any
+    powers: Any
+    masks: Any
+    bounds: Any
+    bad: Any
+
+
+@jit
+def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any) -> None:
+    """Fill a panel of A."""
+    a, numbers, elements, scales = product.a, product.numbers, product.elements_a, product.scales
     k_total = a.shape[2]
     groups = numbers.step // numbers.group
     sign = np.float32(-1.0) if numbers.negate == 1 else np.float32(1.0)
     for row in range(rows):
         for step in range(count // numbers.step):
-            bad[row, step] = 0
-            bounds[row, step, LARGEST] = 0.0
-            bounds[row, step, SMALLEST] = np.inf
+            left.bad[row, step] = 0
+            left.bounds[row, step, LARGEST] = 0.0
+            left.bounds[row, step, SMALLEST] = np.inf
         for group in range(count // numbers.group):
             first = group * numbers.group
-            mask = 0
+            mask = np.int64(0)
             for k in range(numbers.group):
                 value = elements[a[item, row0 + row, k0 + first + k]] if k0 + first + k < k_total else np.float32(0.0)
-                values[row, first + k] = sign * value
+                left.values[row, first + k] = sign * value
                 mask |= np.int64(value != 0.0) << k
-            masks[row, group] = mask
-            code = scale[item, row0 + row, (k0 + first) // numbers.block] if k0 + first < k_total else numbers.unit_scale
-            factors[row, group] = scales[code]
-            power = scales[256 + code]
-            powers[row, group] = power
-            step = group // groups
-            if np.isnan(scales[code]):
-                bad[row, step] = 1
+            left.masks[row, group] = mask
+            code = product.scale_a[item, row0 + row, (k0 + first) // numbers.block] if k0 + first < k_total else numbers.unit_scale
+            factor, power, step = scales[code], scales[256 + code], group // groups
+            left.factors[row, group] = factor
+            left.powers[row, group] = power
+            if np.isnan(factor):
+                left.bad[row, step] = 1
             if power > 0.0:
-                bounds[row, step, LARGEST] = max(bounds[row, step, LARGEST], power)
-                bounds[row, step, SMALLEST] = min(bounds[row, step, SMALLEST], power)
+                left.bounds[row, step, LARGEST] = max(left.bounds[row, step, LARGEST], power)
+                left.bounds[row, step, SMALLEST] = min(left.bounds[row, step, SMALLEST], power)
 
 
 @jit
-def pack_group_columns(b: Any, item: int, k0: int, col0: int, columns: int, elements: Any, scale: Any, scales: Any, numbers: Any, values: Any,
-                       factors: Any, powers: Any, masks: Any, bounds: Any, bad: Any) -> bool:  # fmt: skip
-    """One step of B as decode_group_rows makes A, WIDTH columns to each k, group and bound; whether no scale is NaN."""
+def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
+    """Fill one step of B; whether no scale is NaN. Columns and elements past the edges are zeros."""
+    b, numbers, elements = product.b, product.numbers, product.elements_b
     k_total = b.shape[1]
-    fine = True
-    bad[:] = 0
-    masks[:] = 0
-    bounds[LARGEST * WIDTH : (LARGEST + 1) * WIDTH] = 0.0
-    bounds[SMALLEST * WIDTH : (SMALLEST + 1) * WIDTH] = np.inf
+    right.masks[:] = 0
     for k in range(numbers.step):
         group = k // numbers.group * WIDTH
         place = k % numbers.group
         width = columns if k0 + k < k_total else 0
         for j in range(width):
             value = elements[b[item, k0 + k, col0 + j]]
-            values[k * WIDTH + j] = value
-            masks[group + j] |= np.int64(value != 0.0) << place
+            right.values[k * WIDTH + j] = value
+            right.masks[group + j] |= np.int64(value != 0.0) << place
         for j in range(width, WIDTH):
-            values[k * WIDTH + j] = 0.0
+            right.values[k * WIDTH + j] = 0.0
+    return pack_group_scales(product, item, k0, col0, columns, right)
+
+
+@jit
+def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
+    """The scales of one step of B, and what bounds them; whether none is NaN."""
+    numbers, scales = product.numbers, product.scales
+    k_total = product.b.shape[1]
+    fine = True
+    right.bad[:] = 0
+    right.bounds[LARGEST * WIDTH : (LARGEST + 1) * WIDTH] = 0.0
+    right.bounds[SMALLEST * WIDTH : (SMALLEST + 1) * WIDTH] = np.inf
     for group in range(numbers.step // numbers.group):
         k = k0 + group * numbers.group
         for j in range(WIDTH):
-            code = scale[item, k // numbers.block, col0 + j] if k < k_total and j < columns else numbers.unit_scale
-            factors[group * WIDTH + j] = scales[code]
-            power = scales[256 + code]
-            powers[group * WIDTH + j] = power
-            if np.isnan(scales[code]):
-                bad[j] = 1
+            code = product.scale_b[item, k // numbers.block, col0 + j] if k < k_total and j < columns else numbers.unit_scale
+            factor, power = scales[code], scales[256 + code]
+            right.factors[group * WIDTH + j] = factor
+            right.powers[group * WIDTH + j] = power
+            if np.isnan(factor):
+                right.bad[j] = 1
                 fine = False
             if power > 0.0:
-                bounds[LARGEST * WIDTH + j] = max(bounds[LARGEST * WIDTH + j], power)
-                bounds[SMALLEST * WIDTH + j] = min(bounds[SMALLEST * WIDTH + j], power)
+                right.bounds[LARGEST * WIDTH + j] = max(right.bounds[LARGEST * WIDTH + j], power)
+                right.bounds[SMALLEST * WIDTH + j] = min(right.bounds[SMALLEST * WIDTH + j], power)
     return fine
 
 
@@ -100,65 +156,60 @@ def group_specials(chain: Any, cell: int, row_bad: int, bad: Any, special: Any) 
 
 
 @jit
-def grouped_rows(rows: int, start: int, values: Any, factors: Any, powers: Any, masks: Any, bounds: Any, bad_rows: Any, b_values: Any,
-                 b_factors: Any, b_powers: Any, b_masks: Any, b_bounds: Any, bad_columns: Any, columns_fine: bool, numbers: Any,
-                 step_powers: Any, result: Any, chain: Any, base: int, state: Any) -> None:  # fmt: skip
+def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fine: bool, chain: Any, base: int, state: Any) -> None:
     """One step for every row of a task against WIDTH columns, two rows at a time: accumulators in chain[base + row * WIDTH:]."""
-    groups = numbers.step // numbers.group
-    step = start // numbers.step
-    panel = values.shape[1]
-    panel_groups = factors.shape[1]
-    flat_values, flat_factors = values.reshape(values.size), factors.reshape(factors.size)
-    flat_powers, flat_masks, flat_bounds = powers.reshape(powers.size), masks.reshape(masks.size), bounds.reshape(bounds.size)
+    numbers, result = product.numbers, product.result
+    groups, step = numbers.step // numbers.group, start // numbers.step
+    panel, panel_groups, panel_steps = left.values.shape[1], left.factors.shape[1], left.bounds.shape[1]
+    values, factors = left.values.reshape(left.values.size), left.factors.reshape(left.factors.size)
+    powers, masks, bounds = left.powers.reshape(left.powers.size), left.masks.reshape(left.masks.size), left.bounds.reshape(left.bounds.size)
     special = np.empty((2, WIDTH), np.float32)
-    pair = np.empty(2, np.int64)
     flagged = np.empty(2, np.bool_)
-    for row0 in range(0, rows, 2):
-        pair[0], pair[1] = row0, min(row0 + 1, rows - 1)
+    for upper in range(0, rows, 2):
+        pair = (upper, min(upper + 1, rows - 1))
         if state[pair[0]] == ALL_NAN and state[pair[1]] == ALL_NAN:
             continue
         for i in range(2):
             row = pair[i]
-            flagged[i] = bad_rows[row, step] != 0 or state[row] != FINITE or not columns_fine
+            flagged[i] = left.bad[row, step] != 0 or state[row] != FINITE or not fine
             if flagged[i]:
-                group_specials(chain, base + row * WIDTH, bad_rows[row, step], bad_columns, special[i])
-        upper, lower = pair[0], pair[1]
+                group_specials(chain, base + row * WIDTH, left.bad[row, step], right.bad, special[i])
+        cells = (base + pair[0] * WIDTH, base + pair[1] * WIDTH)
         done = grouped_step(
-            chain, (base + upper * WIDTH, base + lower * WIDTH), (upper * panel + start, lower * panel + start),
-            (upper * panel_groups + step * groups, lower * panel_groups + step * groups), flat_values, flat_factors, flat_powers, flat_masks,
-            flat_bounds, ((upper * bounds.shape[1] + step) * 2, (lower * bounds.shape[1] + step) * 2), b_values, b_factors, b_powers, b_masks,
-            b_bounds, numbers.group, groups, step_powers, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
+            chain, cells, (pair[0] * panel + start, pair[1] * panel + start),
+            (pair[0] * panel_groups + step * groups, pair[1] * panel_groups + step * groups), values, factors, powers, masks, bounds,
+            ((pair[0] * panel_steps + step) * 2, (pair[1] * panel_steps + step) * 2), right.values, right.factors, right.powers, right.masks,
+            right.bounds, numbers.group, groups, product.powers, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
             result.cut,
         )  # fmt: skip
         for i in range(2):
             if flagged[i]:
-                state[pair[i]] = apply_specials(special[i], chain, base + pair[i] * WIDTH)
+                state[pair[i]] = apply_specials(special[i], chain, cells[i])
             elif done[i] == NOT_FINITE:
                 state[pair[i]] = SOME_NONFINITE
 
 
 @jit
-def grouped_tasks(first: int, last: int, a: Any, b: Any, scale_a: Any, scale_b: Any, d: Any, elements_a: Any, elements_b: Any, scales: Any,
-                  numbers: Any, step_powers: Any, result: Any) -> None:  # fmt: skip
-    """Tasks first .. last - 1 of d (float32) = a @ b + d."""
+def grouped_tasks(first: int, last: int, product: Any) -> None:
+    """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)
-    step = numbers.step
-    groups = step // numbers.group
+    a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
+    step, groups = numbers.step, numbers.step // numbers.group
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
     panel = min((PANEL + step - 1) // step * step, k_padded)
-    _, _, rows, _, tiles = task_bounds(first - first, d.shape[1], d.shape[2])
-    values = np.empty((rows, panel), np.float32)
-    factors = np.empty((rows, panel // numbers.group), np.float64)
-    powers = np.empty((rows, panel // numbers.group), np.float64)
-    masks = np.empty((rows, panel // numbers.group), np.int64)
-    bounds = np.empty((rows, panel // step, 2), np.float64)
-    bad_rows = np.empty((rows, panel // step), np.uint8)
-    b_values = np.empty(step * WIDTH, np.float32)
-    b_factors = np.empty(groups * WIDTH, np.float64)
-    b_powers = np.empty(groups * WIDTH, np.float64)
-    b_masks = np.empty(groups * WIDTH, np.int64)
-    b_bounds = np.empty(2 * WIDTH, np.float64)
-    bad_columns = np.empty(WIDTH, np.uint8)
+    _, _, rows, _, tiles = task_bounds(first, d.shape[1], d.shape[2])
+    for task in range(first + 1, last):
+        _, _, more_rows, _, more_tiles = task_bounds(task, d.shape[1], d.shape[2])
+        rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
+    panel_groups = panel // numbers.group
+    left = GroupRows(
+        np.empty((rows, panel), np.float32), np.empty((rows, panel_groups), np.float64), np.empty((rows, panel_groups), np.float64),
+        np.empty((rows, panel_groups), np.int64), np.empty((rows, panel // step, 2), np.float64), np.empty((rows, panel // step), np.uint8),
+    )  # fmt: skip
+    right = GroupColumns(
+        np.empty(step * WIDTH, np.float32), np.empty(groups * WIDTH, np.float64), np.empty(groups * WIDTH, np.float64),
+        np.empty(groups * WIDTH, np.int64), np.empty(2 * WIDTH, np.float64), np.empty(WIDTH, np.uint8),
+    )  # fmt: skip
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
     state = np.empty((tiles, rows), np.uint8)
@@ -170,17 +221,13 @@ def grouped_tasks(first: int, last: int, a: Any, b: Any, scale_a: Any, scale_b: 
             state[:] = FINITE
         for panel0 in range(0, k_padded, panel):
             count = min(panel, k_padded - panel0)
-            decode_group_rows(a, item, row0, rows, panel0, count, elements_a, scale_a, scales, numbers, values, factors, powers, masks, bounds,
-                              bad_rows)  # fmt: skip
+            decode_group_rows(product, item, row0, rows, panel0, count, left)
             for tile in range(tiles):
-                base = tile * rows * WIDTH
-                col0 = (tile0 + tile) * WIDTH
+                base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
-                    fine = pack_group_columns(b, item, panel0 + start, col0, columns, elements_b, scale_b, scales, numbers, b_values,
-                                              b_factors, b_powers, b_masks, b_bounds, bad_columns)  # fmt: skip
-                    grouped_rows(rows, start, values, factors, powers, masks, bounds, bad_rows, b_values, b_factors, b_powers, b_masks, b_bounds,
-                                 bad_columns, fine, numbers, step_powers, result, chain, base, state[tile])  # fmt: skip
+                    fine = pack_group_columns(product, item, panel0 + start, col0, columns, right)
+                    grouped_rows(product, rows, left, start, right, fine, chain, base, state[tile])
                     done = panel0 + start + step
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
                         add_chain(total, chain, base, rows, numbers, result, state[tile])

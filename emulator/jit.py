@@ -12,9 +12,11 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
-__all__ = ["NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH", "jit", "set_rounding", "threads_wanted"]
+__all__ = [
+    "NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH", "intrinsic", "jit", "set_rounding", "threads_wanted",
+]  # fmt: skip
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
@@ -26,6 +28,11 @@ WIDTH = 32
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function for the engine: nopython, cached, without the GIL, IEEE division, and bits that no flag may change."""
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """A function that compiled code calls and that writes its own LLVM instructions."""
+    return numba_intrinsic(function)
 
 
 def threads_wanted() -> int:

@@ -104,7 +104,7 @@ class Lanes:
         return self._new(self._intrinsic(f"llvm.smax.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
 
     def fma(self, factor: Lanes, addend: Lanes) -> Lanes:
-        """self * factor + addend, rounded once."""
+        """This vector * factor + addend, rounded once."""
         call = self._intrinsic(f"llvm.fma.v{self.count}{_FLOATS[self.element]}", 3)
         return self._new(call([self.value, factor.value, addend.value]))
 

@@ -12,9 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from mmabits.emulator.jit import WIDTH
+from mmabits.emulator.jit import WIDTH, intrinsic
 from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Emitter, Lanes
 
 DONE, NOT_FINITE, TOO_WIDE = 0, 1, 2
@@ -84,7 +83,12 @@ def _join(parts: list[Lanes]) -> Lanes:
     while len(parts) > 1:
         pairs = zip(parts[::2], parts[1::2], strict=True)
         parts = [
-            Lanes(left.builder, left.builder.shuffle_vector(left.value, right.value, ir.Constant(ir.VectorType(I32, 2 * left.count), list(range(2 * left.count)))))
+            Lanes(
+                left.builder,
+                left.builder.shuffle_vector(
+                    left.value, right.value, ir.Constant(ir.VectorType(I32, 2 * left.count), list(range(2 * left.count)))
+                ),
+            )
             for left, right in pairs
         ]
     return parts[0]
@@ -183,8 +187,9 @@ def decode_columns(_context: Any, codes: Any, at: Any, form: Any, planes: Any, p
 
 
 @intrinsic
-def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, places: Any, place: Any, magnitudes: Any, exponents: Any, sides: Any,
-                    cell: Any) -> Any:  # fmt: skip
+def decode_elements(
+    _context: Any, codes: Any, at: Any, form: Any, negate: Any, places: Any, place: Any, magnitudes: Any, exponents: Any, sides: Any, cell: Any
+) -> Any:
     """WIDTH codes of a row of A: magnitudes, exponents, and sides = places[place:], WIDTH more where negative; whether all are finite."""
     signature = types.boolean(codes, _index, form, _index, places, _index, magnitudes, exponents, sides, _index)
 
@@ -192,7 +197,9 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
         emit = Emitter(context, builder)
         arrays = {0: codes, 4: places, 6: magnitudes, 7: exponents, 8: sides}
         data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
-        magnitude, exponent, sign, not_finite = _decoded(emit, data[0], arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form)))
+        magnitude, exponent, sign, not_finite = _decoded(
+            emit, data[0], arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form))
+        )
         flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
         side = emit.load(data[4], arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
         emit.store(magnitude.widen(F64) if magnitudes.dtype == types.float64 else magnitude, data[6], arguments[9])
@@ -204,8 +211,11 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
 
 
 @intrinsic
-def fused_step(_context: Any, chain: Any, cell: Any, a: Any, a_exponents: Any, sides: Any, at: Any, b: Any, b_exponents: Any, count: Any, fraction_bits: Any,
-               zero_exponent: Any, shift: Any, unshift: Any, mode: Any, result_fraction_bits: Any, min_exponent: Any, max_exponent: Any, cut: Any) -> Any:  # fmt: skip
+def fused_step(
+    _context: Any, chain: Any, cell: Any, a: Any, a_exponents: Any, sides: Any, at: Any, b: Any, b_exponents: Any, count: Any,
+    fraction_bits: Any, zero_exponent: Any, shift: Any, unshift: Any, mode: Any, result_fraction_bits: Any, min_exponent: Any,
+    max_exponent: Any, cut: Any,
+) -> Any:  # fmt: skip
     """Section 2: chain[cell + j] = round(sum of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
 
     The carrier is the type of `a` and `b`; returns DONE, NOT_FINITE or TOO_WIDE.
@@ -219,8 +229,7 @@ def fused_step(_context: Any, chain: Any, cell: Any, a: Any, a_exponents: Any, s
         place, at_, count_, fraction, zero, shift_, unshift_ = (arguments[i] for i in (1, 5, 8, 9, 10, 11, 12))
         result = arguments[13:18]
         chain_, a_, a_exponents_, sides_, b_, b_exponents_ = (
-            emit.data(kind, arguments[i])
-            for kind, i in ((chain, 0), (a, 2), (a_exponents, 3), (sides, 4), (b, 6), (b_exponents, 7))
+            emit.data(kind, arguments[i]) for kind, i in ((chain, 0), (a, 2), (a_exponents, 3), (sides, 4), (b, 6), (b_exponents, 7))
         )
         operands = (a_, sides_, at_, b_)
         if a.dtype == types.float32:
@@ -240,7 +249,9 @@ def fused_step(_context: Any, chain: Any, cell: Any, a: Any, a_exponents: Any, s
     return signature, codegen
 
 
-def _narrow_step(emit: Emitter, chain: Any, cell: Any, operands: Any, exponents: Any, count: Any, fraction: Any, zero: Any, result: Any) -> Any:
+def _narrow_step(
+    emit: Emitter, chain: Any, cell: Any, operands: Any, exponents: Any, count: Any, fraction: Any, zero: Any, result: Any
+) -> Any:
     """fused_step with a float32 carrier."""
     builder = emit.builder
     held = emit.load(chain, cell, WIDTH)
@@ -279,7 +290,19 @@ def grouped_step(_context: Any, chain: Any, cells: Any, ats: Any, group_ats: Any
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        arrays = {0: chain, 4: a, 5: a_factors, 6: a_powers, 7: a_masks, 8: a_bounds, 10: b, 11: b_factors, 12: b_powers, 13: b_masks, 14: b_bounds}
+        arrays = {
+            0: chain,
+            4: a,
+            5: a_factors,
+            6: a_powers,
+            7: a_masks,
+            8: a_bounds,
+            10: b,
+            11: b_factors,
+            12: b_powers,
+            13: b_masks,
+            14: b_bounds,
+        }
         data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
         places, starts, group_starts, bound_starts = (cgutils.unpack_tuple(builder, arguments[i], 2) for i in (1, 2, 3, 9))
         size, number = arguments[15], arguments[16]
@@ -289,7 +312,10 @@ def grouped_step(_context: Any, chain: Any, cells: Any, ats: Any, group_ats: Any
         for first in range(0, WIDTH, 16):
             held = [emit.load(data[0], builder.add(place, emit.index(first)), 16).widen(F64) for place in places]
             fits = builder.and_(
-                *(_loses_nothing(emit, row, first, start, data[8], data[14], powers_) for row, start in zip(held, bound_starts, strict=True))
+                *(
+                    _loses_nothing(emit, row, first, start, data[8], data[14], powers_)
+                    for row, start in zip(held, bound_starts, strict=True)
+                )
             )
             windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
             exact = emit.cells(held)
@@ -358,7 +384,9 @@ def _largest_power(emit: Emitter, held: Lanes, first: int, group_at: Any, groups
     return top.get()
 
 
-def _group_terms(emit: Emitter, first: int, number: Any, size: Any, starts: Any, group_starts: Any, values: Any, factors: Any) -> list[list[Lanes]]:
+def _group_terms(
+    emit: Emitter, first: int, number: Any, size: Any, starts: Any, group_starts: Any, values: Any, factors: Any
+) -> list[list[Lanes]]:
     """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on, 16 columns each."""
     builder = emit.builder
     elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]

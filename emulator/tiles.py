@@ -72,7 +72,7 @@ def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: 
 
 @jit
 def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, state: Any) -> None:
-    """total += chain by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
+    """Add the chain to the total by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
     if numbers.restart_f16 == 0:
         set_rounding(NEAREST_EVEN)
         for i in range(base, base + rows * WIDTH):

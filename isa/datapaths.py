@@ -97,7 +97,14 @@ def _inferred(neighbour: str) -> tuple[Proof, ...]:
 
 
 def _fused(
-    name: str, fraction_bits: int, step: int, zero_exponent: int, proofs: tuple[Proof, ...], *, result_fraction_bits: int | None = None, note: str = ""
+    name: str,
+    fraction_bits: int,
+    step: int,
+    zero_exponent: int,
+    proofs: tuple[Proof, ...],
+    *,
+    result_fraction_bits: int | None = None,
+    note: str = "",
 ) -> DatapathSpec:
     """Sections 2 and 3: the accumulator type is the last part of the name; f32 rounds toward zero, f16 to nearest even."""
     result = format_spec(name.rsplit(".", 1)[1])
@@ -172,8 +179,8 @@ _ROWS = (
     _fused("sm_89.hmma.f16.f16",         24,  8,   -20, _recorded("ada-mma-f16-f16", "l40s-mma-f16-f16")),
     _fused("sm_89.hmma.bf16.f32",        24,  8,  -132, _recorded("ada-mma-bf16-f32", "l40s-mma-bf16-f32")),
     _fused("sm_89.hmma.tf32.f32",        24,  4,  -132, _recorded("ada-mma-tf32-f32", "l40s-mma-tf32-f32")),
-    _fused("sm_89.qmma.f8.f32",          13, 16,  -132, _recorded("ada-mma-e4m3-f32", "ada-mma-e5m2-f32", "l40s-mma-e4m3-f32", "l40s-mma-e5m2-f32"),
-           result_fraction_bits=13),
+    _fused("sm_89.qmma.f8.f32",          13, 16,  -132,
+           _recorded("ada-mma-e4m3-f32", "ada-mma-e5m2-f32", "l40s-mma-e4m3-f32", "l40s-mma-e5m2-f32"), result_fraction_bits=13),
     _fused("sm_89.qmma.f8.f16",          13, 16,   -20, _recorded("ada-mma-e4m3-f16", "ada-mma-e5m2-f16")),
 
     _fused("sm_90a.hmma.f16.f32",        25, 16,  -133, _recorded("h100-mma-f16-f32", "h200-mma-f16-f32")),
@@ -225,7 +232,10 @@ def _carry_over(row: DatapathSpec, arch: str, neighbour: str) -> DatapathSpec:
 
 def _all_rows() -> tuple[DatapathSpec, ...]:
     carried = (
-        _carry_over(row, arch, neighbour) for arch, neighbour in _CARRIED_OVER.items() for row in _ROWS if row.name.startswith(f"{neighbour}.")
+        _carry_over(row, arch, neighbour)
+        for arch, neighbour in _CARRIED_OVER.items()
+        for row in _ROWS
+        if row.name.startswith(f"{neighbour}.")
     )
     chains = (_fma_chain(arch) for arch in _DMMA)
     integers = (_integer(arch, "imma") for arch in _IMMA)

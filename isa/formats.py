@@ -155,7 +155,16 @@ class FormatSpec:
 
 
 def _float(
-    name: str, container: int, exponent: int, fraction: int, bias: int, non_finite: NonFinite, numpy_name: str, source: str, *, ignored_low_bits: int = 0
+    name: str,
+    container: int,
+    exponent: int,
+    fraction: int,
+    bias: int,
+    non_finite: NonFinite,
+    numpy_name: str,
+    source: str,
+    *,
+    ignored_low_bits: int = 0,
 ) -> FormatSpec:
     return FormatSpec(
         name=name, container_bits=container, sign_bits=1, exponent_bits=exponent, fraction_bits=fraction, bias=bias,
