@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, jit, set_rounding
+from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, entry, set_rounding
 from mmabits.emulator.steps import dot_step
 from mmabits.emulator.tiles import task_bounds
 
@@ -15,7 +15,7 @@ CHAIN_PANEL = 64
 """Elements of K of float64 B packed at a time: 16 KiB, half of a first-level cache."""
 
 
-@jit
+@entry
 def chain_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> None:
     """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says."""
     set_rounding(numbers.rounding)
@@ -48,7 +48,7 @@ def chain_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> 
     set_rounding(NEAREST_EVEN)
 
 
-@jit
+@entry
 def integer_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> None:
     """Tasks of d += a @ b in int32: exact, each instruction's sum added with wrap-around or, where it saturates, clamped.
 

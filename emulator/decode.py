@@ -1,40 +1,20 @@
-"""Single codes to values, inside compiled code: the slow way, for scales and for the few codes that are not finite."""
+"""Single codes, inside compiled code."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from mmabits.emulator.jit import jit
-from mmabits.emulator.steps import NO_EXPONENT
 
 
 @jit
-def decode_value(code: Any, form: Any) -> Any:
-    """One code as float64, infinities and NaN included. The slow way, for the few codes that are not finite and for scales."""
-    field = (code >> form.low_bits) & ((1 << (form.fraction_bits + form.exponent_bits)) - 1)
-    negative = (code >> form.sign_shift) & 1
+def code_class(code: Any, form: Any) -> Any:
+    """0, 1 or -1 for a zero or a finite number by its sign, else the infinity or NaN: products and sums of these say what
+    infinities and NaN those of the numbers come to."""
+    field = (code >> form.low_bits) & ((1 << (form.sign_shift - form.low_bits)) - 1)
+    value = 0.0 if field == 0 else 1.0
     if field >= form.lowest_nonfinite:
         value = np.inf if field == form.infinity else np.nan
-    else:
-        exponent_field = field >> form.fraction_bits
-        significand = field & ((1 << form.fraction_bits) - 1)
-        if exponent_field == 0 and form.subnormals == 1:
-            exponent_field = 1
-        else:
-            significand |= 1 << form.fraction_bits
-        value = math.ldexp(float(significand), exponent_field - form.bias - form.fraction_bits)
-    return -value if negative == 1 else value
-
-
-@jit
-def decode_exponent(code: Any, form: Any) -> Any:
-    """Exponent of one finite code (subnormals keep the smallest normal's), NO_EXPONENT for zero."""
-    field = (code >> form.low_bits) & ((1 << (form.fraction_bits + form.exponent_bits)) - 1)
-    if form.subnormals == 1:
-        if field == 0:
-            return NO_EXPONENT
-        return max(field >> form.fraction_bits, 1) - form.bias
-    return (field >> form.fraction_bits) - form.bias
+    return -value if (code >> form.sign_shift) & 1 == 1 else value

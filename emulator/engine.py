@@ -89,11 +89,14 @@ def _work(
     scales = (_NO_SCALES if scale_a is None else scale_a, _NO_SCALES if scale_b is None else scale_b)
     if arithmetic is Arithmetic.GROUPED and row.scale_type is not None:
         elements = (plan.element_values(row.a_type), plan.element_values(row.b_type))
-        tables = (*elements, plan.scale_values(row.scale_type), plan.step_powers(lowering))
-        return grouped_tasks, (ScaledProduct(a, b, *scales, d, *tables, numbers, result),)
+        factors, _, powers = plan.scale_tables(row.scale_type)
+        return grouped_tasks, (ScaledProduct(a, b, *scales, d, *elements, factors, powers, plan.step_powers(lowering), numbers, result),)
     bits = plan.carrier_bits(lowering)
     if bits == 0:
         path = lowering.datapath
-        raise UnsupportedInstruction(f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits")
-    forms = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type, row.scale_type or row.a_type))
-    return fused_tasks, (Product(a, b, *scales, d, plan.k_order(lowering), _CARRIERS[bits], *forms, numbers, result),)
+        raise UnsupportedInstruction(
+            f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits"
+        )
+    forms = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type))
+    tables = plan.scale_tables(row.scale_type)[:2]
+    return fused_tasks, (Product(a, b, *scales, d, plan.k_order(lowering), _CARRIERS[bits], *forms, *tables, numbers, result),)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.decode import decode_exponent, decode_value
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
+from mmabits.emulator.decode import code_class
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
 from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, decode_columns, decode_elements, fused_step
 from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
 
@@ -31,8 +31,10 @@ class Product(NamedTuple):
     """Empty array of the dtype of the truncated sums."""
     form_a: Any
     form_b: Any
-    scale_form: Any
     """plan.FormatNumbers."""
+    scales: Any
+    scale_exponents: Any
+    """Value and exponent of every scale code."""
     numbers: Any
     """plan.StepNumbers."""
     result: Any
@@ -98,7 +100,7 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
             left.bad[row, step] = 0
         if not finite:
             for k in range(count):
-                if not np.isfinite(decode_value(np.int64(codes[first + k]), form)):
+                if not np.isfinite(code_class(np.int64(codes[first + k]), form)):
                     left.bad[row, k // numbers.step] = 1
         if numbers.block > 0:
             scale_row(product, item, row0 + row, row, k0, count, left)
@@ -107,16 +109,14 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
 @jit
 def scale_row(product: Any, item: int, source: int, row: int, k0: int, count: int, left: Any) -> None:
     """Multiply a row of a panel of A by its block scales."""
-    numbers, form = product.numbers, product.scale_form
-    for first in range(0, min(count, product.a.shape[2] - k0), numbers.block):
-        code = np.int64(product.scale_a[item, source, (k0 + first) // numbers.block])
-        factor = decode_value(code, form)
+    block = product.numbers.block
+    for first in range(0, min(count, product.a.shape[2] - k0), block):
+        code = product.scale_a[item, source, (k0 + first) // block]
+        factor, exponent = product.scales[code], product.scale_exponents[code]
         if np.isnan(factor):
-            left.bad[row, first // numbers.step] = 1
-            continue
-        exponent = decode_exponent(code, form)
+            left.bad[row, first // product.numbers.step] = 1
         start = row * left.panel
-        for k in range(start + first, start + min(first + numbers.block, count)):
+        for k in range(start + first, start + min(first + block, count)):
             left.magnitudes[k] *= factor
             left.exponents[k] += exponent
 
@@ -141,7 +141,7 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
         if not decode_columns(codes, first, form, right.planes, k * 2 * WIDTH, right.exponents, k * WIDTH):
             all_finite = False
             for j in range(width):
-                if not np.isfinite(decode_value(np.int64(codes[first + j]), form)):
+                if not np.isfinite(code_class(np.int64(codes[first + j]), form)):
                     right.bad[j] = 1
     if numbers.block > 0:
         all_finite &= scale_columns(product, item, k0, col0, columns, right)
@@ -151,19 +151,16 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
 @jit
 def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
     """Multiply one step of B by its block scales; whether none is NaN."""
-    numbers, form = product.numbers, product.scale_form
+    block, step = product.numbers.block, product.numbers.step
     fine = True
-    for first in range(0, min(numbers.step, product.b.shape[1] - k0), numbers.block):
-        last = first + min(numbers.block, numbers.step)
+    for first in range(0, min(step, product.b.shape[1] - k0), block):
         for j in range(columns):
-            code = np.int64(product.scale_b[item, (k0 + first) // numbers.block, col0 + j])
-            factor = decode_value(code, form)
+            code = product.scale_b[item, (k0 + first) // block, col0 + j]
+            factor, exponent = product.scales[code], product.scale_exponents[code]
             if np.isnan(factor):
                 right.bad[j] = 1
                 fine = False
-                continue
-            exponent = decode_exponent(code, form)
-            for k in range(first, last):
+            for k in range(first, first + min(block, step)):
                 right.planes[k * 2 * WIDTH + j] *= factor
                 right.planes[k * 2 * WIDTH + WIDTH + j] *= factor
                 right.exponents[k * WIDTH + j] += exponent
@@ -176,8 +173,7 @@ def resolve_specials(
 ) -> None:
     """special[j]: the infinity or NaN that column j's step comes to, 0 where its result is an ordinary number.
 
-    Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays. Float64 sums
-    say just that, since no finite product or sum here leaves float64's range.
+    Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays.
     """
     for j in range(WIDTH):
         special[j] = 0.0
@@ -192,21 +188,18 @@ def resolve_specials(
 
 @jit
 def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: float) -> Any:
-    """One step's sum in float64, for its infinities and NaN."""
-    a, b, numbers, form = product.a, product.b, product.numbers, product.scale_form
+    """The sum of one step's products by class, and the accumulator: right in its infinities and NaN alone."""
+    a, b, numbers = product.a, product.b, product.numbers
     total = held
     for k in range(numbers.step):
         at = ordered(k0 + k, product.order)
-        if at >= a.shape[2]:
-            continue
-        left = decode_value(np.int64(a[item, row, at]), product.form_a)
-        right = decode_value(np.int64(b[item, at, column]), product.form_b)
-        if numbers.negate == 1:
-            left = -left
-        if numbers.block > 0:
-            left *= decode_value(np.int64(product.scale_a[item, row, at // numbers.block]), form)
-            right *= decode_value(np.int64(product.scale_b[item, at // numbers.block, column]), form)
-        total += left * right
+        if at < a.shape[2]:
+            left = code_class(np.int64(a[item, row, at]), product.form_a)
+            right = code_class(np.int64(b[item, at, column]), product.form_b)
+            total += -left * right if numbers.negate == 1 else left * right
+            if numbers.block > 0:
+                scale = product.scales[product.scale_a[item, row, at // numbers.block]]
+                total += (scale * 0.0) + (product.scales[product.scale_b[item, at // numbers.block, column]] * 0.0)
     return total
 
 
@@ -255,7 +248,7 @@ def step_rows(
             state[row] = SOME_NONFINITE
 
 
-@jit
+@entry
 def fused_tasks(first: int, last: int, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)
@@ -268,12 +261,16 @@ def fused_tasks(first: int, last: int, product: Any) -> None:
     for task in range(first + 1, last):
         _, _, more_rows, _, more_tiles = task_bounds(task, d.shape[1], d.shape[2])
         rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
-    places = (np.arange(panel) % step * 2 * WIDTH).astype(np.int32)
+    places = np.empty(panel, np.int32)
+    for k in range(panel):
+        places[k] = k % step * 2 * WIDTH
     left = Rows(
         panel, np.empty(panel, a.dtype), places, np.empty(rows * panel, carrier), np.empty(rows * panel, np.int16),
         np.empty(rows * panel, np.int32), np.empty((rows, elements // step), np.uint8),
     )  # fmt: skip
-    right = Columns(np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8))
+    right = Columns(
+        np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8)
+    )
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
     state = np.empty((tiles, rows), np.uint8)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
 from mmabits.emulator.steps import NOT_FINITE, grouped_step
 from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
 
@@ -35,7 +35,8 @@ class ScaledProduct(NamedTuple):
     elements_b: Any
     """The value of every element code."""
     scales: Any
-    """The value of every scale code, then its power of two (0 for zero and NaN)."""
+    scale_powers: Any
+    """Value and power of two (0 for zero and NaN) of every scale code."""
     powers: Any
     """plan.step_powers."""
     numbers: Any
@@ -74,7 +75,7 @@ class GroupColumns(NamedTuple):
 @jit
 def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any) -> None:
     """Fill a panel of A."""
-    a, numbers, elements, scales = product.a, product.numbers, product.elements_a, product.scales
+    a, numbers, elements = product.a, product.numbers, product.elements_a
     k_total = a.shape[2]
     groups = numbers.step // numbers.group
     sign = np.float32(-1.0) if numbers.negate == 1 else np.float32(1.0)
@@ -92,7 +93,7 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
                 mask |= np.int64(value != 0.0) << k
             left.masks[row, group] = mask
             code = product.scale_a[item, row0 + row, (k0 + first) // numbers.block] if k0 + first < k_total else numbers.unit_scale
-            factor, power, step = scales[code], scales[256 + code], group // groups
+            factor, power, step = product.scales[code], product.scale_powers[code], group // groups
             left.factors[row, group] = factor
             left.powers[row, group] = power
             if np.isnan(factor):
@@ -124,7 +125,7 @@ def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int
 @jit
 def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
     """The scales of one step of B, and what bounds them; whether none is NaN."""
-    numbers, scales = product.numbers, product.scales
+    numbers = product.numbers
     k_total = product.b.shape[1]
     fine = True
     right.bad[:] = 0
@@ -134,7 +135,7 @@ def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int,
         k = k0 + group * numbers.group
         for j in range(WIDTH):
             code = product.scale_b[item, k // numbers.block, col0 + j] if k < k_total and j < columns else numbers.unit_scale
-            factor, power = scales[code], scales[256 + code]
+            factor, power = product.scales[code], product.scale_powers[code]
             right.factors[group * WIDTH + j] = factor
             right.powers[group * WIDTH + j] = power
             if np.isnan(factor):
@@ -162,7 +163,11 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fin
     groups, step = numbers.step // numbers.group, start // numbers.step
     panel, panel_groups, panel_steps = left.values.shape[1], left.factors.shape[1], left.bounds.shape[1]
     values, factors = left.values.reshape(left.values.size), left.factors.reshape(left.factors.size)
-    powers, masks, bounds = left.powers.reshape(left.powers.size), left.masks.reshape(left.masks.size), left.bounds.reshape(left.bounds.size)
+    powers, masks, bounds = (
+        left.powers.reshape(left.powers.size),
+        left.masks.reshape(left.masks.size),
+        left.bounds.reshape(left.bounds.size),
+    )
     special = np.empty((2, WIDTH), np.float32)
     flagged = np.empty(2, np.bool_)
     for upper in range(0, rows, 2):
@@ -189,7 +194,7 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fin
                 state[pair[i]] = SOME_NONFINITE
 
 
-@jit
+@entry
 def grouped_tasks(first: int, last: int, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
+from mmabits.emulator.steps import NO_EXPONENT
 from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
 
 
@@ -17,7 +18,6 @@ class FormatNumbers(NamedTuple):
     """A FormatSpec as integers."""
 
     fraction_bits: int
-    exponent_bits: int
     bias: int
     low_bits: int
     sign_shift: int
@@ -26,7 +26,6 @@ class FormatNumbers(NamedTuple):
     """The smallest magnitude field (without low bits) that is not finite; past every field where there is none."""
     infinity: int
     """The magnitude field of infinity, -1 where there is none."""
-    subnormals: int
     min_exponent: int
     """Exponent below which a significand is not normalised: the format's own, or that of the format it is converted to."""
 
@@ -84,13 +83,11 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
     }[form.non_finite]
     return FormatNumbers(
         fraction_bits=form.fraction_bits,
-        exponent_bits=form.exponent_bits,
         bias=form.bias,
         low_bits=form.ignored_low_bits,
         sign_shift=form.code_bits - 1 if form.sign_bits else fields + form.ignored_low_bits,
         lowest_nonfinite=lowest,
         infinity=form.exponent_mask >> form.ignored_low_bits if form.has_infinity else -1,
-        subnormals=int(form.has_subnormals),
         min_exponent=(unpacked_to or form).min_exponent,
     )
 
@@ -160,13 +157,15 @@ def element_values(form: FormatSpec) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(maxsize=16)
-def scale_values(form: FormatSpec) -> npt.NDArray[np.float64]:
-    """The value of every scale code, then its power of two; 0 for the power of a zero or NaN."""
+def scale_tables(form: FormatSpec | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int16], npt.NDArray[np.float64]]:
+    """The value, the exponent and the power of two of every scale code; NO_EXPONENT and 0 for a zero or NaN."""
+    if form is None:
+        return np.zeros(0), np.zeros(0, np.int16), np.zeros(0)
     values = decode(np.arange(256, dtype=np.uint8), form)
     ordinary = np.isfinite(values) & (values != 0)
-    exponents = np.frexp(np.where(ordinary, values, 1.0))[1] - 1
-    powers = np.where(ordinary, np.ldexp(1.0, np.maximum(exponents, form.min_exponent)), 0.0)
-    return np.concatenate([values, powers])
+    exponents = np.maximum(np.frexp(np.where(ordinary, values, 1.0))[1] - 1, form.min_exponent)
+    powers = np.where(ordinary, np.ldexp(1.0, exponents), 0.0)
+    return values, np.where(ordinary, exponents, NO_EXPONENT).astype(np.int16), powers
 
 
 @lru_cache(maxsize=1024)

@@ -145,7 +145,7 @@ def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lane
     A code's exponent and fraction, put where a float32 has them, times 2^(127 - bias) is its magnitude, subnormals
     included. What is not finite becomes a zero here.
     """
-    fraction_bits, _, bias, low_bits, sign_shift, lowest_nonfinite, _, _, min_exponent = (emit.narrow_index(number) for number in form)
+    fraction_bits, bias, low_bits, sign_shift, lowest_nonfinite, _, min_exponent = (emit.narrow_index(number) for number in form)
     builder = emit.builder
 
     def everywhere(number: Any) -> Lanes:
@@ -188,7 +188,17 @@ def decode_columns(_context: Any, codes: Any, at: Any, form: Any, planes: Any, p
 
 @intrinsic
 def decode_elements(
-    _context: Any, codes: Any, at: Any, form: Any, negate: Any, places: Any, place: Any, magnitudes: Any, exponents: Any, sides: Any, cell: Any
+    _context: Any,
+    codes: Any,
+    at: Any,
+    form: Any,
+    negate: Any,
+    places: Any,
+    place: Any,
+    magnitudes: Any,
+    exponents: Any,
+    sides: Any,
+    cell: Any,
 ) -> Any:
     """WIDTH codes of a row of A: magnitudes, exponents, and sides = places[place:], WIDTH more where negative; whether all are finite."""
     signature = types.boolean(codes, _index, form, _index, places, _index, magnitudes, exponents, sides, _index)
