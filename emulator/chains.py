@@ -78,5 +78,5 @@ def integer_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -
                     for j in range(columns):
                         total = np.int64(d[item, row, col0 + j]) + np.int64(sums[j])
                         if numbers.saturate == 1:
-                            total = min(max(total, -INT32_MAX - 1), INT32_MAX)
+                            total = min(max(total, np.int64(-INT32_MAX - 1)), np.int64(INT32_MAX))
                         d[item, row, col0 + j] = np.int32(total & 0xFFFFFFFF)

@@ -11,8 +11,10 @@ from mmabits.emulator.jit import jit
 
 @jit
 def code_class(code: Any, form: Any) -> Any:
-    """0, 1 or -1 for a zero or a finite number by its sign, else the infinity or NaN: products and sums of these say what
-    infinities and NaN those of the numbers come to."""
+    """0 for a zero, 1 or -1 for a finite number by its sign, else the infinity or NaN.
+
+    Products and sums of classes come to the infinities and NaN that those of the numbers come to.
+    """
     field = (code >> form.low_bits) & ((1 << (form.sign_shift - form.low_bits)) - 1)
     value = 0.0 if field == 0 else 1.0
     if field >= form.lowest_nonfinite:

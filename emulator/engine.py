@@ -97,6 +97,7 @@ def _work(
         raise UnsupportedInstruction(
             f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits"
         )
-    forms = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type))
-    tables = plan.scale_tables(row.scale_type)[:2]
-    return fused_tasks, (Product(a, b, *scales, d, plan.k_order(lowering), _CARRIERS[bits], *forms, *tables, numbers, result),)
+    form_a, form_b = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type))
+    factors, exponents, _ = plan.scale_tables(row.scale_type)
+    order, carrier = plan.k_order(lowering), _CARRIERS[bits]
+    return fused_tasks, (Product(a, b, *scales, d, order, carrier, form_a, form_b, factors, exponents, numbers, result),)

@@ -93,9 +93,7 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
                 at = ordered(k0 + k, product.order)
                 codes[k] = a[item, row0 + row, at] if at < k_total else 0
         for k in range(0, panel, WIDTH):
-            finite &= decode_elements(
-                codes, first + k, form, numbers.negate, left.places, k, left.magnitudes, left.exponents, left.sides, row * panel + k
-            )
+            finite &= decode_elements(codes, first + k, form, numbers.negate, left, k, row * panel + k)
         for step in range(count // numbers.step):
             left.bad[row, step] = 0
         if not finite:
@@ -138,7 +136,7 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
             codes[:] = 0
             for j in range(width):
                 codes[j] = b[item, at, col0 + j]
-        if not decode_columns(codes, first, form, right.planes, k * 2 * WIDTH, right.exponents, k * WIDTH):
+        if not decode_columns(codes, first, form, right, k):
             all_finite = False
             for j in range(width):
                 if not np.isfinite(code_class(np.int64(codes[first + j]), form)):
@@ -206,16 +204,14 @@ def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: floa
 @jit
 def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> Any:
     """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
-    numbers, result = product.numbers, product.result
-    magnitudes = np.empty(numbers.step, np.float64)
-    for k in range(numbers.step):
+    step = product.numbers.step
+    magnitudes = np.empty(step, np.float64)
+    for k in range(step):
         magnitudes[k] = left.magnitudes[at + k]
-    window = slice(at, at + numbers.step)
-    return fused_step(
-        chain, cell, magnitudes, left.exponents[window], left.sides[window], 0, right.planes.astype(np.float64), right.exponents, numbers.step,
-        numbers.fraction_bits, numbers.zero_exponent, 0, 1.0, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
-        result.cut,
-    )  # fmt: skip
+    window = slice(at, at + step)
+    wide_left = Rows(step, left.codes, left.places, magnitudes, left.exponents[window], left.sides[window], left.bad)
+    wide_right = Columns(right.codes, right.planes.astype(np.float64), right.exponents, right.bad)
+    return fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
 
 
 @jit
@@ -224,9 +220,8 @@ def step_rows(
     chain: Any, base: int, state: Any,
 ) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
-    numbers, result = product.numbers, product.result
+    numbers = product.numbers
     special = np.empty(WIDTH, np.float32)
-    unshift = 2.0**-numbers.c_shift
     step = start // numbers.step
     for row in range(rows):
         if state[row] == ALL_NAN:
@@ -235,11 +230,7 @@ def step_rows(
         flagged = row_bad != 0 or state[row] != FINITE or not finite
         if flagged:
             resolve_specials(product, item, row0 + row, k0, col0, columns, row_bad, right.bad, chain, cell, special)
-        done = fused_step(
-            chain, cell, left.magnitudes, left.exponents, left.sides, at, right.planes, right.exponents, numbers.step, numbers.fraction_bits,
-            numbers.zero_exponent, numbers.c_shift, unshift, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
-            result.cut,
-        )  # fmt: skip
+        done = fused_step(chain, cell, left, at, right, numbers, product.result)
         if done == TOO_WIDE:
             done = wide_step(product, left, at, right, chain, cell)
         if flagged:

@@ -46,17 +46,19 @@ class ScaledProduct(NamedTuple):
 
 
 class GroupRows(NamedTuple):
-    """A panel of A."""
+    """A panel of A, flat, as grouped_step reads it."""
 
+    panel_groups: int
+    """Groups of a row."""
     values: Any
-    """(rows, panel) signed elements."""
+    """Signed elements."""
     factors: Any
     powers: Any
-    """(rows, groups): a group's scale and its power of two."""
+    """A group's scale and its power of two."""
     masks: Any
-    """(rows, groups): which elements of the group are not zero."""
+    """Which elements of a group are not zero."""
     bounds: Any
-    """(rows, steps, 2): the largest and the smallest nonzero power."""
+    """For each row and step the largest and the smallest nonzero power."""
     bad: Any
     """(rows, steps): 1 where a scale is NaN."""
 
@@ -77,30 +79,34 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
     """Fill a panel of A."""
     a, numbers, elements = product.a, product.numbers, product.elements_a
     k_total = a.shape[2]
-    groups = numbers.step // numbers.group
+    groups, size = numbers.step // numbers.group, numbers.group
     sign = np.float32(-1.0) if numbers.negate == 1 else np.float32(1.0)
     for row in range(rows):
+        row_group = row * left.panel_groups
         for step in range(count // numbers.step):
             left.bad[row, step] = 0
-            left.bounds[row, step, LARGEST] = 0.0
-            left.bounds[row, step, SMALLEST] = np.inf
-        for group in range(count // numbers.group):
-            first = group * numbers.group
+            at = 2 * (row_group // groups + step)
+            left.bounds[at + LARGEST] = 0.0
+            left.bounds[at + SMALLEST] = np.inf
+        for group in range(count // size):
+            first = group * size
             mask = np.int64(0)
-            for k in range(numbers.group):
+            for k in range(size):
                 value = elements[a[item, row0 + row, k0 + first + k]] if k0 + first + k < k_total else np.float32(0.0)
-                left.values[row, first + k] = sign * value
+                left.values[row_group * size + first + k] = sign * value
                 mask |= np.int64(value != 0.0) << k
-            left.masks[row, group] = mask
+            left.masks[row_group + group] = mask
             code = product.scale_a[item, row0 + row, (k0 + first) // numbers.block] if k0 + first < k_total else numbers.unit_scale
-            factor, power, step = product.scales[code], product.scale_powers[code], group // groups
-            left.factors[row, group] = factor
-            left.powers[row, group] = power
+            factor, power = product.scales[code], product.scale_powers[code]
+            left.factors[row_group + group] = factor
+            left.powers[row_group + group] = power
+            step = group // groups
+            at = 2 * (row_group // groups + step)
             if np.isnan(factor):
                 left.bad[row, step] = 1
             if power > 0.0:
-                left.bounds[row, step, LARGEST] = max(left.bounds[row, step, LARGEST], power)
-                left.bounds[row, step, SMALLEST] = min(left.bounds[row, step, SMALLEST], power)
+                left.bounds[at + LARGEST] = max(left.bounds[at + LARGEST], power)
+                left.bounds[at + SMALLEST] = min(left.bounds[at + SMALLEST], power)
 
 
 @jit
@@ -159,15 +165,7 @@ def group_specials(chain: Any, cell: int, row_bad: int, bad: Any, special: Any) 
 @jit
 def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fine: bool, chain: Any, base: int, state: Any) -> None:
     """One step for every row of a task against WIDTH columns, two rows at a time: accumulators in chain[base + row * WIDTH:]."""
-    numbers, result = product.numbers, product.result
-    groups, step = numbers.step // numbers.group, start // numbers.step
-    panel, panel_groups, panel_steps = left.values.shape[1], left.factors.shape[1], left.bounds.shape[1]
-    values, factors = left.values.reshape(left.values.size), left.factors.reshape(left.factors.size)
-    powers, masks, bounds = (
-        left.powers.reshape(left.powers.size),
-        left.masks.reshape(left.masks.size),
-        left.bounds.reshape(left.bounds.size),
-    )
+    step = start // product.numbers.step
     special = np.empty((2, WIDTH), np.float32)
     flagged = np.empty(2, np.bool_)
     for upper in range(0, rows, 2):
@@ -180,13 +178,7 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fin
             if flagged[i]:
                 group_specials(chain, base + row * WIDTH, left.bad[row, step], right.bad, special[i])
         cells = (base + pair[0] * WIDTH, base + pair[1] * WIDTH)
-        done = grouped_step(
-            chain, cells, (pair[0] * panel + start, pair[1] * panel + start),
-            (pair[0] * panel_groups + step * groups, pair[1] * panel_groups + step * groups), values, factors, powers, masks, bounds,
-            ((pair[0] * panel_steps + step) * 2, (pair[1] * panel_steps + step) * 2), right.values, right.factors, right.powers, right.masks,
-            right.bounds, numbers.group, groups, product.powers, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent,
-            result.cut,
-        )  # fmt: skip
+        done = grouped_step(chain, cells, left, pair, step, right, product.powers, product.numbers, product.result)
         for i in range(2):
             if flagged[i]:
                 state[pair[i]] = apply_specials(special[i], chain, cells[i])
@@ -208,8 +200,9 @@ def grouped_tasks(first: int, last: int, product: Any) -> None:
         rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
     panel_groups = panel // numbers.group
     left = GroupRows(
-        np.empty((rows, panel), np.float32), np.empty((rows, panel_groups), np.float64), np.empty((rows, panel_groups), np.float64),
-        np.empty((rows, panel_groups), np.int64), np.empty((rows, panel // step, 2), np.float64), np.empty((rows, panel // step), np.uint8),
+        panel_groups, np.empty(rows * panel, np.float32), np.empty(rows * panel_groups, np.float64),
+        np.empty(rows * panel_groups, np.float64), np.empty(rows * panel_groups, np.int64), np.empty(rows * (panel // step) * 2, np.float64),
+        np.empty((rows, panel // step), np.uint8),
     )  # fmt: skip
     right = GroupColumns(
         np.empty(step * WIDTH, np.float32), np.empty(groups * WIDTH, np.float64), np.empty(groups * WIDTH, np.float64),

@@ -15,7 +15,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 __all__ = [
-    "NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH", "entry", "intrinsic", "jit", "set_rounding", "threads_wanted",
+    "NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH",
+    "entry", "intrinsic", "jit", "set_rounding", "threads_wanted",
 ]  # fmt: skip
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
@@ -25,14 +26,19 @@ WIDTH = 32
 """Columns of a tile: four vectors of f32, two halves of four vectors of f64."""
 
 
+_njit: Any = numba.njit
+_POLICY = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+"""Nopython, cached on disk, without the GIL, division by IEEE rules."""
+
+
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile a function that compiled code calls: nopython, cached, IEEE division, bits that no flag may change."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    """Compile a function that compiled code calls."""
+    return _njit(**_POLICY, no_cpython_wrapper=True)(function)
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """The same for a function that Python calls; it runs without the GIL."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
+    """Compile a function that Python calls."""
+    return _njit(**_POLICY)(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -170,6 +171,14 @@ class Emitter:
     def data(self, array_type: Any, array: ir.Value) -> ir.Value:
         """Address of an array's first element."""
         return self.context.make_array(array_type)(self.context, self.builder, array).data
+
+    def fields(self, kind: Any, value: ir.Value) -> SimpleNamespace:
+        """A named tuple's fields by name: addresses for arrays, values for numbers."""
+        found = {}
+        for i, (name, field) in enumerate(zip(kind.fields, kind, strict=True)):
+            part = self.builder.extract_value(value, i)
+            found[name] = self.data(field, part) if isinstance(field, types.Array) else part
+        return SimpleNamespace(**found)
 
     def index(self, number: int) -> ir.Value:
         """A constant index."""

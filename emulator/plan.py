@@ -139,14 +139,34 @@ def _code_of_one(form: FormatSpec) -> int:
     return form.bias << form.fraction_bits
 
 
+class StepPowers(NamedTuple):
+    """The powers of two that a step of scaled groups works with."""
+
+    window: float
+    """2^(52 - F): from 2^E to a number whose last place in float64 is 2^(E - F)."""
+    zero: float
+    """2^e_zero."""
+    floor: float
+    """2^exponent of an accumulator's subnormals."""
+    last_place: float
+    """2^-F over the last place that a scaled sum can have."""
+    above_accumulator: float
+    """2^(F - 23): how far E may lie above an accumulator that keeps all its bits."""
+
+
 @lru_cache(maxsize=1024)
-def step_powers(lowering: Lowering) -> tuple[float, ...]:
-    """What steps.grouped_step takes: 2^(52 - F), 2^e_zero, 2^min_exponent, 2^-F over the last place of a scaled sum, 2^(F - 23)."""
-    path, instruction = lowering.datapath, lowering.instruction
-    scale_bits = instruction.scale_type.fraction_bits if instruction.scale_type else 0
-    unit = sum(form.min_exponent - form.fraction_bits for form in (instruction.a_type, instruction.b_type)) - 2 * scale_bits
-    exponents = (52 - path.fraction_bits, path.zero_exponent, path.result.min_exponent, -path.fraction_bits - unit, path.fraction_bits - 23)
-    return tuple(2.0**exponent for exponent in exponents)
+def step_powers(lowering: Lowering) -> StepPowers:
+    """The powers of a lowering."""
+    path, row = lowering.datapath, lowering.instruction
+    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
+    last_place = sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - 2 * scale_bits
+    return StepPowers(
+        window=2.0 ** (52 - path.fraction_bits),
+        zero=2.0**path.zero_exponent,
+        floor=2.0**path.result.min_exponent,
+        last_place=2.0 ** (-path.fraction_bits - last_place),
+        above_accumulator=2.0 ** (path.fraction_bits - 23),
+    )
 
 
 @lru_cache(maxsize=64)

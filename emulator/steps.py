@@ -7,14 +7,15 @@ bits of the carrier (24 for float32, 53 for float64).
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from mmabits.emulator.jit import WIDTH, intrinsic
-from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Emitter, Lanes
+from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
 
 DONE, NOT_FINITE, TOO_WIDE = 0, 1, 2
 """What a step reports: all results finite; some not; nothing done, since a float32 carrier would overflow."""
@@ -27,49 +28,6 @@ NO_EXPONENT = -8192
 """Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
 
 _index = types.intp
-
-
-def _largest_exponents(emit: Emitter, a: Any, at: Any, b: Any, first: int, count: Any, lanes: int) -> Lanes:
-    """Per column, the largest sum of an exponent of A and one of B over the step, as int32."""
-    (largest,) = emit.cells([emit.constant(I16, -(1 << 15), lanes)])
-    with emit.loop(count) as k:
-        row = emit.builder.add(emit.builder.mul(k, emit.index(WIDTH)), emit.index(first))
-        exponent = emit.splat(emit.scalar(a, emit.builder.add(at, k)), lanes)
-        largest.set(largest.get().maximum(exponent + emit.load(b, row, lanes)))
-    return largest.get().widen(I32)
-
-
-def _with_accumulator(emit: Emitter, largest: Lanes, held: Lanes, zero_exponent: Any, min_exponent: Any, shift: Any) -> Lanes:
-    """E: the products' largest exponent and the accumulator's, which is e_zero where it is zero."""
-    lanes = held.count
-    field = (held.bits() & 0x7FFFFFFF) >> 23
-    floor = emit.splat(emit.builder.add(emit.narrow_index(min_exponent), ir.Constant(I32, 127)), lanes)
-    exponent = field.maximum(floor) - emit.splat(emit.builder.add(emit.narrow_index(shift), ir.Constant(I32, 127)), lanes)
-    zero = emit.splat(emit.narrow_index(zero_exponent), lanes)
-    exponent = (held.bits() & 0x7FFFFFFF).equals(0).choose(zero, exponent)
-    return exponent.maximum(largest).maximum(zero)
-
-
-def _signed_sums(emit: Emitter, window: Lanes, held: Lanes, a: Any, sides: Any, at: Any, b: Any, first: int, count: Any) -> Lanes:
-    """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
-
-    The window lies in [1.5, 2) * 2^(E - F + p - 1), so window + |a| * |b| keeps exactly the multiples of 2^(E - F).
-    `sides[k]` is where the part of B with a[k]'s sign lies, the other part WIDTH away.
-    """
-    lanes, builder = held.count, emit.builder
-    zero = emit.constant(held.element, 0.0, lanes)
-    vector = 8 if held.element is F32 else 4
-    starts = (window + held.maximum(zero), window + (-held).maximum(zero))
-    parts = [emit.cells(_split(start, vector)) for start in starts]
-    with emit.loop(count) as k:
-        factor = emit.splat(emit.scalar(a, builder.add(at, k)), vector)
-        side = builder.sext(emit.scalar(sides, builder.add(at, k)), I64)
-        for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
-            for i, cell in enumerate(cells):
-                place = builder.add(base, emit.index(first + i * vector))
-                cell.set(factor.fma(emit.load(b, place, vector), cell.get()))
-    positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
-    return (positive - window) - (negative - window)
 
 
 def _split(lanes: Lanes, size: int) -> list[Lanes]:
@@ -105,13 +63,13 @@ def _truncated(emit: Emitter, exact: Lanes, cut: Any) -> Lanes:
     return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)
 
 
-def _nearest(emit: Emitter, exact: Lanes, fraction_bits: Any, min_exponent: Any, max_exponent: Any) -> Lanes:
+def _nearest(emit: Emitter, exact: Lanes, result: Any) -> Lanes:
     """Exact sums to nearest even in the result format, as float32 codes; too large is infinity; a zero is +0."""
     builder, lanes = emit.builder, exact.count
     exact = exact if exact.element is F64 else exact.widen(F64)
     field = (exact.magnitude().bits() >> 52) - 1023
-    floor = emit.splat(min_exponent, lanes)
-    ulp = (field > floor).choose(field, floor) - emit.splat(fraction_bits, lanes)
+    floor = emit.splat(result.min_exponent, lanes)
+    ulp = (field > floor).choose(field, floor) - emit.splat(result.fraction_bits, lanes)
     units = exact.magnitude() * ((-(ulp - 1023)) << 52).floats()
     whole = (units + 2.0**52) - 2.0**52
     half = whole * 0.5
@@ -119,7 +77,7 @@ def _nearest(emit: Emitter, exact: Lanes, fraction_bits: Any, min_exponent: Any,
     rest = units - whole
     up = (rest > 0.5) | (rest.equals(0.5) & odd.equals(1.0))
     rounded = up.choose(whole + 1.0, whole) * ((ulp + 1023) << 52).floats()
-    limit = emit.splat(builder.shl(builder.add(max_exponent, emit.index(1024)), emit.index(52)), lanes).floats()
+    limit = emit.splat(builder.shl(builder.add(result.max_exponent, emit.index(1024)), emit.index(52)), lanes).floats()
     rounded = (rounded >= limit).choose(float("inf"), rounded).with_sign_of(exact)
     bits = rounded.to_float32().bits()
     return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)
@@ -127,14 +85,13 @@ def _nearest(emit: Emitter, exact: Lanes, fraction_bits: Any, min_exponent: Any,
 
 def _round_and_store(emit: Emitter, exact: Lanes, result: Any, chain: Any, cell: Any) -> Any:
     """Round as the result row says and store; whether a result is not finite (an i1)."""
-    mode, fraction_bits, min_exponent, max_exponent, cut = result
     builder = emit.builder
     (rounded,) = emit.cells([emit.constant(I32, 0, exact.count)])
-    with builder.if_else(builder.icmp_signed("==", mode, emit.index(0))) as (toward_zero, nearest):
+    with builder.if_else(builder.icmp_signed("==", result.mode, emit.index(0))) as (toward_zero, nearest):
         with toward_zero:
-            rounded.set(_truncated(emit, exact, cut))
+            rounded.set(_truncated(emit, exact, result.cut))
         with nearest:
-            rounded.set(_nearest(emit, exact, fraction_bits, min_exponent, max_exponent))
+            rounded.set(_nearest(emit, exact, result))
     emit.store(rounded.get().floats(), chain, cell)
     return ((rounded.get() & 0x7FFFFFFF) >= 0x7F800000).any()
 
@@ -142,217 +99,302 @@ def _round_and_store(emit: Emitter, exact: Lanes, result: Any, chain: Any, cell:
 def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
     """WIDTH codes: magnitudes (float32), exponents (int16), sign bits (int32), and whether one is not finite (an i1).
 
-    A code's exponent and fraction, put where a float32 has them, times 2^(127 - bias) is its magnitude, subnormals
+    A code's exponent and fraction, put where a float32 has them, times 2^(127 - form.bias) is its magnitude, subnormals
     included. What is not finite becomes a zero here.
     """
-    fraction_bits, bias, low_bits, sign_shift, lowest_nonfinite, _, min_exponent = (emit.narrow_index(number) for number in form)
     builder = emit.builder
+    form = SimpleNamespace(**{name: emit.narrow_index(number) for name, number in vars(form).items()})
 
     def everywhere(number: Any) -> Lanes:
         return emit.splat(number, WIDTH)
 
     code = emit.load(codes, at, WIDTH).unsigned(I32)
-    sign = (code >> everywhere(sign_shift)) & 1
-    fields = builder.sub(builder.shl(ir.Constant(I32, 1), sign_shift), ir.Constant(I32, 1))
-    field = (code & everywhere(fields)) >> everywhere(low_bits)
-    not_finite = field >= everywhere(lowest_nonfinite)
+    sign = (code >> everywhere(form.sign_shift)) & 1
+    fields = builder.sub(builder.shl(ir.Constant(I32, 1), form.sign_shift), ir.Constant(I32, 1))
+    field = (code & everywhere(fields)) >> everywhere(form.low_bits)
+    not_finite = field >= everywhere(form.lowest_nonfinite)
     field = not_finite.choose(0, field)
-    up = builder.sub(ir.Constant(I32, 23), fraction_bits)
-    rescale = builder.shl(builder.sub(ir.Constant(I32, 254), bias), ir.Constant(I32, 23))
+    up = builder.sub(ir.Constant(I32, 23), form.fraction_bits)
+    rescale = builder.shl(builder.sub(ir.Constant(I32, 254), form.bias), ir.Constant(I32, 23))
     magnitude = (field << everywhere(up)).floats() * everywhere(rescale).floats()
-    exponent = ((magnitude.bits() >> 23) - 127).maximum(everywhere(min_exponent))
+    exponent = ((magnitude.bits() >> 23) - 127).maximum(everywhere(form.min_exponent))
     exponent = field.equals(0).choose(NO_EXPONENT, exponent)
     return magnitude, exponent.narrow(I16), sign, not_finite.any()
 
 
 @intrinsic
-def decode_columns(_context: Any, codes: Any, at: Any, form: Any, planes: Any, plane: Any, exponents: Any, cell: Any) -> Any:
-    """WIDTH codes of a row of B: positive parts to planes[plane:], negative ones WIDTH further, exponents; whether all are finite."""
-    signature = types.boolean(codes, _index, form, planes, _index, exponents, _index)
+def decode_columns(_context: Any, codes: Any, at: Any, form: Any, right: Any, k: Any) -> Any:
+    """WIDTH codes of a row of B to row k of `right` (fused.Columns); whether all are finite."""
+    signature = types.boolean(codes, _index, form, right, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        codes_, planes_, exponents_ = (emit.data(kind, arguments[i]) for kind, i in ((codes, 0), (planes, 3), (exponents, 5)))
-        magnitude, exponent, sign, not_finite = _decoded(emit, codes_, arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form)))
-        emit.store(exponent, exponents_, arguments[6])
-        if planes.dtype == types.float64:
+        columns = emit.fields(right, arguments[3])
+        magnitude, exponent, sign, not_finite = _decoded(
+            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
+        )
+        row = builder.mul(arguments[4], emit.index(WIDTH))
+        emit.store(exponent, columns.exponents, row)
+        if columns.planes.type.pointee == F64:
             magnitude = magnitude.widen(F64)
         zero = emit.constant(magnitude.element, 0.0, WIDTH)
         positive = sign.equals(0)
-        emit.store(positive.choose(magnitude, zero), planes_, arguments[4])
-        emit.store(positive.choose(zero, magnitude), planes_, builder.add(arguments[4], emit.index(WIDTH)))
+        plane = builder.mul(row, emit.index(2))
+        emit.store(positive.choose(magnitude, zero), columns.planes, plane)
+        emit.store(positive.choose(zero, magnitude), columns.planes, builder.add(plane, emit.index(WIDTH)))
         return builder.not_(not_finite)
 
     return signature, codegen
 
 
 @intrinsic
-def decode_elements(
-    _context: Any,
-    codes: Any,
-    at: Any,
-    form: Any,
-    negate: Any,
-    places: Any,
-    place: Any,
-    magnitudes: Any,
-    exponents: Any,
-    sides: Any,
-    cell: Any,
-) -> Any:
-    """WIDTH codes of a row of A: magnitudes, exponents, and sides = places[place:], WIDTH more where negative; whether all are finite."""
-    signature = types.boolean(codes, _index, form, _index, places, _index, magnitudes, exponents, sides, _index)
+def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, left: Any, place: Any, cell: Any) -> Any:
+    """WIDTH codes of a row of A to `left` (fused.Rows) from `cell` on, which is element `place` of its panel; whether all are finite."""
+    signature = types.boolean(codes, _index, form, _index, left, _index, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        arrays = {0: codes, 4: places, 6: magnitudes, 7: exponents, 8: sides}
-        data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
+        rows, cell_ = emit.fields(left, arguments[4]), arguments[6]
         magnitude, exponent, sign, not_finite = _decoded(
-            emit, data[0], arguments[1], cgutils.unpack_tuple(builder, arguments[2], len(form))
+            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
         )
         flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
-        side = emit.load(data[4], arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
-        emit.store(magnitude.widen(F64) if magnitudes.dtype == types.float64 else magnitude, data[6], arguments[9])
-        emit.store(exponent, data[7], arguments[9])
-        emit.store(side, data[8], arguments[9])
+        side = emit.load(rows.places, arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
+        emit.store(magnitude.widen(F64) if rows.magnitudes.type.pointee == F64 else magnitude, rows.magnitudes, cell_)
+        emit.store(exponent, rows.exponents, cell_)
+        emit.store(side, rows.sides, cell_)
         return builder.not_(not_finite)
 
     return signature, codegen
 
 
 @intrinsic
-def fused_step(
-    _context: Any, chain: Any, cell: Any, a: Any, a_exponents: Any, sides: Any, at: Any, b: Any, b_exponents: Any, count: Any,
-    fraction_bits: Any, zero_exponent: Any, shift: Any, unshift: Any, mode: Any, result_fraction_bits: Any, min_exponent: Any,
-    max_exponent: Any, cut: Any,
-) -> Any:  # fmt: skip
-    """Section 2: chain[cell + j] = round(sum of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
+def fused_step(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
+    """Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
 
-    The carrier is the type of `a` and `b`; returns DONE, NOT_FINITE or TOO_WIDE.
+    `left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier; returns DONE, NOT_FINITE or TOO_WIDE.
     """
-    signature = types.int64(
-        chain, _index, a, a_exponents, sides, _index, b, b_exponents, _index, _index, _index, _index, types.float64, *[_index] * 5
-    )
+    signature = types.int64(chain, _index, left, _index, right, numbers, result)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        place, at_, count_, fraction, zero, shift_, unshift_ = (arguments[i] for i in (1, 5, 8, 9, 10, 11, 12))
-        result = arguments[13:18]
-        chain_, a_, a_exponents_, sides_, b_, b_exponents_ = (
-            emit.data(kind, arguments[i]) for kind, i in ((chain, 0), (a, 2), (a_exponents, 3), (sides, 4), (b, 6), (b_exponents, 7))
-        )
-        operands = (a_, sides_, at_, b_)
-        if a.dtype == types.float32:
-            return _narrow_step(emit, chain_, place, operands, (a_exponents_, b_exponents_), count_, fraction, zero, result)
-        flags = []
-        for first in range(0, WIDTH, 16):
-            cell_ = builder.add(place, emit.index(first))
-            held = emit.load(chain_, cell_, 16)
-            largest = _largest_exponents(emit, a_exponents_, at_, b_exponents_, first, count_, 16)
-            exponent = _with_accumulator(emit, largest, held, zero, result[2], shift_).widen(I64)
-            window = ((exponent + emit.splat(builder.sub(emit.index(1023 + 52), fraction), 16)) << 52) | (1 << 51)
-            wide = held.widen(F64) * emit.splat(unshift_, 16)
-            exact = _signed_sums(emit, window.floats(), wide, *operands, first, count_)
-            flags.append(_round_and_store(emit, exact, result, chain_, cell_))
-        return builder.zext(builder.or_(*flags), I64)
+        step = _FusedStep(
+            emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3], emit.fields(right, arguments[4]),
+            emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]),
+        )  # fmt: skip
+        return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
 
     return signature, codegen
 
 
-def _narrow_step(
-    emit: Emitter, chain: Any, cell: Any, operands: Any, exponents: Any, count: Any, fraction: Any, zero: Any, result: Any
-) -> Any:
-    """fused_step with a float32 carrier."""
-    builder = emit.builder
-    held = emit.load(chain, cell, WIDTH)
-    a_exponents, b_exponents = exponents
-    largest = _largest_exponents(emit, a_exponents, operands[2], b_exponents, 0, count, WIDTH)
-    exponent = _with_accumulator(emit, largest, held, zero, result[2], emit.index(0))
-    shift = emit.splat(builder.sub(ir.Constant(I32, 127 + 23), emit.narrow_index(fraction)), WIDTH)
-    window = ((exponent + shift) << 23) | (1 << 22)
-    report = cgutils.alloca_once(builder, I64)
-    with builder.if_else((exponent > CARRIER_LIMIT).any()) as (too_wide, fits):
-        with too_wide:
-            builder.store(emit.index(TOO_WIDE), report)
-        with fits:
-            exact = _signed_sums(emit, window.floats(), held, *operands, 0, count)
-            builder.store(builder.zext(_round_and_store(emit, exact, result, chain, cell), I64), report)
-    return builder.load(report)
+class _FusedStep(NamedTuple):
+    """The values fused_step works on."""
+
+    emit: Emitter
+    chain: Any
+    cell: Any
+    left: Any
+    at: Any
+    right: Any
+    numbers: Any
+    result: Any
+
+    def wide(self) -> Any:
+        """With a float64 carrier, in two halves of the columns."""
+        emit, builder = self.emit, self.emit.builder
+        shift = builder.shl(builder.sub(emit.index(1023), self.numbers.c_shift), emit.index(52))
+        flags = []
+        for first in range(0, WIDTH, 16):
+            held = emit.load(self.chain, builder.add(self.cell, emit.index(first)), 16)
+            exponent = self.exponents(held, first, self.numbers.c_shift).widen(I64)
+            window = ((exponent + emit.splat(builder.sub(emit.index(1023 + 52), self.numbers.fraction_bits), 16)) << 52) | (1 << 51)
+            exact = self.signed_sums(window.floats(), held.widen(F64) * emit.splat(shift, 16).floats(), first)
+            flags.append(_round_and_store(emit, exact, self.result, self.chain, builder.add(self.cell, emit.index(first))))
+        return builder.zext(builder.or_(*flags), I64)
+
+    def narrow(self) -> Any:
+        """With a float32 carrier."""
+        emit, builder = self.emit, self.emit.builder
+        held = emit.load(self.chain, self.cell, WIDTH)
+        exponent = self.exponents(held, 0, emit.index(0))
+        shift = emit.splat(builder.sub(ir.Constant(I32, 127 + 23), emit.narrow_index(self.numbers.fraction_bits)), WIDTH)
+        window = ((exponent + shift) << 23) | (1 << 22)
+        report = cgutils.alloca_once(builder, I64)
+        with builder.if_else((exponent > CARRIER_LIMIT).any(), likely=False) as (too_wide, fits):
+            with too_wide:
+                builder.store(emit.index(TOO_WIDE), report)
+            with fits:
+                exact = self.signed_sums(window.floats(), held, 0)
+                builder.store(builder.zext(_round_and_store(emit, exact, self.result, self.chain, self.cell), I64), report)
+        return builder.load(report)
+
+    def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
+        """E (int32): the largest exponent of the step's products and of the accumulator, which has e_zero where it is zero."""
+        emit, builder, lanes = self.emit, self.emit.builder, held.count
+        (cell,) = emit.cells([emit.constant(I16, -(1 << 15), lanes)])
+        with emit.loop(self.numbers.step) as k:
+            row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(first))
+            exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(self.at, k)), lanes)
+            cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, lanes)))
+        magnitude = held.bits() & 0x7FFFFFFF
+        floor = emit.splat(builder.add(emit.narrow_index(self.result.min_exponent), ir.Constant(I32, 127)), lanes)
+        unbias = emit.splat(builder.add(emit.narrow_index(shift), ir.Constant(I32, 127)), lanes)
+        zero = emit.splat(emit.narrow_index(self.numbers.zero_exponent), lanes)
+        own = magnitude.equals(0).choose(zero, (magnitude >> 23).maximum(floor) - unbias)
+        return own.maximum(cell.get().widen(I32)).maximum(zero)
+
+    def signed_sums(self, window: Lanes, held: Lanes, first: int) -> Lanes:
+        """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
+
+        The window lies in [1.5, 2) * 2^(E - F + p - 1), so window + |a| * |b| keeps exactly the multiples of 2^(E - F).
+        `sides[k]` is where the part of B with a[k]'s sign lies, the other part WIDTH away.
+        """
+        emit, builder, lanes = self.emit, self.emit.builder, held.count
+        vector = 8 if held.element is F32 else 4
+        zero = emit.constant(held.element, 0.0, lanes)
+        parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
+        with emit.loop(self.numbers.step) as k:
+            at = builder.add(self.at, k)
+            factor = emit.splat(emit.scalar(self.left.magnitudes, at), vector)
+            side = builder.sext(emit.scalar(self.left.sides, at), I64)
+            for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
+                for i, cell in enumerate(cells):
+                    place = builder.add(base, emit.index(first + i * vector))
+                    cell.set(factor.fma(emit.load(self.right.planes, place, vector), cell.get()))
+        positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
+        return (positive - window) - (negative - window)
 
 
 @intrinsic
-def grouped_step(_context: Any, chain: Any, cells: Any, ats: Any, group_ats: Any, a: Any, a_factors: Any, a_powers: Any, a_masks: Any,
-                 a_bounds: Any, bound_ats: Any, b: Any, b_factors: Any, b_powers: Any, b_masks: Any, b_bounds: Any, group: Any, groups: Any,
-                 powers: Any, mode: Any, result_fraction_bits: Any, min_exponent: Any, max_exponent: Any, cut: Any) -> Any:  # fmt: skip
+def grouped_step(
+    _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
+) -> Any:
     """Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
 
-    `powers` of A and B are 2^exponent of the scales (0 for a zero scale), `masks` say which elements of a group are not
-    zero, `bounds` are the largest and the smallest nonzero power of a step. The last argument before the result's numbers
-    is (2^(52 - F), 2^e_zero, 2^min_exponent, 2^-F / unit, 2^(F - 23)), `unit` the last place a scaled sum can have: |v| + M - M
-    with M = 2^(E - F + 52) keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose,
-    plain sums do. Returns a flag a row: DONE or NOT_FINITE.
+    `left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
+    keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. Returns a
+    flag a row: DONE or NOT_FINITE.
     """
     pair = types.UniTuple(_index, 2)
-    signature = types.UniTuple(types.int64, 2)(
-        chain, pair, pair, pair, a, a_factors, a_powers, a_masks, a_bounds, pair, b, b_factors, b_powers, b_masks, b_bounds, _index, _index,
-        types.UniTuple(types.float64, 5), *[_index] * 5,
-    )  # fmt: skip
+    signature = types.UniTuple(types.int64, 2)(chain, pair, left, pair, _index, right, powers, numbers, result)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        arrays = {
-            0: chain,
-            4: a,
-            5: a_factors,
-            6: a_powers,
-            7: a_masks,
-            8: a_bounds,
-            10: b,
-            11: b_factors,
-            12: b_powers,
-            13: b_masks,
-            14: b_bounds,
-        }
-        data = {i: emit.data(kind, arguments[i]) for i, kind in arrays.items()}
-        places, starts, group_starts, bound_starts = (cgutils.unpack_tuple(builder, arguments[i], 2) for i in (1, 2, 3, 9))
-        size, number = arguments[15], arguments[16]
-        powers_ = cgutils.unpack_tuple(builder, arguments[17], 5)
-        result = arguments[18:23]
+        work = _GroupedStep(
+            emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
+            emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]),
+        )  # fmt: skip
+        chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
         flags: list[Any] = [None, None]
         for first in range(0, WIDTH, 16):
-            held = [emit.load(data[0], builder.add(place, emit.index(first)), 16).widen(F64) for place in places]
-            fits = builder.and_(
-                *(
-                    _loses_nothing(emit, row, first, start, data[8], data[14], powers_)
-                    for row, start in zip(held, bound_starts, strict=True)
-                )
-            )
-            windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
-            exact = emit.cells(held)
-            with builder.if_then(builder.not_(fits), likely=False):
-                for row in range(2):
-                    tables = (data[6], data[7], data[12], data[13])
-                    top = _largest_power(emit, held[row], first, group_starts[row], number, tables, powers_)
-                    windows[row].set(top * emit.splat(powers_[0], 16))
-                    exact[row].set(_cut(held[row], windows[row].get()))
-            with emit.loop(builder.sdiv(number, emit.index(GROUPS_AT_ONCE))) as run:
-                number_first = builder.mul(run, emit.index(GROUPS_AT_ONCE))
-                terms = _group_terms(emit, first, number_first, size, starts, group_starts, (data[4], data[10]), (data[5], data[11]))
-                with builder.if_else(fits, likely=True) as (plain, truncating):
-                    with plain:
-                        for row in range(2):
-                            for term in terms[row]:
-                                exact[row].set(exact[row].get() + term)
-                    with truncating:
-                        for row in range(2):
-                            for term in terms[row]:
-                                exact[row].set(exact[row].get() + _cut(term, windows[row].get()))
+            places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
+            exact = work.sums([emit.load(chain_, place, 16).widen(F64) for place in places], first)
             for row in range(2):
-                flag = _round_and_store(emit, exact[row].get(), result, data[0], builder.add(places[row], emit.index(first)))
+                flag = _round_and_store(emit, exact[row], result_, chain_, places[row])
                 flags[row] = flag if flags[row] is None else builder.or_(flags[row], flag)
         return context.make_tuple(builder, signature.return_type, [builder.zext(flag, I64) for flag in flags])
 
     return signature, codegen
+
+
+class _GroupedStep(NamedTuple):
+    """The values grouped_step works on."""
+
+    emit: Emitter
+    left: Any
+    rows: Any
+    step: Any
+    right: Any
+    powers: Any
+    numbers: Any
+
+    def sums(self, held: list[Lanes], first: int) -> list[Lanes]:
+        """For each of two rows the exact sum of the truncated terms, 16 columns from `first` on."""
+        emit, builder = self.emit, self.emit.builder
+        fits = builder.and_(*(self.loses_nothing(held[row], first, self.rows[row]) for row in range(2)))
+        windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
+        exact = emit.cells(held)
+        with builder.if_then(builder.not_(fits), likely=False):
+            for row in range(2):
+                windows[row].set(self.largest_power(held[row], first, self.rows[row]) * emit.splat(self.powers.window, 16))
+                exact[row].set(_cut(held[row], windows[row].get()))
+        with emit.loop(builder.sdiv(self.groups(), emit.index(GROUPS_AT_ONCE))) as run:
+            terms = self.terms(first, builder.mul(run, emit.index(GROUPS_AT_ONCE)))
+            with builder.if_else(fits, likely=True) as (plain, truncating):
+                with plain:
+                    for row in range(2):
+                        for term in terms[row]:
+                            exact[row].set(exact[row].get() + term)
+                with truncating:
+                    for row in range(2):
+                        for term in terms[row]:
+                            exact[row].set(exact[row].get() + _cut(term, windows[row].get()))
+        return [cell.get() for cell in exact]
+
+    def groups(self) -> Any:
+        """Groups of a step."""
+        return self.emit.builder.sdiv(self.numbers.step, self.numbers.group)
+
+    def group_at(self, row: Any) -> Any:
+        """Place of the step's first group in the tables of A."""
+        builder = self.emit.builder
+        return builder.add(builder.mul(row, self.left.panel_groups), builder.mul(self.step, self.groups()))
+
+    def loses_nothing(self, held: Lanes, first: int, row: Any) -> Any:
+        """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
+        emit, builder, lanes = self.emit, self.emit.builder, held.count
+        steps = builder.sdiv(self.left.panel_groups, self.groups())
+        at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
+        largest, smallest = (emit.splat(emit.scalar(self.left.bounds, builder.add(at, emit.index(i))), lanes) for i in range(2))
+        largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
+        smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
+        power = _power_of(held)
+        top = largest.maximum(power).maximum(emit.splat(self.powers.zero, lanes))
+        keeps_groups = smallest >= top * emit.splat(self.powers.last_place, lanes)
+        keeps_held = held.equals(0.0) | (power * emit.splat(self.powers.above_accumulator, lanes) >= top)
+        return (keeps_groups & keeps_held).all()
+
+    def largest_power(self, held: Lanes, first: int, row: Any) -> Lanes:
+        """2^E: the largest of the accumulator's power of two and of those groups that have a nonzero product."""
+        emit, builder, lanes = self.emit, self.emit.builder, held.count
+        power = _power_of(held).maximum(emit.splat(self.powers.floor, lanes))
+        (top,) = emit.cells([held.equals(0.0).choose(emit.splat(self.powers.zero, lanes), power)])
+        with emit.loop(self.groups()) as group:
+            mine = builder.add(self.group_at(row), group)
+            others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))
+            candidate = emit.splat(emit.scalar(self.left.powers, mine), lanes) * emit.load(self.right.powers, others, lanes)
+            common = emit.splat(emit.scalar(self.left.masks, mine), lanes) & emit.load(self.right.masks, others, lanes)
+            top.set(top.get().maximum(common.equals(0).choose(0.0, candidate)))
+        return top.get()
+
+    def terms(self, first: int, number: Any) -> list[list[Lanes]]:
+        """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
+        emit, builder = self.emit, self.emit.builder
+        size = self.numbers.group
+        starts = [
+            builder.add(builder.mul(row, builder.mul(self.left.panel_groups, size)), builder.mul(self.step, self.numbers.step))
+            for row in self.rows
+        ]
+        elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
+        parts = [[emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in elements] for _ in starts]
+        with emit.loop(size) as k:
+            for i, start_element in enumerate(elements):
+                element = builder.add(start_element, k)
+                place = builder.add(builder.mul(element, emit.index(WIDTH)), emit.index(first))
+                others = [emit.load(self.right.values, builder.add(place, emit.index(8 * j)), 8) for j in range(2)]
+                for start, cells in zip(starts, parts, strict=True):
+                    factor = emit.splat(emit.scalar(self.left.values, builder.add(start, element)), 8)
+                    for cell, other in zip(cells[i], others, strict=True):
+                        cell.set(factor.fma(other, cell.get()))
+        return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
+                for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
+
+    def scaled(self, sums: list[Cell], row: Any, group: Any, first: int) -> Lanes:
+        """A group's sums times its scales."""
+        emit, builder = self.emit, self.emit.builder
+        mine = emit.splat(emit.scalar(self.left.factors, builder.add(self.group_at(row), group)), 16)
+        others = emit.load(self.right.factors, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
+        return _join([cell.get() for cell in sums]).widen(F64) * (mine * others)
 
 
 def _cut(value: Lanes, window: Lanes) -> Lanes:
@@ -363,62 +405,6 @@ def _cut(value: Lanes, window: Lanes) -> Lanes:
 def _power_of(held: Lanes) -> Lanes:
     """The power of two of each accumulator, 0 for zero."""
     return (held.bits() & (0x7FF << 52)).floats()
-
-
-def _loses_nothing(emit: Emitter, held: Lanes, first: int, bound_at: Any, a_bounds: Any, b_bounds: Any, powers: Any) -> Any:
-    """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
-    builder, lanes = emit.builder, held.count
-    largest, smallest = (emit.splat(emit.scalar(a_bounds, builder.add(bound_at, emit.index(i))), lanes) for i in range(2))
-    largest = largest * emit.load(b_bounds, emit.index(first), lanes)
-    smallest = smallest * emit.load(b_bounds, emit.index(WIDTH + first), lanes)
-    _, zero_power, _, last_place, above_accumulator = (emit.splat(power, lanes) for power in powers)
-    power = _power_of(held)
-    top = largest.maximum(power).maximum(zero_power)
-    keeps_groups = smallest >= top * last_place
-    keeps_held = held.equals(0.0) | (power * above_accumulator >= top)
-    return (keeps_groups & keeps_held).all()
-
-
-def _largest_power(emit: Emitter, held: Lanes, first: int, group_at: Any, groups: Any, tables: Any, powers: Any) -> Lanes:
-    """2^E: the largest of the accumulator's power of two and of those groups that have a nonzero product."""
-    builder, lanes = emit.builder, held.count
-    a_powers, a_masks, b_powers, b_masks = tables
-    power = _power_of(held).maximum(emit.splat(powers[2], lanes))
-    (top,) = emit.cells([held.equals(0.0).choose(emit.splat(powers[1], lanes), power)])
-    with emit.loop(groups) as group:
-        mine = builder.add(group_at, group)
-        others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))
-        candidate = emit.splat(emit.scalar(a_powers, mine), lanes) * emit.load(b_powers, others, lanes)
-        common = emit.splat(emit.scalar(a_masks, mine), lanes) & emit.load(b_masks, others, lanes)
-        top.set(top.get().maximum(common.equals(0).choose(0.0, candidate)))
-    return top.get()
-
-
-def _group_terms(
-    emit: Emitter, first: int, number: Any, size: Any, starts: Any, group_starts: Any, values: Any, factors: Any
-) -> list[list[Lanes]]:
-    """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on, 16 columns each."""
-    builder = emit.builder
-    elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
-    parts = [[emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in elements] for _ in starts]
-    with emit.loop(size) as k:
-        for i, start_element in enumerate(elements):
-            element = builder.add(start_element, k)
-            row = builder.add(builder.mul(element, emit.index(WIDTH)), emit.index(first))
-            others = [emit.load(values[1], builder.add(row, emit.index(8 * j)), 8) for j in range(2)]
-            for start, cells in zip(starts, parts, strict=True):
-                factor = emit.splat(emit.scalar(values[0], builder.add(start, element)), 8)
-                for cell, other in zip(cells[i], others, strict=True):
-                    cell.set(factor.fma(other, cell.get()))
-    terms: list[list[Lanes]] = []
-    for start, cells in zip(group_starts, parts, strict=True):
-        terms.append([])
-        for i, pair in enumerate(cells):
-            group = builder.add(number, emit.index(i))
-            mine = emit.splat(emit.scalar(factors[0], builder.add(start, group)), 16)
-            others_factor = emit.load(factors[1], builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
-            terms[-1].append(_join([cell.get() for cell in pair]).widen(F64) * (mine * others_factor))
-    return terms
 
 
 @intrinsic
@@ -446,9 +432,9 @@ def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count
 
 
 @intrinsic
-def nearest_add(_context: Any, total: Any, chain: Any, cell: Any, fraction_bits: Any, min_exponent: Any, max_exponent: Any) -> Any:
+def nearest_add(_context: Any, total: Any, chain: Any, cell: Any, result: Any) -> Any:
     """total[cell + j] += chain[cell + j], to nearest even in a format whose sums float64 holds exactly; IEEE specials."""
-    signature = types.none(total, chain, _index, *[_index] * 3)
+    signature = types.none(total, chain, _index, result)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
@@ -456,7 +442,7 @@ def nearest_add(_context: Any, total: Any, chain: Any, cell: Any, fraction_bits:
         for first in range(0, WIDTH, 16):
             place = builder.add(arguments[2], emit.index(first))
             exact = emit.load(total_, place, 16).widen(F64) + emit.load(chain_, place, 16).widen(F64)
-            rounded = _nearest(emit, exact, *arguments[3:6]).floats()
+            rounded = _nearest(emit, exact, emit.fields(result, arguments[3])).floats()
             ordinary = exact.magnitude() < float("inf")
             emit.store(ordinary.choose(rounded, exact.to_float32()), total_, place)
         return context.get_dummy_value()

@@ -80,7 +80,7 @@ def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result
         set_rounding(TOWARD_ZERO)
     else:
         for cell in range(base, base + rows * WIDTH, WIDTH):
-            nearest_add(total, chain, cell, result.fraction_bits, result.min_exponent, result.max_exponent)
+            nearest_add(total, chain, cell, result)
     for i in range(base, base + rows * WIDTH):
         chain[i] = 0.0
     for row in range(rows):

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ from mmabits.isa import (  # noqa: E402
     parse,
 )
 
-ROUNDS = 12
+ROUNDS = 30
 """How often the operands of a row are drawn anew while a mutant that should show does not."""
 DRAWS = {"edge": 60, "raw_finite": 20, "wide": 20, "cancelling": 20, "raw": 12}
 """Dot products of a round by distribution."""
@@ -113,13 +112,23 @@ def parts(row: Instruction, arch: str) -> int:
 # ---------------------------------------------------------------------------------------------- the two sides of a comparison
 
 
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """An instruction with another K, which PTX need not have: only the engine sees it."""
+
+    row: Instruction
+    k: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.row, name)
+
+
 def engine_codes(lowering: Lowering, drawn: operands.Operands) -> np.ndarray[Any, Any]:
     """Result codes of independent dot products; a K that the step does not divide is filled up with zeros."""
     row = lowering.instruction
     k = -(-row.k // lowering.step) * lowering.step
     if k != row.k:
-        fields = ("a_type", "b_type", "scale_type", "block", "negate_a", "negate_b", "satfinite", "rounding", "scale_input_d")
-        padded: Any = SimpleNamespace(k=k, **{name: getattr(row, name) for name in fields})
+        padded: Any = Padded(row, k)
         lowering = dataclasses.replace(lowering, instruction=padded)
     a, b = engine_operand(drawn.a, row.a_type.name), engine_operand(drawn.b, row.b_type.name)
     held, code = {"f32": ("f4", "u4"), "f16": ("f2", "u2"), "f64": ("f8", "u8"), "s32": ("i4", "u4")}[row.d_type.name]
@@ -399,7 +408,7 @@ def test_a_changed_number_of_a_row_shows(row: DatapathSpec) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.arithmetic in ALIGNED], ids=lambda row: row.name)
 def test_what_is_listed_as_unobservable_stays_so(row: DatapathSpec) -> None:
     """Many draws for the mutants that should not show."""
     listed = [mutant for mutant in mutants(row) if not refused(row, mutant) and unobservable(row, mutant)]

@@ -1,0 +1,114 @@
+"""The error classes: what each derives from, and that each prints as its one line."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from mmabits.isa import (
+    ARCHITECTURES,
+    FORMATS,
+    InsufficientEvidence,
+    MmabitsError,
+    OperandError,
+    OperandTypeError,
+    UnknownArchitecture,
+    UnknownFormat,
+    UnknownInstruction,
+    UnsupportedInstruction,
+    VectorFileError,
+    architecture,
+    errors,
+    evidence_level,
+    format_spec,
+    lower,
+    nearest,
+    parse,
+)
+
+BUILT_IN = {
+    InsufficientEvidence: RuntimeError,
+    OperandError: ValueError,
+    OperandTypeError: TypeError,
+    UnknownArchitecture: KeyError,
+    UnknownFormat: KeyError,
+    UnknownInstruction: KeyError,
+    UnsupportedInstruction: NotImplementedError,
+    VectorFileError: ValueError,
+}
+
+
+def test_the_table_above_is_complete() -> None:
+    assert set(BUILT_IN) == set(MmabitsError.__subclasses__())
+    assert {name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__} == {
+        "MmabitsError", *(kind.__name__ for kind in BUILT_IN)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.__name__)
+def test_each_is_an_error_of_mmabits_and_of_python(kind: type[MmabitsError]) -> None:
+    assert issubclass(kind, MmabitsError)
+    assert issubclass(kind, BUILT_IN[kind])
+    with pytest.raises(BUILT_IN[kind], match=r"^what arrived$"):
+        raise kind("what arrived")
+
+
+@pytest.mark.parametrize("kind", [MmabitsError, *BUILT_IN], ids=lambda kind: kind.__name__)
+def test_the_text_is_the_message(kind: type[MmabitsError]) -> None:
+    """KeyError alone would print it in quotes."""
+    assert str(kind("sm_91 is 'unknown'")) == "sm_91 is 'unknown'"
+    assert str(kind()) == ""
+    again = pickle.loads(pickle.dumps(kind("text")))
+    assert type(again) is kind and str(again) == "text"
+
+
+def test_nearest_names_what_is_like_the_word() -> None:
+    known = ("wgmma.mma_async", "mma.sync", "tcgen05.mma")
+    assert nearest("mma.synk", known).startswith("; did you mean mma.sync")
+    assert nearest("mma.synk", known, count=1) == "; did you mean mma.sync?"
+    assert nearest("", known) == nearest("zzzz", known) == nearest("x", ()) == ""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_mistyped_format_is_recognised(name: str) -> None:
+    with pytest.raises(UnknownFormat, match=rf"^unknown format '{name}x'; did you mean .*\b{name}\b.*\?; known: f64, "):
+        format_spec(f"{name}x")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_mistyped_architecture_is_recognised(name: str) -> None:
+    with pytest.raises(UnknownArchitecture, match=rf"^unknown architecture '{name}x'; did you mean .*\b{name}\b.*\?; known: sm_70, "):
+        architecture(f"{name}x")
+
+
+@pytest.mark.parametrize("name", ["sm_90", "sm_100", "sm_100f", "sm_120", "sm_121f"])
+def test_an_architecture_without_its_letter_is_told_so(name: str) -> None:
+    with pytest.raises(UnknownArchitecture, match=rf"'{name}' leaves out .*; write '{name.rstrip('f')}a'$"):
+        architecture(name)
+
+
+def test_an_evidence_level_is_one_of_three() -> None:
+    with pytest.raises(
+        OperandError, match=r"^unknown evidence level 'recordet'; did you mean recorded.*known: inferred, published, recorded$"
+    ):
+        evidence_level("recordet")
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "message"),
+    [
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16",
+            "sm_100a",
+            r"sm_100a .*; for f16 x f16 it has (mma\.sync, tcgen05|tcgen05\.mma, mma)",
+        ),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "sm_75", r"sm_75 .* it has .*m16n8k8"),
+        ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "sm_70", "sm_70 .*no tensor-core instruction there takes tf32 x tf32"),
+    ],
+)
+def test_an_architecture_that_lacks_an_instruction_says_what_it_has(text: str, arch: str, message: str) -> None:
+    with pytest.raises(UnsupportedInstruction, match=message) as caught:
+        lower(parse(text), arch)
+    assert "targets with it: " in str(caught.value)
+    assert "\n" not in str(caught.value)
