@@ -201,8 +201,8 @@ def grouped_tasks(first: int, last: int, product: Any) -> None:
     panel_groups = panel // numbers.group
     left = GroupRows(
         panel_groups, np.empty(rows * panel, np.float32), np.empty(rows * panel_groups, np.float64),
-        np.empty(rows * panel_groups, np.float64), np.empty(rows * panel_groups, np.int64), np.empty(rows * (panel // step) * 2, np.float64),
-        np.empty((rows, panel // step), np.uint8),
+        np.empty(rows * panel_groups, np.float64), np.empty(rows * panel_groups, np.int64),
+        np.empty(rows * (panel // step) * 2, np.float64), np.empty((rows, panel // step), np.uint8),
     )  # fmt: skip
     right = GroupColumns(
         np.empty(step * WIDTH, np.float32), np.empty(groups * WIDTH, np.float64), np.empty(groups * WIDTH, np.float64),

@@ -125,12 +125,14 @@ class Lanes:
     def magnitude(self) -> Lanes:
         """Floating-point lanes without their sign."""
         bits = self.bits()
-        return (bits & ((1 << (bits.element.width - 1)) - 1)).floats()
+        width = int(bits.element.width)
+        return (bits & ((1 << (width - 1)) - 1)).floats()
 
     def with_sign_of(self, other: Lanes) -> Lanes:
         """Nonnegative floating-point lanes with another vector's signs."""
         bits = self.bits()
-        return (bits | (other.bits() & -(1 << (bits.element.width - 1)))).floats()
+        width = int(bits.element.width)
+        return (bits | (other.bits() & -(1 << (width - 1)))).floats()
 
     def widen(self, element: ir.Type) -> Lanes:
         """To wider lanes: floats exactly, integers with their sign."""

@@ -179,8 +179,8 @@ def fused_step(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         step = _FusedStep(
-            emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3], emit.fields(right, arguments[4]),
-            emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]),
+            emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
+            emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]),
         )  # fmt: skip
         return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
 
