@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine, peers, report, scaling
-from benchmarks.data import kinds_of
+from benchmarks.data import Data, kinds_of
 from benchmarks.measure import RateRow
 from benchmarks.paths import MORE_SCALING_IDS, SCALING_IDS, BenchPath, select
 from benchmarks.worker import run_job
@@ -44,7 +44,7 @@ class Extent:
     """M, N, K of the rates."""
     repeats: int
     sample: int
-    """Outputs whose bits are checked, for each path and kind of data."""
+    """Outputs of each path whose bits are checked, over all kinds of data."""
     sizes: tuple[int, ...]
     thread_size: int
     memory_size: int
@@ -53,21 +53,22 @@ class Extent:
     """None: every path."""
     tiles: int
     peer_shape: tuple[int, int, int] = peers.SHAPE
+    peer_data: tuple[Data, ...] = peers.DATA
 
 
 # fmt: off
 EXTENTS = {
     Size.TINY: Extent(
-        shape=(32, 32, 128), repeats=2, sample=8, sizes=(64, 128), thread_size=128, memory_size=256, scaling_ids=SCALING_IDS[:1],
+        shape=(32, 32, 128), repeats=2, sample=10, sizes=(64, 128), thread_size=128, memory_size=256, scaling_ids=SCALING_IDS[:1],
         cold_ids=(), tiles=100, peer_shape=(16, 16, 64)),
     Size.SMALL: Extent(
         shape=(512, 512, 1024), repeats=3, sample=64, sizes=(128, 256, 512, 1024, 2048), thread_size=1024, memory_size=2048,
-        scaling_ids=SCALING_IDS, cold_ids=SCALING_IDS[:1], tiles=_CALL_TILES),
+        scaling_ids=SCALING_IDS, cold_ids=SCALING_IDS[:1], tiles=_CALL_TILES, peer_data=(Data.PLAIN,)),
     Size.ISSUE: Extent(
-        shape=(1024, 1024, 4096), repeats=7, sample=64, sizes=(128, 256, 512, 1024, 2048), thread_size=2048, memory_size=2048,
+        shape=(1024, 1024, 4096), repeats=7, sample=320, sizes=(128, 256, 512, 1024, 2048), thread_size=2048, memory_size=2048,
         scaling_ids=MORE_SCALING_IDS, cold_ids=MORE_SCALING_IDS, tiles=_CALL_TILES),
     Size.FULL: Extent(
-        shape=(1024, 1024, 4096), repeats=11, sample=256, sizes=(128, 256, 512, 1024, 2048, 4096), thread_size=2048, memory_size=4096,
+        shape=(1024, 1024, 4096), repeats=11, sample=1280, sizes=(128, 256, 512, 1024, 2048, 4096), thread_size=2048, memory_size=4096,
         scaling_ids=MORE_SCALING_IDS, cold_ids=None, tiles=_CALL_TILES),
 }
 # fmt: on
@@ -134,8 +135,9 @@ def _peer_steps(extent: Extent, chosen: Choice) -> list[Step]:
     for peer, name in peers.PEERS.items() if chosen.peers else ():
         covered = [path.id for path in chosen.paths if peers.covers(peer, path)]
         if covered and peers.version(peer):
-            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(chosen.repeats, 3)}
-            expected = len(covered) * len(peers.DATA)
+            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(chosen.repeats, 3),
+                   "data": [kind.value for kind in extent.peer_data]}  # fmt: skip
+            expected = len(covered) * len(extent.peer_data)
             made.append(Step(label=name, rows="peers", make=peers.PeerRow, expected=expected, threads=max(chosen.threads), job=job))
     return made
 

@@ -21,7 +21,7 @@ from mmabits.isa import FormatSpec
 
 PEERS = {"mmasim": "MMA-Sim", "mmaemu": "mmaemu"}
 """Distribution to name."""
-SHAPE = (128, 128, 512)
+SHAPE = (128, 128, 256)
 """M, N, K of the comparison: MMA-Sim needs memory for M x N x step terms."""
 DATA = (Data.PLAIN, Data.WIDE)
 
@@ -71,7 +71,9 @@ def version(peer: str) -> str | None:
         return None
 
 
-def rows(peer: str, identifiers: Sequence[str], shape: tuple[int, int, int], *, threads: int, repeats: int) -> Iterator[PeerRow]:
+def rows(
+    peer: str, identifiers: Sequence[str], shape: tuple[int, int, int], data: Sequence[Data], *, threads: int, repeats: int
+) -> Iterator[PeerRow]:
     """One peer beside the emulator; one row without numbers where it cannot run at all."""
     import torch
 
@@ -82,7 +84,7 @@ def rows(peer: str, identifiers: Sequence[str], shape: tuple[int, int, int], *, 
         path = by_id(identifier)
         if not covers(peer, path):
             continue
-        for kind in DATA:
+        for kind in data:
             yield _row(peer, path, kind, shape, prepare, threads=threads, repeats=repeats)
 
 

@@ -100,8 +100,10 @@ def _calls(job: Event) -> Iterator[Any]:
 
 def _peers(job: Event) -> Iterator[Any]:
     from benchmarks import peers
+    from benchmarks.data import Data
 
-    yield from peers.rows(job["peer"], job["paths"], tuple(job["shape"]), threads=job["threads"], repeats=job["repeats"])
+    kinds = [Data(name) for name in job["data"]]
+    yield from peers.rows(job["peer"], job["paths"], tuple(job["shape"]), kinds, threads=job["threads"], repeats=job["repeats"])
 
 
 TASKS = {"rates": _rates, "layer": _layer, "sizes": _sizes, "threads": _threads, "memory": _memory, "calls": _calls, "peers": _peers}

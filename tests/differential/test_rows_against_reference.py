@@ -6,6 +6,8 @@ would be published with the rows all the same. Rows without a twin (f64, integer
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import slow_reference
 
@@ -82,6 +84,11 @@ def test_a_row_has_the_numbers_of_the_reference(row: DatapathSpec) -> None:
 
 def test_every_row_of_the_reference_has_its_row() -> None:
     assert {key for row in FLOATING for key in keys(row)} == set(slow_reference.UNITS)
+
+
+def test_no_field_of_a_row_is_left_out() -> None:
+    row = FLOATING[0]
+    assert {field.name for field in dataclasses.fields(row)} - set(numbers(row)) == {"name", "proofs", "special_proofs", "note"}
 
 
 def test_rows_without_a_twin() -> None:

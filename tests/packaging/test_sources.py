@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conformance", "emulator", "isa", "kernels")
 COMPILERS = ("llvmlite", "numba")
-COMPILER_OWNER = Path("emulator/jit.py")
+DECORATOR_OWNER = Path("emulator/jit.py")
+COMPILER_USERS = (DECORATOR_OWNER, Path("emulator/lanes.py"), Path("emulator/steps.py"))
+"""Who may write instructions for the compiler; only the first may decorate functions for it."""
+DECORATORS = ("njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "prange")
 MACHINE_PATHS = tuple("/" + rest for rest in ("work/", "tmp/dev", "root/", "home/", "Users/"))
 
 Finder = Callable[[ast.AST], list[str]]
@@ -47,6 +50,17 @@ def compiler_imports(tree: ast.AST) -> list[str]:
     return [f"line {line}: imports {name}" for line, name in imported_names(tree) if name.split(".")[0] in COMPILERS]
 
 
+def decorator_imports(tree: ast.AST) -> list[str]:
+    """Numba's decorators by name, or Numba itself, from which they could be had."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "numba":
+            found += [f"line {node.lineno}: imports {alias.name}" for alias in node.names if alias.name in (*DECORATORS, "intrinsic")]
+        elif isinstance(node, ast.Import):
+            found += [f"line {node.lineno}: imports {alias.name}" for alias in node.names if alias.name == "numba"]
+    return found
+
+
 def stray_imports(tree: ast.AST) -> list[str]:
     """Imports of the root folders by their bare names."""
     return [f"line {line}: imports {name}" for line, name in imported_names(tree) if name.split(".")[0] in (*FOLDERS, "tests")]
@@ -77,6 +91,8 @@ def violations(finder: Finder, files: list[Path]) -> list[str]:
         pytest.param(compiler_imports, "from numba import njit", 1, id="compiler-from"),
         pytest.param(compiler_imports, "def f():\n    import numba as nb", 1, id="compiler-lazy"),
         pytest.param(compiler_imports, "import numbers\nfrom mmabits.emulator.jit import njit", 0, id="compiler-none"),
+        pytest.param(decorator_imports, "from numba import njit, types\nimport numba", 2, id="decorator"),
+        pytest.param(decorator_imports, "from numba import types\nfrom numba.core import cgutils", 0, id="decorator-none"),
         pytest.param(stray_imports, "import kernels\nfrom isa.formats import E4M3", 2, id="stray"),
         pytest.param(stray_imports, "from mmabits import isa\nfrom . import kernels\nimport mmabits.emulator", 0, id="stray-none"),
         pytest.param(fastmath_uses, "jit(fastmath=True)\noptions = {'fastmath': False}", 2, id="fastmath"),
@@ -87,9 +103,14 @@ def test_finder_finds_what_it_should(finder: Finder, source: str, count: int) ->
     assert len(finder(ast.parse(source))) == count
 
 
-def test_only_one_module_imports_the_compilers() -> None:
-    assert (ROOT / COMPILER_OWNER).is_file()
-    assert violations(compiler_imports, [path for path in library_files() if path != COMPILER_OWNER]) == []
+def test_three_modules_know_the_compilers() -> None:
+    assert all((ROOT / path).is_file() for path in COMPILER_USERS)
+    assert violations(compiler_imports, [path for path in library_files() if path not in COMPILER_USERS]) == []
+
+
+def test_one_module_decorates() -> None:
+    files = [path for path in library_files() if path != DECORATOR_OWNER]
+    assert violations(decorator_imports, files) == []
 
 
 def test_fastmath_is_set_nowhere() -> None:

@@ -69,7 +69,7 @@ def test_short_calls_are_repeated_until_the_clock_can_tell() -> None:
     pairs = measure.interleave(
         clock.taking([0.25], log, "A"), clock.taking([2.0], log, "B"), repeats=1, pause=0, side_seconds=1.0, clock=clock
     )
-    assert "".join(log) == "AB" + "AAAA" + "B"
+    assert "".join(log) == "AAB" + "AAAA" + "B"
     assert pairs == [measure.Pair(ours=0.25, theirs=2.0)]
 
 
@@ -400,7 +400,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
         for path in ("sm_89.mma.e4m3.f32", "sm_90a.wgmma.e4m3.f32", "sm_90a.wgmma.e4m3.f32.promote128") for threads in (1, 2)
     }  # fmt: skip
     assert {row["data"] for row in read["rates"]} == {kind.value for kind in Data}
-    assert all(row["different"] == 0 and row["compared"] == 8 and row["gmacs"] > 0 and row["ratio"] > 0 for row in read["rates"])
+    assert all(row["different"] == 0 and row["compared"] == 2 and row["gmacs"] > 0 and row["ratio"] > 0 for row in read["rates"])
     assert [row["size"] for row in read["sizes"] if row["path"] == "numpy"] == [64, 128]
     assert [row["threads"] for row in read["threads"]] == [1, 2]
     assert read["memory"][0]["peak_mib"] > read["memory"][0]["result_mib"] > 0
