@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.check import SAMPLE, check
 from benchmarks.data import Call, Data, draw, gemm_call, kinds_of, matmul_operands
@@ -134,7 +135,8 @@ class _Kept:
     """A call that keeps its last result, so that what is checked is what was timed."""
 
     def __init__(self, call: Call) -> None:
-        self._call, self.result = call, None
+        self._call = call
+        self.result: Any = None
 
     def __call__(self) -> None:
         self.result = self._call()

@@ -8,8 +8,11 @@ import numpy as np
 
 from mmabits.emulator.decode import code_class
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
-from mmabits.emulator.steps import NOT_FINITE, TOO_WIDE, decode_columns, decode_elements, fused_step
-from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
+from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step
+from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
+
+FINITE, INFINITE, NAN = 0, 1, 2
+"""The worst that stands in a step of a row of A or a column of B."""
 
 
 class Product(NamedTuple):
@@ -54,7 +57,7 @@ class Rows(NamedTuple):
     sides: Any
     """`places`, and WIDTH more where the element is negative."""
     bad: Any
-    """(rows, steps): 1 where something in that step is not finite."""
+    """(rows, steps): the worst that stands in that step."""
 
 
 class Columns(NamedTuple):
@@ -66,7 +69,7 @@ class Columns(NamedTuple):
     """For each k, WIDTH positive parts and WIDTH negative ones."""
     exponents: Any
     bad: Any
-    """(WIDTH): 1 where something in that column is not finite."""
+    """(WIDTH): the worst that stands in that column."""
 
 
 @jit
@@ -74,6 +77,12 @@ def ordered(k: int, order: Any) -> Any:
     """Where element k of the walk over K stands in the operands; an empty `order` means ascending."""
     period = order.size
     return k if period == 0 else k - k % period + order[k % period]
+
+
+@jit
+def badness(value: Any) -> Any:
+    """FINITE, INFINITE or NAN."""
+    return NAN if np.isnan(value) else (INFINITE if np.isinf(value) else FINITE)
 
 
 @jit
@@ -95,11 +104,11 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
         for k in range(0, panel, WIDTH):
             finite &= decode_elements(codes, first + k, form, numbers.negate, left, k, row * panel + k)
         for step in range(count // numbers.step):
-            left.bad[row, step] = 0
+            left.bad[row, step] = FINITE
         if not finite:
             for k in range(count):
-                if not np.isfinite(code_class(np.int64(codes[first + k]), form)):
-                    left.bad[row, k // numbers.step] = 1
+                step = k // numbers.step
+                left.bad[row, step] = max(left.bad[row, step], badness(code_class(np.int64(codes[first + k]), form)))
         if numbers.block > 0:
             scale_row(product, item, row0 + row, row, k0, count, left)
 
@@ -112,7 +121,7 @@ def scale_row(product: Any, item: int, source: int, row: int, k0: int, count: in
         code = product.scale_a[item, source, (k0 + first) // block]
         factor, exponent = product.scales[code], product.scale_exponents[code]
         if np.isnan(factor):
-            left.bad[row, first // product.numbers.step] = 1
+            left.bad[row, first // product.numbers.step] = NAN
         start = row * left.panel
         for k in range(start + first, start + min(first + block, count)):
             left.magnitudes[k] *= factor
@@ -120,13 +129,12 @@ def scale_row(product: Any, item: int, source: int, row: int, k0: int, count: in
 
 
 @jit
-def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
-    """Fill one step of B; whether all of it is finite. Columns and elements past the edges are zeros."""
+def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> None:
+    """Fill one step of B. Columns and elements past the edges are zeros."""
     b, form, numbers = product.b, product.form_b, product.numbers
     k_total, n_total = b.shape[1], b.shape[2]
     flat = b.reshape(b.size)
-    all_finite = True
-    right.bad[:] = 0
+    right.bad[:] = FINITE
     for k in range(numbers.step):
         at = ordered(k0 + k, product.order)
         width = columns if at < k_total else 0
@@ -137,51 +145,40 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
             for j in range(width):
                 codes[j] = b[item, at, col0 + j]
         if not decode_columns(codes, first, form, right, k):
-            all_finite = False
             for j in range(width):
-                if not np.isfinite(code_class(np.int64(codes[first + j]), form)):
-                    right.bad[j] = 1
+                right.bad[j] = max(right.bad[j], badness(code_class(np.int64(codes[first + j]), form)))
     if numbers.block > 0:
-        all_finite &= scale_columns(product, item, k0, col0, columns, right)
-    return all_finite
+        scale_columns(product, item, k0, col0, columns, right)
 
 
 @jit
-def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
-    """Multiply one step of B by its block scales; whether none is NaN."""
+def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> None:
+    """Multiply one step of B by its block scales."""
     block, step = product.numbers.block, product.numbers.step
-    fine = True
     for first in range(0, min(step, product.b.shape[1] - k0), block):
         for j in range(columns):
             code = product.scale_b[item, (k0 + first) // block, col0 + j]
             factor, exponent = product.scales[code], product.scale_exponents[code]
             if np.isnan(factor):
-                right.bad[j] = 1
-                fine = False
+                right.bad[j] = NAN
             for k in range(first, first + min(block, step)):
                 right.planes[k * 2 * WIDTH + j] *= factor
                 right.planes[k * 2 * WIDTH + WIDTH + j] *= factor
                 right.exponents[k * WIDTH + j] += exponent
-    return fine
 
 
 @jit
 def resolve_specials(
-    product: Any, item: int, row: int, k0: int, col0: int, columns: int, row_bad: int, bad: Any, chain: Any, cell: int, special: Any
+    product: Any, item: int, row: int, k0: int, col0: int, columns: Any, right: Any, chain: Any, cell: int, special: Any
 ) -> None:
-    """special[j]: the infinity or NaN that column j's step comes to, 0 where its result is an ordinary number.
+    """special[i]: the infinity or NaN that a step with something not finite comes to in column columns[i].
 
     Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays.
     """
-    for j in range(WIDTH):
-        special[j] = 0.0
-        held = np.float64(chain[cell + j])
-        if np.isnan(held):
-            special[j] = np.nan
-        elif j < columns and (row_bad != 0 or bad[j] != 0):
-            special[j] = ieee_sum(product, item, row, k0, col0 + j, held)
-        elif np.isinf(held):
-            special[j] = held
+    for i in range(columns.size):
+        held = np.float64(chain[cell + columns[i]])
+        dead = np.isnan(held) or right.bad[columns[i]] == NAN
+        special[i] = np.nan if dead else ieee_sum(product, item, row, k0, col0 + columns[i], held)
 
 
 @jit
@@ -202,7 +199,7 @@ def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: floa
 
 
 @jit
-def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> Any:
+def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> None:
     """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
     step = product.numbers.step
     magnitudes = np.empty(step, np.float64)
@@ -211,32 +208,35 @@ def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: in
     window = slice(at, at + step)
     wide_left = Rows(step, left.codes, left.places, magnitudes, left.exponents[window], left.sides[window], left.bad)
     wide_right = Columns(right.codes, right.planes.astype(np.float64), right.exponents, right.bad)
-    return fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
+    fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
 
 
 @jit
 def step_rows(
-    product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any, finite: bool,
-    chain: Any, base: int, state: Any,
+    product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any,
+    chain: Any, base: int, dead: Any,
 ) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     numbers = product.numbers
     special = np.empty(WIDTH, np.float32)
+    every_column = np.arange(columns)
+    bad_columns = np.flatnonzero(right.bad)
     step = start // numbers.step
     for row in range(rows):
-        if state[row] == ALL_NAN:
+        if dead[row] == 1:
             continue
-        cell, at, row_bad = base + row * WIDTH, row * left.panel + start, left.bad[row, step]
-        flagged = row_bad != 0 or state[row] != FINITE or not finite
-        if flagged:
-            resolve_specials(product, item, row0 + row, k0, col0, columns, row_bad, right.bad, chain, cell, special)
-        done = fused_step(chain, cell, left, at, right, numbers, product.result)
-        if done == TOO_WIDE:
-            done = wide_step(product, left, at, right, chain, cell)
-        if flagged:
-            state[row] = apply_specials(special, chain, cell)
-        elif done == NOT_FINITE:
-            state[row] = SOME_NONFINITE
+        cell, at, worst = base + row * WIDTH, row * left.panel + start, left.bad[row, step]
+        if worst == NAN:
+            kill_row(chain, cell)
+            dead[row] = 1
+            continue
+        odd_columns = every_column if worst == INFINITE else bad_columns
+        if odd_columns.size > 0:
+            resolve_specials(product, item, row0 + row, k0, col0, odd_columns, right, chain, cell, special)
+        if fused_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
+            wide_step(product, left, at, right, chain, cell)
+        for i in range(odd_columns.size):
+            chain[cell + odd_columns[i]] = special[i]
 
 
 @entry
@@ -264,13 +264,13 @@ def fused_tasks(first: int, last: int, product: Any) -> None:
     )
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
-    state = np.empty((tiles, rows), np.uint8)
+    dead = np.empty((tiles, rows), np.uint8)
     for task in range(first, last):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
-        load_tiles(d, item, row0, rows, tile0, tiles, total, state)
+        load_tiles(d, item, row0, rows, tile0, tiles, total)
+        dead[:] = 0
         if numbers.restart > 0:
             chain[:] = 0.0
-            state[:] = FINITE
         for panel0 in range(0, k_padded, elements):
             count = min(elements, k_padded - panel0)
             decode_rows(product, item, row0, rows, panel0, count, left)
@@ -279,10 +279,10 @@ def fused_tasks(first: int, last: int, product: Any) -> None:
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
                     k0 = panel0 + start
-                    finite = pack_columns(product, item, k0, col0, columns, right)
-                    step_rows(product, item, row0, rows, k0, col0, columns, left, start, right, finite, chain, base, state[tile])
+                    pack_columns(product, item, k0, col0, columns, right)
+                    step_rows(product, item, row0, rows, k0, col0, columns, left, start, right, chain, base, dead[tile])
                     done = k0 + step
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                        add_chain(total, chain, base, rows, numbers, result, state[tile])
+                        add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     set_rounding(NEAREST_EVEN)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
-from mmabits.emulator.steps import NOT_FINITE, grouped_step
-from mmabits.emulator.tiles import ALL_NAN, FINITE, PANEL, SOME_NONFINITE, add_chain, apply_specials, load_tiles, store_tiles, task_bounds
+from mmabits.emulator.steps import grouped_step
+from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
 
 LARGEST, SMALLEST = 0, 1
 """Places of a step's bounds on the powers of its scales."""
@@ -110,8 +110,8 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
 
 
 @jit
-def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
-    """Fill one step of B; whether no scale is NaN. Columns and elements past the edges are zeros."""
+def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> None:
+    """Fill one step of B. Columns and elements past the edges are zeros."""
     b, numbers, elements = product.b, product.numbers, product.elements_b
     k_total = b.shape[1]
     right.masks[:] = 0
@@ -125,15 +125,14 @@ def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int
             right.masks[group + j] |= np.int64(value != 0.0) << place
         for j in range(width, WIDTH):
             right.values[k * WIDTH + j] = 0.0
-    return pack_group_scales(product, item, k0, col0, columns, right)
+    pack_group_scales(product, item, k0, col0, columns, right)
 
 
 @jit
-def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> Any:
-    """The scales of one step of B, and what bounds them; whether none is NaN."""
+def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int, right: Any) -> None:
+    """The scales of one step of B, and what bounds them."""
     numbers = product.numbers
     k_total = product.b.shape[1]
-    fine = True
     right.bad[:] = 0
     right.bounds[LARGEST * WIDTH : (LARGEST + 1) * WIDTH] = 0.0
     right.bounds[SMALLEST * WIDTH : (SMALLEST + 1) * WIDTH] = np.inf
@@ -146,44 +145,29 @@ def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int,
             right.powers[group * WIDTH + j] = power
             if np.isnan(factor):
                 right.bad[j] = 1
-                fine = False
             if power > 0.0:
                 right.bounds[LARGEST * WIDTH + j] = max(right.bounds[LARGEST * WIDTH + j], power)
                 right.bounds[SMALLEST * WIDTH + j] = min(right.bounds[SMALLEST * WIDTH + j], power)
-    return fine
 
 
 @jit
-def group_specials(chain: Any, cell: int, row_bad: int, bad: Any, special: Any) -> None:
-    """special[j]: the infinity or NaN that column j's step comes to, 0 where its result is an ordinary number."""
-    for j in range(WIDTH):
-        value = chain[cell + j]
-        nan = np.isnan(value) or row_bad != 0 or bad[j] != 0
-        special[j] = np.float32(np.nan) if nan else (value if np.isinf(value) else np.float32(0.0))
-
-
-@jit
-def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, fine: bool, chain: Any, base: int, state: Any) -> None:
+def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, chain: Any, base: int, dead: Any) -> None:
     """One step for every row of a task against WIDTH columns, two rows at a time: accumulators in chain[base + row * WIDTH:]."""
     step = start // product.numbers.step
-    special = np.empty((2, WIDTH), np.float32)
-    flagged = np.empty(2, np.bool_)
+    bad_columns = np.flatnonzero(right.bad)
+    for row in range(rows):
+        if dead[row] == 0 and left.bad[row, step] != 0:
+            kill_row(chain, base + row * WIDTH)
+            dead[row] = 1
     for upper in range(0, rows, 2):
         pair = (upper, min(upper + 1, rows - 1))
-        if state[pair[0]] == ALL_NAN and state[pair[1]] == ALL_NAN:
+        if dead[pair[0]] == 1 and dead[pair[1]] == 1:
             continue
-        for i in range(2):
-            row = pair[i]
-            flagged[i] = left.bad[row, step] != 0 or state[row] != FINITE or not fine
-            if flagged[i]:
-                group_specials(chain, base + row * WIDTH, left.bad[row, step], right.bad, special[i])
         cells = (base + pair[0] * WIDTH, base + pair[1] * WIDTH)
-        done = grouped_step(chain, cells, left, pair, step, right, product.powers, product.numbers, product.result)
-        for i in range(2):
-            if flagged[i]:
-                state[pair[i]] = apply_specials(special[i], chain, cells[i])
-            elif done[i] == NOT_FINITE:
-                state[pair[i]] = SOME_NONFINITE
+        grouped_step(chain, cells, left, pair, step, right, product.powers, product.numbers, product.result)
+        for i in range(bad_columns.size):
+            chain[cells[0] + bad_columns[i]] = np.nan
+            chain[cells[1] + bad_columns[i]] = np.nan
 
 
 @entry
@@ -210,13 +194,13 @@ def grouped_tasks(first: int, last: int, product: Any) -> None:
     )  # fmt: skip
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
-    state = np.empty((tiles, rows), np.uint8)
+    dead = np.empty((tiles, rows), np.uint8)
     for task in range(first, last):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
-        load_tiles(d, item, row0, rows, tile0, tiles, total, state)
+        load_tiles(d, item, row0, rows, tile0, tiles, total)
+        dead[:] = 0
         if numbers.restart > 0:
             chain[:] = 0.0
-            state[:] = FINITE
         for panel0 in range(0, k_padded, panel):
             count = min(panel, k_padded - panel0)
             decode_group_rows(product, item, row0, rows, panel0, count, left)
@@ -224,10 +208,10 @@ def grouped_tasks(first: int, last: int, product: Any) -> None:
                 base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
-                    fine = pack_group_columns(product, item, panel0 + start, col0, columns, right)
-                    grouped_rows(product, rows, left, start, right, fine, chain, base, state[tile])
+                    pack_group_columns(product, item, panel0 + start, col0, columns, right)
+                    grouped_rows(product, rows, left, start, right, chain, base, dead[tile])
                     done = panel0 + start + step
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                        add_chain(total, chain, base, rows, numbers, result, state[tile])
+                        add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     set_rounding(NEAREST_EVEN)

@@ -17,8 +17,8 @@ from numba.core import cgutils
 from mmabits.emulator.jit import WIDTH, intrinsic
 from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
 
-DONE, NOT_FINITE, TOO_WIDE = 0, 1, 2
-"""What a step reports: all results finite; some not; nothing done, since a float32 carrier would overflow."""
+DONE, TOO_WIDE = 0, 1
+"""What a step reports: done, or nothing done, since a float32 carrier would overflow."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
 GROUPS_AT_ONCE = 2
@@ -83,8 +83,8 @@ def _nearest(emit: Emitter, exact: Lanes, result: Any) -> Lanes:
     return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)
 
 
-def _round_and_store(emit: Emitter, exact: Lanes, result: Any, chain: Any, cell: Any) -> Any:
-    """Round as the result row says and store; whether a result is not finite (an i1)."""
+def _round_and_store(emit: Emitter, exact: Lanes, held: Lanes, result: Any, chain: Any, cell: Any) -> None:
+    """Round as the result row says and store; where the accumulator was infinite or NaN, it stays."""
     builder = emit.builder
     (rounded,) = emit.cells([emit.constant(I32, 0, exact.count)])
     with builder.if_else(builder.icmp_signed("==", result.mode, emit.index(0))) as (toward_zero, nearest):
@@ -92,8 +92,17 @@ def _round_and_store(emit: Emitter, exact: Lanes, result: Any, chain: Any, cell:
             rounded.set(_truncated(emit, exact, result.cut))
         with nearest:
             rounded.set(_nearest(emit, exact, result))
-    emit.store(rounded.get().floats(), chain, cell)
-    return ((rounded.get() & 0x7FFFFFFF) >= 0x7F800000).any()
+    emit.store(_not_finite(held).choose(held.bits(), rounded.get()).floats(), chain, cell)
+
+
+def _not_finite(held: Lanes) -> Lanes:
+    """Which float32 lanes are infinite or NaN."""
+    return (held.bits() & 0x7FFFFFFF) >= 0x7F800000
+
+
+def _finite_part(held: Lanes) -> Lanes:
+    """Float32 lanes with zeros for what is not finite: an infinity or NaN takes no part in the sums."""
+    return _not_finite(held).choose(0, held.bits()).floats()
 
 
 def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
@@ -172,7 +181,8 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
 def fused_step(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
     """Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
 
-    `left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier; returns DONE, NOT_FINITE or TOO_WIDE.
+    `left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier. An accumulator that is infinite or NaN stays
+    as it is, and operands are taken to be finite. Returns DONE or TOO_WIDE.
     """
     signature = types.int64(chain, _index, left, _index, right, numbers, result)
 
@@ -203,20 +213,22 @@ class _FusedStep(NamedTuple):
         """With a float64 carrier, in two halves of the columns."""
         emit, builder = self.emit, self.emit.builder
         shift = builder.shl(builder.sub(emit.index(1023), self.numbers.c_shift), emit.index(52))
-        flags = []
         for first in range(0, WIDTH, 16):
-            held = emit.load(self.chain, builder.add(self.cell, emit.index(first)), 16)
-            exponent = self.exponents(held, first, self.numbers.c_shift).widen(I64)
+            cell = builder.add(self.cell, emit.index(first))
+            held = emit.load(self.chain, cell, 16)
+            finite = _finite_part(held)
+            exponent = self.exponents(finite, first, self.numbers.c_shift).widen(I64)
             window = ((exponent + emit.splat(builder.sub(emit.index(1023 + 52), self.numbers.fraction_bits), 16)) << 52) | (1 << 51)
-            exact = self.signed_sums(window.floats(), held.widen(F64) * emit.splat(shift, 16).floats(), first)
-            flags.append(_round_and_store(emit, exact, self.result, self.chain, builder.add(self.cell, emit.index(first))))
-        return builder.zext(builder.or_(*flags), I64)
+            exact = self.signed_sums(window.floats(), finite.widen(F64) * emit.splat(shift, 16).floats(), first)
+            _round_and_store(emit, exact, held, self.result, self.chain, cell)
+        return emit.index(DONE)
 
     def narrow(self) -> Any:
         """With a float32 carrier."""
         emit, builder = self.emit, self.emit.builder
         held = emit.load(self.chain, self.cell, WIDTH)
-        exponent = self.exponents(held, 0, emit.index(0))
+        finite = _finite_part(held)
+        exponent = self.exponents(finite, 0, emit.index(0))
         shift = emit.splat(builder.sub(ir.Constant(I32, 127 + 23), emit.narrow_index(self.numbers.fraction_bits)), WIDTH)
         window = ((exponent + shift) << 23) | (1 << 22)
         report = cgutils.alloca_once(builder, I64)
@@ -224,8 +236,9 @@ class _FusedStep(NamedTuple):
             with too_wide:
                 builder.store(emit.index(TOO_WIDE), report)
             with fits:
-                exact = self.signed_sums(window.floats(), held, 0)
-                builder.store(builder.zext(_round_and_store(emit, exact, self.result, self.chain, self.cell), I64), report)
+                exact = self.signed_sums(window.floats(), finite, 0)
+                _round_and_store(emit, exact, held, self.result, self.chain, self.cell)
+                builder.store(emit.index(DONE), report)
         return builder.load(report)
 
     def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
@@ -272,27 +285,26 @@ def grouped_step(
     """Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
 
     `left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
-    keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. Returns a
-    flag a row: DONE or NOT_FINITE.
+    keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. An
+    accumulator that is infinite or NaN stays as it is, and scales are taken to be finite.
     """
     pair = types.UniTuple(_index, 2)
-    signature = types.UniTuple(types.int64, 2)(chain, pair, left, pair, _index, right, powers, numbers, result)
+    signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         work = _GroupedStep(
             emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
             emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]),
         )  # fmt: skip
         chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
-        flags: list[Any] = [None, None]
         for first in range(0, WIDTH, 16):
             places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
-            exact = work.sums([emit.load(chain_, place, 16).widen(F64) for place in places], first)
+            held = [emit.load(chain_, place, 16) for place in places]
+            exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
             for row in range(2):
-                flag = _round_and_store(emit, exact[row], result_, chain_, places[row])
-                flags[row] = flag if flags[row] is None else builder.or_(flags[row], flag)
-        return context.make_tuple(builder, signature.return_type, [builder.zext(flag, I64) for flag in flags])
+                _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
+        return context.get_dummy_value()
 
     return signature, codegen
 

@@ -15,8 +15,6 @@ TILES = 8
 """Tiles of WIDTH columns of a task: enough that decoding A for them costs little."""
 PANEL = 256
 """Elements of K whose codes of A are decoded at a time."""
-FINITE, SOME_NONFINITE, ALL_NAN = 0, 1, 2
-"""What is known of a row of WIDTH accumulators."""
 
 
 @jit
@@ -38,21 +36,17 @@ def task_count(batch: int, m: int, n: int) -> int:
 
 
 @jit
-def load_tiles(d: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, total: Any, state: Any) -> None:
+def load_tiles(d: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, total: Any) -> None:
     """The accumulators handed in, tile by tile; columns past the edge are zeros."""
     for tile in range(tiles):
         col0 = (tile0 + tile) * WIDTH
         columns = min(WIDTH, d.shape[2] - col0)
         for row in range(rows):
             cell = (tile * rows + row) * WIDTH
-            state[tile, row] = FINITE
             for j in range(columns, WIDTH):
                 total[cell + j] = 0.0
             for j in range(columns):
-                value = d[item, row0 + row, col0 + j]
-                total[cell + j] = value
-                if not np.isfinite(value):
-                    state[tile, row] = SOME_NONFINITE
+                total[cell + j] = d[item, row0 + row, col0 + j]
 
 
 @jit
@@ -71,7 +65,7 @@ def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: 
 
 
 @jit
-def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, state: Any) -> None:
+def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, dead: Any) -> None:
     """Add the chain to the total by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
     if numbers.restart_f16 == 0:
         set_rounding(NEAREST_EVEN)
@@ -84,18 +78,11 @@ def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result
     for i in range(base, base + rows * WIDTH):
         chain[i] = 0.0
     for row in range(rows):
-        state[row] = FINITE
+        dead[row] = 0
 
 
 @jit
-def apply_specials(special: Any, chain: Any, base: int) -> int:
-    """Put infinities and NaN into the accumulators; what is now known of the row."""
-    not_finite = 0
-    nans = 0
+def kill_row(chain: Any, cell: int) -> None:
+    """Make every accumulator of a row NaN."""
     for j in range(WIDTH):
-        if not np.isfinite(special[j]):
-            chain[base + j] = special[j]
-        value = chain[base + j]
-        not_finite += not np.isfinite(value)
-        nans += np.isnan(value)
-    return ALL_NAN if nans == WIDTH else (SOME_NONFINITE if not_finite > 0 else FINITE)
+        chain[cell + j] = np.nan
