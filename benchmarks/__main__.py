@@ -54,6 +54,7 @@ class Extent:
     tiles: int
     peer_shape: tuple[int, int, int] = peers.SHAPE
     peer_data: tuple[Data, ...] = peers.DATA
+    peer_repeats: int = 3
 
 
 # fmt: off
@@ -63,7 +64,8 @@ EXTENTS = {
         cold_ids=(), tiles=100, peer_shape=(16, 16, 64)),
     Size.SMALL: Extent(
         shape=(512, 512, 1024), repeats=3, sample=64, sizes=(128, 256, 512, 1024, 2048), thread_size=1024, memory_size=2048,
-        scaling_ids=SCALING_IDS, cold_ids=SCALING_IDS[:1], tiles=_CALL_TILES, peer_data=(Data.PLAIN,)),
+        scaling_ids=SCALING_IDS, cold_ids=SCALING_IDS[:1], tiles=_CALL_TILES, peer_data=(Data.PLAIN,),
+        peer_repeats=1),
     Size.ISSUE: Extent(
         shape=(1024, 1024, 4096), repeats=7, sample=320, sizes=(128, 256, 512, 1024, 2048), thread_size=2048, memory_size=2048,
         scaling_ids=MORE_SCALING_IDS, cold_ids=MORE_SCALING_IDS, tiles=_CALL_TILES),
@@ -135,7 +137,7 @@ def _peer_steps(extent: Extent, chosen: Choice) -> list[Step]:
     for peer, name in peers.PEERS.items() if chosen.peers else ():
         covered = [path.id for path in chosen.paths if peers.covers(peer, path)]
         if covered and peers.version(peer):
-            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": min(chosen.repeats, 3),
+            job = {"task": "peers", "peer": peer, "paths": covered, "shape": extent.peer_shape, "repeats": extent.peer_repeats,
                    "data": [kind.value for kind in extent.peer_data]}  # fmt: skip
             expected = len(covered) * len(extent.peer_data)
             made.append(Step(label=name, rows="peers", make=peers.PeerRow, expected=expected, threads=max(chosen.threads), job=job))

@@ -65,7 +65,7 @@ class RateRow:
     minimum: float
     aim: float
     relative: float
-    """The ratio as a part of that on plain data."""
+    """The rate as a part of that on plain data, timed in the same rounds."""
     first_call_seconds: float
     """With compilation, or with loading what was compiled before."""
     compared: int
@@ -84,22 +84,30 @@ class RateRow:
         return math.prod(self.shape) / self.numpy_seconds / 1e9
 
 
+def rounds(
+    calls: Sequence[Call], *, repeats: int, pause: float = PAUSE, side_seconds: float = SIDE_SECONDS, clock: Clock = time.perf_counter
+) -> list[tuple[float, ...]]:
+    """Time calls in turn: seconds of one call of each, for every round.
+
+    Each is called before, to warm up and to find how often it must be repeated in its turn.
+    """
+    loops = [_loops(call, side_seconds, clock) for call in calls]
+    measured = []
+    for _ in range(repeats):
+        times = []
+        for call, count in zip(calls, loops, strict=True):
+            time.sleep(pause)
+            times.append(_seconds(call, count, clock))
+        measured.append(tuple(times))
+    return measured
+
+
 def interleave(
     ours: Call, theirs: Call, *, repeats: int, pause: float = PAUSE, side_seconds: float = SIDE_SECONDS, clock: Clock = time.perf_counter
 ) -> list[Pair]:
-    """Time two calls in turn.
-
-    Each is called before, to warm up and to find how often a side must repeat it.
-    """
-    loops = [_loops(call, side_seconds, clock) for call in (ours, theirs)]
-    pairs = []
-    for _ in range(repeats):
-        times = []
-        for call, count in zip((ours, theirs), loops, strict=True):
-            time.sleep(pause)
-            times.append(_seconds(call, count, clock))
-        pairs.append(Pair(ours=times[0], theirs=times[1]))
-    return pairs
+    """Time two calls in turn; see `rounds`."""
+    times = rounds((ours, theirs), repeats=repeats, pause=pause, side_seconds=side_seconds, clock=clock)
+    return [Pair(ours=first, theirs=second) for first, second in times]
 
 
 def _loops(call: Call, side_seconds: float, clock: Clock) -> int:
@@ -147,22 +155,21 @@ def path_rates(
 ) -> Iterator[RateRow]:
     """The rates of one path, plain data first, with the bits of `sample` outputs checked, spread over the kinds of data."""
     matmul = matmul_call(*shape)
-    plain_ratio = first_call = 0.0
+    plain = _Kept(gemm_call(path, draw(path, Data.PLAIN, *shape)))
+    first_call = _seconds(plain, 1, time.perf_counter)
     kinds = kinds_of(path) if hard else (Data.PLAIN,)
     for kind in kinds:
         operands = draw(path, kind, *shape)
-        call = _Kept(gemm_call(path, operands))
-        if kind is Data.PLAIN:
-            first_call = _seconds(call, 1, time.perf_counter)
-        summary = summarize(interleave(call, matmul, repeats=repeats))
-        plain_ratio = summary.ratio if kind is Data.PLAIN else plain_ratio
+        call = plain if kind is Data.PLAIN else _Kept(gemm_call(path, operands))
+        times = rounds((call, matmul) if kind is Data.PLAIN else (call, matmul, plain), repeats=repeats)
+        summary = summarize([Pair(ours=each[0], theirs=each[1]) for each in times])
+        relative = 1.0 if kind is Data.PLAIN else statistics.median(each[2] / each[0] for each in times)
         bits = check(path, operands, call.result, -(-sample // len(kinds)))
         yield RateRow(
             path=path.id, instruction=path.instruction.ptx, arch=path.arch, data=kind.value, threads=threads, shape=operands.shape,
             seconds=summary.ours, numpy_seconds=summary.theirs, ratio=summary.ratio, ratio_min=summary.ratio_min,
-            ratio_max=summary.ratio_max, minimum=path.target.minimum, aim=path.target.aim, relative=summary.ratio / plain_ratio,
-            first_call_seconds=first_call, compared=bits.compared, finite=bits.finite, different=bits.different,
-            first_difference=bits.first,
+            ratio_max=summary.ratio_max, minimum=path.target.minimum, aim=path.target.aim, relative=relative, first_call_seconds=first_call,
+            compared=bits.compared, finite=bits.finite, different=bits.different, first_difference=bits.first,
         )  # fmt: skip
 
 

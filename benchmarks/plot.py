@@ -44,6 +44,8 @@ def _lines(rows: Iterable[Any], x: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def _sizes(axes: Any, results: Results, colours: dict[str, str]) -> None:
+    from matplotlib.ticker import LogLocator
+
     for path, points in _lines(results.sizes, "size").items():
         label = "NumPy f32 matmul" if path == "numpy" else path
         axes.plot(*zip(*points, strict=True), "--" if path == "numpy" else "o-", color=colours[path], label=label, markersize=4)
@@ -53,6 +55,8 @@ def _sizes(axes: Any, results: Results, colours: dict[str, str]) -> None:
     if sizes:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     axes.grid(alpha=0.3)
 

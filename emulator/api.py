@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +26,6 @@ from mmabits.isa import (
     UnknownArchitecture,
     UnknownInstruction,
     evidence_level,
-    format_spec,
     lower,
     parse,
     resolve,
@@ -124,7 +124,9 @@ def gemm(
         a: (..., M, K), dtypes as for `mma`.
         b: (..., K, N).
         c: (..., M, N) accumulator of the first instruction; zeros if None.
-        instruction: PTX spelling, or a short one: `"wgmma"`, `"mma.sync"`, `"tcgen05.mma.kind::f8f6f4"`, ...
+        instruction: PTX spelling, or a short one: `"wgmma"`, `"mma.sync"`, `"tcgen05.mma.kind::f8f6f4"`, ... A spelling with
+            `.scale_d::0` does not read `c`, and then chains like any other; `.scale_input_d::N` divides the accumulator
+            by 2^N at every instruction.
         arch: `"sm_90a"` and so on.
         scale_a: (..., M, ceil(K / block)) block scales.
         scale_b: (..., ceil(K / block), N).
@@ -182,12 +184,6 @@ def resolved(
 ) -> Instruction:
     """`isa.resolve`, remembered."""
     return resolve(instruction, arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
-
-
-@lru_cache(maxsize=4096)
-def lowered(instruction: Instruction, arch: str) -> Lowering:
-    """`isa.lower`, remembered."""
-    return lower(instruction, arch)
 
 
 def _numpy(operand: Any, name: str) -> Array | None:
@@ -253,6 +249,18 @@ def _check_dtypes(row: Instruction, given: dict[str, str | None], arrays: dict[s
             raise OperandTypeError(f"{what} of {row} must be {form.numpy_name} ({form.name}), got {array.dtype}")
 
 
+class _Recipe(NamedTuple):
+    """What the types of a call come to."""
+
+    instruction: Instruction
+    lowering: Lowering
+    c_type: str | None
+
+
+_RECIPES: dict[tuple[Any, ...], _Recipe] = {}
+"""Recipes by what was asked and the dtypes that arrived."""
+
+
 class _Call:
     """One checked call."""
 
@@ -271,15 +279,30 @@ class _Call:
         if b is None:
             raise OperandTypeError("b must be an array, got None")
         self.a, self.b, self.c, self.scale_a, self.scale_b, self.promote = a, b, c, scale_a, scale_b, promote
-        types = _type_name(a, _OPERANDS, "a"), _type_name(b, _OPERANDS, "b")
-        c_type = None if c is None else _type_name(c, _ACCUMULATORS, "c")
-        scale_type = self._scale_type()
-        arrays = {"a": a, "b": b, "c": c, "scale_a": scale_a}
-        self.instruction = _find(instruction, arch, *types, None if promote else c_type, scale_type, arrays)
-        self.lowering = lowered(self.instruction, arch)
-        self._check_evidence(evidence_level(require))
+        dtypes = tuple(None if array is None else array.dtype for array in (a, b, c, scale_a, scale_b))
+        key = (instruction, arch, require, promote > 0, dtypes)
+        try:
+            recipe = _RECIPES.get(key)
+        except TypeError:  # something that cannot be a key is nothing that can be asked for
+            recipe = None
+        if recipe is None:
+            recipe = self._recipe(instruction, arch, require)
+            _RECIPES[key] = recipe
+        self.instruction, self.lowering, c_type = recipe
         self._check_shapes()
-        self._check_promotion(c_type)
+        if promote:
+            self._check_promotion(c_type)
+
+    def _recipe(self, instruction: str | Instruction, arch: str, require: str | Evidence) -> _Recipe:
+        types = _type_name(self.a, _OPERANDS, "a"), _type_name(self.b, _OPERANDS, "b")
+        c_type = None if self.c is None else _type_name(self.c, _ACCUMULATORS, "c")
+        scale_type = self._scale_type()
+        arrays = {"a": self.a, "b": self.b, "c": self.c, "scale_a": self.scale_a}
+        row = _find(instruction, arch, *types, None if self.promote else c_type, scale_type, arrays)
+        lowering, level = lower(row, arch), evidence_level(require)
+        if lowering.evidence < level:
+            raise InsufficientEvidence(f"{row} on {lowering.arch} rests on {lowering.evidence} evidence, but {level} is required")
+        return _Recipe(row, lowering, c_type)
 
     def _scale_type(self) -> str | None:
         given = [(scale, name) for scale, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")) if scale is not None]
@@ -293,12 +316,6 @@ class _Call:
             raise OperandTypeError(f"scale_a has dtype {given[0][0].dtype} and scale_b {given[1][0].dtype}; both must be the same")
         return kinds.pop()
 
-    def _check_evidence(self, level: Evidence) -> None:
-        if self.lowering.evidence < level:
-            raise InsufficientEvidence(
-                f"{self.instruction} on {self.lowering.arch} rests on {self.lowering.evidence} evidence, but {level} is required"
-            )
-
     def _check_shapes(self) -> None:
         for array, name in ((self.a, "a"), (self.b, "b")):
             if array.ndim < 2:
@@ -308,8 +325,10 @@ class _Call:
         (self.m, self.k), (k_b, self.n) = self.a.shape[-2:], self.b.shape[-2:]
         if self.k != k_b:
             raise OperandError(f"a has K = {self.k} (shape {self.a.shape}) and b has K = {k_b} (shape {self.b.shape}); they must agree")
+        self.batch: tuple[int, ...] = ()
         try:
-            self.batch = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
+            if self.a.ndim > 2 or self.b.ndim > 2:
+                self.batch = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
         except ValueError:
             raise OperandError(f"the leading dimensions of a {self.a.shape} and b {self.b.shape} do not broadcast") from None
         if self.c is not None:
@@ -325,7 +344,7 @@ class _Call:
 
     def _check_shape(self, array: Array, name: str, matrix: tuple[int, int]) -> None:
         fits = array.ndim >= 2 and array.shape[-2:] == matrix
-        if fits:
+        if fits and array.ndim > 2:
             try:
                 fits = np.broadcast_shapes(array.shape[:-2], self.batch) == self.batch
             except ValueError:
@@ -336,8 +355,6 @@ class _Call:
             raise OperandError(f"{name} of {self.instruction} must have shape ({wanted}){of}, got {array.shape}")
 
     def _check_promotion(self, c_type: str | None) -> None:
-        if not self.promote:
-            return
         if self.lowering.datapath.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
             raise OperandError(f"promote_every is for f32 and f16 accumulators, {self.instruction} has {self.instruction.d_type.name}")
         if self.promote % self.instruction.k:
@@ -354,10 +371,12 @@ class _Call:
 
     def check_scale_codes(self, nan_scales: str) -> None:
         """Refuse NaN among the block scales, if so asked."""
-        if nan_scales not in ("propagate", "refuse"):
+        if nan_scales == "propagate":
+            return
+        if nan_scales != "refuse":
             raise OperandError(f"nan_scales must be 'propagate' or 'refuse', got {nan_scales!r}")
         for array, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")):
-            if nan_scales == "propagate" or array is None:
+            if array is None:
                 continue
             nans = np.argwhere(np.isnan(array.astype(np.float32)))
             if len(nans):
@@ -368,21 +387,19 @@ class _Call:
 
     def run(self) -> Array:
         """The product."""
-        from mmabits.emulator import engine
+        from mmabits.emulator import engine  # Numba is loaded at the first product, not at import
 
         row, result_type = self.instruction, self.instruction.d_type
-        if len(self.b.shape) == 2 and (self.scale_b is None or self.scale_b.ndim == 2):
-            shape, lead = (1,), (int(np.prod(self.batch, dtype=np.int64)) * self.m,)
-        else:
-            shape, lead = (int(np.prod(self.batch, dtype=np.int64)),), (self.m,)
-        a = self._flat(_operand(self.a, row.a_type), (self.m, self.k), (*shape, *lead, self.k))
-        b = self._flat(_operand(self.b, row.b_type), (self.k, self.n), (*shape, self.k, self.n), whole=shape == (1,))
+        batch, lead = self._layout()
+        one = batch == 1
+        a = self._flat(_operand(self.a, row.a_type), (batch, lead, self.k))
+        b = self._flat(_operand(self.b, row.b_type), (batch, self.k, self.n), shared=one)
         scale_a = scale_b = None
         if self.scale_a is not None and self.scale_b is not None:
             blocks = self.scale_b.shape[-2]
-            scale_a = self._flat(self.scale_a.view(np.uint8), (self.m, blocks), (*shape, *lead, blocks))
-            scale_b = self._flat(self.scale_b.view(np.uint8), (blocks, self.n), (*shape, blocks, self.n), whole=shape == (1,))
-        d = np.zeros((*shape, *lead, self.n), _held_in(result_type))
+            scale_a = self._flat(self.scale_a.view(np.uint8), (batch, lead, blocks))
+            scale_b = self._flat(self.scale_b.view(np.uint8), (batch, blocks, self.n), shared=one)
+        d = np.zeros((batch, lead, self.n), _held_in(result_type))
         if self.c is not None and row.scale_d:
             np.copyto(d.reshape(*self.batch, self.m, self.n), self.c, casting="safe")
         if self.promote and self.lowering.separate_add:
@@ -398,6 +415,12 @@ class _Call:
             d.view(np.uint64)[np.isnan(d)] = self.lowering.datapath.result_nan
         return d.astype(np.float16) if result_type.name == "f16" and not self.promote else d
 
+    def _layout(self) -> tuple[int, int]:
+        """(items of a batch, rows of each) for the engine: with one B for all, the batch is just more rows."""
+        items = math.prod(self.batch)
+        shared = self.b.ndim == 2 and (self.scale_b is None or self.scale_b.ndim == 2)
+        return (1, items * self.m) if shared else (items, self.m)
+
     def _promote_outside(
         self, run: Callable[..., None], a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
     ) -> None:
@@ -409,22 +432,30 @@ class _Call:
             with np.errstate(all="ignore"):
                 d += part
 
-    def _flat(self, array: Array, matrix: tuple[int, int], shape: tuple[int, ...], *, whole: bool = False) -> Array:
-        if not whole and array.shape[:-2] != self.batch:
-            array = np.broadcast_to(array, (*self.batch, *matrix))
-        # Numba compiles anew for arrays that are read-only or not aligned, so none are handed on.
-        return np.require(array, requirements=("C", "A", "W")).reshape(shape)
+    def _flat(self, array: Array, shape: tuple[int, int, int], *, shared: bool = False) -> Array:
+        """An operand as the engine takes it; Numba compiles anew for read-only or unaligned arrays, so none are handed on."""
+        if not shared and array.shape[:-2] != self.batch:
+            array = np.broadcast_to(array, (*self.batch, *array.shape[-2:]))
+        flags = array.flags
+        if not (flags.c_contiguous and flags.aligned and flags.writeable):
+            array = np.require(array, requirements=("C", "A", "W"))
+        return array.reshape(shape)
+
+
+_HELD_IN: dict[str, np.dtype[Any]] = {"f64": np.dtype(np.float64), "s32": np.dtype(np.int32)}
 
 
 def _held_in(form: FormatSpec) -> np.dtype[Any]:
     """What the engine keeps an accumulator in: float32 also for f16, whose every value it holds."""
-    return np.dtype({"f64": np.float64, "s32": np.int32}.get(form.name, np.float32))
+    return _HELD_IN.get(form.name, np.dtype(np.float32))
 
 
 def _operand(array: Array, form: FormatSpec) -> Array:
     """An operand as the engine takes it: codes; integers as int16, so that one compiled loop serves every pair of types."""
     if form.is_integer:
         return array.astype(np.int16)
-    if format_spec("f64") is form:
+    if form.name == "f64":
         return array
-    return np.ascontiguousarray(array).view(_CODES[array.dtype.itemsize])
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array.view(_CODES[array.dtype.itemsize])

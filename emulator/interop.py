@@ -32,14 +32,20 @@ def to_numpy(operand: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     Raises:
         OperandTypeError: anything else, or a torch type without a NumPy counterpart.
     """
+    if type(operand) is np.ndarray:
+        return operand, _same
     if isinstance(operand, np.ndarray) and not isinstance(operand, np.ma.MaskedArray):
-        return np.asarray(operand), lambda result: result
+        return np.asarray(operand), _same
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(operand, torch.Tensor):
         return _torch_to_numpy(operand, name), _torch_like(operand)
     if jax is not None and isinstance(operand, jax.Array):
         return np.asarray(operand), lambda result: jax.numpy.asarray(result)
     raise OperandTypeError(f"{name} must be a NumPy, torch or JAX array, got {type(operand).__module__}.{type(operand).__qualname__}")
+
+
+def _same(result: Array) -> Array:
+    return result
 
 
 def _torch_to_numpy(tensor: Any, name: str) -> Array:

@@ -51,6 +51,6 @@ def evidence_level(name: str | Evidence) -> Evidence:
     if isinstance(name, Evidence):
         return name
     by_name = {str(level): level for level in Evidence}
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         raise OperandError(f"unknown evidence level {name!r}{nearest(str(name), by_name)}; known: {', '.join(by_name)}")
     return by_name[name]

@@ -84,7 +84,7 @@ class LoweringSpec:
         return f"<lowering {self.name}>"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Lowering:
     """An instruction on an architecture, ready for the engine."""
 

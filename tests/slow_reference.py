@@ -488,7 +488,7 @@ def dot(
         scale_a, scale_b: codes, one for every `block` elements of K; `block` defaults to 32.
         promote_every: a multiple of `k_instruction`: the tensor-core accumulator restarts from +0 there, and its result is added to
             an f32 accumulator, which starts as c, by an IEEE add.
-        scale_input_d: tcgen05 kinds f16 and tf32: c enters the first step as c x 2^-s, exactly.
+        scale_input_d: tcgen05 kinds f16 and tf32: the accumulator enters each instruction as c x 2^-s, exactly.
 
     Returns:
         The code of d.
@@ -504,7 +504,7 @@ def dot(
     for start in range(0, len(a), k_instruction):
         stop = min(start + k_instruction, len(a))
         scales = _slice(scale_a, start, stop, size), _slice(scale_b, start, stop, size)
-        d = loop.instruction(a[start:stop], b[start:stop], d, scales, scale_input_d if start == 0 else 0)
+        d = loop.instruction(a[start:stop], b[start:stop], d, scales, scale_input_d)
         if promote_every and (stop % promote_every == 0 or stop == len(a)):
             main, d = ieee_add("f32", main, d), 0
     return main if promote_every else d

@@ -64,6 +64,23 @@ def test_calls_are_interleaved_and_the_ratio_is_the_median_of_the_pairs() -> Non
     assert measure.summarize(skewed).ratio == 1.0  # ... but here that is 3 / 2
 
 
+def test_hard_data_is_timed_in_the_same_rounds_as_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy, which slows down from round to round, has no influence on the part of the plain rate."""
+    path, shape = paths.by_id("sm_80.mma.s8.s32"), (4, 4, 32)
+    rows = {Data.PLAIN: [(2.0, 1.0)] * 3, Data.RAW: [(4.0, 1.0, 1.0), (4.0, 8.0, 2.0), (4.0, 9.0, 3.0)], Data.ZEROS: [(1.0, 1.0, 1.0)] * 3}
+    todo = iter(rows.values())
+
+    def timed(calls: Any, *, repeats: int) -> list[tuple[float, ...]]:
+        calls[0]()
+        return next(todo)
+
+    monkeypatch.setattr(measure, "rounds", timed)
+    made = {row.data: row for row in measure.path_rates(path, shape, threads=1, repeats=3, sample=12)}
+    assert {data: row.ratio for data, row in made.items()} == {"plain": 0.5, "raw bits": 2.0, "90 % zeros": 1.0}
+    assert {data: row.relative for data, row in made.items()} == {"plain": 1.0, "raw bits": 0.5, "90 % zeros": 1.0}
+    assert [(row.compared, row.different) for row in made.values()] == [(4, 0)] * 3
+
+
 def test_short_calls_are_repeated_until_the_clock_can_tell() -> None:
     clock, log = FakeClock(), []
     pairs = measure.interleave(
