@@ -15,7 +15,7 @@ from benchmarks.data import Call, Data, draw, gemm_call, kinds_of, matmul_operan
 from benchmarks.paths import BenchPath
 
 PAUSE = 0.04
-"""Seconds before each side of a pair: the idle threads of either library spin that long and would take a core from the other."""
+"""Seconds before each side of a pair, in which the idle threads of the other library go to sleep (see benchmarks/worker.py)."""
 SIDE_SECONDS = 0.03
 """Each side of a pair repeats its call for about as long, so that the clock and the start of threads do not count."""
 

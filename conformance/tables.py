@@ -1,4 +1,4 @@
-"""The support table, and one instruction in full, for people (rich, Markdown) and for programs (JSON). All from the rows of isa/."""
+"""Tables of support and of datapaths, one instruction in full; for people (rich, Markdown) and programs (JSON). From the rows of isa/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import mmabits.isa
-from mmabits.isa import ARCHITECTURES, DatapathSpec, Evidence, Family, Instruction, Lowering, Proof, Support, lower
+from mmabits.isa import ARCHITECTURES, DATAPATHS, DatapathSpec, Evidence, Family, Instruction, Lowering, Proof, Support, lower
 from mmabits.isa.datapaths import Arithmetic
 
 _STYLE: Final = {Evidence.RECORDED: "green", Evidence.PUBLISHED: "yellow", Evidence.INFERRED: "red"}
@@ -85,6 +85,58 @@ def support_markdown(rows: Sequence[Support]) -> str:
     total = counts_text(rows)
     lines += ["", f"Forms: {total}. A form is a shape (N and M may range), a set of operand types, an accumulator and a scale type."]
     return "\n".join(lines)
+
+
+# The table of datapaths ------------------------------------------------------------------------------------------------
+
+
+_ALIGNED: Final = (Arithmetic.FUSED, Arithmetic.GROUPED)
+_EXACT_STEPS: Final = {
+    Arithmetic.FMA_CHAIN: "a chain of fused multiply-adds, each rounded as the instruction says",
+    Arithmetic.INTEGER: "exact",
+}
+
+
+def _result_text(row: DatapathSpec) -> str:
+    """`f32 rz 23`: format, rounding, fraction bits; for unaligned arithmetic what there is instead."""
+    if row.arithmetic not in _ALIGNED:
+        return f"{row.result.name}, {_EXACT_STEPS[row.arithmetic]}"
+    return f"{row.result.name} {row.result_rounding.value} {row.result_fraction_bits}"
+
+
+def _datapath_cells(row: DatapathSpec) -> tuple[str, ...]:
+    """A row of the table without its architecture: rows that agree in it share a line."""
+    if row.arithmetic in _ALIGNED:
+        step = f"{row.step}, in groups of {row.group}" if row.group > 1 else str(row.step)
+        numbers = (str(row.fraction_bits), step, str(row.zero_exponent))
+    else:
+        numbers = ("-", "-", "-")
+    levels = [f"{proof.level} ({proof.covers})" for proof in row.proofs] if len(row.proofs) > 1 else [str(row.evidence)]
+    return (*numbers, _result_text(row), "; ".join(levels))
+
+
+def datapath_markdown() -> str:
+    """The table of docs/numerics.md: the numbers of every datapath, and below it what the rows remark.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    archs: dict[tuple[str, ...], list[str]] = {}
+    remarks: dict[str, list[str]] = {}
+    for row in DATAPATHS.values():
+        arch, unit = row.name.split(".", 1)
+        archs.setdefault((unit, *_datapath_cells(row)), []).append(arch)
+        if row.note:
+            remarks.setdefault(row.note, []).append(row.name)
+    order = list(ARCHITECTURES)
+    units: dict[tuple[str, ...], list[str]] = {}
+    for (unit, *cells), names in archs.items():
+        units.setdefault((", ".join(sorted(names, key=order.index)), *cells), []).append(f"`{unit}`")
+    text = ["| Architecture | Unit, operands, accumulator | F | L | e_zero | Result | Evidence |", "|" + "---|" * 7]
+    text += [f"| {where} | {', '.join(names)} | {' | '.join(cells)} |" for (where, *cells), names in units.items()]
+    text += ["", "Remarks of the rows:", ""]
+    text += [f"- {', '.join(f'`{name}`' for name in names)}: {note}." for note, names in remarks.items()]
+    return "\n".join(text)
 
 
 # One instruction -------------------------------------------------------------------------------------------------------

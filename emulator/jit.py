@@ -5,7 +5,10 @@ Also the rounding mode of the running thread, which the whole engine works with.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -31,14 +34,33 @@ _POLICY = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapp
 """Nopython, cached on disk, without the GIL, division by IEEE rules."""
 
 
+_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "steps", "tiles")
+"""Modules whose code ends up in compiled functions."""
+
+
+@lru_cache(maxsize=1)
+def _fingerprint() -> str:
+    """Of all compiled modules: Numba's cache looks at a function's own file only, yet what it calls may have changed."""
+    digest = hashlib.sha256()
+    for name in _COMPILED:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under a name that its cache entry shares with no other version of the compiled modules."""
+    function.__qualname__ = f"{function.__qualname__}_{_fingerprint()}"
+    return function
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function that compiled code calls."""
-    return _njit(**_POLICY, no_cpython_wrapper=True)(function)
+    return _njit(**_POLICY, no_cpython_wrapper=True)(_cached(function))
 
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls."""
-    return _njit(**_POLICY)(function)
+    return _njit(**_POLICY)(_cached(function))
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:

@@ -361,16 +361,21 @@ class _GroupedStep(NamedTuple):
         largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
         smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
         power = _power_of(held)
-        top = largest.maximum(power).maximum(emit.splat(self.powers.zero, lanes))
+        top = largest.maximum(self.own_power(held))
         keeps_groups = smallest >= top * emit.splat(self.powers.last_place, lanes)
         keeps_held = held.equals(0.0) | (power * emit.splat(self.powers.above_accumulator, lanes) >= top)
         return (keeps_groups & keeps_held).all()
 
+    def own_power(self, held: Lanes) -> Lanes:
+        """2^exponent of the accumulators: a subnormal has the smallest normal's exponent, a zero e_zero."""
+        emit, lanes = self.emit, held.count
+        power = _power_of(held).maximum(emit.splat(self.powers.floor, lanes))
+        return held.equals(0.0).choose(emit.splat(self.powers.zero, lanes), power)
+
     def largest_power(self, held: Lanes, first: int, row: Any) -> Lanes:
         """2^E: the largest of the accumulator's power of two and of those groups that have a nonzero product."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        power = _power_of(held).maximum(emit.splat(self.powers.floor, lanes))
-        (top,) = emit.cells([held.equals(0.0).choose(emit.splat(self.powers.zero, lanes), power)])
+        (top,) = emit.cells([self.own_power(held)])
         with emit.loop(self.groups()) as group:
             mine = builder.add(self.group_at(row), group)
             others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))

@@ -62,6 +62,8 @@ class DatapathSpec:
             raise ValueError(f"datapath {self.name}: a step of {self.step} elements does not divide into groups of {self.group}")
         if not 0 <= self.result_fraction_bits <= self.result.fraction_bits:
             raise ValueError(f"datapath {self.name}: {self.result_fraction_bits} result fraction bits in {self.result.name}")
+        if self.result_rounding is ResultRounding.TOWARD_ZERO and self.result.name != "f32":
+            raise ValueError(f"datapath {self.name}: rounding toward zero is for f32 results, not {self.result.name}")
         if not self.proofs:
             raise ValueError(f"datapath {self.name}: no proof")
 

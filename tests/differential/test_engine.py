@@ -75,12 +75,15 @@ def every_pair(line: Support) -> list[Instruction]:
     """The line's example with each pair of operand types it stands for."""
     assert line.example is not None
     row = line.example
-    names = [group.strip("{}").split(",") for group in line.operands.split(".")] if "{" in line.operands else []
-    if len(names) != 2:
-        return [row]
+    text = line.operands
+    if text.startswith("{") and text.count("{") == 1 and text.endswith("}"):
+        pairs = [tuple(pair.split(".")) for pair in text.strip("{}").split(",")]
+    else:
+        left, right = (group.strip("{}").split(",") for group in text.split("."))
+        pairs = [(a, b) for a in left for b in right]
     old = f".{row.a_type.name}.{row.b_type.name}"
-    rows = (str(row).replace(old, f".{a}.{b}") for a in names[0] for b in names[1])
-    return [parse(text) for text in rows]
+    assert (row.a_type.name, row.b_type.name) in pairs
+    return [parse(str(row).replace(old, f".{a}.{b}")) for a, b in pairs]
 
 
 @pytest.mark.parametrize("line", modelled(), ids=lambda line: f"{line.arch}-{line.pattern}")
@@ -163,6 +166,36 @@ def test_chains_over_k(arch: str, text: str, k: int, promote: int | None, kind: 
                 None if left.scale_a is None else left.scale_a[i : i + 1], None if right.scale_b is None else right.scale_b[j : j + 1],
             )  # fmt: skip
             assert int(as_codes(d, row.d_type)[i, j]) == reference(row, arch, one, promote_every=promote)[0], (i, j)
+
+
+def at_the_ends_of_f32(row: Instruction, n: int) -> operands.Operands:
+    """Block scales that put the products around f32's subnormals, or its largest numbers, beside accumulators of that size."""
+    rng = operands.generator("ends of f32", str(row))
+    drawn = draw(row, "wide", n)
+    assert drawn.scale_a is not None
+    sums = rng.choice(np.array([-165, -150, -135, -120, 115]), (n, 1)) + rng.integers(-18, 19, drawn.scale_a.shape)
+    first = sums // 2 + rng.integers(-3, 4, sums.shape)
+    scales = [np.clip(127 + part, 0, 254).astype(np.uint8) for part in (first, sums - first)]
+    subnormal = rng.integers(0, 1 << 23, n) >> rng.integers(0, 23, n)
+    c = np.where(rng.random(n) < 0.6, subnormal, rng.integers(0, 40, n) << 23 | subnormal)
+    c = np.where(sums[:, 0] > 0, rng.integers(200, 255, n) << 23 | subnormal, c) | rng.integers(0, 2, n) << 31
+    return operands.Operands(drawn.a, drawn.b, c.astype(np.uint32), *scales)
+
+
+@pytest.mark.parametrize("line", [line for line in modelled() if line.scale.startswith("ue8m0")], ids=lambda line: f"{line.arch}-{line.pattern}")
+def test_scaled_products_at_the_ends_of_f32(line: Support) -> None:
+    """Subnormal accumulators align at the smallest normal's exponent, scaled products far below it; overflow is infinity."""
+    assert line.example is not None
+    assert list(differences(line.example, line.arch, "ends", at_the_ends_of_f32(line.example, 600))) == []
+
+
+def test_a_subnormal_accumulator_aligns_at_the_smallest_normal_exponent() -> None:
+    """2^-149 - 2^-166 + c of 2^-149: the small term lies below 2^(-126 - 35) and is cut."""
+    row = parse("tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n8k64.f32.e2m1.e2m1.ue8m0")
+    a, b = np.zeros((1, 64), np.uint8), np.zeros((1, 64), np.uint8)
+    a[0, 0], b[0, 0], a[0, 32], b[0, 32] = 2, 2, 10, 2
+    scales = {"scale_a": np.array([[52, 52]], np.uint8), "scale_b": np.array([[53, 36]], np.uint8)}
+    assert dot_rows(row, "sm_100a", a, b, np.array([1], np.uint32), **scales).tolist() == [2]
 
 
 def test_every_datapath_row_is_reached() -> None:

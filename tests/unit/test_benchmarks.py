@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import measure, paths, peers, report, scaling  # noqa: E402
+from benchmarks import measure, paths, peers, report, scaling, worker  # noqa: E402
 from benchmarks.check import check, sample_of  # noqa: E402
 from benchmarks.data import HARD, Data, Operands, draw, gemm_call, kinds_of, matmul_operands, tiled  # noqa: E402
 
@@ -382,6 +382,21 @@ def test_matmul_operands_have_the_shape() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_a_measuring_process_gets_its_threads_and_libraries_that_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    made = worker.environment(2, {"NUMBA_CACHE_DIR": "here"})
+    assert {made[name] for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")} == {"2"}
+    assert (made["OPENBLAS_THREAD_TIMEOUT"], made["NUMBA_CACHE_DIR"], made["PATH"]) == ("22", "here", os.environ["PATH"])
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "26")
+    assert worker.environment(2)["OPENBLAS_THREAD_TIMEOUT"] == "26"
+
+
+def test_a_failing_job_tells_how_it_ended() -> None:
+    with pytest.raises(MmabitsError, match=r"(?s)task 'memory' exited 1: .*unknown path 'nowhere'"):
+        list(worker.run_job({"task": "memory", "path": "nowhere", "size": 64}, threads=1))
 
 
 def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
