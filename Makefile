@@ -44,7 +44,7 @@ wheel: $(READY) ## build the sdist and, from it, the wheel into dist/
 	@ls dist
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist demo-output src/*.egg-info .coverage htmlcov
+	rm -rf $(VENV) build dist demo-output bench-output src/*.egg-info .coverage htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

@@ -12,6 +12,7 @@ import numpy as np
 import operands
 import pytest
 import slow_reference
+
 from mmabits.emulator.api import dot_rows, gemm
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import Instruction, Support, instructions, lower, parse
@@ -68,7 +69,7 @@ def differences(row: Instruction, arch: str, kind: str, drawn: operands.Operands
     for i, (mine, want) in enumerate(zip(got.tolist(), reference(row, arch, drawn), strict=True)):
         if mine != want:
             scales = "" if drawn.scale_a is None or drawn.scale_b is None else f" scales {drawn.scale_a[i]} {drawn.scale_b[i]}"
-            yield f"{row} {arch} {kind} case {i}: engine {mine:#x}, exact {want:#x}; a {drawn.a[i]} b {drawn.b[i]} c {drawn.c[i]:#x}{scales}"
+            yield f"{row} {arch} {kind} {i}: engine {mine:#x}, exact {want:#x}; a {drawn.a[i]} b {drawn.b[i]} c {drawn.c[i]:#x}{scales}"
 
 
 def every_pair(line: Support) -> list[Instruction]:
@@ -153,7 +154,9 @@ def test_chains_over_k(arch: str, text: str, k: int, promote: int | None, kind: 
     """Many instructions, with and without promotion, as a product of matrices: 3 rows against 5 columns."""
     row = parse(text)
     left, right = draw(row, kind, 3, "left", k=k), draw(row, kind, 5, "right", k=k)
-    c = operands.draw_pair(kind, row.a_type.name, row.b_type.name, 15, k, operands.generator("c", text, kind), c_format=row.c_type.name).c.reshape(3, 5)
+    c = operands.draw_pair(
+        kind, row.a_type.name, row.b_type.name, 15, k, operands.generator("c", text, kind), c_format=row.c_type.name
+    ).c.reshape(3, 5)
     scales = {}
     if row.scale_type is not None and left.scale_a is not None and right.scale_b is not None:
         scales = {"scale_a": from_codes(left.scale_a, row.scale_type), "scale_b": from_codes(right.scale_b.T, row.scale_type)}
@@ -182,7 +185,9 @@ def at_the_ends_of_f32(row: Instruction, n: int) -> operands.Operands:
     return operands.Operands(drawn.a, drawn.b, c.astype(np.uint32), *scales)
 
 
-@pytest.mark.parametrize("line", [line for line in modelled() if line.scale.startswith("ue8m0")], ids=lambda line: f"{line.arch}-{line.pattern}")
+@pytest.mark.parametrize(
+    "line", [line for line in modelled() if line.scale.startswith("ue8m0")], ids=lambda line: f"{line.arch}-{line.pattern}"
+)
 def test_scaled_products_at_the_ends_of_f32(line: Support) -> None:
     """Subnormal accumulators align at the smallest normal's exponent, scaled products far below it; overflow is infinity."""
     assert line.example is not None
