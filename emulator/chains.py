@@ -16,7 +16,7 @@ CHAIN_PANEL = 64
 
 
 @entry
-def chain_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> None:
+def chain_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numbers: Any) -> None:
     """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says."""
     set_rounding(numbers.rounding)
     k_total = a.shape[2]
@@ -24,7 +24,7 @@ def chain_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> 
     left = np.empty(CHAIN_PANEL, np.float64)
     sums = np.empty(WIDTH, np.float64)
     for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
@@ -49,7 +49,7 @@ def chain_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> 
 
 
 @entry
-def integer_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -> None:
+def integer_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numbers: Any) -> None:
     """Tasks of d += a @ b in int32: exact, each instruction's sum added with wrap-around or, where it saturates, clamped.
 
     One instruction's own sum stays below 64 * 255 * 255 < 2^23, so it never wraps by itself.
@@ -59,7 +59,7 @@ def integer_tasks(first: int, last: int, a: Any, b: Any, d: Any, numbers: Any) -
     left = np.empty(k_instruction, np.int32)
     sums = np.empty(WIDTH, np.int32)
     for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)

@@ -17,7 +17,7 @@ from mmabits.emulator.chains import chain_tasks, integer_tasks
 from mmabits.emulator.fused import Product, fused_tasks
 from mmabits.emulator.grouped import ScaledProduct, grouped_tasks
 from mmabits.emulator.jit import threads_wanted
-from mmabits.emulator.tiles import task_count
+from mmabits.emulator.tiles import task_count, tiling
 from mmabits.isa import Arithmetic, Lowering, UnsupportedInstruction
 
 Array = npt.NDArray[Any]
@@ -45,10 +45,12 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
     """
     tasks, arguments = _work(lowering, a, b, d, scale_a, scale_b, promote_every)
     batch, m, n = d.shape
-    count = task_count(batch, m, n)
-    threads = 1 if d.size * a.shape[2] <= SERIAL_PRODUCTS else min(threads_wanted(), count)
+    threads = 1 if d.size * a.shape[2] <= SERIAL_PRODUCTS else threads_wanted()
+    parts = tiling(batch, m, n, threads)
+    count = task_count(batch, m, n, parts)
+    threads = min(threads, count)
     if threads == 1:
-        tasks(0, count, *arguments)
+        tasks(0, count, parts, *arguments)
         return
     shares = min(count, threads * SHARES)
     bounds = [count * share // shares for share in range(shares + 1)]
@@ -61,7 +63,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
                 share = next(remaining, None)
             if share is None:
                 return
-            tasks(*share, *arguments)
+            tasks(*share, parts, *arguments)
 
     helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
     work()

@@ -70,6 +70,11 @@ class Columns(NamedTuple):
     exponents: Any
     bad: Any
     """(WIDTH): the worst that stands in that column."""
+    odd: Any
+    every: Any
+    """(WIDTH): columns with something not finite, and all columns."""
+    special: Any
+    """Scratch: what such columns come to."""
 
 
 @jit
@@ -169,16 +174,16 @@ def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, rig
 
 @jit
 def resolve_specials(
-    product: Any, item: int, row: int, k0: int, col0: int, columns: Any, right: Any, chain: Any, cell: int, special: Any
+    product: Any, item: int, row: int, k0: int, col0: int, columns: Any, count: int, right: Any, chain: Any, cell: int
 ) -> None:
-    """special[i]: the infinity or NaN that a step with something not finite comes to in column columns[i].
+    """right.special[i]: the infinity or NaN that a step with something not finite comes to in column columns[i].
 
     Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays.
     """
-    for i in range(columns.size):
+    for i in range(count):
         held = np.float64(chain[cell + columns[i]])
         dead = np.isnan(held) or right.bad[columns[i]] == NAN
-        special[i] = np.nan if dead else ieee_sum(product, item, row, k0, col0 + columns[i], held)
+        right.special[i] = np.nan if dead else ieee_sum(product, item, row, k0, col0 + columns[i], held)
 
 
 @jit
@@ -207,7 +212,9 @@ def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: in
         magnitudes[k] = left.magnitudes[at + k]
     window = slice(at, at + step)
     wide_left = Rows(step, left.codes, left.places, magnitudes, left.exponents[window], left.sides[window], left.bad)
-    wide_right = Columns(right.codes, right.planes.astype(np.float64), right.exponents, right.bad)
+    wide_right = Columns(
+        right.codes, right.planes.astype(np.float64), right.exponents, right.bad, right.odd, right.every, right.special
+    )  # fmt: skip
     fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
 
 
@@ -218,10 +225,12 @@ def step_rows(
 ) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     numbers = product.numbers
-    special = np.empty(WIDTH, np.float32)
-    every_column = np.arange(columns)
-    bad_columns = np.flatnonzero(right.bad)
     step = start // numbers.step
+    bad_count = 0
+    for j in range(columns):
+        if right.bad[j] != FINITE:
+            right.odd[bad_count] = j
+            bad_count += 1
     for row in range(rows):
         if dead[row] == 1:
             continue
@@ -230,17 +239,17 @@ def step_rows(
             kill_row(chain, cell)
             dead[row] = 1
             continue
-        odd_columns = every_column if worst == INFINITE else bad_columns
-        if odd_columns.size > 0:
-            resolve_specials(product, item, row0 + row, k0, col0, odd_columns, right, chain, cell, special)
+        odd, count = (right.every, columns) if worst == INFINITE else (right.odd, bad_count)
+        if count > 0:
+            resolve_specials(product, item, row0 + row, k0, col0, odd, count, right, chain, cell)
         if fused_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
             wide_step(product, left, at, right, chain, cell)
-        for i in range(odd_columns.size):
-            chain[cell + odd_columns[i]] = special[i]
+        for i in range(count):
+            chain[cell + odd[i]] = right.special[i]
 
 
 @entry
-def fused_tasks(first: int, last: int, product: Any) -> None:
+def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
@@ -248,10 +257,7 @@ def fused_tasks(first: int, last: int, product: Any) -> None:
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
     elements = min((PANEL + step - 1) // step * step, k_padded)
     panel = (elements + WIDTH - 1) // WIDTH * WIDTH
-    _, _, rows, _, tiles = task_bounds(first, d.shape[1], d.shape[2])
-    for task in range(first + 1, last):
-        _, _, more_rows, _, more_tiles = task_bounds(task, d.shape[1], d.shape[2])
-        rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
+    rows, tiles = tiling.rows, tiling.tiles
     places = np.empty(panel, np.int32)
     for k in range(panel):
         places[k] = k % step * 2 * WIDTH
@@ -260,13 +266,14 @@ def fused_tasks(first: int, last: int, product: Any) -> None:
         np.empty(rows * panel, np.int32), np.empty((rows, elements // step), np.uint8),
     )  # fmt: skip
     right = Columns(
-        np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8)
-    )
+        np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8),
+        np.empty(WIDTH, np.int64), np.arange(WIDTH), np.empty(WIDTH, np.float32),
+    )  # fmt: skip
     total = np.empty(tiles * rows * WIDTH, np.float32)
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
     dead = np.empty((tiles, rows), np.uint8)
     for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
         load_tiles(d, item, row0, rows, tile0, tiles, total)
         dead[:] = 0
         if numbers.restart > 0:

@@ -171,17 +171,14 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, cha
 
 
 @entry
-def grouped_tasks(first: int, last: int, product: Any) -> None:
+def grouped_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
     set_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
     step, groups = numbers.step, numbers.step // numbers.group
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
     panel = min((PANEL + step - 1) // step * step, k_padded)
-    _, _, rows, _, tiles = task_bounds(first, d.shape[1], d.shape[2])
-    for task in range(first + 1, last):
-        _, _, more_rows, _, more_tiles = task_bounds(task, d.shape[1], d.shape[2])
-        rows, tiles = max(rows, more_rows), max(tiles, more_tiles)
+    rows, tiles = tiling.rows, tiling.tiles
     panel_groups = panel // numbers.group
     left = GroupRows(
         panel_groups, np.empty(rows * panel, np.float32), np.empty(rows * panel_groups, np.float64),
@@ -196,7 +193,7 @@ def grouped_tasks(first: int, last: int, product: Any) -> None:
     chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
     dead = np.empty((tiles, rows), np.uint8)
     for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2])
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
         load_tiles(d, item, row0, rows, tile0, tiles, total)
         dead[:] = 0
         if numbers.restart > 0:

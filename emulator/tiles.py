@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,26 +14,44 @@ ROWS = 128
 """Rows of a task: enough that decoding B for them costs little beside the sums."""
 TILES = 8
 """Tiles of WIDTH columns of a task: enough that decoding A for them costs little."""
+FEWEST_ROWS = 32
+"""Rows of a task below which it is not divided further for the sake of another thread."""
 PANEL = 256
 """Elements of K whose codes of A are decoded at a time."""
 
 
+class Tiling(NamedTuple):
+    """How a product is divided into tasks."""
+
+    rows: int
+    tiles: int
+
+
+@lru_cache(maxsize=4096)
+def tiling(batch: int, m: int, n: int, threads: int) -> Tiling:
+    """Large tasks, but enough of them for every thread."""
+    rows, tiles = min(ROWS, m), min(TILES, -(-n // WIDTH))
+    while task_count(batch, m, n, Tiling(rows, tiles)) < 2 * threads and (tiles > 1 or rows > FEWEST_ROWS):
+        rows, tiles = (rows, -(-tiles // 2)) if tiles > 1 else (-(-rows // 2), tiles)
+    return Tiling(rows, tiles)
+
+
+def task_count(batch: int, m: int, n: int, tiling: Tiling) -> int:
+    """Number of tasks of a product."""
+    return batch * -(-m // tiling.rows) * -(-n // (tiling.tiles * WIDTH))
+
+
 @jit
-def task_bounds(task: int, m: int, n: int) -> Any:
+def task_bounds(task: int, m: int, n: int, tiling: Any) -> Any:
     """(item of the batch, first row, rows, first tile, tiles) of a task."""
     n_tiles = (n + WIDTH - 1) // WIDTH
-    row_blocks = (m + ROWS - 1) // ROWS
-    tile_blocks = (n_tiles + TILES - 1) // TILES
+    row_blocks = (m + tiling.rows - 1) // tiling.rows
+    tile_blocks = (n_tiles + tiling.tiles - 1) // tiling.tiles
     item = task // (row_blocks * tile_blocks)
     rest = task % (row_blocks * tile_blocks)
-    row0 = rest // tile_blocks * ROWS
-    tile0 = rest % tile_blocks * TILES
-    return item, row0, min(ROWS, m - row0), tile0, min(TILES, n_tiles - tile0)
-
-
-def task_count(batch: int, m: int, n: int) -> int:
-    """Number of tasks of a product."""
-    return batch * -(-m // ROWS) * -(-n // (TILES * WIDTH))
+    row0 = rest // tile_blocks * tiling.rows
+    tile0 = rest % tile_blocks * tiling.tiles
+    return item, row0, min(tiling.rows, m - row0), tile0, min(tiling.tiles, n_tiles - tile0)
 
 
 @jit

@@ -469,7 +469,7 @@ def unit_for(arch: str, family: str, a_type: str, b_type: str, acc_type: str, *,
     """The unit of an instruction; None for f64 and integers. KeyError where NUMERICS has no row."""
     if a_type == "f64" or a_type in INTEGERS:
         return None
-    if a_type == "f16" and family == "mma" and k_instruction == 4 and arch != "sm_70":
+    if a_type == "f16" and family == "mma" and (k_instruction == 4) != (arch == "sm_70"):  # m8n8k4 is Volta's, and Turing has it too
         return UNITS[arch, family, "f16_k4", acc_type]
     return UNITS[arch, family, operand_class(a_type, b_type, k_instruction=k_instruction, scaled=scaled), acc_type]
 
