@@ -6,6 +6,7 @@ Also the rounding mode of the running thread, which the whole engine works with.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic as numba_intrinsic
 
 __all__ = [
@@ -61,6 +62,26 @@ def jit(function: Callable[..., Any]) -> Any:
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls."""
     return _njit(**_POLICY)(_cached(function))
+
+
+class _Announcer(event.Listener):
+    """Says on a terminal that the engine is being compiled: the first call of a kind waits for it, later processes do not."""
+
+    depth = 0
+
+    def on_start(self, occurred: Any) -> None:
+        """A compilation begins; those of the functions it calls are part of it."""
+        ours = str(occurred.data["dispatcher"].py_func.__module__).startswith("mmabits.")
+        if ours and self.depth == 0 and sys.stderr.isatty():
+            print("mmabits: compiling the engine for these types, once on this machine (about ten seconds)", file=sys.stderr)
+        self.depth += 1
+
+    def on_end(self, _occurred: Any) -> None:
+        """A compilation is done."""
+        self.depth -= 1
+
+
+event.register("numba:compile", _Announcer())
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:

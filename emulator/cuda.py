@@ -1,0 +1,481 @@
+"""The engine on an NVIDIA GPU, for `device="cuda"`: one output element a thread, in integers.
+
+The same rows (plan.py) drive it as the engine of the CPU, and it gives the same bits; of the code they share nothing, so each
+checks the other. Operands are taken apart once, to words of a significand and an exponent; then each thread walks K in steps.
+All but f64 is integer arithmetic, so no compiler can contract, reorder or flush anything; f64 calls the fused multiply-add
+of each rounding by name. Accumulators travel as the bits of a float32, also where they are f16.
+
+Imported only when asked for. In Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) everything but f64 runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import config, types
+from numba.core.errors import NumbaPerformanceWarning
+
+from mmabits.emulator import plan
+from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
+from mmabits.emulator.steps import NO_EXPONENT
+from mmabits.isa import Arithmetic, DeviceUnavailable, FormatSpec, Lowering, UnsupportedInstruction
+
+try:
+    from numba import cuda
+except ImportError:
+    raise DeviceUnavailable("device='cuda' needs numba.cuda, which this Numba lacks: pip install 'mmabits[cuda]'") from None
+try:
+    from numba.cuda import libdevice
+except ImportError:  # the simulator
+    libdevice = None
+
+Array = npt.NDArray[Any]
+
+NOT_FINITE = 20000
+"""The exponent of a word that is infinite (its significand is then 1 or -1) or NaN (0)."""
+SUSPICIOUS = 4096
+"""Exponents of products above this mean that a factor is not finite, also where the other is zero."""
+MOST_GROUPS = 8
+"""Groups of a step of scaled groups, at most."""
+MOST_UNITS = 1 << 62
+"""Sums of a step stay below this many last places."""
+THREADS = 2 if config.ENABLE_CUDASIM else 128
+"""Threads of a block; a simulated one is a thread of Python."""
+MOST_BLOCKS = 1 if config.ENABLE_CUDASIM else 1 << 20
+
+F32_NAN, F32_INFINITY, F32_SIGN, F32_MAGNITUDE = 0x7FFFFFFF, 0x7F800000, 0x80000000, 0x7FFFFFFF
+F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT = 23, -126, 127
+
+kernel: Any = cuda.jit
+"""Compile a function that Python starts on the device."""
+device: Any = cuda.jit(device=True)
+"""Compile a function that kernels call."""
+
+
+# ------------------------------------------------------------------------------------------------------------------ words
+# A word is an int32: its exponent above, its signed significand in the low 16 bits.
+
+
+@device
+def word_of(exponent: int, significand: int) -> Any:
+    """A word of its parts."""
+    return (np.int64(exponent) << 16) | (np.int64(significand) & 0xFFFF)
+
+
+@device
+def exponent_of(word: Any) -> Any:
+    """NO_EXPONENT for zero, NOT_FINITE for infinity and NaN."""
+    return np.int64(word) >> 16
+
+
+@device
+def significand_of(word: Any) -> Any:
+    """The signed significand, as an integer."""
+    return ((np.int64(word) & 0xFFFF) ^ 0x8000) - 0x8000
+
+
+@device
+def decoded(code: Any, form: Any) -> Any:
+    """The word of a code: section 1."""
+    field = (np.int64(code) >> form.low_bits) & ((np.int64(1) << (form.sign_shift - form.low_bits)) - 1)
+    sign = 1 - 2 * ((np.int64(code) >> form.sign_shift) & 1)
+    if field >= form.lowest_nonfinite:
+        return word_of(NOT_FINITE, sign if field == form.infinity else 0)
+    if field == 0:
+        return word_of(NO_EXPONENT, 0)
+    exponent = field >> form.fraction_bits
+    significand = field & ((np.int64(1) << form.fraction_bits) - 1)
+    if exponent > 0:
+        significand |= np.int64(1) << form.fraction_bits
+    exponent = max(exponent, 1) - form.bias
+    while exponent > form.min_exponent and significand >> form.fraction_bits == 0:
+        significand <<= 1
+        exponent -= 1
+    return word_of(exponent, sign * significand)
+
+
+@device
+def scaled(word: Any, scale: Any) -> Any:
+    """An element's word times the word of its block scale: section 3."""
+    if exponent_of(scale) == NOT_FINITE:
+        return word_of(NOT_FINITE, 0)
+    if exponent_of(word) == NOT_FINITE or exponent_of(word) == NO_EXPONENT:
+        return np.int64(word)
+    if exponent_of(scale) == NO_EXPONENT:
+        return word_of(NO_EXPONENT, 0)
+    return word_of(exponent_of(word) + exponent_of(scale), significand_of(word) * significand_of(scale))
+
+
+@kernel
+def decode_kernel(codes: Any, scales: Any, order: Any, form: Any, negate: int, block: int, words: Any) -> None:
+    """Codes to words, in the order the unit takes them, with zeros past the end.
+
+    codes: (outer, K, inner); scales: words, (outer, blocks, inner), or empty with block 0; words: (outer, K padded, inner).
+    """
+    padded, inner = words.shape[1], words.shape[2]
+    for cell in range(cuda.grid(1), words.size, cuda.gridsize(1)):
+        first, k, last = cell // (padded * inner), cell // inner % padded, cell % inner
+        at = k - k % order.size + order[k % order.size] if order.size > 0 else k
+        word = word_of(NO_EXPONENT, 0)
+        if at < codes.shape[1]:
+            word = decoded(codes[first, at, last], form)
+            if block > 0:
+                word = scaled(word, scales[first, at // block, last])
+        if negate == 1:
+            word = word_of(exponent_of(word), -significand_of(word))
+        words[first, k, last] = word
+
+
+@kernel
+def look_up_kernel(codes: Any, table: Any, negate: int, values: Any) -> None:
+    """Codes of at most 8 bits to what a table has for them, with zeros past the end; arrays as in decode_kernel."""
+    padded, inner = values.shape[1], values.shape[2]
+    for cell in range(cuda.grid(1), values.size, cuda.gridsize(1)):
+        first, k, last = cell // (padded * inner), cell // inner % padded, cell % inner
+        value = np.int64(0)
+        if k < codes.shape[1]:
+            value = np.int64(table[codes[first, k, last]])
+        values[first, k, last] = -value if negate == 1 else value
+
+
+# ------------------------------------------------------------------------------- accumulators: the bits of a float32, int64
+
+
+@device
+def is_finite(held: int) -> Any:
+    """Whether an accumulator is a number."""
+    return (held & F32_INFINITY) != F32_INFINITY
+
+
+@device
+def is_nan(held: int) -> Any:
+    """Whether an accumulator is NaN."""
+    return (held & F32_MAGNITUDE) > F32_INFINITY
+
+
+@device
+def held_significand(held: int) -> Any:
+    """The signed significand of a finite accumulator."""
+    significand = held & 0x7FFFFF
+    if held & F32_INFINITY:
+        significand |= 0x800000
+    return -significand if held & F32_SIGN else significand
+
+
+@device
+def held_exponent(held: int) -> Any:
+    """The exponent of an accumulator as a float32."""
+    return max((held >> F32_FRACTION) & 0xFF, 1) - 127
+
+
+@device
+def entering_exponent(held: int, numbers: Any, result: Any) -> Any:
+    """What an accumulator brings to the alignment: sections 1 and 2."""
+    if held & F32_MAGNITUDE == 0:
+        return np.int64(numbers.zero_exponent)
+    return max(held_exponent(held), np.int64(result.min_exponent)) - numbers.c_shift
+
+
+@device
+def bit_length(value: int) -> Any:
+    """Bits of a number that is not negative."""
+    length = np.int64(0)
+    for half in (32, 16, 8, 4, 2, 1):
+        if value >> half:
+            value >>= half
+            length += half
+    return length + value
+
+
+@device
+def truncated(value: int, shift: int) -> Any:
+    """value * 2^shift toward zero, to a whole number."""
+    if shift >= 0:
+        return value << shift
+    places = min(-shift, 63)
+    return -(-value >> places) if value < 0 else value >> places
+
+
+@device
+def rounded(total: int, lsb: int, mode: int, fraction_bits: int, min_exponent: int, max_exponent: int) -> Any:
+    """total * 2^lsb, rounded once to a format that float32 contains: its bits as a float32. Too large is infinity, zero is +0."""
+    sign = np.int64(F32_SIGN) if total < 0 else np.int64(0)
+    magnitude = abs(total)
+    ulp = max(bit_length(magnitude) - 1 + lsb, np.int64(min_exponent)) - fraction_bits
+    drop = min(ulp - lsb, 63)
+    if drop <= 0:
+        kept = magnitude << -drop
+    else:
+        kept = magnitude >> drop
+        rest, half = magnitude - (kept << drop), np.int64(1) << (drop - 1)
+        if mode == NEAREST_EVEN and (rest > half or (rest == half and kept & 1 == 1)):
+            kept += 1
+    if kept == 0:
+        return np.int64(0)
+    top = bit_length(kept) - 1 + ulp
+    if top > max_exponent:
+        return sign | F32_INFINITY
+    place = max(top, np.int64(F32_MIN_EXPONENT))
+    significand = truncated(kept, ulp - place + F32_FRACTION)  # exact; a normal number's hidden bit adds 1 to the exponent field
+    return sign | (((place - F32_MIN_EXPONENT) << F32_FRACTION) + significand)
+
+
+@device
+def signed_infinity(positive: bool, negative: bool) -> Any:
+    """The sum of infinities of these signs."""
+    if positive and negative:
+        return np.int64(F32_NAN)
+    return np.int64(F32_INFINITY) if positive else np.int64(F32_INFINITY | F32_SIGN)
+
+
+@device
+def nearest_sum(x: int, y: int, fraction_bits: int, min_exponent: int, max_exponent: int) -> Any:
+    """The IEEE sum of two accumulators, to nearest even in a format that float32 contains."""
+    if is_nan(x) or is_nan(y):
+        return np.int64(F32_NAN)
+    if not (is_finite(x) and is_finite(y)):
+        return signed_infinity(x == F32_INFINITY or y == F32_INFINITY, x > F32_INFINITY and not is_finite(x) or y > F32_INFINITY
+                               and not is_finite(y))  # fmt: skip
+    if (x | y) & F32_MAGNITUDE == 0:
+        return x & y
+    if held_exponent(x) < held_exponent(y):
+        x, y = y, x
+    # 36 bits below the larger's last place nothing but the smaller's sign can matter.
+    distance, small = held_exponent(x) - held_exponent(y), held_significand(y)
+    small = small << (36 - distance) if distance <= 36 else min(max(small, -1), 1)
+    lsb = held_exponent(x) - F32_FRACTION - 36
+    return rounded((held_significand(x) << 36) + small, lsb, NEAREST_EVEN, fraction_bits, min_exponent, max_exponent)
+
+
+@device
+def promoted(total: int, chain: int, numbers: Any, result: Any) -> Any:
+    """The total after a chain is added to it, in f32 or f16."""
+    if numbers.restart_f16 == 1:
+        return nearest_sum(total, chain, result.fraction_bits, result.min_exponent, result.max_exponent)
+    return nearest_sum(total, chain, F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT)
+
+
+# ------------------------------------------------------------------------------------------------------- sections 2, 3 and 5
+
+
+@device
+def special_step(left: Any, right: Any, item: int, row: int, column: int, k0: int, held: int, numbers: Any) -> Any:
+    """Section 5: what a step comes to in which something is not finite."""
+    if is_nan(held):
+        return np.int64(F32_NAN)
+    positive, negative = held == F32_INFINITY, held == F32_INFINITY | F32_SIGN
+    for k in range(k0, k0 + numbers.step):
+        a, b = left[item, row, k], right[item, k, column]
+        if exponent_of(a) == NOT_FINITE or exponent_of(b) == NOT_FINITE:
+            sign = significand_of(a) * significand_of(b)
+            if sign == 0:  # a NaN, or 0 times infinity
+                return np.int64(F32_NAN)
+            positive = positive or sign > 0
+            negative = negative or sign < 0
+    return signed_infinity(positive, negative)
+
+
+@device
+def fused_step(left: Any, right: Any, item: int, row: int, column: int, k0: int, held: int, point: int, numbers: Any, result: Any) -> Any:
+    """One step: the accumulator after it."""
+    top = max(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
+    for k in range(k0, k0 + numbers.step):
+        top = max(top, exponent_of(left[item, row, k]) + exponent_of(right[item, k, column]))
+    if top > SUSPICIOUS or not is_finite(held):
+        return special_step(left, right, item, row, column, k0, held, numbers)
+    lsb = top - numbers.fraction_bits
+    total = truncated(held_significand(held), held_exponent(held) - numbers.c_shift - F32_FRACTION - lsb)
+    for k in range(k0, k0 + numbers.step):
+        a, b = left[item, row, k], right[item, k, column]
+        total += truncated(significand_of(a) * significand_of(b), exponent_of(a) + exponent_of(b) - point - lsb)
+    return rounded(total, lsb, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent)
+
+
+@kernel
+def fused_kernel(left: Any, right: Any, d: Any, point: int, numbers: Any, result: Any) -> None:
+    """left: words (batch, M, K padded); right: words (batch, K padded, N); d: float32 bits (batch, M, N).
+
+    A product of two significands has `point` fraction bits.
+    """
+    rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
+    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+        item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
+        total = np.int64(d[item, row, column])
+        chain = np.int64(0) if numbers.restart > 0 else total
+        for k0 in range(0, k_padded, numbers.step):
+            chain = fused_step(left, right, item, row, column, k0, chain, point, numbers, result)
+            done = k0 + numbers.step
+            if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
+                total, chain = promoted(total, chain, numbers, result), np.int64(0)
+        if numbers.restart == 0:
+            total = chain
+        d[item, row, column] = result.nan if is_nan(total) else total
+
+
+# ------------------------------------------------------------------------------------------------------- sections 4 and 5
+
+
+@device
+def grouped_step(
+    left: Any, right: Any, scale_a: Any, scale_b: Any, item: int, row: int, column: int, k0: int, held: int, point: int, numbers: Any,
+    result: Any,
+) -> Any:  # fmt: skip
+    """One step of scaled groups: the accumulator after it."""
+    sums = cuda.local.array(MOST_GROUPS, types.int64)
+    exponents = cuda.local.array(MOST_GROUPS, types.int64)
+    groups = numbers.step // numbers.group
+    top = max(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
+    has_nan = is_nan(held)
+    for group in range(groups):
+        first = k0 + group * numbers.group
+        block = first // numbers.block
+        total, occupied = np.int64(0), False
+        for k in range(first, first + numbers.group):
+            product = np.int64(left[item, row, k]) * np.int64(right[item, k, column])
+            total += product
+            occupied = occupied or product != 0
+        sums[group], exponents[group] = 0, NO_EXPONENT
+        if block < scale_b.shape[1]:
+            a, b = scale_a[item, row, block], scale_b[item, block, column]
+            has_nan = has_nan or exponent_of(a) == NOT_FINITE or exponent_of(b) == NOT_FINITE
+            if occupied:
+                sums[group] = total * significand_of(a) * significand_of(b)
+                exponents[group] = exponent_of(a) + exponent_of(b)  # of a zero scale far below every other
+        top = max(top, exponents[group])
+    if has_nan:
+        return np.int64(F32_NAN)
+    if not is_finite(held):
+        return held
+    lsb = top - numbers.fraction_bits
+    total = truncated(held_significand(held), held_exponent(held) - numbers.c_shift - F32_FRACTION - lsb)
+    for group in range(groups):
+        total += truncated(sums[group], exponents[group] - point - lsb)
+    return rounded(total, lsb, result.mode, result.fraction_bits, result.min_exponent, result.max_exponent)
+
+
+@kernel
+def grouped_kernel(left: Any, right: Any, scale_a: Any, scale_b: Any, d: Any, point: int, numbers: Any, result: Any) -> None:
+    """Like fused_kernel, but the elements are fixed-point integers; scales: words (batch, M, blocks), (batch, blocks, N)."""
+    rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
+    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+        item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
+        total = np.int64(d[item, row, column])
+        chain = np.int64(0) if numbers.restart > 0 else total
+        for k0 in range(0, k_padded, numbers.step):
+            chain = grouped_step(left, right, scale_a, scale_b, item, row, column, k0, chain, point, numbers, result)
+            done = k0 + numbers.step
+            if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
+                total, chain = promoted(total, chain, numbers, result), np.int64(0)
+        if numbers.restart == 0:
+            total = chain
+        d[item, row, column] = result.nan if is_nan(total) else total
+
+
+# -------------------------------------------------------------------------------------------------------------- section 6
+
+
+@kernel
+def chain_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
+    """f64: a chain of fused multiply-adds, k ascending, rounded as the instruction says. The one kernel that uses floats."""
+    rows, columns = d.shape[1], d.shape[2]
+    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+        item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
+        total = d[item, row, column]
+        for k in range(a.shape[2]):
+            x, y = a[item, row, k], b[item, k, column]
+            if numbers.negate == 1:
+                x = -x
+            if numbers.rounding == TOWARD_ZERO:
+                total = libdevice.fma_rz(x, y, total)
+            elif numbers.rounding == TOWARD_POSITIVE:
+                total = libdevice.fma_ru(x, y, total)
+            elif numbers.rounding == TOWARD_NEGATIVE:
+                total = libdevice.fma_rd(x, y, total)
+            else:
+                total = libdevice.fma_rn(x, y, total)
+        d[item, row, column] = total
+
+
+@kernel
+def integer_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
+    """Integers: each instruction's exact sum is added to the accumulator, which wraps or is clamped."""
+    rows, columns, k_total = d.shape[1], d.shape[2], a.shape[2]
+    low, high = np.int64(-(1 << 31)), np.int64((1 << 31) - 1)
+    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+        item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
+        total = np.int64(d[item, row, column])
+        for k0 in range(0, k_total, numbers.k_instruction):
+            for k in range(k0, min(k0 + numbers.k_instruction, k_total)):
+                total += np.int64(a[item, row, k]) * np.int64(b[item, k, column])
+            total = min(max(total, low), high) if numbers.saturate == 1 else ((total - low) & 0xFFFFFFFF) + low
+        d[item, row, column] = total
+
+
+# --------------------------------------------------------------------------------------------------------------- the host
+
+
+def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None, promote_every: int = 0) -> None:
+    """Compute d = a @ b + d on the GPU; arguments and results are those of engine.run, to the bit.
+
+    Raises:
+        DeviceUnavailable: there is no GPU, or Numba cannot use it.
+        UnsupportedInstruction: sums that 64-bit integers do not hold; f64 in the simulator.
+    """
+    _check_available()
+    numbers = plan.step_numbers(lowering, promote_every)
+    arithmetic = lowering.datapath.arithmetic
+    if arithmetic is Arithmetic.FMA_CHAIN:
+        if libdevice is None:
+            raise UnsupportedInstruction(f"{lowering.instruction}: Numba's CUDA simulator has no fused multiply-add; use device='cpu'")
+        _run(chain_kernel, d, _to_device(a), _to_device(b), scalars=(numbers,))
+    elif arithmetic is Arithmetic.INTEGER:
+        _run(integer_kernel, d, _to_device(a), _to_device(b), scalars=(numbers,))
+    elif arithmetic is Arithmetic.GROUPED and scale_a is not None and scale_b is not None:
+        _run_grouped(lowering, numbers, a, b, d, scale_a, scale_b)
+    else:
+        _run_fused(lowering, numbers, a, b, d, scale_a, scale_b)
+
+
+def _run_fused(
+    lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
+) -> None:
+    row = lowering.instruction
+    _check_width(lowering, terms=16 * numbers.step)
+    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
+    order = _to_device(plan.k_order(lowering))
+    sides = []
+    for codes, scales, form, negate in ((_column(a), scale_a, row.a_type, numbers.negate), (b, scale_b, row.b_type, 0)):
+        block = numbers.block if scales is not None else 0
+        words = np.zeros((0, 0, 0), np.int32) if scales is None else _scale_words(row.scale_type)[scales]
+        words = _column(words) if codes.ndim == 3 and scales is scale_a and scales is not None else words
+        out = _padded(codes, numbers)
+        form_numbers = plan.format_numbers(form, lowering.unpacked_to)
+        _launch(decode_kernel, out.size, _to_device(codes), _to_device(words), order, form_numbers, negate, block, out)
+        sides.append(out)
+    point = row.a_type.fraction_bits + row.b_type.fraction_bits + 2 * scale_bits
+    left = sides[0].reshape(a.shape[0], a.shape[1], sides[0].shape[1])
+    _run(fused_kernel, d.view(np.uint32), left, sides[1], scalars=(point, numbers, plan.result_numbers(lowering)))
+
+
+def _run_grouped(
+    lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array, scale_b: Array
+) -> None:
+    row = lowering.instruction
+    assert row.scale_type is not None
+    tables = [_fixed_point(form) for form in (row.a_type, row.b_type)]
+    largest = [int(np.abs(table).max()) >> _point(form) for table, form in zip(tables, (row.a_type, row.b_type), strict=True)]
+    _check_width(lowering, terms=4 * numbers.step * (largest[0] + 1) * (largest[1] + 1))
+    sides = []
+    for codes, table, negate in ((_column(a), tables[0], numbers.negate), (b, tables[1], 0)):
+        out = _padded(codes, numbers)
+        _launch(look_up_kernel, out.size, _to_device(codes), _to_device(table), negate, out)
+        sides.append(out)
+    scales = [_to_device(_scale_words(row.scale_type)[codes]) for codes in (scale_a, scale_b)]
+    point = _point(row.a_type) + _point(row.b_type) + 2 * row.scale_type.fraction_bits
+    left = sides[0].reshape(a.shape[0], a.shape[1], sides[0].shape[1])
+    _run(grouped_kernel, d.view(np.uint32), left, sides[1], *scales, scalars=(point, numbers, plan.result_numbers(lowering)))
