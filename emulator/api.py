@@ -69,6 +69,7 @@ def mma(
     arch: str,
     require: str | Evidence = Evidence.INFERRED,
     nan_scales: str = "propagate",
+    device: str = "cpu",
 ) -> Any:
     """One tensor-core instruction: D = A B + C with the bits that the architecture's hardware gives.
 
@@ -84,6 +85,8 @@ def mma(
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
         require: refuse rows whose evidence is below `"recorded"` or `"published"`.
         nan_scales: `"propagate"`, as the hardware does, or `"refuse"`: an error where a block scale is a NaN code.
+        device: what computes: `"cpu"`, or `"cuda"`, any NVIDIA GPU that Numba can use (`pip install 'mmabits[cuda]'`). The bits
+            are the same. Operands are copied there and back.
 
     Returns:
         D, (..., M, N), in the instruction's D type, as the same kind of array as `a`.
@@ -91,16 +94,18 @@ def mma(
     Raises:
         UnknownInstruction, UnknownArchitecture, UnsupportedInstruction, InsufficientEvidence: the instruction.
         OperandTypeError, OperandError: dtypes and shapes.
+        DeviceUnavailable: `device` is `"cuda"` and there is no GPU, or Numba lacks what it takes to use it.
 
     Source: the arithmetic of each row is in mmabits.isa; `mmabits show INSTRUCTION --arch ARCH` prints it.
     """
+    _check_device(device)
     left, restore = to_numpy(a, "a")
     call = _Call(
         instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0
     )
     call.check_tile()
     call.check_scale_codes(nan_scales)
-    return restore(call.run())
+    return restore(call.run(device))
 
 
 def gemm(
@@ -115,6 +120,7 @@ def gemm(
     promote_every: int | None = None,
     require: str | Evidence = Evidence.INFERRED,
     nan_scales: str = "propagate",
+    device: str = "cpu",
 ) -> Any:
     """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on.
 
@@ -134,6 +140,7 @@ def gemm(
             accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32.
         require: refuse rows whose evidence is below this level.
         nan_scales: as for `mma`.
+        device: as for `mma`.
 
     Returns:
         D, (..., M, N), as the same kind of array as `a`.
@@ -141,13 +148,14 @@ def gemm(
     Raises:
         MmabitsError: as `mma`.
     """
+    _check_device(device)
     left, restore = to_numpy(a, "a")
     promote = _promotion(promote_every)
     call = _Call(
         instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote
     )
     call.check_scale_codes(nan_scales)
-    return restore(call.run())
+    return restore(call.run(device))
 
 
 def dot_rows(
@@ -188,6 +196,22 @@ def resolved(
 
 def _numpy(operand: Any, name: str) -> Array | None:
     return None if operand is None else to_numpy(operand, name)[0]
+
+
+def _check_device(device: str) -> None:
+    if not (isinstance(device, str) and device in ("cpu", "cuda")):
+        raise OperandError(f"device must be 'cpu' or 'cuda', got {device!r}")
+
+
+def _engine(device: str) -> Callable[..., None]:
+    """What computes: Numba is loaded at the first product, not at import, and its CUDA part only where asked for."""
+    if device == "cuda":
+        from mmabits.emulator import cuda
+
+        return cuda.run
+    from mmabits.emulator import engine
+
+    return engine.run
 
 
 def _promotion(promote_every: int | None) -> int:
@@ -385,10 +409,9 @@ class _Call:
                     f"{name} has the NaN code {array.view(np.uint8)[first]:#04x} at index {first}, and nan_scales is 'refuse'"
                 )
 
-    def run(self) -> Array:
+    def run(self, device: str = "cpu") -> Array:
         """The product."""
-        from mmabits.emulator import engine  # Numba is loaded at the first product, not at import
-
+        run = _engine(device)
         row, result_type = self.instruction, self.instruction.d_type
         batch, lead = self._layout()
         one = batch == 1
@@ -403,9 +426,9 @@ class _Call:
         if self.c is not None and row.scale_d:
             np.copyto(d.reshape(*self.batch, self.m, self.n), self.c, casting="safe")
         if self.promote and self.lowering.separate_add:
-            self._promote_outside(engine.run, a, b, d, scale_a, scale_b)
+            self._promote_outside(run, a, b, d, scale_a, scale_b)
         else:
-            engine.run(self.lowering, a, b, d, scale_a, scale_b, self.promote)
+            run(self.lowering, a, b, d, scale_a, scale_b, self.promote)
         if self.promote:  # the f32 addition's NaN, also where the tensor core accumulates in f16
             d.view(np.uint32)[np.isnan(d)] = 0x7FFFFFFF
         d = d.reshape(*self.batch, self.m, self.n)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, entry, set_rounding
+from mmabits.emulator.jit import WIDTH, enter_rounding, entry, leave_rounding
 from mmabits.emulator.steps import dot_step
 from mmabits.emulator.tiles import task_bounds
 
@@ -18,7 +18,7 @@ CHAIN_PANEL = 64
 @entry
 def chain_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numbers: Any) -> None:
     """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says."""
-    set_rounding(numbers.rounding)
+    before = enter_rounding(numbers.rounding)
     k_total = a.shape[2]
     packed = np.empty(CHAIN_PANEL * WIDTH, np.float64)
     left = np.empty(CHAIN_PANEL, np.float64)
@@ -45,7 +45,7 @@ def chain_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numb
                     dot_step(sums, 0, left, 0, packed, count)
                     for j in range(columns):
                         d[item, row, col0 + j] = sums[j]
-    set_rounding(NEAREST_EVEN)
+    leave_rounding(before)
 
 
 @entry

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from mmabits.emulator.steps import NO_EXPONENT
 from mmabits.isa import Arithmetic, DeviceUnavailable, FormatSpec, Lowering, UnsupportedInstruction
 
 try:
-    from numba import cuda
+    cuda: Any = import_module("numba.cuda")
 except ImportError:
     raise DeviceUnavailable("device='cuda' needs numba.cuda, which this Numba lacks: pip install 'mmabits[cuda]'") from None
 try:
-    from numba.cuda import libdevice
-except ImportError:  # the simulator
+    libdevice: Any = import_module("numba.cuda.libdevice")
+except ImportError:  # the simulator has none
     libdevice = None
 
 Array = npt.NDArray[Any]
@@ -44,9 +45,9 @@ MOST_GROUPS = 8
 """Groups of a step of scaled groups, at most."""
 MOST_UNITS = 1 << 62
 """Sums of a step stay below this many last places."""
-THREADS = 2 if config.ENABLE_CUDASIM else 128
-"""Threads of a block; a simulated one is a thread of Python."""
-MOST_BLOCKS = 1 if config.ENABLE_CUDASIM else 1 << 20
+SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", False))
+"""Whether this is Numba's simulator, whose threads are threads of Python."""
+THREADS, MOST_BLOCKS = (2, 1) if SIMULATED else (128, 1 << 20)
 
 F32_NAN, F32_INFINITY, F32_SIGN, F32_MAGNITUDE = 0x7FFFFFFF, 0x7F800000, 0x80000000, 0x7FFFFFFF
 F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT = 23, -126, 127
@@ -55,6 +56,18 @@ kernel: Any = cuda.jit
 """Compile a function that Python starts on the device."""
 device: Any = cuda.jit(device=True)
 """Compile a function that kernels call."""
+
+
+@device
+def larger(x: int, y: int) -> Any:
+    """The larger of two integers; Numba's own CUDA target has no `max` of integers since 0.68."""
+    return x if x > y else y
+
+
+@device
+def smaller(x: int, y: int) -> Any:
+    """The smaller of two integers."""
+    return x if x < y else y
 
 
 # ------------------------------------------------------------------------------------------------------------------ words
@@ -92,7 +105,7 @@ def decoded(code: Any, form: Any) -> Any:
     significand = field & ((np.int64(1) << form.fraction_bits) - 1)
     if exponent > 0:
         significand |= np.int64(1) << form.fraction_bits
-    exponent = max(exponent, 1) - form.bias
+    exponent = larger(exponent, 1) - form.bias
     while exponent > form.min_exponent and significand >> form.fraction_bits == 0:
         significand <<= 1
         exponent -= 1
@@ -170,7 +183,7 @@ def held_significand(held: int) -> Any:
 @device
 def held_exponent(held: int) -> Any:
     """The exponent of an accumulator as a float32."""
-    return max((held >> F32_FRACTION) & 0xFF, 1) - 127
+    return larger((held >> F32_FRACTION) & 0xFF, 1) - 127
 
 
 @device
@@ -178,7 +191,7 @@ def entering_exponent(held: int, numbers: Any, result: Any) -> Any:
     """What an accumulator brings to the alignment: sections 1 and 2."""
     if held & F32_MAGNITUDE == 0:
         return np.int64(numbers.zero_exponent)
-    return max(held_exponent(held), np.int64(result.min_exponent)) - numbers.c_shift
+    return larger(held_exponent(held), np.int64(result.min_exponent)) - numbers.c_shift
 
 
 @device
@@ -194,20 +207,20 @@ def bit_length(value: int) -> Any:
 
 @device
 def truncated(value: int, shift: int) -> Any:
-    """value * 2^shift toward zero, to a whole number."""
+    """A whole number times 2^shift, toward zero to a whole number."""
     if shift >= 0:
         return value << shift
-    places = min(-shift, 63)
+    places = smaller(-shift, 63)
     return -(-value >> places) if value < 0 else value >> places
 
 
 @device
 def rounded(total: int, lsb: int, mode: int, fraction_bits: int, min_exponent: int, max_exponent: int) -> Any:
-    """total * 2^lsb, rounded once to a format that float32 contains: its bits as a float32. Too large is infinity, zero is +0."""
+    """The bits, as a float32, of total * 2^lsb rounded once to a format that float32 contains. Too large is infinity, zero is +0."""
     sign = np.int64(F32_SIGN) if total < 0 else np.int64(0)
     magnitude = abs(total)
-    ulp = max(bit_length(magnitude) - 1 + lsb, np.int64(min_exponent)) - fraction_bits
-    drop = min(ulp - lsb, 63)
+    ulp = larger(bit_length(magnitude) - 1 + lsb, np.int64(min_exponent)) - fraction_bits
+    drop = smaller(ulp - lsb, 63)
     if drop <= 0:
         kept = magnitude << -drop
     else:
@@ -220,7 +233,7 @@ def rounded(total: int, lsb: int, mode: int, fraction_bits: int, min_exponent: i
     top = bit_length(kept) - 1 + ulp
     if top > max_exponent:
         return sign | F32_INFINITY
-    place = max(top, np.int64(F32_MIN_EXPONENT))
+    place = larger(top, np.int64(F32_MIN_EXPONENT))
     significand = truncated(kept, ulp - place + F32_FRACTION)  # exact; a normal number's hidden bit adds 1 to the exponent field
     return sign | (((place - F32_MIN_EXPONENT) << F32_FRACTION) + significand)
 
@@ -239,15 +252,14 @@ def nearest_sum(x: int, y: int, fraction_bits: int, min_exponent: int, max_expon
     if is_nan(x) or is_nan(y):
         return np.int64(F32_NAN)
     if not (is_finite(x) and is_finite(y)):
-        return signed_infinity(x == F32_INFINITY or y == F32_INFINITY, x > F32_INFINITY and not is_finite(x) or y > F32_INFINITY
-                               and not is_finite(y))  # fmt: skip
+        return signed_infinity(x == F32_INFINITY or y == F32_INFINITY, x == F32_INFINITY | F32_SIGN or y == F32_INFINITY | F32_SIGN)
     if (x | y) & F32_MAGNITUDE == 0:
         return x & y
     if held_exponent(x) < held_exponent(y):
         x, y = y, x
     # 36 bits below the larger's last place nothing but the smaller's sign can matter.
     distance, small = held_exponent(x) - held_exponent(y), held_significand(y)
-    small = small << (36 - distance) if distance <= 36 else min(max(small, -1), 1)
+    small = small << (36 - distance) if distance <= 36 else smaller(larger(small, -1), 1)
     lsb = held_exponent(x) - F32_FRACTION - 36
     return rounded((held_significand(x) << 36) + small, lsb, NEAREST_EVEN, fraction_bits, min_exponent, max_exponent)
 
@@ -283,9 +295,9 @@ def special_step(left: Any, right: Any, item: int, row: int, column: int, k0: in
 @device
 def fused_step(left: Any, right: Any, item: int, row: int, column: int, k0: int, held: int, point: int, numbers: Any, result: Any) -> Any:
     """One step: the accumulator after it."""
-    top = max(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
+    top = larger(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
     for k in range(k0, k0 + numbers.step):
-        top = max(top, exponent_of(left[item, row, k]) + exponent_of(right[item, k, column]))
+        top = larger(top, exponent_of(left[item, row, k]) + exponent_of(right[item, k, column]))
     if top > SUSPICIOUS or not is_finite(held):
         return special_step(left, right, item, row, column, k0, held, numbers)
     lsb = top - numbers.fraction_bits
@@ -329,7 +341,7 @@ def grouped_step(
     sums = cuda.local.array(MOST_GROUPS, types.int64)
     exponents = cuda.local.array(MOST_GROUPS, types.int64)
     groups = numbers.step // numbers.group
-    top = max(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
+    top = larger(np.int64(numbers.zero_exponent), entering_exponent(held, numbers, result))
     has_nan = is_nan(held)
     for group in range(groups):
         first = k0 + group * numbers.group
@@ -346,7 +358,7 @@ def grouped_step(
             if occupied:
                 sums[group] = total * significand_of(a) * significand_of(b)
                 exponents[group] = exponent_of(a) + exponent_of(b)  # of a zero scale far below every other
-        top = max(top, exponents[group])
+        top = larger(top, exponents[group])
     if has_nan:
         return np.int64(F32_NAN)
     if not is_finite(held):
@@ -410,9 +422,9 @@ def integer_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = np.int64(d[item, row, column])
         for k0 in range(0, k_total, numbers.k_instruction):
-            for k in range(k0, min(k0 + numbers.k_instruction, k_total)):
+            for k in range(k0, smaller(k0 + numbers.k_instruction, k_total)):
                 total += np.int64(a[item, row, k]) * np.int64(b[item, k, column])
-            total = min(max(total, low), high) if numbers.saturate == 1 else ((total - low) & 0xFFFFFFFF) + low
+            total = smaller(larger(total, low), high) if numbers.saturate == 1 else ((total - low) & 0xFFFFFFFF) + low
         d[item, row, column] = total
 
 
@@ -432,9 +444,9 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
     if arithmetic is Arithmetic.FMA_CHAIN:
         if libdevice is None:
             raise UnsupportedInstruction(f"{lowering.instruction}: Numba's CUDA simulator has no fused multiply-add; use device='cpu'")
-        _run(chain_kernel, d, _to_device(a), _to_device(b), scalars=(numbers,))
+        _compute(chain_kernel, (_to_device(a), _to_device(b)), d, numbers)
     elif arithmetic is Arithmetic.INTEGER:
-        _run(integer_kernel, d, _to_device(a), _to_device(b), scalars=(numbers,))
+        _compute(integer_kernel, (_to_device(a), _to_device(b)), d, numbers)
     elif arithmetic is Arithmetic.GROUPED and scale_a is not None and scale_b is not None:
         _run_grouped(lowering, numbers, a, b, d, scale_a, scale_b)
     else:
@@ -445,37 +457,114 @@ def _run_fused(
     lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
 ) -> None:
     row = lowering.instruction
-    _check_width(lowering, terms=16 * numbers.step)
     scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
+    _check_width(lowering, numbers.step * (16 if scale_bits else 4))  # each significand is below 2
     order = _to_device(plan.k_order(lowering))
-    sides = []
-    for codes, scales, form, negate in ((_column(a), scale_a, row.a_type, numbers.negate), (b, scale_b, row.b_type, 0)):
-        block = numbers.block if scales is not None else 0
-        words = np.zeros((0, 0, 0), np.int32) if scales is None else _scale_words(row.scale_type)[scales]
-        words = _column(words) if codes.ndim == 3 and scales is scale_a and scales is not None else words
-        out = _padded(codes, numbers)
-        form_numbers = plan.format_numbers(form, lowering.unpacked_to)
-        _launch(decode_kernel, out.size, _to_device(codes), _to_device(words), order, form_numbers, negate, block, out)
-        sides.append(out)
+
+    def words(codes: Array, scales: Array | None, form: FormatSpec, negate: int) -> Any:
+        block = 0 if scales is None else numbers.block
+        factors = np.zeros((0, 0, 0), np.int32) if scales is None else _words_of_scales(row.scale_type)[scales]
+        out = _room(codes, numbers)
+        code = plan.format_numbers(form, lowering.unpacked_to)
+        _launch(decode_kernel, out.size, _to_device(codes), _to_device(factors), order, code, negate, block, out)
+        return out
+
+    left = words(_as_columns(a), None if scale_a is None else _as_columns(scale_a), row.a_type, numbers.negate)
+    right = words(b, scale_b, row.b_type, 0)
     point = row.a_type.fraction_bits + row.b_type.fraction_bits + 2 * scale_bits
-    left = sides[0].reshape(a.shape[0], a.shape[1], sides[0].shape[1])
-    _run(fused_kernel, d.view(np.uint32), left, sides[1], scalars=(point, numbers, plan.result_numbers(lowering)))
+    left = left.reshape(a.shape[0], a.shape[1], left.shape[1])
+    _compute(fused_kernel, (left, right), d.view(np.uint32), point, numbers, plan.result_numbers(lowering))
 
 
-def _run_grouped(
-    lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array, scale_b: Array
-) -> None:
+def _run_grouped(lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array, scale_b: Array) -> None:
     row = lowering.instruction
-    assert row.scale_type is not None
-    tables = [_fixed_point(form) for form in (row.a_type, row.b_type)]
-    largest = [int(np.abs(table).max()) >> _point(form) for table, form in zip(tables, (row.a_type, row.b_type), strict=True)]
-    _check_width(lowering, terms=4 * numbers.step * (largest[0] + 1) * (largest[1] + 1))
-    sides = []
-    for codes, table, negate in ((_column(a), tables[0], numbers.negate), (b, tables[1], 0)):
-        out = _padded(codes, numbers)
+    table_a, table_b = _fixed_point(row.a_type), _fixed_point(row.b_type)
+    point = _point(row.a_type) + _point(row.b_type)
+    largest = int(np.abs(table_a).max()) * int(np.abs(table_b).max())
+    _check_width(lowering, numbers.step * 4 * ((largest >> point) + 1))
+    if numbers.step // numbers.group > MOST_GROUPS:
+        raise UnsupportedInstruction(f"{lowering.datapath.name}: {numbers.step // numbers.group} groups a step, at most {MOST_GROUPS} fit")
+
+    def values(codes: Array, table: Array, negate: int) -> Any:
+        out = _room(codes, numbers)
         _launch(look_up_kernel, out.size, _to_device(codes), _to_device(table), negate, out)
-        sides.append(out)
-    scales = [_to_device(_scale_words(row.scale_type)[codes]) for codes in (scale_a, scale_b)]
-    point = _point(row.a_type) + _point(row.b_type) + 2 * row.scale_type.fraction_bits
-    left = sides[0].reshape(a.shape[0], a.shape[1], sides[0].shape[1])
-    _run(grouped_kernel, d.view(np.uint32), left, sides[1], *scales, scalars=(point, numbers, plan.result_numbers(lowering)))
+        return out
+
+    left, right = values(_as_columns(a), table_a, numbers.negate), values(b, table_b, 0)
+    left = left.reshape(a.shape[0], a.shape[1], left.shape[1])
+    scales = [_to_device(_words_of_scales(row.scale_type)[codes]) for codes in (scale_a, scale_b)]
+    if row.scale_type is not None:
+        point += 2 * row.scale_type.fraction_bits
+    _compute(grouped_kernel, (left, right, *scales), d.view(np.uint32), point, numbers, plan.result_numbers(lowering))
+
+
+def _as_columns(array: Array) -> Array:
+    """(batch, M, K) as (batch * M, K, 1): K in the middle, as in B."""
+    return array.reshape(-1, array.shape[2], 1)
+
+
+def _room(codes: Array, numbers: plan.StepNumbers) -> Any:
+    """An int32 array on the device for what (outer, K, inner) codes become, K padded to whole instructions."""
+    outer, k, inner = codes.shape
+    return cuda.device_array((outer, -(-k // numbers.k_instruction) * numbers.k_instruction, inner), np.int32)
+
+
+@lru_cache(maxsize=16)
+def _words_of_scales(form: FormatSpec | None) -> Array:
+    """The word of every scale code."""
+    values, exponents, _ = plan.scale_tables(form)
+    nan = np.isnan(values)
+    exponents = np.where(nan, NOT_FINITE, exponents).astype(np.int64)
+    ordinary = (values != 0) & ~nan
+    bits = form.fraction_bits if form else 0
+    significands = np.ldexp(np.where(ordinary, values, 0.0), np.where(ordinary, bits - exponents, 0)).astype(np.int64)
+    return (exponents << 16 | significands & 0xFFFF).astype(np.int32)
+
+
+def _point(form: FormatSpec) -> int:
+    """Fraction bits of a format's elements as fixed-point integers."""
+    return form.fraction_bits - form.min_exponent
+
+
+@lru_cache(maxsize=16)
+def _fixed_point(form: FormatSpec) -> Array:
+    """Every element code as a fixed-point integer."""
+    values = np.ldexp(plan.element_values(form).astype(np.float64), _point(form))
+    if not (np.abs(values) < 1 << 31).all():
+        raise UnsupportedInstruction(f"elements of {form.name} in scaled groups do not fit 32-bit integers")
+    return values.astype(np.int32)
+
+
+def _check_width(lowering: Lowering, units: int) -> None:
+    """Terms of a step that are together below units * 2^E, and the accumulator, must fit 64-bit integers."""
+    path = lowering.datapath
+    if (units + 2) << path.fraction_bits >= MOST_UNITS:
+        raise UnsupportedInstruction(f"{path.name}: sums of {path.fraction_bits} fraction bits need more than 64-bit integers")
+
+
+def _check_available() -> None:
+    if not cuda.is_available():
+        reason = str(cuda.cuda_error() or "no NVVM library").strip().split("\n")[-1].rstrip(":") or "no driver"
+        raise DeviceUnavailable(
+            f"device='cuda' finds no NVIDIA GPU that Numba can use ({reason}): it takes a driver, and the CUDA libraries of"
+            " pip install 'mmabits[cuda]'; device='cpu' gives the same bits"
+        )
+
+
+def _to_device(array: Array) -> Any:
+    return cuda.to_device(np.ascontiguousarray(array))
+
+
+def _compute(function: Callable[..., None], operands: tuple[Any, ...], d: Array, *scalars: Any) -> None:
+    """Run a kernel over the elements of d, which goes there and comes back."""
+    results = _to_device(d)
+    _launch(function, d.size, *operands, results, *scalars)
+    results.copy_to_host(d)
+
+
+def _launch(function: Any, cells: int, *arguments: Any) -> None:
+    """Start a kernel with a thread for every cell, or fewer that take several."""
+    blocks = min(-(-cells // THREADS), MOST_BLOCKS)
+    with warnings.catch_warnings():  # a small product leaves most of a GPU idle: no news to the caller
+        warnings.simplefilter("ignore", NumbaPerformanceWarning)
+        function[blocks, THREADS](*arguments)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmabits.emulator.decode import code_class
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
+from mmabits.emulator.jit import TOWARD_ZERO, WIDTH, enter_rounding, entry, jit, leave_rounding
 from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step
 from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
 
@@ -251,7 +251,7 @@ def step_rows(
 @entry
 def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
-    set_rounding(TOWARD_ZERO)
+    before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
     step, carrier = numbers.step, product.carrier.dtype
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
@@ -292,4 +292,4 @@ def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
                         add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
-    set_rounding(NEAREST_EVEN)
+    leave_rounding(before)

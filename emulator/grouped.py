@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, entry, jit, set_rounding
+from mmabits.emulator.jit import TOWARD_ZERO, WIDTH, enter_rounding, entry, jit, leave_rounding
 from mmabits.emulator.steps import grouped_step
 from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
 
@@ -173,7 +173,7 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, cha
 @entry
 def grouped_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
     """Tasks first .. last - 1 of d = a @ b + d."""
-    set_rounding(TOWARD_ZERO)
+    before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
     step, groups = numbers.step, numbers.step // numbers.group
     k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
@@ -211,4 +211,4 @@ def grouped_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
                     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
                         add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
-    set_rounding(NEAREST_EVEN)
+    leave_rounding(before)

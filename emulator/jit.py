@@ -6,6 +6,7 @@ Also the rounding mode of the running thread, which the whole engine works with.
 from __future__ import annotations
 
 import hashlib
+import platform
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,7 +21,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 __all__ = [
     "NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH",
-    "entry", "intrinsic", "jit", "set_rounding", "threads_wanted",
+    "enter_rounding", "entry", "intrinsic", "jit", "leave_rounding", "threads_wanted",
 ]  # fmt: skip
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
@@ -94,14 +95,58 @@ def threads_wanted() -> int:
     return int(numba.get_num_threads())
 
 
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
+_X86_DEFAULT = 0x1F80
+"""MXCSR with every exception masked and nothing flushed: programs that flush subnormals must not change bits here."""
+_X86_MODES = 0b01_10_00_11
+"""Two bits of MXCSR for each mode, in LLVM's order of modes."""
+
+
+def _x86_state(builder: Any) -> tuple[Any, Callable[[str], None]]:
+    """A place for MXCSR, and what stores it there (`stmxcsr`) and loads it from there (`ldmxcsr`)."""
+    place = cgutils.alloca_once(builder, ir.IntType(32))
+    address = builder.bitcast(place, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [address.type])
+    return place, lambda name: builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [address])
+
+
 @intrinsic
-def set_rounding(_context: Any, mode: types.Integer) -> Any:
-    """Set the rounding mode of this thread's floating-point unit."""
+def enter_rounding(_context: Any, mode: types.Integer) -> Any:
+    """Set this thread's rounding mode, subnormals kept; returns what leave_rounding needs to put back what was."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        module = builder.module
-        function = cgutils.get_or_insert_function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(32)]), "llvm.set.rounding")
-        builder.call(function, [context.cast(builder, arguments[0], signature.args[0], types.int32)])
+        word = ir.IntType(32)
+        wanted = context.cast(builder, arguments[0], signature.args[0], types.int32)
+        if not _IS_X86:
+            getter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, []), "llvm.get.rounding")
+            setter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [word]), "llvm.set.rounding")
+            before = builder.call(getter, [])
+            builder.call(setter, [wanted])
+            return before
+        place, move = _x86_state(builder)
+        move("stmxcsr")
+        before = builder.load(place)
+        bits = builder.lshr(ir.Constant(word, _X86_MODES), builder.shl(wanted, ir.Constant(word, 1)))
+        bits = builder.shl(builder.and_(bits, ir.Constant(word, 3)), ir.Constant(word, 13))
+        builder.store(builder.or_(bits, ir.Constant(word, _X86_DEFAULT)), place)
+        move("ldmxcsr")
+        return before
+
+    return types.int32(mode), codegen
+
+
+@intrinsic
+def leave_rounding(_context: Any, before: types.Integer) -> Any:
+    """Put back what enter_rounding found."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if _IS_X86:
+            place, move = _x86_state(builder)
+            builder.store(arguments[0], place)
+            move("ldmxcsr")
+        else:
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.set.rounding"), arguments)
         return context.get_dummy_value()
 
-    return types.none(mode), codegen
+    return types.none(types.int32), codegen

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_ZERO, WIDTH, jit, set_rounding
+from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, enter_rounding, jit, leave_rounding
 from mmabits.emulator.steps import nearest_add
 
 ROWS = 128
@@ -87,10 +87,10 @@ def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: 
 def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, dead: Any) -> None:
     """Add the chain to the total by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
     if numbers.restart_f16 == 0:
-        set_rounding(NEAREST_EVEN)
+        before = enter_rounding(NEAREST_EVEN)
         for i in range(base, base + rows * WIDTH):
             total[i] += chain[i]
-        set_rounding(TOWARD_ZERO)
+        leave_rounding(before)
     else:
         for cell in range(base, base + rows * WIDTH, WIDTH):
             nearest_add(total, chain, cell, result)

@@ -3,6 +3,7 @@
 from mmabits.isa.architectures import ARCHITECTURES, ArchitectureSpec, architecture
 from mmabits.isa.datapaths import DATAPATHS, Arithmetic, DatapathSpec, ResultRounding
 from mmabits.isa.errors import (
+    DeviceUnavailable,
     InsufficientEvidence,
     MmabitsError,
     OperandError,
@@ -34,6 +35,6 @@ __all__ = [
     # how well it is known
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors
-    "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError", "UnknownArchitecture", "UnknownFormat",
-    "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
+    "DeviceUnavailable", "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError", "UnknownArchitecture",
+    "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
 ]  # fmt: skip

@@ -34,6 +34,10 @@ class InsufficientEvidence(MmabitsError, RuntimeError):
     """A row's evidence is below the level the caller asked for."""
 
 
+class DeviceUnavailable(MmabitsError, RuntimeError):
+    """There is no such device here, or what it takes to use it is not installed."""
+
+
 class OperandTypeError(MmabitsError, TypeError):
     """An operand has the wrong dtype or is no array."""
 

@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conformance", "emulator", "isa", "kernels")
 COMPILERS = ("llvmlite", "numba")
-DECORATOR_OWNER = Path("emulator/jit.py")
-COMPILER_USERS = (DECORATOR_OWNER, Path("emulator/lanes.py"), Path("emulator/steps.py"))
-"""Who may write instructions for the compiler; only the first may decorate functions for it."""
-DECORATORS = ("njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "prange")
+DECORATOR_OWNERS = (Path("emulator/jit.py"), Path("emulator/cuda.py"))
+"""Who may decorate functions for the compiler: one module for the CPU, one for the GPU."""
+COMPILER_USERS = (*DECORATOR_OWNERS, Path("emulator/lanes.py"), Path("emulator/steps.py"))
+"""Who may write instructions for it."""
+DECORATORS = ("njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "prange", "cuda")
 MACHINE_PATHS = tuple("/" + rest for rest in ("work/", "tmp/dev", "root/", "home/", "Users/"))
 
 Finder = Callable[[ast.AST], list[str]]
@@ -92,6 +93,7 @@ def violations(finder: Finder, files: list[Path]) -> list[str]:
         pytest.param(compiler_imports, "def f():\n    import numba as nb", 1, id="compiler-lazy"),
         pytest.param(compiler_imports, "import numbers\nfrom mmabits.emulator.jit import njit", 0, id="compiler-none"),
         pytest.param(decorator_imports, "from numba import njit, types\nimport numba", 2, id="decorator"),
+        pytest.param(decorator_imports, "from numba import cuda", 1, id="decorator-cuda"),
         pytest.param(decorator_imports, "from numba import types\nfrom numba.core import cgutils", 0, id="decorator-none"),
         pytest.param(stray_imports, "import kernels\nfrom isa.formats import E4M3", 2, id="stray"),
         pytest.param(stray_imports, "from mmabits import isa\nfrom . import kernels\nimport mmabits.emulator", 0, id="stray-none"),
@@ -103,13 +105,13 @@ def test_finder_finds_what_it_should(finder: Finder, source: str, count: int) ->
     assert len(finder(ast.parse(source))) == count
 
 
-def test_three_modules_know_the_compilers() -> None:
+def test_four_modules_know_the_compilers() -> None:
     assert all((ROOT / path).is_file() for path in COMPILER_USERS)
     assert violations(compiler_imports, [path for path in library_files() if path not in COMPILER_USERS]) == []
 
 
-def test_one_module_decorates() -> None:
-    files = [path for path in library_files() if path != DECORATOR_OWNER]
+def test_one_module_for_each_target_decorates() -> None:
+    files = [path for path in library_files() if path not in DECORATOR_OWNERS]
     assert violations(decorator_imports, files) == []
 
 

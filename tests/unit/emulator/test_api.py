@@ -689,3 +689,25 @@ def test_instructions_are_taken_as_text_and_as_rows() -> None:
     row: Instruction = mmabits.instruction(WGMMA)
     assert same(drawn.gemm(instruction=WGMMA), drawn.gemm(instruction=row))
     assert same(drawn.gemm(instruction="wgmma"), drawn.gemm(instruction=row))
+
+
+def test_programs_that_flush_subnormals_change_no_bit() -> None:
+    """torch.set_flush_denormal sets the flags of the calling thread; the engine keeps subnormals and puts the flags back."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(7)
+    a = (rng.standard_normal((3, 32)) * 2.0**-70).astype(ml_dtypes.bfloat16)
+    b = (rng.standard_normal((32, 5)) * 2.0**-68).astype(ml_dtypes.bfloat16)
+    want = mmabits.gemm(a, b, instruction="wgmma", arch="sm_90a")
+    assert np.all(np.abs(want) < 2.0**-126)
+    assert np.any(want != 0)
+    tiny = np.full(8, 2.0**-140, np.float32)
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush subnormals")
+        got = mmabits.gemm(a, b, instruction="wgmma", arch="sm_90a")
+        flushed = tiny * np.float32(1)
+    finally:
+        torch.set_flush_denormal(False)
+    assert got.tobytes() == want.tobytes()
+    assert np.all(flushed == 0), "the flags of the thread were not put back"
+    assert np.all(tiny * np.float32(1) == tiny)

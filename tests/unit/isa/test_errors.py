@@ -9,6 +9,7 @@ import pytest
 from mmabits.isa import (
     ARCHITECTURES,
     FORMATS,
+    DeviceUnavailable,
     InsufficientEvidence,
     MmabitsError,
     OperandError,
@@ -28,6 +29,7 @@ from mmabits.isa import (
 )
 
 BUILT_IN = {
+    DeviceUnavailable: RuntimeError,
     InsufficientEvidence: RuntimeError,
     OperandError: ValueError,
     OperandTypeError: TypeError,
