@@ -22,7 +22,7 @@ import mmabits
 from mmabits.isa import DATAPATHS, DeviceUnavailable, Evidence, OperandError, instructions, lower
 
 TESTS = Path(__file__).resolve().parents[2]
-ROWS, COLUMNS = 2, 2
+SIDE = 2
 MODIFIED = (
     ("sm_90a", "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e5m2.negA"),
     ("sm_90a", "wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16.negB"),
@@ -114,15 +114,12 @@ def one_case(arch: str, text: str, kind: str) -> list[str]:
             return operands.draw_pair(kind, *types, n, k, rng, c_format=row.c_type.name)
         return operands.draw_scaled(kind, *types, n, k, rng, scale_format=row.scale_type.name, block=row.block)
 
-    left, right, c = draw(ROWS), draw(COLUMNS), draw(ROWS * COLUMNS).c.reshape(ROWS, COLUMNS)
-    # The first row and column belong together, as the kinds of input want it.
-    right.b[0] = left.b[0]
-    c[0, 0] = left.c[0]
+    drawn, c = draw(SIDE), draw(SIDE * SIDE).c.reshape(SIDE, SIDE)
+    np.fill_diagonal(c, drawn.c)  # rows, columns and accumulators of one draw belong together
     scales: dict[str, Any] = {}
-    if row.scale_type is not None and left.scale_a is not None and right.scale_b is not None and left.scale_b is not None:
-        right.scale_b[0] = left.scale_b[0]
-        scales = {"scale_a": from_codes(left.scale_a, row.scale_type), "scale_b": from_codes(right.scale_b.T, row.scale_type)}
-    a, b = from_codes(left.a, row.a_type), from_codes(right.b.T, row.b_type)
+    if row.scale_type is not None and drawn.scale_a is not None and drawn.scale_b is not None:
+        scales = {"scale_a": from_codes(drawn.scale_a, row.scale_type), "scale_b": from_codes(drawn.scale_b.T, row.scale_type)}
+    a, b = from_codes(drawn.a, row.a_type), from_codes(drawn.b.T, row.b_type)
     wrong = []
     for promote in (None, row.k) if text in PROMOTED else (None,):
         call = functools.partial(mmabits.gemm, a, b, from_codes(c, row.c_type), instruction=row, arch=arch, promote_every=promote, **scales)
@@ -130,15 +127,16 @@ def one_case(arch: str, text: str, kind: str) -> list[str]:
         if not (cpu == cuda).all():
             wrong.append(f"{text} {arch} {kind} promote {promote}: cpu {cpu.tolist()} cuda {cuda.tolist()}")
         family = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}[row.family.value]
-        mine = operands.negate(left.a[0], types[0]) if row.negate_a != row.negate_b else left.a[0]
-        exact = slow_reference.dot(
-            arch, family, *types, row.d_type.name, mine, right.b[0], int(c[0, 0]), k_instruction=row.k,
-            scale_a=None if left.scale_a is None else left.scale_a[0], scale_b=None if right.scale_b is None else right.scale_b[0],
-            scale_type=row.scale_type.name if row.scale_type else None, block=row.block, promote_every=promote,
-            rounding=row.rounding or "rn", satfinite=row.satfinite, scale_input_d=row.scale_input_d,
-        )  # fmt: skip
-        if int(cuda[0, 0]) != exact and not (row.d_type.name == "f64" and slow_reference.is_nan("f64", exact)):
-            wrong.append(f"{text} {arch} {kind} promote {promote}: exact {exact:#x} cuda {int(cuda[0, 0]):#x}")
+        for i in range(SIDE):
+            mine = operands.negate(drawn.a[i], types[0]) if row.negate_a != row.negate_b else drawn.a[i]
+            exact = slow_reference.dot(
+                arch, family, *types, row.d_type.name, mine, drawn.b[i], int(drawn.c[i]), k_instruction=row.k,
+                scale_a=None if drawn.scale_a is None else drawn.scale_a[i], scale_b=None if drawn.scale_b is None else drawn.scale_b[i],
+                scale_type=row.scale_type.name if row.scale_type else None, block=row.block, promote_every=promote,
+                rounding=row.rounding or "rn", satfinite=row.satfinite, scale_input_d=row.scale_input_d,
+            )  # fmt: skip
+            if int(cuda[i, i]) != exact and not (row.d_type.name == "f64" and slow_reference.is_nan("f64", exact)):
+                wrong.append(f"{text} {arch} {kind} promote {promote}: exact {exact:#x} cuda {int(cuda[i, i]):#x}")
     return wrong
 
 
@@ -184,6 +182,18 @@ def batches() -> list[str]:
     return wrong if cpu.tobytes() == cuda.tobytes() else [*wrong, "mma"]
 
 
+def groups() -> list[float]:
+    """1 beside a group of exponent 35 and 36 that sums to zero, and one of zeros: the page's section 4."""
+    found = []
+    for first, second, exponent in ((1, -1, 35), (1, -1, 36), (0, 0, 36)):
+        a = np.array([[first, second, *[0] * 30, 1, *[0] * 31]], np.float32).astype(ml_dtypes.float4_e2m1fn)
+        scale_a = np.array([[2.0**exponent, 1.0]], np.float32).astype(ml_dtypes.float8_e8m0fnu)
+        options = {"scale_a": scale_a, "scale_b": np.ones((2, 1), np.float32).astype(ml_dtypes.float8_e8m0fnu), "arch": "sm_100a"}
+        text = "tcgen05.mma.kind::mxf4.block_scale"
+        found.append(mmabits.gemm(a, np.ones_like(a).T, instruction=text, device="cuda", **options).item())
+    return found
+
+
 def sums() -> list[str]:
     """What is wrong with the IEEE sums that are made of integers."""
     import operands
@@ -215,7 +225,7 @@ def sums() -> list[str]:
 @pytest.fixture(scope="module")
 def simulated() -> dict[str, Any]:
     pytest.importorskip("numba.cuda.simulator", reason="this Numba has no CUDA simulator")
-    return {name: in_a_process(name, NUMBA_ENABLE_CUDASIM="1") for name in ("some_cases", "batches", "sums")}
+    return {name: in_a_process(name, NUMBA_ENABLE_CUDASIM="1") for name in ("some_cases", "batches", "groups", "sums")}
 
 
 def test_every_datapath_and_kind_of_input_in_the_simulator(simulated: dict[str, Any]) -> None:
@@ -235,6 +245,10 @@ def test_batches_and_promotion_in_the_simulator(simulated: dict[str, Any]) -> No
     assert simulated["batches"] == []
 
 
+def test_a_group_that_sums_to_zero_keeps_its_exponent_in_the_simulator(simulated: dict[str, Any]) -> None:
+    assert simulated["groups"] == [1.0, 0.0, 1.0]
+
+
 def test_sums_of_accumulators_in_the_simulator(simulated: dict[str, Any]) -> None:
     assert simulated["sums"] == []
 
@@ -250,6 +264,7 @@ def test_the_same_on_a_gpu() -> None:
         pytest.skip("no NVIDIA GPU that Numba can use")
     assert in_a_process("all_cases")["wrong"] == []
     assert in_a_process("batches") == []
+    assert in_a_process("groups") == [1.0, 0.0, 1.0]
 
 
 def test_without_a_gpu_one_error_says_so() -> None:
