@@ -22,7 +22,7 @@ from mmabits.isa import Arithmetic, Lowering, UnsupportedInstruction
 
 Array = npt.NDArray[Any]
 
-SERIAL_PRODUCTS = 1 << 17
+SERIAL_PRODUCTS = 1 << 22
 """Up to this many products, handing work to a second thread costs more than it saves."""
 SHARES = 8
 """Shares of the tasks a thread takes one after the other, so that none waits long for the last."""
