@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,12 +69,17 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
     helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
-        helper.result()
+        if not helper.cancel():
+            helper.result()
 
 
 @lru_cache(maxsize=8)
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="mmabits")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads
 
 
 def _work(
@@ -89,7 +95,11 @@ def _work(
     result = plan.result_numbers(lowering)
     row = lowering.instruction
     scales = (_NO_SCALES if scale_a is None else scale_a, _NO_SCALES if scale_b is None else scale_b)
-    if arithmetic is Arithmetic.GROUPED and row.scale_type is not None:
+    if arithmetic is Arithmetic.GROUPED:
+        if row.scale_type is None or not plan.groups_fit(lowering):
+            raise UnsupportedInstruction(
+                f"{lowering.datapath.name}: groups are modelled with block scales, an even number of them a step, and sums exact in 24 bits"
+            )
         elements = (plan.element_values(row.a_type), plan.element_values(row.b_type))
         factors, _, powers = plan.scale_tables(row.scale_type)
         return grouped_tasks, (ScaledProduct(a, b, *scales, d, *elements, factors, powers, plan.step_powers(lowering), numbers, result),)

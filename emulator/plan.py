@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
 from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
-from mmabits.emulator.steps import NO_EXPONENT
+from mmabits.emulator.steps import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
 
 
@@ -167,6 +167,22 @@ def step_powers(lowering: Lowering) -> StepPowers:
         last_place=2.0 ** (-path.fraction_bits - last_place),
         above_accumulator=2.0 ** (path.fraction_bits - 23),
     )
+
+
+@lru_cache(maxsize=1024)
+def groups_fit(lowering: Lowering) -> bool:
+    """Whether steps.grouped_step is exact for a lowering: float32 holds a group's sum, float64 the sum of all terms.
+
+    A step must be whole pairs of groups, a group's elements have a bit each in a mask, and the tables hold 8-bit codes.
+    """
+    path, row = lowering.datapath, lowering.instruction
+    largest = path.group * row.a_type.max_finite * row.b_type.max_finite
+    groups, rest = divmod(lowering.step, path.group)
+    whole = rest == 0 and groups % GROUPS_AT_ONCE == 0 and path.group < 63
+    tables = all(form.container_bits == 8 and not form.has_nan for form in (row.a_type, row.b_type))
+    in_group = largest / (row.a_type.min_positive * row.b_type.min_positive) <= 2.0**24
+    in_sum = (4 * groups * largest + 2) * 2.0**path.fraction_bits <= 2.0**52  # two scale significands are below 4
+    return whole and tables and in_group and in_sum
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -711,3 +715,35 @@ def test_programs_that_flush_subnormals_change_no_bit() -> None:
     assert got.tobytes() == want.tobytes()
     assert np.all(flushed == 0), "the flags of the thread were not put back"
     assert np.all(tiny * np.float32(1) == tiny)
+
+
+FORKED = """
+import multiprocessing, ml_dtypes, numba, numpy as np, mmabits
+numba.set_num_threads(2)
+a = np.ones((256, 256), ml_dtypes.float8_e4m3fn)
+
+def product(results=None):
+    d = mmabits.gemm(a, a, instruction="wgmma", arch="sm_90a")
+    if results is not None:
+        results.put(d[0, 0].item())
+
+product()
+fork = multiprocessing.get_context("fork")
+results = fork.SimpleQueue()
+child = fork.Process(target=product, args=(results,))
+child.start()
+child.join(30)
+print("hangs" if child.is_alive() else results.get())
+child.kill()
+"""
+
+
+def test_a_forked_process_computes_too() -> None:
+    """It inherits the thread pool without the threads; a product there must not wait for them."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["256.0"]
