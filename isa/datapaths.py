@@ -132,9 +132,10 @@ def _grouped(name: str, proofs: tuple[Proof, ...], note: str) -> DatapathSpec:
 
 def _fma_chain(arch: str) -> DatapathSpec:
     """Section 6. A step is one element: each fused multiply-add rounds as the instruction says."""
+    sources = ("ptx",) if arch in _CARRIED_OVER else ("mmasim", "ptx")
     return DatapathSpec(
         name=f"{arch}.dmma.f64.f64", arithmetic=Arithmetic.FMA_CHAIN, step=1, result=format_spec("f64"), result_fraction_bits=52,
-        result_rounding=ResultRounding.FROM_INSTRUCTION, result_nan=0x7FF8_0000_0000_0000, proofs=_published("mmasim", "ptx"),
+        result_rounding=ResultRounding.FROM_INSTRUCTION, result_nan=0x7FF8_0000_0000_0000, proofs=_published(*sources),
         special_proofs=_SPECIAL_INFERRED,
     )  # fmt: skip
 

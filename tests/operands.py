@@ -578,3 +578,18 @@ def _scaled_c(
     distance = rng.choice(np.array([0, 23, 25, 35]), n) + rng.integers(-2, 3, n)
     window = _at_exponent(exponent + np.where(rng.random(n) < 0.5, distance, -distance), c_format, rng)
     return np.choose(rng.choice(3, n, p=[0.4, 0.3, 0.3]), [c, np.zeros_like(c), window])
+
+
+def at_the_ends_of_f32(drawn: Operands, rng: np.random.Generator) -> Operands:
+    """ue8m0 scales that put the products around f32's subnormals, or its largest numbers, beside accumulators of that size."""
+    if drawn.scale_a is None:
+        raise ValueError("at_the_ends_of_f32 replaces block scales, and there are none")
+    n = len(drawn.c)
+    sums = rng.choice(np.array([-165, -150, -135, -120, 115]), (n, 1)) + rng.integers(-18, 19, drawn.scale_a.shape)
+    first = sums // 2 + rng.integers(-3, 4, sums.shape)
+    scales = [np.clip(127 + part, 0, 254).astype(np.uint8) for part in (first, sums - first)]
+    subnormal = rng.integers(0, 1 << 23, n) >> rng.integers(0, 23, n)
+    small = rng.integers(0, 40, n) << 23 | rng.integers(0, 1 << 23, n)
+    c = np.where(rng.random(n) < 0.6, subnormal, small)
+    c = np.where(sums[:, 0] > 0, rng.integers(200, 255, n) << 23 | subnormal, c) | rng.integers(0, 2, n) << 31
+    return Operands(drawn.a, drawn.b, c.astype(np.uint32), *scales)

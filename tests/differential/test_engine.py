@@ -171,27 +171,14 @@ def test_chains_over_k(arch: str, text: str, k: int, promote: int | None, kind: 
             assert int(as_codes(d, row.d_type)[i, j]) == reference(row, arch, one, promote_every=promote)[0], (i, j)
 
 
-def at_the_ends_of_f32(row: Instruction, n: int) -> operands.Operands:
-    """Block scales that put the products around f32's subnormals, or its largest numbers, beside accumulators of that size."""
-    rng = operands.generator("ends of f32", str(row))
-    drawn = draw(row, "wide", n)
-    assert drawn.scale_a is not None
-    sums = rng.choice(np.array([-165, -150, -135, -120, 115]), (n, 1)) + rng.integers(-18, 19, drawn.scale_a.shape)
-    first = sums // 2 + rng.integers(-3, 4, sums.shape)
-    scales = [np.clip(127 + part, 0, 254).astype(np.uint8) for part in (first, sums - first)]
-    subnormal = rng.integers(0, 1 << 23, n) >> rng.integers(0, 23, n)
-    c = np.where(rng.random(n) < 0.6, subnormal, rng.integers(0, 40, n) << 23 | subnormal)
-    c = np.where(sums[:, 0] > 0, rng.integers(200, 255, n) << 23 | subnormal, c) | rng.integers(0, 2, n) << 31
-    return operands.Operands(drawn.a, drawn.b, c.astype(np.uint32), *scales)
-
-
 @pytest.mark.parametrize(
     "line", [line for line in modelled() if line.scale.startswith("ue8m0")], ids=lambda line: f"{line.arch}-{line.pattern}"
 )
 def test_scaled_products_at_the_ends_of_f32(line: Support) -> None:
     """Subnormal accumulators align at the smallest normal's exponent, scaled products far below it; overflow is infinity."""
     assert line.example is not None
-    assert list(differences(line.example, line.arch, "ends", at_the_ends_of_f32(line.example, 600))) == []
+    drawn = operands.at_the_ends_of_f32(draw(line.example, "wide", 600), operands.generator("ends of f32", str(line.example)))
+    assert list(differences(line.example, line.arch, "ends", drawn)) == []
 
 
 def test_a_subnormal_accumulator_aligns_at_the_smallest_normal_exponent() -> None:

@@ -113,24 +113,9 @@ def test_a_tile_agrees_with_mmasim(peer: Any) -> None:
     assert [line for case in one_each.values() for line in compare_tile(peer, case, SIDE)[1]] == []
 
 
-def at_the_ends_of_f32(case: Case, n: int) -> operands.Operands:
-    """Block scales that put the products around f32's subnormals, or its largest numbers, beside accumulators of that size."""
-    rng = operands.generator("ends of f32", case)
-    drawn = draw(case, "wide", n)
-    assert drawn.scale_a is not None
-    sums = rng.choice(np.array([-165, -150, -135, -120, 115]), (n, 1)) + rng.integers(-18, 19, drawn.scale_a.shape)
-    first = sums // 2 + rng.integers(-3, 4, sums.shape)
-    scales = [np.clip(127 + part, 0, 254).astype(np.uint8) for part in (first, sums - first)]
-    subnormal = rng.integers(0, 1 << 23, n) >> rng.integers(0, 23, n)
-    small = rng.integers(0, 40, n) << 23 | rng.integers(0, 1 << 23, n)
-    c = np.where(rng.random(n) < 0.6, subnormal, small)
-    c = np.where(sums[:, 0] > 0, rng.integers(200, 255, n) << 23 | subnormal, c) | rng.integers(0, 2, n) << 31
-    return operands.Operands(drawn.a, drawn.b, c.astype(np.uint32), *scales)
-
-
 @pytest.mark.parametrize("case", [case for case in CASES if case.scale_type == "ue8m0"], ids=str)
 def test_scaled_products_at_the_ends_of_f32(case: Case, peer: Any) -> None:
-    drawn = at_the_ends_of_f32(case, 4000 if case.k == 64 else 200)
+    drawn = operands.at_the_ends_of_f32(draw(case, "wide", 4000 if case.k == 64 else 200), operands.generator("ends of f32", case))
     assert differences(case, drawn, pair_results(parse(case.ptx), case.arch, drawn), peer_results(peer, case, drawn)) == []
 
 
