@@ -186,6 +186,24 @@ def dot_rows(
     return as_codes(call.run(), row.d_type).reshape(-1)
 
 
+def operand_type(array: Array, name: str) -> str:
+    """The format (`"e4m3"`, `"tf32"`, ...) that an operand of this dtype is read as.
+
+    Raises:
+        OperandTypeError: no operand has that dtype.
+    """
+    return _type_name(array, _OPERANDS, name)
+
+
+def scale_type(array: Array) -> str:
+    """The format of block scales of this dtype: `"ue8m0"` or `"ue4m3"`.
+
+    Raises:
+        OperandTypeError: no block scales have that dtype.
+    """
+    return _type_name(array, _SCALES, "scale_a")
+
+
 @lru_cache(maxsize=4096)
 def resolved(
     instruction: str | Instruction, arch: str, a_type: str, b_type: str, c_type: str | None, scale_type: str | None

@@ -1,9 +1,11 @@
 """The tables: number formats, datapaths, instructions and the evidence behind each row."""
 
 from mmabits.isa.architectures import ARCHITECTURES, ArchitectureSpec, architecture
+from mmabits.isa.choices import library_instruction
 from mmabits.isa.datapaths import DATAPATHS, Arithmetic, DatapathSpec, ResultRounding
 from mmabits.isa.errors import (
     DeviceUnavailable,
+    EmulationError,
     InsufficientEvidence,
     MmabitsError,
     OperandError,
@@ -29,12 +31,12 @@ __all__ = [
     # instructions
     "INSTRUCTION_SPECS", "KNOWN_FORMS", "Family", "Instruction", "InstructionSpec", "KnownForm", "ScaleMode", "Tile", "parse", "resolve",
     # what they become
-    "LOWERINGS", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "lower",
+    "LOWERINGS", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "library_instruction", "lower",
     # what computes them
     "DATAPATHS", "Arithmetic", "DatapathSpec", "ResultRounding",
     # how well it is known
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors
-    "DeviceUnavailable", "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError", "UnknownArchitecture",
-    "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
+    "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError",
+    "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
 ]  # fmt: skip

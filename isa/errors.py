@@ -46,6 +46,10 @@ class OperandError(MmabitsError, ValueError):
     """An operand or option has the wrong shape, size or value."""
 
 
+class EmulationError(MmabitsError, RuntimeError):
+    """`emulate` cannot do what the program inside it asks for, or is itself used where it must not be."""
+
+
 class VectorFileError(MmabitsError, ValueError):
     """A vector file is damaged, incomplete or of another format."""
 

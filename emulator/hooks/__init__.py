@@ -1,0 +1,1 @@
+"""How `emulate` gets between a framework and its matrix products: one module a framework, imported when it is used."""

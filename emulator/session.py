@@ -1,0 +1,299 @@
+"""`emulate`: inside its block, programs multiply matrices with the tensor cores of the architecture they name.
+
+The hooks of the frameworks (mmabits.emulator.hooks) find the products; a Session computes them and keeps account.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from mmabits.emulator.api import Array, gemm, operand_type, scale_type
+from mmabits.isa import (
+    EmulationError,
+    Evidence,
+    Instruction,
+    InsufficientEvidence,
+    OperandError,
+    architecture,
+    evidence_level,
+    library_instruction,
+    lower,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FRAMEWORKS: Final = ("triton", "jax", "torch")
+"""What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
+
+
+class NotEmulated(UserWarning):
+    """Something inside an `emulate` block ran without emulation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulated:
+    """Products of one kind that were computed with the arithmetic of the named GPU."""
+
+    site: str
+    """Where in the program: a kernel's name, or an operation and the line that called it."""
+    instruction: Instruction
+    arch: str
+    m: int
+    n: int
+    k: int
+    count: int
+    """How many products of this shape, batches counted singly."""
+    note: str = ""
+    """What was assumed, such as the choice of a library that does not document it."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """How well the instruction's arithmetic is known."""
+        return lower(self.instruction, self.arch).evidence
+
+    @property
+    def shape(self) -> str:
+        """`M x N x K`."""
+        return f"{self.m} x {self.n} x {self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """An operation that ran without emulation, and why."""
+
+    site: str
+    operation: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a session did. Printed, it is a table."""
+
+    arch: str
+    emulated: tuple[Emulated, ...]
+    skipped: tuple[Skipped, ...]
+
+    def tables(self) -> Iterator[Table]:
+        """The report as rich tables: what was emulated and, if there is any, what was not."""
+        from rich.table import Table
+
+        done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
+        for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
+            done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+        for line in self.emulated:
+            done.add_row(line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+        yield done
+        if self.skipped:
+            left = Table(title="Not emulated", title_justify="left")
+            for heading in ("where", "operation", "count", "why"):
+                left.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+            for missed in self.skipped:
+                left.add_row(missed.site, missed.operation, str(missed.count), missed.reason)
+            yield left
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Table]:
+        return self.tables()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        console = Console(width=200, file=text)
+        for table in self.tables():
+            console.print(table)
+        return text.getvalue()
+
+
+@dataclass(kw_only=True, eq=False)
+class Session:
+    """What an `emulate` block hands out: the architecture, and the account of what was done."""
+
+    arch: str
+    require: Evidence = Evidence.INFERRED
+    frameworks: tuple[str, ...] = ()
+    _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
+    _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def dot(
+        self,
+        site: str,
+        a: Array,
+        b: Array,
+        c: Array | None = None,
+        *,
+        scale_a: Array | None = None,
+        scale_b: Array | None = None,
+        instruction: str | Instruction | None = None,
+        accumulator: str | None = None,
+        promote_every: int | None = None,
+        note: str = "",
+    ) -> Array:
+        """A product with the session's architecture, entered into the report.
+
+        Args:
+            site: where in the program, for the report.
+            a: (..., M, K), dtypes as for `mmabits.gemm`.
+            b: (..., K, N).
+            c: (..., M, N) accumulator; zeros if None.
+            scale_a: (..., M, K / block) block scales.
+            scale_b: (..., K / block, N).
+            instruction: which; None: what a matrix library is taken to use.
+            accumulator: its type, where `instruction` is None and it is not the usual one: `"f16"`.
+            promote_every: as for `mmabits.gemm`.
+            note: for the report.
+
+        Returns:
+            D, (..., M, N), in the accumulator's type.
+
+        Raises:
+            MmabitsError: as `mmabits.gemm`; InsufficientEvidence where the session requires more than is known.
+        """
+        if instruction is None:
+            scales = None if scale_a is None else scale_type(scale_a)
+            instruction = library_instruction(self.arch, operand_type(a, "a"), operand_type(b, "b"), c_type=accumulator, scale_type=scales)
+            note = note or "the library's choice of instruction is assumed"
+        result: Array = gemm(
+            a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b,
+            promote_every=promote_every, require=self.require,
+        )  # fmt: skip
+        if isinstance(instruction, Instruction):
+            m, n = result.shape[-2:]
+            self.count(site, instruction, m, n, a.shape[-1], count=max(1, result.size // (m * n)), note=note)
+        return result
+
+    def check(self, instruction: Instruction) -> None:
+        """Refuse an instruction that is known less well than the session requires.
+
+        Raises:
+            InsufficientEvidence: it is.
+        """
+        level = lower(instruction, self.arch).evidence
+        if level < self.require:
+            raise InsufficientEvidence(f"{instruction} on {self.arch} rests on {level} evidence, but {self.require} is required")
+
+    def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
+        """Enter `count` products of one shape into the report."""
+        key = (site, instruction, m, n, k, note)
+        self._emulated[key] = self._emulated.get(key, 0) + count
+
+    def skip(self, site: str, operation: str, reason: str, *, count: int = 1) -> None:
+        """Enter into the report that something runs without emulation."""
+        key = (site, operation, reason)
+        self._skipped[key] = self._skipped.get(key, 0) + count
+
+    def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
+        """Stop a program that asks for what the architecture or the emulator lacks.
+
+        Raises:
+            EmulationError: always.
+        """
+        raise EmulationError(f"{site}: {operation} cannot be emulated for {self.arch}: {reason}")
+
+    def before_report(self, counter: Callable[[], None]) -> None:
+        """Have a function called before a report is made, for hooks that count outside Python."""
+        self._counters.append(counter)
+
+    def report(self) -> Report:
+        """What was emulated so far, in order of first appearance, and what was not."""
+        for counter in self._counters:
+            counter()
+        done = tuple(
+            Emulated(site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=note)
+            for (site, row, m, n, k, note), count in self._emulated.items()
+        )
+        left = tuple(
+            Skipped(site=site, operation=operation, reason=reason, count=count)
+            for (site, operation, reason), count in self._skipped.items()
+        )
+        return Report(arch=self.arch, emulated=done, skipped=left)
+
+
+_LOCK = threading.Lock()
+_ACTIVE: list[tuple[int, Session]] = []
+"""Sessions from the outermost to the innermost, with the thread that runs them: all of one thread."""
+
+
+def current_session() -> Session | None:
+    """The innermost session of the running thread, or None."""
+    if _ACTIVE and _ACTIVE[-1][0] == threading.get_ident():
+        return _ACTIVE[-1][1]
+    return None
+
+
+@contextmanager
+def emulate(arch: str, *, require: str | Evidence = Evidence.INFERRED, frameworks: Sequence[str] | None = None) -> Iterator[Session]:
+    """Run what stands in the block with the tensor cores of an architecture, on the CPU.
+
+    Triton kernels, JAX functions and PyTorch calls inside the block multiply matrices bit for bit as that architecture's
+    instructions do. Blocks nest, the innermost counts. One thread at a time may be inside.
+
+    Args:
+        arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
+        require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
+        frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported.
+
+    Yields:
+        The session; `session.report()` says what was emulated, with which instructions, and what was not.
+
+    Raises:
+        UnknownArchitecture: no such architecture.
+        OperandError: no such framework or evidence level.
+        EmulationError: a framework is not installed, or another thread is inside an `emulate` block.
+    """
+    session = Session(arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks))
+    hooks = [_hook(name) for name in session.frameworks]
+    thread = threading.get_ident()
+    with _LOCK:
+        if _ACTIVE and _ACTIVE[-1][0] != thread:
+            raise EmulationError("another thread is inside an emulate block; one thread at a time may be")
+        _ACTIVE.append((thread, session))
+    absent = {name for name in FRAMEWORKS if name not in sys.modules}
+    try:
+        with ExitStack() as entered:
+            for hook in hooks:
+                entered.enter_context(hook(session))
+            yield session
+    finally:
+        with _LOCK:
+            _ACTIVE.remove((thread, session))
+        _tell_of_late_imports(session, absent)
+
+
+def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
+    if frameworks is None:
+        return tuple(name for name in FRAMEWORKS if name in sys.modules)
+    if isinstance(frameworks, str) or not isinstance(frameworks, Iterable):
+        raise OperandError(f"frameworks must be a sequence of names out of {', '.join(FRAMEWORKS)}, got {frameworks!r}")
+    for name in frameworks:
+        if name not in FRAMEWORKS:
+            raise OperandError(f"unknown framework {name!r}{nearest(str(name), FRAMEWORKS)}; known: {', '.join(FRAMEWORKS)}")
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise EmulationError(f"{name} is not installed: pip install 'mmabits[{name}]'")
+    return tuple(name for name in FRAMEWORKS if name in frameworks)
+
+
+def _hook(framework: str) -> Callable[[Session], AbstractContextManager[None]]:
+    found: Callable[[Session], AbstractContextManager[None]] = importlib.import_module(f"mmabits.emulator.hooks.{framework}").hook
+    return found
+
+
+def _tell_of_late_imports(session: Session, absent: set[str]) -> None:
+    for name in sorted(absent):
+        if name in sys.modules and name not in session.frameworks:
+            reason = f"{name} was imported inside the block, after emulate had looked; import it before, or name it in frameworks="
+            session.skip("the whole block", name, reason)
+            warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=4)

@@ -1,0 +1,49 @@
+"""Which instruction a matrix product becomes, where a library picks it and not the program.
+
+cuBLAS, cuDNN and XLA document neither their kernels nor how they choose them. What is known: they use the tensor core that the
+architecture was given last, and the accumulator that the call names.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from mmabits.isa.errors import UnsupportedInstruction
+from mmabits.isa.formats import FormatSpec
+from mmabits.isa.instructions import Family, Instruction
+from mmabits.isa.lowering import lower
+from mmabits.isa.ptx import resolve
+
+NEWEST_FIRST = (Family.TCGEN05, Family.WGMMA, Family.MMA_SYNC)
+"""The order in which a library is taken to prefer the families; an architecture has at most two of them."""
+
+
+@lru_cache(maxsize=4096)
+def library_instruction(
+    arch: str, a_type: str | FormatSpec, b_type: str | FormatSpec, *, c_type: str | None = None, scale_type: str | None = None
+) -> Instruction:
+    """The instruction that a matrix library is taken to use on an architecture for operands of these types.
+
+    Args:
+        arch: `"sm_90a"` and so on.
+        a_type: type of A's elements.
+        b_type: type of B's elements.
+        c_type: type of the accumulator; by default f32, or s32 or f64 where the operands ask for it.
+        scale_type: type of the block scales; None: none.
+
+    Raises:
+        UnknownArchitecture, UnknownFormat: no such names.
+        UnsupportedInstruction: no tensor-core instruction of that architecture takes these operands.
+    """
+    reason: UnsupportedInstruction | None = None
+    for family in NEWEST_FIRST:
+        try:
+            row = resolve(str(family), arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
+            lower(row, arch)
+        except UnsupportedInstruction as error:
+            reason = error
+        else:
+            return row
+    scaled = f" with {scale_type} block scales" if scale_type else ""
+    accumulator = f" into {c_type}" if c_type else ""
+    raise UnsupportedInstruction(f"{arch} has no tensor-core instruction for {a_type} x {b_type}{accumulator}{scaled}: {reason}")
