@@ -25,6 +25,7 @@ from mmabits.isa import (
     OperandTypeError,
     UnknownArchitecture,
     UnknownInstruction,
+    architecture,
     evidence_level,
     lower,
     parse,
@@ -101,8 +102,9 @@ def mma(
     _check_device(device)
     left, restore = to_numpy(a, "a")
     call = _Call(
-        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0
-    )
+        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0,
+        chains=False,
+    )  # fmt: skip
     call.check_tile()
     call.check_scale_codes(nan_scales)
     return restore(call.run(device))
@@ -137,7 +139,8 @@ def gemm(
         scale_a: (..., M, ceil(K / block)) block scales.
         scale_b: (..., ceil(K / block), N).
         promote_every: elements of K, a multiple of the instruction's K, after which the result is added to an f32
-            accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32.
+            accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32. None: never,
+            unless the architecture is a what-if that promotes.
         require: refuse rows whose evidence is below this level.
         nan_scales: as for `mma`.
         device: as for `mma`.
@@ -297,6 +300,8 @@ class _Recipe(NamedTuple):
     instruction: Instruction
     lowering: Lowering
     c_type: str | None
+    promote: int
+    """Elements of K after which the architecture itself promotes: what-if architectures may."""
 
 
 _RECIPES: dict[tuple[Any, ...], _Recipe] = {}
@@ -317,6 +322,8 @@ class _Call:
         scale_a: Array | None,
         scale_b: Array | None,
         promote: int,
+        *,
+        chains: bool = True,
     ) -> None:
         if b is None:
             raise OperandTypeError("b must be an array, got None")
@@ -330,9 +337,11 @@ class _Call:
         if recipe is None:
             recipe = self._recipe(instruction, arch, require)
             _RECIPES[key] = recipe
-        self.instruction, self.lowering, c_type = recipe
+        self.instruction, self.lowering, c_type, own_promotion = recipe
         self._check_shapes()
-        if promote:
+        if chains and not promote:
+            self.promote = own_promotion
+        if self.promote:
             self._check_promotion(c_type)
 
     def _recipe(self, instruction: str | Instruction, arch: str, require: str | Evidence) -> _Recipe:
@@ -344,7 +353,8 @@ class _Call:
         lowering, level = lower(row, arch), evidence_level(require)
         if lowering.evidence < level:
             raise InsufficientEvidence(f"{row} on {lowering.arch} rests on {lowering.evidence} evidence, but {level} is required")
-        return _Recipe(row, lowering, c_type)
+        promotes = lowering.datapath.result.name == "f32" and lowering.datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+        return _Recipe(row, lowering, c_type, architecture(arch).promote_every if promotes else 0)
 
     def _scale_type(self) -> str | None:
         given = [(scale, name) for scale, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")) if scale is not None]

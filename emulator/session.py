@@ -128,6 +128,11 @@ class Session:
     _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
+    @property
+    def target(self) -> str:
+        """The real architecture: differs from `arch` for one that `what_if` made."""
+        return architecture(self.arch).target
+
     def dot(
         self,
         site: str,

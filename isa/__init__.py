@@ -22,12 +22,13 @@ from mmabits.isa.formats import FORMATS, FormatSpec, NonFinite, format_spec
 from mmabits.isa.instructions import INSTRUCTION_SPECS, KNOWN_FORMS, Family, Instruction, InstructionSpec, KnownForm, ScaleMode, Tile
 from mmabits.isa.lowering import LOWERINGS, KOrder, Lowering, LoweringSpec, Support, instructions, lower
 from mmabits.isa.ptx import parse, resolve
+from mmabits.isa.whatif import what_if
 
 __all__ = [
     # formats
     "FORMATS", "FormatSpec", "NonFinite", "format_spec",
     # architectures
-    "ARCHITECTURES", "ArchitectureSpec", "architecture",
+    "ARCHITECTURES", "ArchitectureSpec", "architecture", "what_if",
     # instructions
     "INSTRUCTION_SPECS", "KNOWN_FORMS", "Family", "Instruction", "InstructionSpec", "KnownForm", "ScaleMode", "Tile", "parse", "resolve",
     # what they become

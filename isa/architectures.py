@@ -17,6 +17,15 @@ class ArchitectureSpec:
     """Marketing name of the generation."""
     gpus: tuple[str, ...]
     """Some GPUs of it."""
+    base: str = ""
+    """For an architecture that `what_if` made: the one it departs from."""
+    promote_every: int = 0
+    """Likewise: elements of K after which gemm promotes where its caller does not say; 0: never."""
+
+    @property
+    def target(self) -> str:
+        """The real architecture: whose instructions there are, and what compilers are asked for."""
+        return self.base or self.name
 
     def __str__(self) -> str:
         return self.name
@@ -44,19 +53,24 @@ ARCHITECTURES: dict[str, ArchitectureSpec] = {row.name: row for row in _ROWS}
 """Every architecture by its name, oldest first."""
 
 
+WHAT_IF_ARCHITECTURES: dict[str, ArchitectureSpec] = {}
+"""Those that `what_if` made in this process."""
+
+
 def architecture(name: str | ArchitectureSpec) -> ArchitectureSpec:
     """The row of an architecture.
 
     Args:
-        name: compilation target (`"sm_90a"`), or a row, which is returned as it is.
+        name: compilation target (`"sm_90a"`), a name that `what_if` was given, or a row, which is returned as it is.
 
     Raises:
         UnknownArchitecture: no such target; the message names the nearest, or the `a` target that is meant.
     """
     if isinstance(name, ArchitectureSpec):
         return name
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+    for known in (ARCHITECTURES, WHAT_IF_ARCHITECTURES):
+        if name in known:
+            return known[name]
     specific = f"{str(name).rstrip('f')}a"
     if specific in ARCHITECTURES:
         raise UnknownArchitecture(f"architecture {name!r} leaves out the architecture-specific instructions; write {specific!r}")

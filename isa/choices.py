@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from mmabits.isa.errors import UnsupportedInstruction
+from mmabits.isa.architectures import architecture
+from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
 from mmabits.isa.formats import FormatSpec
 from mmabits.isa.instructions import Family, Instruction
 from mmabits.isa.lowering import lower
@@ -35,15 +36,20 @@ def library_instruction(
         UnknownArchitecture, UnknownFormat: no such names.
         UnsupportedInstruction: no tensor-core instruction of that architecture takes these operands.
     """
-    reason: UnsupportedInstruction | None = None
+    architecture(arch)
+    reasons: list[str] = []
     for family in NEWEST_FIRST:
         try:
             row = resolve(str(family), arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
             lower(row, arch)
         except UnsupportedInstruction as error:
-            reason = error
+            reasons.append(str(error))
+        except UnknownInstruction:  # a family that takes such operands nowhere
+            continue
         else:
             return row
     scaled = f" with {scale_type} block scales" if scale_type else ""
     accumulator = f" into {c_type}" if c_type else ""
-    raise UnsupportedInstruction(f"{arch} has no tensor-core instruction for {a_type} x {b_type}{accumulator}{scaled}: {reason}")
+    raise UnsupportedInstruction(
+        f"{arch} has no tensor-core instruction for {a_type} x {b_type}{accumulator}{scaled}{f': {reasons[-1]}' if reasons else ''}"
+    )

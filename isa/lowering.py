@@ -240,16 +240,35 @@ def _spec_on(instruction: Instruction, arch: str) -> InstructionSpec:
     return spec
 
 
+WHAT_IF_DATAPATHS: dict[str, dict[str, DatapathSpec]] = {}
+"""For each architecture that `what_if` made: its datapaths, by the names of those of its base that they replace."""
+
+
+def _step(datapath: DatapathSpec, row: LoweringSpec, instruction: Instruction) -> int:
+    """Elements of K that one fused step takes.
+
+    Raises:
+        UnsupportedInstruction: steps of that length do not divide the instruction; only what-if rows can have such.
+    """
+    whole = instruction.k // row.parts
+    step = min(datapath.step, whole)
+    if whole % step:
+        raise UnsupportedInstruction(f"{instruction.ptx}: K = {whole} is no whole number of the {step} elements that {datapath.name} takes")
+    return step
+
+
 @lru_cache(maxsize=4096)
 def _lower(instruction: Instruction, arch: str) -> Lowering:
-    row = LOWERINGS[_spec_on(instruction, arch).lowerings[arch]]
+    target = architecture(arch).target
+    row = LOWERINGS[_spec_on(instruction, target).lowerings[target]]
     if row.unmodelled:
         raise UnsupportedInstruction(f"{instruction.ptx} on {arch} is known but not modelled: {row.unmodelled}")
-    datapath = DATAPATHS[row.datapath.format(arch=arch, d=instruction.d_type.name)]
-    claim = next((claim for claim in row.claims if claim.covers(instruction, arch)), None)
+    datapath = DATAPATHS[row.datapath.format(arch=target, d=instruction.d_type.name)]
+    datapath = WHAT_IF_DATAPATHS.get(arch, {}).get(datapath.name, datapath)
+    claim = next((claim for claim in row.claims if claim.covers(instruction, target)), None)
     return Lowering(
         instruction=instruction, arch=arch, machine=_machine(row, instruction), datapath=datapath,
-        step=min(datapath.step, instruction.k // row.parts), k_order=_k_order(row.k_order, instruction.k), separate_add=row.separate_add,
+        step=_step(datapath, row, instruction), k_order=_k_order(row.k_order, instruction.k), separate_add=row.separate_add,
         unpacked_to=format_spec(row.unpacked_to) if row.unpacked_to else None,
         proofs=(*((claim.proof,) if claim else ()), *_modifier_proofs(instruction)), note=_note(row, datapath),
     )  # fmt: skip

@@ -261,7 +261,7 @@ def resolve(
         UnknownInstruction: no instruction like that, or it does not take these operands.
         UnsupportedInstruction: the architecture lacks it, or it is known but not modelled.
     """
-    target = architecture(arch).name
+    target = architecture(arch).target
     a, b = format_spec(a_type), format_spec(b_type)
     c, scale = (format_spec(given) if given is not None else None for given in (c_type, scale_type))
     if isinstance(text, Instruction):

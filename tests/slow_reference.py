@@ -143,7 +143,7 @@ class Unit:
     e_zero: int
     """Exponent of a zero term."""
     out: str
-    """"f32 rz 23", "f32 rz 13" or "f16 rne"."""
+    """"f32 rz 23", "f32 rz 13" or "f16 rne"; no unit known has "f32 rne 23", but one could."""
     form: str = "fused"
     """"fused" (section 2), "hmma pair" (section 2, fp8 on sm_90 and sm_100), "scaled" (section 3) or "grouped" (section 4)."""
 
@@ -248,7 +248,9 @@ def fused_sum(terms: Sequence[Term], unit: Unit) -> int:
 
 def _round_out(total: int, quantum: int, unit: Unit) -> int:
     """NUMERICS 2.4 and 5: round to the accumulator; a zero result is +0 whatever its sign, also where rounding made it zero."""
-    rounding, fraction_bits = {"f32 rz 23": ("tensor rz", 23), "f32 rz 13": ("tensor rz", 13), "f16 rne": ("rn", 10)}[unit.out]
+    _, mode, *kept = unit.out.split()
+    rounding = {"rz": "tensor rz", "rne": "rn"}[mode]
+    fraction_bits = int(kept[0]) if kept else FORMATS[unit.accumulator].fraction_bits
     sign = -1 if total < 0 else 1
     code = round_to_code(unit.accumulator, sign, abs(total), quantum, rounding=rounding, fraction_bits=fraction_bits)
     is_zero = code in (0, 1 << (FORMATS[unit.accumulator].code_bits - 1))
