@@ -13,7 +13,9 @@ import pytest
 
 import mmabits
 
-PUBLIC = ["gemm", "mma", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__"]
+PUBLIC = [
+    "gemm", "mma", "emulate", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+]  # fmt: skip
 NOT_IMPORTED = ("numba", "llvmlite", "torch", "jax", "triton", "matplotlib", "rich", "typer", "safetensors", "mmasim")
 
 
