@@ -161,6 +161,21 @@ def gemm(
     return restore(call.run(device))
 
 
+def prepare(
+    a: Any, b: Any, c: Any = None, *, instruction: str | Instruction, arch: str, scale_a: Any = None, scale_b: Any = None,
+    promote_every: int | None = None,
+) -> _Call:  # fmt: skip
+    """A call of `gemm`, checked and not run: for what reasons about products.
+
+    Raises:
+        MmabitsError: as `gemm`.
+    """
+    return _Call(
+        instruction, arch, Evidence.INFERRED, to_numpy(a, "a")[0], _numpy(b, "b"), _numpy(c, "c"),
+        _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), _promotion(promote_every),
+    )  # fmt: skip
+
+
 def dot_rows(
     instruction: str | Instruction, arch: str, a: Array, b: Array, c: Array, *, scale_a: Array | None = None, scale_b: Array | None = None
 ) -> Array:

@@ -14,7 +14,7 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "emulate", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "gemm", "mma", "emulate", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 NOT_IMPORTED = ("numba", "llvmlite", "torch", "jax", "triton", "matplotlib", "rich", "typer", "safetensors", "mmasim")
 

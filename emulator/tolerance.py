@@ -1,0 +1,461 @@
+"""How far a result may lie from the exact one: bounds that follow from the datapath and the operands.
+
+The derivation is in docs/tolerance.md; the names of this module are those of that page. Everything is float64, and every bound is
+enlarged by more than its own rounding, so that it stays a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.api import Array, prepare
+from mmabits.emulator.codecs import decode
+from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, format_spec
+
+Doubles = npt.NDArray[np.float64]
+Exponents = npt.NDArray[np.int32]
+
+_NONE: Final = -(1 << 20)
+"""Exponent of a term that is zero: below all others."""
+_SLACK: Final = 1 + 2.0**-40
+"""More than all roundings of a bound's own computation."""
+_DOUBLE: Final = 2.0**-53
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tolerance:
+    """What a result may be."""
+
+    bound: Doubles
+    """(..., M, N): the distance to `reference` that the datapath's arithmetic cannot exceed, or not with the given probability;
+    infinite where a result may overflow, where the operands hold an infinity or NaN."""
+    reference: Doubles
+    """(..., M, N): the exact result, as near as float64 holds it (what it misses is inside `bound`)."""
+    instruction: Instruction
+    arch: str
+    probability: float | None
+    """Of exceeding the bound, for each element; None: none at all."""
+
+    def violations(self, d: Any) -> npt.NDArray[np.bool_]:
+        """Where a result lies outside, (..., M, N). A result that is not finite is inside only where the bound is infinite.
+
+        Args:
+            d: (..., M, N) result of a kernel, any real dtype.
+
+        Raises:
+            OperandError: another shape.
+        """
+        given = np.asarray(d).astype(np.float64)
+        if given.shape != self.bound.shape:
+            raise OperandError(f"the result has shape {given.shape}, the product {self.bound.shape}")
+        with np.errstate(invalid="ignore"):
+            return np.asarray(~(np.abs(given - self.reference) <= self.bound) & np.isfinite(self.bound))
+
+
+def tolerance(
+    a: Any,
+    b: Any,
+    c: Any = None,
+    *,
+    instruction: str | Instruction,
+    arch: str,
+    scale_a: Any = None,
+    scale_b: Any = None,
+    promote_every: int | None = None,
+    probability: float | None = None,
+) -> Tolerance:
+    """How far each element of a product may lie from the exact result, with the arithmetic of an architecture.
+
+    Args:
+        a: (..., M, K), as for `mmabits.gemm`.
+        b: (..., K, N).
+        c: (..., M, N) accumulator of the first instruction; zeros if None.
+        instruction: as for `mmabits.gemm`.
+        arch: as for `mmabits.gemm`.
+        scale_a: (..., M, ceil(K / block)) block scales.
+        scale_b: (..., ceil(K / block), N).
+        promote_every: as for `mmabits.gemm`.
+        probability: None for the worst case. Between 0 and 1: the smaller bound that an element exceeds with at most that
+            probability if what each truncation cuts off is independent of the others and uniform (docs/tolerance.md).
+
+    Returns:
+        Bound and exact result. K is walked upward in whole instructions, as `gemm` does; another order of the steps, such as
+        split-K, has a bound of its own.
+
+    Raises:
+        MmabitsError: as `mmabits.gemm`; OperandError for a probability outside (0, 1).
+    """
+    _check_probability(probability)
+    call = prepare(a, b, c, instruction=instruction, arch=arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every)
+    row = call.instruction
+    if row.scale_input_d:
+        raise OperandError(f"{row} scales its accumulator at every instruction: there is no one exact result to be near to")
+    shape = (*call.batch, call.m, call.n)
+    out_bound, out_exact = np.empty(shape), np.empty(shape)
+    for index in np.ndindex(*call.batch):
+        part = _Operands.of(call, index)
+        with np.errstate(all="ignore"):
+            account = _chain(part, call.lowering, call.promote, probability)
+            bound, exact = account.bound(probability) * _SLACK, account.prefix
+            bound[~np.isfinite(exact) | ~part.finite()] = np.inf
+        out_bound[index], out_exact[index] = bound, exact
+    return Tolerance(bound=out_bound, reference=out_exact, instruction=row, arch=call.lowering.arch, probability=probability)
+
+
+def tolerance_of_shape(
+    k: int,
+    *,
+    amax_a: float,
+    amax_b: float,
+    amax_c: float = 0.0,
+    instruction: str | Instruction,
+    arch: str,
+    promote_every: int | None = None,
+    a_type: str = "e4m3",
+    b_type: str = "e4m3",
+) -> float:
+    """The looser bound that needs no operands: for every product of `k` elements whose factors are no larger than said.
+
+    Args:
+        k: elements of K.
+        amax_a: largest magnitude in A, block scales applied.
+        amax_b: likewise in B.
+        amax_c: likewise in C.
+        instruction: as for `mmabits.gemm`; without block scales, or with all of them 1.
+        arch: as for `mmabits.gemm`.
+        promote_every: as for `mmabits.gemm`.
+        a_type: type of A's elements, for a short spelling.
+        b_type: type of B's.
+
+    Returns:
+        The bound; infinite where the largest results overflow.
+
+    Raises:
+        MmabitsError: no such instruction there; OperandError for sizes that are none.
+    """
+    from mmabits.emulator.api import resolved
+    from mmabits.isa import lower
+
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise OperandError(f"k must be a positive number of elements, got {k!r}")
+    for name, value in (("amax_a", amax_a), ("amax_b", amax_b), ("amax_c", amax_c)):
+        if not (math.isfinite(value) and value >= 0):
+            raise OperandError(f"{name} must be a finite magnitude, got {value!r}")
+    row = instruction if isinstance(instruction, Instruction) else resolved(instruction, arch, a_type, b_type, None, None)
+    lowering = lower(row, arch)
+    part = _Operands(
+        a=np.full((1, k), float(amax_a)), b=np.full((k, 1), float(amax_b)), c=np.full((1, 1), float(amax_c)),
+        exponent_a=np.full((1, k), _exponent_of(amax_a, row.a_type)), exponent_b=np.full((k, 1), _exponent_of(amax_b, row.b_type)),
+        scales=None, lsb=_NONE, exact=False, row=row,
+    )  # fmt: skip
+    account = _chain(part, lowering, promote_every or 0, None)
+    return float(account.bound(None)[0, 0]) * _SLACK
+
+
+def _check_probability(probability: float | None) -> None:
+    if probability is not None and not (isinstance(probability, (int, float)) and 0 < probability < 1):
+        raise OperandError(f"probability must lie between 0 and 1, got {probability!r}")
+
+
+def _exponent_of(magnitude: float, form: FormatSpec) -> int:
+    return max(math.frexp(magnitude)[1] - 1, form.min_exponent) if magnitude else _NONE
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Operands:
+    """One product: values, and exponents as the unit sees them."""
+
+    a: Doubles
+    """(M, K), block scales applied: exact in float64."""
+    b: Doubles
+    c: Doubles
+    exponent_a: Exponents
+    """(M, K): of elements with block scales; _NONE for zeros."""
+    exponent_b: Exponents
+    scales: tuple[Exponents, Exponents] | None
+    """(M, groups) and (groups, N): exponents of the scales, where groups are scaled as wholes."""
+    lsb: int
+    """exponent_a + exponent_b less this is the last place of a product; _NONE: unknown."""
+    exact: bool
+    """Whether these are the operands, and not bounds on their magnitudes."""
+    row: Instruction
+
+    @staticmethod
+    def of(call: Any, index: tuple[int, ...]) -> _Operands:
+        row, lowering = call.instruction, call.lowering
+        unpacked = lowering.unpacked_to
+
+        def matrix(array: Array) -> Array:
+            wide = np.broadcast_to(array, (*call.batch, *array.shape[-2:]))
+            return np.ascontiguousarray(wide[index])
+
+        values = decode(matrix(call.a), row.a_type), decode(matrix(call.b), row.b_type)
+        exponents = tuple(_exponents(value, form, unpacked) for value, form in zip(values, (row.a_type, row.b_type), strict=True))
+        left, right = values
+        scales = None
+        if row.block is not None:
+            across = decode(matrix(call.scale_a), row.scale_type), decode(matrix(call.scale_b), row.scale_type)
+            wide = np.repeat(across[0], row.block, 1)[:, : call.k], np.repeat(across[1], row.block, 0)[: call.k]
+            powers = tuple(_exponents(scale, row.scale_type, None) for scale in across)
+            left, right = left * wide[0], right * wide[1]
+            if lowering.datapath.arithmetic is Arithmetic.GROUPED:
+                scales = (powers[0], powers[1])
+            else:
+                raised = np.repeat(powers[0], row.block, 1)[:, : call.k], np.repeat(powers[1], row.block, 0)[: call.k]
+                exponents = tuple(
+                    np.where(element == _NONE, _NONE, element + scale) for element, scale in zip(exponents, raised, strict=True)
+                )
+        c = np.zeros((call.m, call.n)) if call.c is None or not row.scale_d else matrix(call.c).astype(np.float64)
+        bits = row.a_type.fraction_bits + row.b_type.fraction_bits
+        if unpacked is not None:
+            bits = _NONE  # normalised anew: how low a product reaches depends on its factors
+        return _Operands(
+            a=left, b=right, c=c, exponent_a=exponents[0], exponent_b=exponents[1], scales=scales, lsb=bits, exact=True, row=row,
+        )  # fmt: skip
+
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """(M, N): rows and columns without infinities and NaN."""
+        rows, columns = np.isfinite(self.a).all(axis=1, keepdims=True), np.isfinite(self.b).all(axis=0, keepdims=True)
+        return np.asarray(rows & columns & np.isfinite(self.c))
+
+
+def _exponents(values: Doubles, form: FormatSpec, unpacked: FormatSpec | None) -> Exponents:
+    """Unnormalised exponents: that of the smallest normal for subnormals; _NONE for zero."""
+    lowest = (unpacked or form).min_exponent
+    found = np.maximum(np.frexp(values)[1] - 1, lowest).astype(np.int32)
+    return np.where((values == 0) | ~np.isfinite(values), _NONE, found).astype(np.int32)
+
+
+class _Account:
+    """The running exact sum and what may have been lost of it."""
+
+    def __init__(self, start: Doubles) -> None:
+        self.prefix = start.copy()
+        """Exact sum so far, but for float64."""
+        self.worst = np.zeros_like(start)
+        """Bound on the distance between accumulator and exact sum."""
+        self.double = np.zeros_like(start)
+        """Bound on what float64 misses of the exact sum."""
+        self.mean = np.zeros_like(start)
+        """Expected loss under the probabilistic model."""
+        self.squares = np.zeros_like(start)
+        """Sum of the squared ranges of the losses."""
+        self.cut = False
+        """Whether the accumulator has been through a step, and so has no more fraction bits than the unit's results."""
+
+    def lose(self, low: Doubles, high: Doubles, squares: Doubles) -> None:
+        """A loss somewhere between `low` and `high`, of parts whose squared ranges sum to `squares`."""
+        self.worst += np.maximum(np.abs(low), np.abs(high))
+        self.mean += (low + high) / 2
+        self.squares += squares
+
+    def magnitude(self) -> Doubles:
+        """The largest the accumulator can be."""
+        return np.asarray((np.abs(self.prefix) + self.worst + self.double) * _SLACK)
+
+    def least(self) -> Doubles:
+        """The smallest magnitude the accumulator can have; 0 where its sign is open."""
+        return np.asarray(np.maximum(np.abs(self.prefix) - (self.worst + self.double) * _SLACK, 0))
+
+    def bound(self, probability: float | None) -> Doubles:
+        """What the distance does not exceed."""
+        if probability is None:
+            return self.worst + self.double
+        likely = np.abs(self.mean) + np.sqrt(self.squares * (math.log(2 / probability) / 2))
+        return np.where(np.isinf(self.worst), np.inf, np.minimum(self.worst, likely)) + self.double
+
+
+def _chain(part: _Operands, lowering: Lowering, promote: int, probability: float | None) -> _Account:
+    row, path = lowering.instruction, lowering.datapath
+    k = part.a.shape[1]
+    outside = promote or (row.k if lowering.separate_add else 0)
+    total = _Account(part.c)
+    if not outside:
+        for steps in _steps(lowering, 0, k):
+            _step(total, part, lowering, steps)
+        return total
+    form = path.result if lowering.separate_add and not promote else format_spec("f32")
+    for start in range(0, k, outside):
+        chain = _Account(np.zeros_like(part.c))
+        for first in range(start, min(start + outside, k), row.k):
+            if lowering.separate_add and promote:
+                _nested(chain, part, lowering, first, min(first + row.k, start + outside, k))
+                continue
+            for steps in _steps(lowering, first, min(first + row.k, k)):
+                _step(chain, part, lowering, steps)
+        _add(total, chain, form)
+    return total
+
+
+def _nested(chain: _Account, part: _Operands, lowering: Lowering, first: int, stop: int) -> None:
+    """One instruction that adds its accumulator by itself, inside a promoted chain."""
+    inner = _Account(np.zeros_like(part.c))
+    for steps in _steps(lowering, first, stop):
+        _step(inner, part, lowering, steps)
+    _add(chain, inner, lowering.datapath.result)
+
+
+def _steps(lowering: Lowering, first: int, stop: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The elements of K of each step."""
+    row = lowering.instruction
+    order = np.array(lowering.k_order or range(row.k))
+    size = 1 if lowering.datapath.arithmetic is Arithmetic.FMA_CHAIN else lowering.step
+    for start in range(first, stop, row.k):
+        for position in range(0, row.k, size):
+            at = start + order[position : position + size]
+            at = at[at < stop]
+            if at.size:
+                yield at
+
+
+def _add(total: _Account, chain: _Account, form: FormatSpec) -> None:
+    """An IEEE addition to nearest even."""
+    total.prefix += chain.prefix
+    total.worst += chain.worst
+    total.double += chain.double + _DOUBLE * np.abs(total.prefix)
+    total.mean += chain.mean
+    total.squares += chain.squares
+    half = _last_place(total.magnitude(), form, form.fraction_bits) / 2
+    total.lose(-half, half, (2 * half) ** 2)
+    _overflow(total, form)
+
+
+def _last_place(magnitude: Doubles, form: FormatSpec, fraction_bits: int) -> Doubles:
+    """The unit in the last place of results up to a magnitude."""
+    exponent = np.maximum(np.frexp(magnitude)[1] - 1, form.min_exponent)
+    return np.asarray(np.ldexp(1.0, exponent - fraction_bits))
+
+
+def _overflow(account: _Account, form: FormatSpec) -> None:
+    account.worst[account.magnitude() > form.max_finite] = np.inf
+
+
+def _step(account: _Account, part: _Operands, lowering: Lowering, at: npt.NDArray[np.int64]) -> None:
+    """One step: what alignment and rounding may take."""
+    path, row = lowering.datapath, lowering.instruction
+    a, b = part.a[:, at], part.b[at]
+    if path.arithmetic is Arithmetic.INTEGER:
+        account.prefix += a @ b
+        account.worst[np.abs(account.prefix) >= 2.0**31] = np.inf
+        return
+    in_double = (np.abs(a) @ np.abs(b)) * (at.size * _DOUBLE) + np.abs(account.prefix) * _DOUBLE
+    if path.arithmetic is Arithmetic.FMA_CHAIN:
+        account.prefix += a @ b
+        account.double += in_double * 2
+        _round(account, path.result, path.result.fraction_bits, row.rounding or "rn", None)
+        return
+    alignment = (_align_groups if path.arithmetic is Arithmetic.GROUPED else _align_products)(account, part, at, lowering)
+    unit = np.ldexp(1.0, alignment.largest - path.fraction_bits)
+    account.prefix += a @ b
+    account.double += in_double * 2
+    low, high = alignment.negative * unit, alignment.positive * unit
+    account.lose(-low, high, (alignment.positive + alignment.negative) * unit**2)
+    rounding = "rn" if path.result_rounding is ResultRounding.NEAREST_EVEN else "rz"
+    finest = None if alignment.smallest is None else np.ldexp(1.0, alignment.smallest - path.fraction_bits)
+    _round(account, path.result, path.result_fraction_bits, rounding, finest)
+    account.cut = True
+
+
+def _round(account: _Account, form: FormatSpec, fraction_bits: int, rounding: str, finest: Doubles | None) -> None:
+    """The rounding of a sum that is a multiple of `finest`, if that is known."""
+    place = _last_place(account.magnitude(), form, fraction_bits)
+    lost = place if finest is None else np.maximum(place - finest, 0.0)
+    match rounding:
+        case "rn":
+            half = np.where(lost > 0, place / 2, 0.0)
+            account.lose(-half, half, (2 * half) ** 2)
+        case "rz":
+            sure = account.least() > 0
+            low = np.where(sure & (account.prefix > 0), 0.0, lost)
+            high = np.where(sure & (account.prefix < 0), 0.0, lost)
+            account.lose(-low, high, (low + high) ** 2)
+        case _:
+            account.lose(-lost, lost, (2 * lost) ** 2)
+    _overflow(account, form)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Alignment:
+    """What is known of one alignment before it happens."""
+
+    largest: Exponents
+    """The largest exponent is no larger than this."""
+    smallest: Exponents | None
+    """And no smaller; None: unknown."""
+    positive: Doubles
+    """Positive terms that may reach below the last place."""
+    negative: Doubles
+
+
+def _align_products(account: _Account, part: _Operands, at: npt.NDArray[np.int64], lowering: Lowering) -> _Alignment:
+    path = lowering.datapath
+    left, right = part.exponent_a[:, at], part.exponent_b[at]
+    products = np.full(account.prefix.shape, path.zero_exponent, np.int32)
+    for j in range(at.size):
+        np.maximum(products, left[:, j, None] + right[None, j], out=products)
+    largest = np.maximum(products, _exponent_above(account))
+    known = part.lsb != _NONE
+    cut = largest - path.fraction_bits + part.lsb
+    positive, negative = np.zeros(largest.shape), np.zeros(largest.shape)
+    for j in range(at.size):
+        exponent = left[:, j, None] + right[None, j]
+        low = exponent > _NONE // 2
+        if known:
+            low &= exponent < cut
+        minus = np.signbit(part.a[:, at[j], None]) ^ np.signbit(part.b[None, at[j]])
+        positive += low & ~minus
+        negative += low & minus
+    return _with_accumulator(account, part, lowering, products, largest, positive, negative)
+
+
+def _align_groups(account: _Account, part: _Operands, at: npt.NDArray[np.int64], lowering: Lowering) -> _Alignment:
+    """As for products; a group's exponent is that of its scales, and its sum may have either sign."""
+    path, row = lowering.datapath, lowering.instruction
+    products = np.full(account.prefix.shape, path.zero_exponent, np.int32)
+    sums = []
+    for start in range(0, at.size, path.group):
+        k = at[start : start + path.group]
+        exponent = np.zeros(account.prefix.shape, np.int32)
+        if part.scales is not None and row.block is not None:
+            exponent = part.scales[0][:, k[0] // row.block, None] + part.scales[1][None, k[0] // row.block]
+        there = np.abs(part.a[:, k]) @ np.abs(part.b[k]) > 0
+        exponent = np.where(there, exponent, _NONE).astype(np.int32)
+        np.maximum(products, exponent, out=products)
+        sums.append((part.a[:, k] @ part.b[k], exponent))
+    largest = np.maximum(products, _exponent_above(account))
+    scale_bits = 2 * row.scale_type.fraction_bits if row.scale_type else 0
+    lowest = sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - scale_bits
+    positive, negative = np.zeros(largest.shape), np.zeros(largest.shape)
+    for group, exponent in sums:
+        low = (exponent > _NONE // 2) & (exponent + lowest < largest - path.fraction_bits)
+        positive += low & (group > 0)
+        negative += low & (group < 0)
+    return _with_accumulator(account, part, lowering, products, largest, positive, negative)
+
+
+def _exponent_above(account: _Account) -> Exponents:
+    """The accumulator's exponent is no larger than this; _NONE where it is zero."""
+    magnitude = account.magnitude()
+    return np.where(magnitude == 0, _NONE, np.frexp(magnitude)[1] - 1).astype(np.int32)
+
+
+def _with_accumulator(
+    account: _Account, part: _Operands, lowering: Lowering, products: Exponents, largest: Exponents, positive: Doubles, negative: Doubles
+) -> _Alignment:  # fmt: skip
+    """The accumulator among the terms: its exponent and sign are known as far as the account goes."""
+    path, least = lowering.datapath, account.least()
+    if part.lsb == _NONE and not part.exact:
+        return _Alignment(largest=largest, smallest=None, positive=positive + 1, negative=negative + 1)
+    above_zero = least > 0
+    below = np.where(above_zero, np.maximum(np.frexp(least)[1] - 1, path.result.min_exponent), _NONE).astype(np.int32)
+    bits = path.result_fraction_bits if account.cut else path.result.fraction_bits
+    may_lose = (account.magnitude() > 0) & ~(above_zero & (below - bits >= largest - path.fraction_bits))
+    positive = positive + (may_lose & ~(above_zero & (account.prefix < 0)))
+    negative = negative + (may_lose & ~(above_zero & (account.prefix > 0)))
+    return _Alignment(largest=largest, smallest=np.maximum(products, below), positive=positive, negative=negative)

@@ -1,0 +1,229 @@
+"""Bounds are never exceeded by the engine, are exceeded by kernels with a bug, and are small enough to be of use."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import operands
+import pytest
+
+import mmabits
+from mmabits.conformance.testing import ToleranceExceeded, assert_within_tolerance
+from mmabits.emulator.codecs import from_codes
+from mmabits.emulator.tolerance import tolerance_of_shape
+from mmabits.isa import OperandError, instructions
+
+_FP8 = ml_dtypes.float8_e4m3fn
+_LINES = [line for line in instructions() if line.modelled and line.example is not None]
+_UNITS = list({(line.datapath, line.machine, line.scale): line for line in _LINES}.values())
+_KINDS = ("plain", "wide", "cancelling", "sparse", "edge", "raw_finite")
+
+
+def _product(line, kind, shape, rng):
+    """Operands of one distribution as arrays, and the arguments that go with them."""
+    row, (m, n, k) = line.example, shape
+    drawn = operands.draw_pair(kind, row.a_type.name, row.b_type.name, max(m, n), k, rng, c_format=row.c_type.name)
+    a, b = drawn.a[:m], drawn.b[:n].T
+    c = operands.draw("plain" if kind != "wide" else "wide", row.c_type.name, (m, n), rng)
+    given = {"instruction": row, "arch": line.arch}
+    if row.scale_type is not None:
+        blocks = -(-k // row.block)
+        scales = [operands.draw_scales(kind, row.scale_type.name, (size, blocks), rng) for size in (m, n)]
+        given["scale_a"] = from_codes(scales[0], row.scale_type)
+        given["scale_b"] = np.ascontiguousarray(from_codes(scales[1], row.scale_type).T)
+    arrays = from_codes(a, row.a_type), np.ascontiguousarray(from_codes(b, row.b_type)), from_codes(c, row.c_type)
+    return arrays, given
+
+
+def _count_violations(line, kind, shape, rng, **more):
+    arrays, given = _product(line, kind, shape, rng)
+    d = mmabits.gemm(*arrays, **given, **more)
+    allowed = mmabits.tolerance(*arrays, **given, **more)
+    return int(allowed.violations(d).sum()), int(np.isfinite(allowed.bound).sum())
+
+
+@pytest.mark.parametrize("line", _UNITS, ids=lambda line: f"{line.arch}-{line.example.ptx}")
+def test_the_engine_stays_inside_on_every_unit(line):
+    rng = operands.generator("tolerance", line.arch, line.example.ptx)
+    k = line.example.k
+    bounded = 0
+    for kind in _KINDS:
+        violations, finite = _count_violations(line, kind, (12, 9, 3 * k + 1), rng)
+        assert violations == 0, kind
+        bounded += finite
+    assert bounded > 2 * 12 * 9, "most bounds are infinite and say nothing"
+
+
+def test_the_engine_stays_inside_with_promotion():
+    rng = operands.generator("tolerance promotion")
+    for line in _UNITS:
+        if line.example.d_type.name == "f32" and line.arch in ("sm_89", "sm_90a", "sm_100a"):
+            for kind in ("plain", "wide", "cancelling"):
+                assert _count_violations(line, kind, (8, 8, 4 * line.example.k), rng, promote_every=2 * line.example.k)[0] == 0
+
+
+@pytest.mark.slow
+def test_ten_million_results_of_the_engine_stay_inside():
+    """Ten million with a finite bound: where a result may overflow, the bound is infinite and says nothing."""
+    rng = operands.generator("tolerance ten million")
+    seen, number = 0, 0
+    while seen < 10_000_000:
+        line, kind = _UNITS[number % len(_UNITS)], _KINDS[number // len(_UNITS) % len(_KINDS)]
+        violations, bounded = _count_violations(line, kind, (192, 192, int(rng.integers(1, 5)) * line.example.k), rng)
+        assert violations == 0, (line.example.ptx, line.arch, kind)
+        seen, number = seen + bounded, number + 1
+
+
+@pytest.mark.parametrize("probability", [1e-6, 1e-3])
+def test_the_probable_bound_is_exceeded_no_oftener_than_it_says(probability):
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((96, 2048)).astype(_FP8), rng.standard_normal((2048, 96)).astype(_FP8)
+    given = {"instruction": "wgmma", "arch": "sm_90a"}
+    likely = mmabits.tolerance(a, b, probability=probability, **given)
+    worst = mmabits.tolerance(a, b, **given)
+    assert likely.violations(mmabits.gemm(a, b, **given)).mean() <= probability
+    assert (likely.bound <= worst.bound).all()
+    assert np.median(likely.bound) < np.median(worst.bound) / 3
+
+
+def test_bounds_are_of_use():
+    """On ordinary data, K = 128: within a factor of what was seen, and small beside the result."""
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal((64, 128)), rng.standard_normal((128, 64))
+    for arch, name, dtype, relative in (
+        ("sm_90a", "wgmma", _FP8, 1e-3),
+        ("sm_100a", "tcgen05.mma", _FP8, 1e-6),
+        ("sm_80", "mma.sync", np.float16, 3e-6),
+    ):
+        left, right = a.astype(dtype), b.astype(dtype)
+        allowed = mmabits.tolerance(left, right, instruction=name, arch=arch)
+        assert np.median(allowed.bound) < relative * np.sqrt((allowed.reference**2).mean())
+        exact = left.astype(np.float64) @ right.astype(np.float64)
+        np.testing.assert_array_equal(allowed.reference, exact)
+
+
+def test_the_bound_from_shape_and_magnitudes_covers_every_product_of_that_shape():
+    rng = np.random.default_rng(5)
+    for arch, name in (("sm_90a", "wgmma"), ("sm_100a", "tcgen05.mma"), ("sm_89", "mma.sync")):
+        loose = tolerance_of_shape(512, amax_a=4.0, amax_b=2.0, amax_c=3.0, instruction=name, arch=arch)
+        assert np.isfinite(loose)
+        for sign in (1, -1):
+            a = np.clip(rng.standard_normal((16, 512)) * 2, -4 if sign < 0 else 0, 4).astype(_FP8)
+            b = np.clip(rng.standard_normal((512, 16)), -2 if sign < 0 else 0, 2).astype(_FP8)
+            c = np.clip(rng.standard_normal((16, 16)), -3, 3).astype(np.float32)
+            allowed = mmabits.tolerance(a, b, c, instruction=name, arch=arch)
+            d = mmabits.gemm(a, b, c, instruction=name, arch=arch)
+            assert (allowed.bound <= loose).all()
+            assert (np.abs(d - allowed.reference) <= loose).all()
+
+
+# Planted bugs ------------------------------------------------------------------------------------------------------------
+
+_GIVEN = {"instruction": "wgmma", "arch": "sm_90a"}
+
+
+def _inputs():
+    rng = np.random.default_rng(6)
+    a, b = np.abs(rng.standard_normal((64, 1024))).astype(_FP8), np.abs(rng.standard_normal((1024, 64))).astype(_FP8)
+    c = rng.standard_normal((64, 64)).astype(np.float32)
+    return a, b, c
+
+
+def _last_element_dropped(a, b, c):
+    return mmabits.gemm(a[:, :-1].copy(), b[:-1].copy(), c, **_GIVEN)
+
+
+def _a_tile_of_k_twice(a, b, c):
+    return mmabits.gemm(np.hstack([a, a[:, :32]]), np.vstack([b, b[:32]]), c, **_GIVEN)
+
+
+def _c_added_twice(a, b, c):
+    return mmabits.gemm(a, b, 2 * c, **_GIVEN)
+
+
+def _c_forgotten(a, b, c):
+    return mmabits.gemm(a, b, **_GIVEN)
+
+
+def _f16_accumulator(a, b, c):
+    return mmabits.gemm(a, b, c.astype(np.float16), instruction="wgmma", arch="sm_90a").astype(np.float32)
+
+
+def _chain_of_hopper_where_promotion_was_promised(a, b, c):
+    return mmabits.gemm(a, b, c, **_GIVEN)
+
+
+def _two_rows_exchanged(a, b, c):
+    d = mmabits.gemm(a, b, c, **_GIVEN)
+    return d[[1, 0, *range(2, len(d))]]
+
+
+def _two_elements_of_k_exchanged_in_b(a, b, c):
+    return mmabits.gemm(a, b[[1, 0, *range(2, len(b))]], c, **_GIVEN)
+
+
+def _e5m2_read_as_e4m3(a, b, c):
+    return mmabits.gemm(a.view(np.uint8).view(ml_dtypes.float8_e5m2), b, c, **_GIVEN)
+
+
+def _result_rounded_to_bf16(a, b, c):
+    return mmabits.gemm(a, b, c, **_GIVEN, promote_every=128).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def _one_nan(a, b, c):
+    d = mmabits.gemm(a, b, c, **_GIVEN)
+    d[3, 5] = np.nan
+    return d
+
+
+_BUGS = [
+    _last_element_dropped, _a_tile_of_k_twice, _c_added_twice, _c_forgotten, _f16_accumulator,
+    _chain_of_hopper_where_promotion_was_promised, _two_rows_exchanged, _two_elements_of_k_exchanged_in_b, _e5m2_read_as_e4m3,
+    _result_rounded_to_bf16, _one_nan,
+]  # fmt: skip
+
+
+def test_a_kernel_without_a_bug_passes():
+    a, b, c = _inputs()
+    assert_within_tolerance(mmabits.gemm(a, b, c, **_GIVEN, promote_every=128), a, b, c, **_GIVEN, promote_every=128)
+
+
+@pytest.mark.parametrize("bug", _BUGS, ids=lambda bug: bug.__name__.strip("_"))
+def test_each_planted_bug_is_found_and_explained(bug):
+    """The kernel promises promotion every 128 elements, and has a bug."""
+    a, b, c = _inputs()
+    with pytest.raises(ToleranceExceeded) as caught:
+        assert_within_tolerance(bug(a, b, c), a, b, c, **_GIVEN, promote_every=128)
+    text = str(caught.value)
+    assert "of 4096 elements lie farther from the exact result than wgmma" in text
+    assert "step 0: k = 0..31, largest exponent" in text
+
+
+def test_what_is_not_finite_has_no_bound():
+    a, b, _ = _inputs()
+    a = a.copy()
+    a[2, 3] = np.nan
+    allowed = mmabits.tolerance(a, b, **_GIVEN)
+    assert np.isinf(allowed.bound[2]).all()
+    assert np.isfinite(allowed.bound[3]).all()
+
+
+@pytest.mark.parametrize("probability", [0, 1, -0.5, 2, "half"])
+def test_a_probability_lies_between_0_and_1(probability):
+    a, b, _ = _inputs()
+    with pytest.raises(OperandError, match="probability must lie between 0 and 1"):
+        mmabits.tolerance(a, b, **_GIVEN, probability=probability)
+
+
+def test_a_result_of_another_shape_is_refused():
+    a, b, _ = _inputs()
+    with pytest.raises(OperandError, match=r"the result has shape \(3,\), the product \(64, 64\)"):
+        mmabits.tolerance(a, b, **_GIVEN).violations(np.zeros(3))
+
+
+def test_batches_are_products_of_their_own():
+    rng = np.random.default_rng(8)
+    a, b = rng.standard_normal((3, 4, 64)).astype(_FP8), rng.standard_normal((64, 5)).astype(_FP8)
+    together = mmabits.tolerance(a, b, **_GIVEN)
+    for i in range(3):
+        np.testing.assert_array_equal(together.bound[i], mmabits.tolerance(a[i], b, **_GIVEN).bound)
