@@ -1,5 +1,7 @@
 """The numerics of GPU tensor cores, bit for bit, on any machine."""
 
+from typing import TYPE_CHECKING, Any
+
 from mmabits.emulator import layouts
 from mmabits.emulator.api import gemm, mma
 from mmabits.emulator.codecs import decode, encode
@@ -8,19 +10,27 @@ from mmabits.emulator.tolerance import tolerance
 from mmabits.isa import MmabitsError, instructions, what_if
 from mmabits.isa import parse as instruction
 
+if TYPE_CHECKING:
+    from mmabits.conformance.explain import explain
+
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm",
-    "mma",
-    "emulate",
-    "tolerance",
-    "what_if",
-    "instruction",
-    "instructions",
-    "decode",
-    "encode",
-    "layouts",
-    "MmabitsError",
-    "__version__",
-]
+    "gemm", "mma", "emulate", "explain", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "MmabitsError", "__version__",
+]  # fmt: skip
+
+_ON_DEMAND = {"explain": "mmabits.conformance.explain"}
+"""Functions whose modules are imported at the first use, so that `import mmabits` stays quick."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module 'mmabits' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_ON_DEMAND[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

@@ -14,7 +14,8 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "emulate", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "gemm", "mma", "emulate", "explain", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "MmabitsError", "__version__",
 ]  # fmt: skip
 NOT_IMPORTED = ("numba", "llvmlite", "torch", "jax", "triton", "matplotlib", "rich", "typer", "safetensors", "mmasim")
 
