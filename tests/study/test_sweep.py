@@ -1,0 +1,114 @@
+"""Sweeps: the same table at once, interrupted and resumed, and on a cluster."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmabits
+from mmabits.conformance.study import JournalMismatch, Table, points, sweep
+from mmabits.isa import OperandError
+
+
+def one_point(k: int, arch: str, scale: float = 1.0):
+    """A product and a figure of it: importable, so that a cluster's workers find it."""
+    rng = np.random.default_rng(k)
+    a, b = ((rng.standard_normal(shape) * scale).astype(np.float16) for shape in ((4, k), (k, 4)))
+    d = mmabits.gemm(a, b, instruction="mma.sync", arch=arch)
+    return [{"k": k, "arch": arch, "sum": float(d.sum()), "bits": int(d.view(np.uint32).sum())}]
+
+
+_AT = points(k=[16, 48, 100], arch=["sm_80", "sm_90a"])
+
+
+def test_points_are_every_combination_in_order():
+    assert points(k=[1, 2], f=["x", "y"]) == [{"k": 1, "f": "x"}, {"k": 1, "f": "y"}, {"k": 2, "f": "x"}, {"k": 2, "f": "y"}]
+    with pytest.raises(OperandError, match="axis 'k' needs a sequence of values"):
+        points(k=[])
+
+
+def test_a_table_has_the_rows_of_every_point_in_order_and_is_written(tmp_path):
+    table = sweep(one_point, _AT)
+    assert [(row["k"], row["arch"]) for row in table.rows] == [(point["k"], point["arch"]) for point in _AT]
+    with table.csv(tmp_path / "deep" / "table.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [int(row["bits"]) for row in read] == [row["bits"] for row in table.rows]
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    assert tuple(pyarrow.read_table(table.parquet(tmp_path / "table.parquet")).to_pylist()) == table.rows
+
+
+_PROGRAM = """
+import sys, time
+sys.path.insert(0, {here!r})
+import test_sweep
+from mmabits.conformance.study import sweep
+def slow(**point):
+    time.sleep(0.4)
+    return test_sweep.one_point(**point)
+slow.__module__, slow.__qualname__ = "tests", "slow"
+sweep(slow, test_sweep._AT, out={out!r})
+"""
+
+
+def test_a_sweep_killed_halfway_resumes_and_gives_the_same_table(tmp_path):
+    """The process is killed as soon as two points are in the journal, and half a line is left behind."""
+    journal = tmp_path / "points.jsonl"
+    program = textwrap.dedent(_PROGRAM.format(here=str(Path(__file__).parent), out=str(tmp_path)))
+    path = os.pathsep.join([str(Path(mmabits.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline, "the sweep ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = [json.loads(line)["point"] for line in journal.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
+    assert 2 <= len(done) < len(_AT)
+    with journal.open("a") as file:
+        file.write('{"point": "{\\"k\\": 100')
+    seen = []
+
+    def slow(**point):
+        seen.append(json.dumps(point, sort_keys=True))
+        return one_point(**point)
+
+    slow.__module__, slow.__qualname__ = "tests", "slow"
+    resumed = sweep(slow, _AT, out=tmp_path)
+    assert not set(seen) & set(done), "a finished point was computed again"
+    assert len(seen) == len(_AT) - len(done)
+    assert resumed == sweep(one_point, _AT)
+    assert sweep(slow, _AT, out=tmp_path) == resumed and len(seen) == len(_AT) - len(done)
+
+
+def test_a_folder_of_another_sweep_is_not_touched(tmp_path):
+    sweep(one_point, _AT, out=tmp_path)
+    before = (tmp_path / "points.jsonl").read_bytes()
+    with pytest.raises(JournalMismatch, match="choose another folder"):
+        sweep(one_point, points(k=[16], arch=["sm_80"]), out=tmp_path)
+    assert (tmp_path / "points.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_gives_the_same_bits():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert sweep(one_point, _AT, client=client) == sweep(one_point, _AT)
+
+
+def test_numpy_values_become_plain_ones():
+    table = sweep(lambda **point: [{"x": np.float32(0.5), "n": np.int64(point["n"])}], points(n=[3]))
+    assert table == Table(rows=({"x": 0.5, "n": 3},))
