@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.conformance.explain.cli import explain
 from mmabits.isa.errors import MmabitsError
 
 if TYPE_CHECKING:
@@ -210,6 +211,9 @@ def demo(
         return
     print(f"\nRecordings of real GPUs in {folder}:")
     raise typer.Exit(replay_paths([folder], 3, False))
+
+
+app.command(name="explain")(explain)
 
 
 if __name__ == "__main__":

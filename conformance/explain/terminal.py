@@ -55,7 +55,7 @@ def _results(explanation: Explanation) -> Table:
 
 
 def _steps(found: Trace) -> Table:
-    table = Table(title=f"{len(found.steps)} steps", title_justify="left", pad_edge=False)
+    table = Table(title=f"{len(found.steps)} steps", title_justify="left")
     for heading in ("step", "elements", "largest exponent", "last place", "cut by alignment", "cut by rounding", "accumulator"):
         table.add_column(heading, justify="right" if heading != "elements" else "left")
     events = list(found.events)

@@ -172,3 +172,21 @@ def test_wrong_use_is_refused(tmp_path):
         found.svg(arch="sm_80")
     with pytest.raises(OperandError, match=r"saved as \.html or \.svg"):
         found.save(tmp_path / "why.pdf")
+
+
+def test_the_command_explains_and_writes(tmp_path, capsys):
+    from mmabits.conformance.cli import main
+
+    page = tmp_path / "why.html"
+    values = ["--a", "1,0.001953125", "--b", "1,0.03125"]
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "wgmma", "--arch", "sm_90a", *values, "--beside", "sm_100a", "--save", str(page)])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "0.001953125 x 0.03125" in text and "|1" in text
+    assert f"wrote {page}" in text
+    assert "sm_100a" in page.read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", "wgmma", "--arch", "sm_90a", "--a", "1,2", "--b", "one"])
+    assert ended.value.code == 2
+    assert "error: --b takes numbers separated by commas, got 'one'" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""The command `mmabits explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from mmabits.isa import format_spec
+from mmabits.isa.errors import OperandError
+
+
+def explain(
+    instruction: Annotated[str, typer.Argument(help="PTX spelling, in full or short: wgmma, mma.sync, tcgen05.mma.")],
+    arch: Annotated[str, typer.Option(help="Architecture: sm_90a, ...")],
+    a_type: Annotated[str, typer.Option(help="Type of A's elements.")] = "e4m3",
+    b_type: Annotated[str | None, typer.Option(help="Type of B's; that of A if left out.")] = None,
+    scale_type: Annotated[str | None, typer.Option(help="Type of the block scales: ue8m0 or ue4m3.")] = None,
+    a: Annotated[str | None, typer.Option("--a", help="Values of A along K, separated by commas; drawn at random if left out.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Values of B.")] = None,
+    c: Annotated[float, typer.Option("--c", help="The accumulator at the start.")] = 0.0,
+    scale_a: Annotated[str | None, typer.Option(help="Block scales of A, separated by commas.")] = None,
+    scale_b: Annotated[str | None, typer.Option(help="Block scales of B.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Elements of K, where they are drawn at random.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the random values.")] = 0,
+    promote_every: Annotated[int | None, typer.Option(help="Elements of K between promotions.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="Another architecture to compare with; may be repeated.")] = None,
+    save: Annotated[list[Path] | None, typer.Option(help="Write a page (.html) or a picture (.svg); may be repeated.")] = None,
+) -> None:
+    """Explain one element of a product, step by step: what was aligned, cut off, rounded, and where the bits went."""
+    from rich.console import Console
+
+    from mmabits.conformance.explain import explain as explained
+    from mmabits.isa import lower, resolve
+
+    right_type = b_type or a_type
+    row = resolve(instruction, arch=arch, a_type=a_type, b_type=right_type, scale_type=scale_type)
+    lower(row, arch)
+    rng = np.random.default_rng(seed)
+    left, right = _values(a, row.a_type.name, k, rng, "a"), _values(b, row.b_type.name, k, rng, "b")
+    if left.size != right.size:
+        raise OperandError(f"--a has {left.size} values and --b {right.size}; they must agree (or give both, or --k)")
+    scales: dict[str, Any] = {}
+    if row.scale_type is not None and row.block is not None:
+        blocks = -(-left.size // row.block)
+        for name, text in (("scale_a", scale_a), ("scale_b", scale_b)):
+            scales[name] = _values(text, row.scale_type.name, blocks, rng, name)
+    start = np.array(c, {"f16": np.float16, "f64": np.float64, "s32": np.int32}.get(row.c_type.name, np.float32))[()]
+    found = explained(left, right, start, instruction=row, arch=arch, promote_every=promote_every, beside=tuple(beside or ()), **scales)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(found)
+    for path in save or ():
+        print(f"wrote {found.save(path)}")
+
+
+def _values(text: str | None, form: str, count: int, rng: np.random.Generator, name: str) -> npt.NDArray[Any]:
+    from mmabits.emulator.codecs import encode, from_codes
+
+    if text is None:
+        drawn = 2.0 ** rng.integers(-3, 4, count) if name.startswith("scale") else rng.standard_normal(count)
+        if format_spec(form).is_integer:
+            drawn = np.rint(np.abs(drawn) * 3)
+        return from_codes(encode(drawn, form, satfinite=True), form)
+    try:
+        values = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        raise OperandError(f"--{name.replace('_', '-')} takes numbers separated by commas, got {text!r}") from None
+    return from_codes(encode(values, form, satfinite=False), form)
