@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mmabits.conformance.explain.cli import explain
+from mmabits.conformance.study.cli import study
 from mmabits.isa.errors import MmabitsError
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def demo(
 
 
 app.command(name="explain")(explain)
+app.command(name="study")(study)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""The studies that ship: rows that can be checked otherwise, pages that stand alone, and the whole of them in the slow part."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import mmabits
+from mmabits.conformance.cli import main
+from mmabits.conformance.study.report import page, run
+from mmabits.conformance.study.shipped import STUDIES
+from mmabits.isa import OperandError
+
+pytest.importorskip("matplotlib")
+
+
+def test_the_bits_that_survive_are_those_of_the_rows():
+    at = STUDIES["accumulation"].at
+    kept = {arch: next(iter(at(kind="bits", arch=arch))) for arch in ("sm_89", "sm_90a", "sm_100a")}
+    assert {arch: row["kept"] for arch, row in kept.items()} == {"sm_89": 13, "sm_90a": 13, "sm_100a": 25}
+    assert {arch: row["zero_low_bits"] for arch, row in kept.items()} == {"sm_89": 10, "sm_90a": 10, "sm_100a": 0}
+
+
+def test_a_row_of_the_attention_study_is_the_product_it_names():
+    (row,) = STUDIES["attention"].at(arch="sm_80", way="f16", values="around 1", keys=256)
+    rng = np.random.default_rng(256)
+    scores = rng.standard_normal((64, 256))
+    p = np.exp(scores - scores.max(axis=1, keepdims=True)).astype(np.float16)
+    v = (rng.standard_normal((256, 64)) + 1).astype(np.float16)
+    exact = p.astype(np.float64) @ v.astype(np.float64)
+    d = mmabits.gemm(p, v, np.zeros((64, 64), np.float16), instruction="mma.sync", arch="sm_80").astype(np.float64)
+    assert row["rms"] == pytest.approx(np.sqrt(((d - exact) ** 2).mean()) / np.sqrt((exact**2).mean()), rel=1e-12)
+    assert row["overflowed"] == 0.0
+
+
+def test_outliers_leave_the_exact_product_as_it_is():
+    rows = [next(iter(STUDIES["outliers"].at(data="normal", recipe="mxfp8", factor=factor))) for factor in (1, 4096)]
+    assert rows[1]["error"] == pytest.approx(rows[0]["error"], rel=0.15), "powers of two in whole channels are what block scales take"
+
+
+def _small(name):
+    """A study with few of its points."""
+    study = STUDIES[name]
+    points = study.points("quick")
+    if name == "accumulation":
+        points = [point for point in points if point.get("k", 0) <= 4096]
+    return replace(study, points=lambda size: points)
+
+
+@pytest.mark.parametrize("name", ["accumulation", "scales"])
+def test_a_study_writes_table_and_page_and_goes_on_where_it_was(name, tmp_path):
+    study = _small(name)
+    table = run(study, out=tmp_path, size="quick", progress=False)
+    text = html.unescape((tmp_path / "index.html").read_text())
+    assert text.count("<svg") == len(study.charts)
+    assert study.title in text and all(finding in text for finding in study.findings(table.rows))
+    assert (tmp_path / "table.csv").read_text().count("\n") == 1 + len(table.rows)
+    assert not re.search(r'(src|href)="http', text), "a page must not need the network"
+
+    def never(**point):
+        raise AssertionError("a finished point was computed again")
+
+    never.__module__, never.__qualname__ = study.at.__module__, study.at.__qualname__
+    again = run(replace(study, at=never), out=tmp_path, size="quick", progress=False)
+    assert again == table
+    assert study.claims(table.rows) == study.claims(again.rows)
+
+
+def test_published_numbers_stand_beside_what_was_measured():
+    study = STUDIES["accumulation"]
+    rows = [row for point in study.points("quick") if point["kind"] in ("bits", "signed") for row in study.at(**point)]
+    claims = study.claims(rows)
+    assert [claim.published for claim in claims] == ["13", "25", "10", "nearly 2 %"]
+    assert all(claim.agrees for claim in claims)
+    doctored = [{**row, "kept": 14} if row.get("arch") == "sm_90a" and row["kind"] == "bits" else row for row in rows]
+    assert [claim.agrees for claim in study.claims(doctored)] == [False, True, True, True]
+
+
+def test_the_command_lists_runs_and_refuses(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["study"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == list(STUDIES)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "outlier"])
+    assert ended.value.code == 2
+    assert "unknown study 'outlier'; did you mean outliers" in capsys.readouterr().err
+    with pytest.raises(OperandError, match="a study's size is one of quick, full, got 'tiny'"):
+        run(STUDIES["scales"], out=tmp_path, size="tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_runs_whole(name, tmp_path):
+    table = run(STUDIES[name], out=tmp_path, progress=False)
+    assert len(table.rows) >= len(STUDIES[name].points("full"))
+    assert page(STUDIES[name], table.rows, "full", 1.0).startswith("<!doctype html>")
