@@ -163,10 +163,20 @@ def replay_files(files: Sequence[Path], *, limit: int = 3) -> Iterator[FileRepor
     """
     for path in files:
         try:
-            yield replay(read_vectors(path), path=str(path), limit=limit)
+            yield _replay_file(path, limit)
         except MmabitsError as error:
             text = str(error)
             yield FileReport(path=str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")
+
+
+def _replay_file(path: Path, limit: int) -> FileReport:
+    """A file of either format: dot products, or the tiles that `mmabits record` writes."""
+    from mmabits.conformance.record.recording import is_recording
+    from mmabits.conformance.record.replaying import replay_recording
+
+    if is_recording(path):
+        return replay_recording(path, limit=limit)
+    return replay(read_vectors(path), path=str(path), limit=limit)
 
 
 def replay(vectors: DotVectors, *, path: str = "", limit: int = 3) -> FileReport:

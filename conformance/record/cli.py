@@ -1,0 +1,125 @@
+"""The command `mmabits record`; conformance/cli.py registers it: `app.command(name="record")(record)`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from mmabits.isa.errors import OperandError
+
+if TYPE_CHECKING:
+    from mmabits.conformance.record.session import Job, Outcome
+    from mmabits.isa import Instruction
+
+AUTO: Final = "auto"
+EXIT_FAILED: Final = 2
+
+
+@contextmanager
+def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, if that is a terminal; yields what to call after each step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+def _chosen(arch: str, only: str | None, spelled: Sequence[str], *, every_n: bool) -> list[Instruction]:
+    from mmabits.conformance.record.session import recordable
+    from mmabits.isa import parse
+
+    if spelled and only is not None:
+        raise OperandError("--instruction and --only exclude each other")
+    return [parse(text) for text in spelled] if spelled else recordable(arch, only=only, every_n=every_n)
+
+
+def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], *, every_n: bool, every: bool) -> int:
+    """Compile and print the table; the exit status."""
+    from mmabits.conformance.record.listing import kernel_rows, kernels_markdown
+    from mmabits.conformance.record.session import TARGETS, representatives
+
+    def of(target: str) -> list[Instruction]:
+        if every or spelled:
+            return _chosen(target, only, spelled, every_n=every_n)
+        return [instruction for instruction in representatives(target) if only is None or only in instruction.ptx]
+
+    archs = TARGETS if arch == AUTO else (arch,)
+    with _progress(sum(len(of(target)) for target in archs), "compiling") as advance:
+        rows = kernel_rows(of, archs, advance=advance)
+    print(kernels_markdown(rows))
+    wrong = sum(bool(row.problems) for row in rows)
+    print(f"\n{len(rows)} kernels, {wrong} with problems")
+    return EXIT_FAILED if wrong or not rows else 0
+
+
+def _print_outcomes(outcomes: Sequence[Outcome], jobs: Sequence[Job], out: Path) -> int:
+    for outcome in outcomes:
+        if outcome.error:
+            where = "" if str(outcome.path) in outcome.error else f"{outcome.path}: "
+            print(f"error: {where}{outcome.error}", file=sys.stderr)
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in ("recorded", "kept", "failed")}
+    print(f"{len(jobs)} recordings in {out}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    return EXIT_FAILED if counts["failed"] else 0
+
+
+def record(
+    out: Annotated[Path | None, typer.Option(help="Folder for the recordings; made if missing.")] = None,
+    arch: Annotated[str, typer.Option(help="Architecture: sm_90a, ...; auto: that of the GPU.")] = AUTO,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the operands.")] = 0,
+    tiles: Annotated[int | None, typer.Option(min=1, help="Tiles of each recording; left out: about 16384 results.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only a family (mma.sync, wgmma, tcgen05) or any part of the spelling.")] = None,
+    instruction: Annotated[list[str] | None, typer.Option(help="Exactly this instruction, PTX in full; repeatable.")] = None,
+    generator: Annotated[
+        list[str] | None, typer.Option(help="normal, random-bits, special or package.module:function; repeatable; all if left out.")
+    ] = None,
+    chain: Annotated[int, typer.Option(min=1, help="Instructions along K, each adding to the one before.")] = 1,
+    every_n: Annotated[bool, typer.Option("--every-n", help="Every N of wgmma and tcgen05.mma, not three of them.")] = False,
+    device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
+    emulated: Annotated[bool, typer.Option("--emulated", help="The emulator instead of a GPU; the files say so.")] = False,
+    list_kernels: Annotated[bool, typer.Option("--list-kernels", help="Compile one kernel of each form and list them; no GPU.")] = False,
+    compile_only: Annotated[bool, typer.Option("--compile-only", help="Compile and list every kernel that would run; no GPU.")] = False,
+) -> None:
+    """Run instructions on a GPU and record operands and results. Interrupted, the same call goes on. Exit status: 0 all recorded, 2 not."""
+    spelled = instruction or []
+    if list_kernels or compile_only:
+        raise typer.Exit(_list_kernels(arch, only, spelled, every_n=every_n, every=compile_only))
+    if out is None:
+        raise OperandError("--out is missing: the folder for the recordings")
+    raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, every_n=every_n, emulated=emulated))
+
+
+def _record(
+    out: Path, arch: str, only: str | None, spelled: Sequence[str], generators: Sequence[str] | None, seed: int, tiles: int | None,
+    chain: int, index: int, *, every_n: bool, emulated: bool,
+) -> int:  # fmt: skip
+    """Record; the exit status."""
+    from mmabits.conformance.record.device import Device, EmulatedDevice
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.conformance.record.generators import GENERATORS
+    from mmabits.conformance.record.session import make_jobs
+    from mmabits.conformance.record.session import record as record_jobs
+
+    if emulated and arch == AUTO:
+        raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
+    device: Device = EmulatedDevice(arch) if emulated else CudaDevice(index)
+    if arch not in (AUTO, device.info.arch):
+        raise OperandError(f"--arch {arch} asks for another architecture than that of {device.info.name}, {device.info.arch}")
+    chosen = _chosen(device.info.arch, only, spelled, every_n=every_n)
+    jobs = make_jobs(chosen, arch=device.info.arch, generators=generators or tuple(GENERATORS), seed=seed, tiles=tiles, chain=chain)
+    print(f"{device.info.name}, {device.info.arch}: {len(jobs)} recordings", file=sys.stderr)
+    with _progress(len(jobs), "recording") as advance:
+        outcomes = record_jobs(device, jobs, out, command=shlex.join(["mmabits", *sys.argv[1:]]), advance=lambda _: advance())
+    return _print_outcomes(outcomes, jobs, out)

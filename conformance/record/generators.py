@@ -1,0 +1,113 @@
+"""Plain operands for recordings. Anything with the signature of `Generator` can take their place."""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.conformance.record.tiles import Generator, TileOperands, encoded, operand_formats
+from mmabits.isa.errors import OperandError, nearest
+from mmabits.isa.formats import FormatSpec
+from mmabits.isa.instructions import Instruction
+
+Codes = npt.NDArray[Any]
+_Draw = Callable[[str, FormatSpec, tuple[int, ...], np.random.Generator], Codes]
+
+_SPECIAL_SHARE: Final = 0.15
+_NORMAL_SCALE_SPREAD: Final = 3
+
+
+def _rng(name: str, instruction: Instruction, arch: str, seed: int) -> np.random.Generator:
+    """Depends on what is asked and on nothing else."""
+    return np.random.default_rng([seed, *(zlib.crc32(text.encode()) for text in (name, instruction.ptx, arch))])
+
+
+def _drawn(name: str, draw: _Draw, instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOperands:
+    rng = _rng(name, instruction, arch, seed)
+    return TileOperands(**{operand: draw(operand, spec, (tiles, *shape), rng) for operand, spec, shape in operand_formats(instruction)})
+
+
+def _bits(operand: str, spec: FormatSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Codes:
+    return rng.integers(0, spec.codes - 1, shape, dtype=np.uint64, endpoint=True).astype(f"uint{spec.container_bits}")
+
+
+def _normal(operand: str, spec: FormatSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Codes:
+    if spec.is_integer:
+        return _bits(operand, spec, shape, rng)
+    if spec.scale_only:
+        return encoded(2.0 ** rng.integers(-_NORMAL_SCALE_SPREAD, _NORMAL_SCALE_SPREAD + 1, shape), spec)
+    return encoded(rng.standard_normal(shape), spec)
+
+
+def special_codes(spec: FormatSpec) -> Codes:
+    """The codes at the edges of a format: zeros, ones, the ends of the subnormals and of the normals, infinities, NaN."""
+    if spec.is_integer:
+        top = (1 << spec.fraction_bits) - 1
+        codes = {0, 1, top, *((spec.sign_mask, spec.codes - 1) if spec.sign_bits else ())}
+    else:
+        low = 1 << spec.ignored_low_bits
+        smallest_normal = 1 << (spec.fraction_bits + spec.ignored_low_bits)
+        magnitudes = {0, low, smallest_normal - low, smallest_normal, spec.max_finite_magnitude, spec.bias * smallest_normal}
+        magnitudes |= {code for code in (spec.infinity, spec.nan) if code is not None}
+        sign = spec.sign_mask or (1 << (spec.code_bits - 1) if spec.ignored_sign else 0)
+        codes = magnitudes | {code | sign for code in magnitudes}
+    return np.array(sorted(codes), dtype=f"uint{spec.container_bits}")
+
+
+def _special(operand: str, spec: FormatSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Codes:
+    """Special codes among normal values: few enough that not every sum is NaN."""
+    codes, share = special_codes(spec), _SPECIAL_SHARE
+    not_finite = np.isin(codes, [code for code in (spec.infinity, spec.nan) if code is not None])
+    signs_aside = codes & codes.dtype.type(spec.magnitude_mask)
+    weights = np.where(not_finite | (signs_aside >= (spec.exponent_mask or spec.codes)), 0.02, 1.0)
+    chosen = rng.choice(codes, shape, p=weights / weights.sum())
+    return np.where(rng.random(shape) < share, chosen, _normal(operand, spec, shape, rng))
+
+
+def random_bits(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOperands:
+    """Uniform codes, special values as they come; C and the scales likewise."""
+    return _drawn("random-bits", _bits, instruction, arch, tiles, seed)
+
+
+def normal_values(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOperands:
+    """Standard normal values rounded to the formats, C among them; scales 1/8 to 8; integers uniform."""
+    return _drawn("normal", _normal, instruction, arch, tiles, seed)
+
+
+def special_values(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOperands:
+    """Normal values with the edges of the formats among them: zeros of both signs, subnormals, the largest, infinities and NaN."""
+    return _drawn("special", _special, instruction, arch, tiles, seed)
+
+
+GENERATORS: Final[dict[str, Generator]] = {"normal": normal_values, "random-bits": random_bits, "special": special_values}
+"""The generators by their names in files and on the command line."""
+
+
+def find_generator(name: str) -> Generator:
+    """A generator by name.
+
+    Args:
+        name: one of `GENERATORS`, or `package.module:function`.
+
+    Raises:
+        OperandError: no such generator.
+    """
+    if name in GENERATORS:
+        return GENERATORS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        known = f"{', '.join(GENERATORS)}, package.module:function"
+        raise OperandError(f"unknown generator {name!r}{nearest(name, GENERATORS)}; known: {known}")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise OperandError(f"no generator {name!r}: {error}") from error
+    if not callable(found):
+        raise OperandError(f"{name!r} is no function")
+    generator: Generator = found
+    return generator

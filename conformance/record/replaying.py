@@ -1,0 +1,99 @@
+"""Recordings of tiles, run through the emulator and compared bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mmabits.conformance.record.device import EMULATOR
+from mmabits.conformance.record.recording import Recording, read_recording
+from mmabits.conformance.record.tiles import Codes, emulate_tiles
+from mmabits.conformance.replay import Difference, FileReport
+from mmabits.conformance.replay import replay as replay_rows
+from mmabits.conformance.vectors import DotVectors
+from mmabits.isa import lower
+
+_BATCH_RESULTS: Final = 1 << 20
+_ROWS_KIND: Final = {EMULATOR: "peer"}
+"""What dot-vectors/1 calls a kind."""
+
+
+def replay_recording(path: str | Path, *, limit: int = 3) -> FileReport:
+    """Replay a file of tiles; the report is that of `mmabits replay`, its rows being the elements of D one after another.
+
+    Args:
+        path: a recording.
+        limit: how many differing elements to describe.
+
+    Raises:
+        VectorFileError: the file cannot be read.
+        UnsupportedInstruction: the architecture lacks the instruction.
+    """
+    return report_of(read_recording(path), path=str(path), limit=limit)
+
+
+def report_of(recording: Recording, *, path: str = "", limit: int = 3) -> FileReport:
+    """Run a recording's tiles through the emulator and count the elements of D that differ.
+
+    The first differing elements are explained step by step, as rows of dot products; not those of chains, whose intermediate
+    results are not recorded.
+    """
+    instruction = recording.instruction
+    places = [place for part in _differing(recording) for place in part]
+    describable = [] if recording.chain > 1 else places[:limit]
+    return FileReport(
+        path=path, kind=recording.kind, gpu=recording.gpu, arch=recording.arch, instruction=instruction.ptx,
+        a_type=instruction.a_type.name, b_type=instruction.b_type.name, c_type=instruction.c_type.name, d_type=instruction.d_type.name,
+        evidence=lower(instruction, recording.arch).evidence, rows=int(recording.d.size), differing=len(places),
+        differences=tuple(_described(recording, describable)),
+    )  # fmt: skip
+
+
+def _differing(recording: Recording) -> Iterator[list[tuple[int, int, int]]]:
+    """Tile, row and column of every element that differs, in batches of tiles."""
+    tiles = recording.operands.tiles
+    batch = max(1, _BATCH_RESULTS // (recording.instruction.m * recording.instruction.n))
+    for start in range(0, tiles, batch):
+        stop = min(start + batch, tiles)
+        computed = emulate_tiles(recording.instruction, recording.arch, recording.operands.part(start, stop))
+        wrong: Any = np.argwhere(computed != recording.d[start:stop]) + np.array([start, 0, 0])
+        yield [(int(tile), int(row), int(column)) for tile, row, column in wrong]
+
+
+def _described(recording: Recording, places: list[tuple[int, int, int]]) -> Iterator[Difference]:
+    """The elements as dot products, which `replay` explains; a row's number is the element's place in D."""
+    if not places:
+        return
+    rows = dot_rows_of(recording, places)
+    numbers = [int(np.ravel_multi_index(place, recording.d.shape)) for place in places]
+    for difference in replay_rows(rows, limit=len(places)).differences:
+        yield replace(difference, row=numbers[difference.row])
+
+
+def dot_rows_of(recording: Recording, places: list[tuple[int, int, int]]) -> DotVectors:
+    """Elements of D as dot products of one instruction.
+
+    Args:
+        recording: one without a chain.
+        places: tile, row and column of each.
+    """
+    instruction, operands = recording.instruction, recording.operands
+    tile, row, column = (np.array(axis) for axis in zip(*places, strict=True))
+
+    def rows_of(codes: Codes | None) -> Codes | None:
+        return None if codes is None else np.ascontiguousarray(codes[tile, row])
+
+    def columns_of(codes: Codes | None) -> Codes | None:
+        return None if codes is None else np.ascontiguousarray(codes[tile, :, column])
+
+    return DotVectors(
+        instruction=instruction.ptx, arch=recording.arch, a_type=instruction.a_type, b_type=instruction.b_type, c_type=instruction.c_type,
+        d_type=instruction.d_type, k=instruction.k, a=np.ascontiguousarray(operands.a[tile, row]),
+        b=np.ascontiguousarray(operands.b[tile, :, column]), c=operands.c[tile, row, column], d=recording.d[tile, row, column],
+        scale_type=instruction.scale_type, block=instruction.block, scale_a=rows_of(operands.scale_a), scale_b=columns_of(operands.scale_b),
+        kind=_ROWS_KIND.get(recording.kind, recording.kind), gpu=recording.gpu,
+    )  # fmt: skip
