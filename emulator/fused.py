@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmabits.emulator.decode import code_class
-from mmabits.emulator.jit import TOWARD_ZERO, WIDTH, enter_rounding, entry, jit, leave_rounding
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.native import Call, Variant
+from mmabits.emulator.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers
 from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step
-from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
+from mmabits.emulator.tasks import PANEL, WIDTH
+from mmabits.emulator.tiles import CACHE_LINE, add_chain, carve, kill_row, load_tiles, padded, report_no_memory, store_tiles, task_bounds
 
 FINITE, INFINITE, NAN = 0, 1, 2
 """The worst that stands in a step of a row of A or a column of B."""
@@ -22,6 +26,9 @@ class Product(NamedTuple):
     """(batch, M, K) codes."""
     b: Any
     """(batch, K, N) codes."""
+    flat_a: Any
+    flat_b: Any
+    """The same codes as one row each."""
     scale_a: Any
     """(batch, M, blocks) codes, or empty."""
     scale_b: Any
@@ -30,8 +37,6 @@ class Product(NamedTuple):
     """(batch, M, N) float32: accumulators in, results out."""
     order: Any
     """Order in which an instruction's elements of K enter the steps; empty: ascending."""
-    carrier: Any
-    """Empty array of the dtype of the truncated sums."""
     form_a: Any
     form_b: Any
     """plan.FormatNumbers."""
@@ -58,6 +63,8 @@ class Rows(NamedTuple):
     """`places`, and WIDTH more where the element is negative."""
     bad: Any
     """(rows, steps): the worst that stands in that step."""
+    wide: Any
+    """Scratch: one row's magnitudes of a step in float64."""
 
 
 class Columns(NamedTuple):
@@ -75,6 +82,20 @@ class Columns(NamedTuple):
     """(WIDTH): columns with something not finite, and all columns."""
     special: Any
     """Scratch: what such columns come to."""
+    wide: Any
+    """Scratch: the planes in float64."""
+
+
+class Scratch(NamedTuple):
+    """What a task works in."""
+
+    left: Any
+    right: Any
+    total: Any
+    chain: Any
+    """Accumulators, (tiles, rows, WIDTH), flat; the same array where no chain is added to a total."""
+    dead: Any
+    """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
 
 
 @jit
@@ -96,7 +117,7 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
     a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
     k_total = a.shape[2]
     straight = product.order.size == 0 and k0 + panel <= k_total
-    flat = a.reshape(a.size)
+    flat = product.flat_a
     left.codes[:] = 0
     for row in range(rows):
         codes, first, finite = left.codes, 0, True
@@ -138,7 +159,7 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
     """Fill one step of B. Columns and elements past the edges are zeros."""
     b, form, numbers = product.b, product.form_b, product.numbers
     k_total, n_total = b.shape[1], b.shape[2]
-    flat = b.reshape(b.size)
+    flat = product.flat_b
     right.bad[:] = FINITE
     for k in range(numbers.step):
         at = ordered(k0 + k, product.order)
@@ -207,14 +228,13 @@ def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: floa
 def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> None:
     """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
     step = product.numbers.step
-    magnitudes = np.empty(step, np.float64)
     for k in range(step):
-        magnitudes[k] = left.magnitudes[at + k]
+        left.wide[k] = left.magnitudes[at + k]
+    for i in range(right.planes.size):
+        right.wide[i] = right.planes[i]
     window = slice(at, at + step)
-    wide_left = Rows(step, left.codes, left.places, magnitudes, left.exponents[window], left.sides[window], left.bad)
-    wide_right = Columns(
-        right.codes, right.planes.astype(np.float64), right.exponents, right.bad, right.odd, right.every, right.special
-    )  # fmt: skip
+    wide_left = Rows(step, left.codes, left.places, left.wide, left.exponents[window], left.sides[window], left.bad, left.wide)
+    wide_right = Columns(right.codes, right.wide, right.exponents, right.bad, right.odd, right.every, right.special, right.wide)
     fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
 
 
@@ -248,32 +268,52 @@ def step_rows(
             chain[cell + odd[i]] = right.special[i]
 
 
-@entry
-def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
-    """Tasks first .. last - 1 of d = a @ b + d."""
+@jit
+def fused_scratch(base: int, call: Any, numbers: Any, codes: Any, carrier: Any) -> Any:
+    """What a task works in, from address `base` on, and the address after it."""
+    step, rows = numbers.step, call.rows
+    elements = min(padded(PANEL, step), padded(call.k, numbers.k_instruction))
+    panel = padded(elements, WIDTH)
+    row_codes, at = carve(base, panel, codes)
+    places, at = carve(at, panel, np.int32)
+    magnitudes, at = carve(at, rows * panel, carrier)
+    exponents, at = carve(at, rows * panel, np.int16)
+    sides, at = carve(at, rows * panel, np.int32)
+    bad, at = carve(at, (rows, elements // step), np.uint8)
+    wide, at = carve(at, step, np.float64)
+    left = Rows(panel, row_codes, places, magnitudes, exponents, sides, bad, wide)
+    column_codes, at = carve(at, WIDTH, codes)
+    planes, at = carve(at, step * 2 * WIDTH, carrier)
+    column_exponents, at = carve(at, step * WIDTH, np.int16)
+    bad_columns, at = carve(at, WIDTH, np.uint8)
+    odd, at = carve(at, WIDTH, np.int64)
+    every, at = carve(at, WIDTH, np.int64)
+    special, at = carve(at, WIDTH, np.float32)
+    wide_planes, at = carve(at, step * 2 * WIDTH, np.float64)
+    right = Columns(column_codes, planes, column_exponents, bad_columns, odd, every, special, wide_planes)
+    total, at = carve(at, call.tiles * rows * WIDTH, np.float32)
+    chain = total
+    if numbers.restart > 0:
+        chain, at = carve(at, call.tiles * rows * WIDTH, np.float32)
+    dead, at = carve(at, (call.tiles, rows), np.uint8)
+    return Scratch(left, right, total, chain, dead), at
+
+
+@jit
+def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
+    """Tasks of d = a @ b + d."""
     before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
-    step, carrier = numbers.step, product.carrier.dtype
-    k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
-    elements = min((PANEL + step - 1) // step * step, k_padded)
-    panel = (elements + WIDTH - 1) // WIDTH * WIDTH
-    rows, tiles = tiling.rows, tiling.tiles
-    places = np.empty(panel, np.int32)
-    for k in range(panel):
-        places[k] = k % step * 2 * WIDTH
-    left = Rows(
-        panel, np.empty(panel, a.dtype), places, np.empty(rows * panel, carrier), np.empty(rows * panel, np.int16),
-        np.empty(rows * panel, np.int32), np.empty((rows, elements // step), np.uint8),
-    )  # fmt: skip
-    right = Columns(
-        np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8),
-        np.empty(WIDTH, np.int64), np.arange(WIDTH), np.empty(WIDTH, np.float32),
-    )  # fmt: skip
-    total = np.empty(tiles * rows * WIDTH, np.float32)
-    chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
-    dead = np.empty((tiles, rows), np.uint8)
-    for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
+    left, right, total, chain, dead = scratch
+    step = numbers.step
+    k_padded = padded(a.shape[2], numbers.k_instruction)
+    elements = min(padded(PANEL, step), k_padded)
+    for k in range(left.panel):
+        left.places[k] = k % step * 2 * WIDTH
+    for j in range(WIDTH):
+        right.every[j] = j
+    for task in range(call.first, call.last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         load_tiles(d, item, row0, rows, tile0, tiles, total)
         dead[:] = 0
         if numbers.restart > 0:
@@ -293,3 +333,36 @@ def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
                         add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     leave_rounding(before)
+
+
+def fused_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: fused_tasks on a record."""
+    codes, carrier = variant.operand.type, variant.carrier.type
+
+    def run(pointer: Any) -> None:
+        call = fields_at(address_of(pointer), Call)
+        numbers = fields_at(call.numbers, StepNumbers)
+        base = allocate(fused_scratch(0, call, numbers, codes, carrier)[1] + CACHE_LINE)
+        if base == 0:
+            report_no_memory(pointer)
+            return
+        product = Product(
+            array_at(call.a, (call.batch, call.m, call.k), codes),
+            array_at(call.b, (call.batch, call.k, call.n), codes),
+            array_at(call.a, call.batch * call.m * call.k, codes),
+            array_at(call.b, call.batch * call.k * call.n, codes),
+            array_at(call.scale_a, (call.batch, call.m, call.blocks), np.uint8),
+            array_at(call.scale_b, (call.batch, call.blocks, call.n), np.uint8),
+            array_at(call.d, (call.batch, call.m, call.n), np.float32),
+            array_at(call.order, call.order_size, np.int64),
+            fields_at(call.form_a, FormatNumbers),
+            fields_at(call.form_b, FormatNumbers),
+            array_at(call.factors, 256, np.float64),
+            array_at(call.exponents, 256, np.int16),
+            numbers,
+            fields_at(call.result, ResultNumbers),
+        )
+        fused_tasks(call, product, fused_scratch(base, call, numbers, codes, carrier)[0])
+        release(base)
+
+    return run

@@ -6,13 +6,27 @@ refuses operands for which 24 bits would not do), then scaled exactly and trunca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.jit import TOWARD_ZERO, WIDTH, enter_rounding, entry, jit, leave_rounding
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.native import Call, Variant
+from mmabits.emulator.plan import TOWARD_ZERO, ResultNumbers, StepNumbers, StepPowers
 from mmabits.emulator.steps import grouped_step
-from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
+from mmabits.emulator.tasks import PANEL, WIDTH
+from mmabits.emulator.tiles import (
+    CACHE_LINE,
+    add_chain,
+    carve,
+    kill_row,
+    load_tiles,
+    padded,
+    report_no_memory,
+    store_tiles,
+    task_bounds,
+)
 
 LARGEST, SMALLEST = 0, 1
 """Places of a step's bounds on the powers of its scales."""
@@ -72,6 +86,20 @@ class GroupColumns(NamedTuple):
     masks: Any
     bounds: Any
     bad: Any
+    odd: Any
+    """Scratch: the columns with a NaN scale."""
+
+
+class Scratch(NamedTuple):
+    """What a task works in."""
+
+    left: Any
+    right: Any
+    total: Any
+    chain: Any
+    """Accumulators, (tiles, rows, WIDTH), flat; the same array where no chain is added to a total."""
+    dead: Any
+    """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
 
 
 @jit
@@ -154,7 +182,11 @@ def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int,
 def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, chain: Any, base: int, dead: Any) -> None:
     """One step for every row of a task against WIDTH columns, two rows at a time: accumulators in chain[base + row * WIDTH:]."""
     step = start // product.numbers.step
-    bad_columns = np.flatnonzero(right.bad)
+    bad_count = 0
+    for j in range(WIDTH):
+        if right.bad[j] != 0:
+            right.odd[bad_count] = j
+            bad_count += 1
     for row in range(rows):
         if dead[row] == 0 and left.bad[row, step] != 0:
             kill_row(chain, base + row * WIDTH)
@@ -165,35 +197,52 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, cha
             continue
         cells = (base + pair[0] * WIDTH, base + pair[1] * WIDTH)
         grouped_step(chain, cells, left, pair, step, right, product.powers, product.numbers, product.result)
-        for i in range(bad_columns.size):
-            chain[cells[0] + bad_columns[i]] = np.nan
-            chain[cells[1] + bad_columns[i]] = np.nan
+        for i in range(bad_count):
+            chain[cells[0] + right.odd[i]] = np.nan
+            chain[cells[1] + right.odd[i]] = np.nan
 
 
-@entry
-def grouped_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
-    """Tasks first .. last - 1 of d = a @ b + d."""
+@jit
+def grouped_scratch(base: int, call: Any, numbers: Any) -> Any:
+    """What a task works in, from address `base` on, and the address after it."""
+    step, rows = numbers.step, call.rows
+    groups = step // numbers.group
+    panel = min(padded(PANEL, step), padded(call.k, numbers.k_instruction))
+    panel_groups, steps = panel // numbers.group, panel // step
+    values, at = carve(base, rows * panel, np.float32)
+    factors, at = carve(at, rows * panel_groups, np.float64)
+    powers, at = carve(at, rows * panel_groups, np.float64)
+    masks, at = carve(at, rows * panel_groups, np.int64)
+    bounds, at = carve(at, rows * steps * 2, np.float64)
+    bad, at = carve(at, (rows, steps), np.uint8)
+    left = GroupRows(panel_groups, values, factors, powers, masks, bounds, bad)
+    values, at = carve(at, step * WIDTH, np.float32)
+    factors, at = carve(at, groups * WIDTH, np.float64)
+    powers, at = carve(at, groups * WIDTH, np.float64)
+    masks, at = carve(at, groups * WIDTH, np.int64)
+    bounds, at = carve(at, 2 * WIDTH, np.float64)
+    bad_columns, at = carve(at, WIDTH, np.uint8)
+    odd, at = carve(at, WIDTH, np.int64)
+    right = GroupColumns(values, factors, powers, masks, bounds, bad_columns, odd)
+    total, at = carve(at, call.tiles * rows * WIDTH, np.float32)
+    chain = total
+    if numbers.restart > 0:
+        chain, at = carve(at, call.tiles * rows * WIDTH, np.float32)
+    dead, at = carve(at, (call.tiles, rows), np.uint8)
+    return Scratch(left, right, total, chain, dead), at
+
+
+@jit
+def grouped_tasks(call: Any, product: Any, scratch: Any) -> None:
+    """Tasks of d = a @ b + d."""
     before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
-    step, groups = numbers.step, numbers.step // numbers.group
-    k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
-    panel = min((PANEL + step - 1) // step * step, k_padded)
-    rows, tiles = tiling.rows, tiling.tiles
-    panel_groups = panel // numbers.group
-    left = GroupRows(
-        panel_groups, np.empty(rows * panel, np.float32), np.empty(rows * panel_groups, np.float64),
-        np.empty(rows * panel_groups, np.float64), np.empty(rows * panel_groups, np.int64),
-        np.empty(rows * (panel // step) * 2, np.float64), np.empty((rows, panel // step), np.uint8),
-    )  # fmt: skip
-    right = GroupColumns(
-        np.empty(step * WIDTH, np.float32), np.empty(groups * WIDTH, np.float64), np.empty(groups * WIDTH, np.float64),
-        np.empty(groups * WIDTH, np.int64), np.empty(2 * WIDTH, np.float64), np.empty(WIDTH, np.uint8),
-    )  # fmt: skip
-    total = np.empty(tiles * rows * WIDTH, np.float32)
-    chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
-    dead = np.empty((tiles, rows), np.uint8)
-    for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
+    left, right, total, chain, dead = scratch
+    step = numbers.step
+    k_padded = padded(a.shape[2], numbers.k_instruction)
+    panel = min(padded(PANEL, step), k_padded)
+    for task in range(call.first, call.last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         load_tiles(d, item, row0, rows, tile0, tiles, total)
         dead[:] = 0
         if numbers.restart > 0:
@@ -212,3 +261,34 @@ def grouped_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
                         add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     leave_rounding(before)
+
+
+def grouped_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: grouped_tasks on a record."""
+    codes = variant.operand.type
+
+    def run(pointer: Any) -> None:
+        call = fields_at(address_of(pointer), Call)
+        numbers = fields_at(call.numbers, StepNumbers)
+        base = allocate(grouped_scratch(0, call, numbers)[1] + CACHE_LINE)
+        if base == 0:
+            report_no_memory(pointer)
+            return
+        product = ScaledProduct(
+            array_at(call.a, (call.batch, call.m, call.k), codes),
+            array_at(call.b, (call.batch, call.k, call.n), codes),
+            array_at(call.scale_a, (call.batch, call.m, call.blocks), np.uint8),
+            array_at(call.scale_b, (call.batch, call.blocks, call.n), np.uint8),
+            array_at(call.d, (call.batch, call.m, call.n), np.float32),
+            array_at(call.elements_a, 256, np.float32),
+            array_at(call.elements_b, 256, np.float32),
+            array_at(call.factors, 256, np.float64),
+            array_at(call.scale_powers, 256, np.float64),
+            fields_at(call.powers, StepPowers),
+            numbers,
+            fields_at(call.result, ResultNumbers),
+        )
+        grouped_tasks(call, product, grouped_scratch(base, call, numbers)[0])
+        release(base)
+
+    return run

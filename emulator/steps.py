@@ -14,19 +14,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from mmabits.emulator.jit import WIDTH, intrinsic
+from mmabits.emulator.jit import intrinsic
 from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
+from mmabits.emulator.plan import GROUPS_AT_ONCE, NO_EXPONENT
+from mmabits.emulator.tasks import WIDTH
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
-GROUPS_AT_ONCE = 2
-"""Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
-
-NO_EXPONENT = -8192
-"""Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
-
 _index = types.intp
 
 
