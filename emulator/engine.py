@@ -15,7 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mmabits.emulator.native import Call, NativeProduct, native_product
-from mmabits.emulator.tasks import task_count, tiling
+from mmabits.emulator.tasks import lie_side_by_side
 from mmabits.isa import Lowering
 
 Array = npt.NDArray[Any]
@@ -45,7 +45,8 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         UnsupportedInstruction: a datapath whose sums the engine could not keep exact.
         MemoryError: there was no memory for the tiles a thread works on.
     """
-    multiply(native_product(lowering, promote_every), a, b, d, scale_a, scale_b)
+    side_by_side = lie_side_by_side(d.shape[0], d.shape[2])
+    multiply(native_product(lowering, promote_every, side_by_side=side_by_side), a, b, d, scale_a, scale_b)
 
 
 def multiply(product: NativeProduct, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
@@ -53,8 +54,7 @@ def multiply(product: NativeProduct, a: Array, b: Array, d: Array, scale_a: Arra
     batch, m, n = d.shape
     k = a.shape[2]
     threads = 1 if batch * m * n * k <= SERIAL_PRODUCTS else threads_wanted()
-    parts = tiling(batch, m, n, threads)
-    count = task_count(batch, m, n, parts)
+    parts, count = product.tasks(batch, m, n, threads)
     threads = min(threads, count)
     operands = (_address(a), _address(b), _address(d), _address(scale_a), _address(scale_b))
     blocks = 0 if scale_b is None else scale_b.shape[1]
@@ -103,8 +103,13 @@ def threads_wanted() -> int:
         return os.cpu_count() or 1
 
 
-def _address(array: Array | None) -> int:
-    return 0 if array is None else int(array.ctypes.data)
+def _address(operand: Array | None) -> int:
+    if operand is None:
+        return 0
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(operand))  # a third of the time that the line below takes
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(operand.ctypes.data)
 
 
 @lru_cache(maxsize=8)

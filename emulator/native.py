@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator import plan
-from mmabits.emulator.tasks import task_count, tiling
+from mmabits.emulator.tasks import Tiling, side_by_side_count, side_by_side_tiling, task_count, tiling
 from mmabits.isa import Arithmetic, FormatSpec, Lowering, UnsupportedInstruction
 
 Array = npt.NDArray[Any]
@@ -110,6 +110,7 @@ class NativeProduct:
             FP6 too), int16 values for integers (also for u8 and the 4-bit types), float64 values for f64.
         accumulator: dtype of D: float32 (also where the instruction's accumulator is f16), int32 or float64.
         block: elements of K per block scale, 0 without.
+        side_by_side: whether the function is the one for batches of narrow items.
         constants: the last words of a record.
         kept: the arrays that they are addresses of.
     """
@@ -118,6 +119,7 @@ class NativeProduct:
     operand: np.dtype[Any]
     accumulator: np.dtype[Any]
     block: int
+    side_by_side: bool
     constants: tuple[int, ...]
     kept: tuple[Array, ...] = field(repr=False)
 
@@ -135,25 +137,37 @@ class NativeProduct:
             Shape (1,), dtype CALL. A caller of its own that divides the work copies it, and sets `first` and `last` to
             parts of what they are here.
         """
-        parts = tiling(batch, m, n, threads)
+        parts, count = self.tasks(batch, m, n, threads)
         blocks = -(-k // self.block) if self.block else 0
-        words = (0, 0, 0, 0, 0, batch, m, n, k, blocks, 0, task_count(batch, m, n, parts), *parts, 0, *self.constants)
+        words = (0, 0, 0, 0, 0, batch, m, n, k, blocks, 0, count, *parts, 0, *self.constants)
         return np.array(words, np.int64).view(CALL)
+
+    def tasks(self, batch: int, m: int, n: int, threads: int) -> tuple[Tiling, int]:
+        """How a product is divided, and into how many tasks."""
+        if self.side_by_side:
+            parts = side_by_side_tiling(m)
+            return parts, side_by_side_count(batch, m, parts)
+        parts = tiling(batch, m, n, threads)
+        return parts, task_count(batch, m, n, parts)
 
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _CARRIERS: dict[int, np.dtype[Any]] = {24: _FLOAT32, 53: _FLOAT64}
 _CODES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32)}
 _NONE = np.zeros(0)
+_SIDE_BY_SIDE = {"fused": "fused_side_by_side"}
+"""Functions for batches of narrow items, by the function for every product."""
 
 
 @lru_cache(maxsize=1024)
-def native_product(lowering: Lowering, promote_every: int = 0) -> NativeProduct:
+def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: bool = False) -> NativeProduct:
     """The engine's function for a lowering; made now if it never was on this machine, which takes about ten seconds.
 
     Args:
         lowering: what the architecture makes of the instruction (`mmabits.isa.lower`).
         promote_every: elements of K, a multiple of the instruction's, after which the chain is added to an f32 total; 0 for never.
+        side_by_side: the function for batches whose items have at most tasks.SIDE columns, which computes several of them at once;
+            the other is right for them too, and slower. Where there is only the other, it is that.
 
     Raises:
         UnsupportedInstruction: a datapath whose sums the engine could not keep exact.
@@ -161,6 +175,9 @@ def native_product(lowering: Lowering, promote_every: int = 0) -> NativeProduct:
     from mmabits.emulator.machine_code import function_address
 
     variant = _variant(lowering)
+    side_by_side = side_by_side and variant.kind in _SIDE_BY_SIDE
+    if side_by_side:
+        variant = variant._replace(kind=_SIDE_BY_SIDE[variant.kind])
     row = lowering.instruction
     grouped = lowering.datapath.arithmetic is Arithmetic.GROUPED
     aligned = grouped or lowering.datapath.arithmetic is Arithmetic.FUSED
@@ -183,7 +200,7 @@ def native_product(lowering: Lowering, promote_every: int = 0) -> NativeProduct:
     place = Call._fields.index("order_size") - CALLED
     return NativeProduct(
         address=function_address(variant), operand=variant.operand, accumulator=variant.accumulator, block=row.block or 0,
-        constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
+        side_by_side=side_by_side, constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
     )  # fmt: skip
 
 

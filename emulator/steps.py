@@ -17,7 +17,7 @@ from numba.core import cgutils
 from mmabits.emulator.jit import intrinsic
 from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
 from mmabits.emulator.plan import GROUPS_AT_ONCE, NO_EXPONENT
-from mmabits.emulator.tasks import WIDTH
+from mmabits.emulator.tasks import ITEMS, SIDE, WIDTH
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
@@ -101,8 +101,8 @@ def _finite_part(held: Lanes) -> Lanes:
     return _not_finite(held).choose(0, held.bits()).floats()
 
 
-def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
-    """WIDTH codes: magnitudes (float32), exponents (int16), sign bits (int32), and whether one is not finite (an i1).
+def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
+    """WIDTH codes, as many from each start: magnitudes (float32), exponents (int16), signs (int32), and whether one is not finite (an i1).
 
     A code's exponent and fraction, put where a float32 has them, times 2^(127 - form.bias) is its magnitude, subnormals
     included. What is not finite becomes a zero here.
@@ -113,7 +113,7 @@ def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lane
     def everywhere(number: Any) -> Lanes:
         return emit.splat(number, WIDTH)
 
-    code = emit.load(codes, at, WIDTH).unsigned(I32)
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I32)
     sign = (code >> everywhere(form.sign_shift)) & 1
     fields = builder.sub(builder.shl(ir.Constant(I32, 1), form.sign_shift), ir.Constant(I32, 1))
     field = (code & everywhere(fields)) >> everywhere(form.low_bits)
@@ -128,15 +128,15 @@ def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lane
 
 
 @intrinsic
-def decode_columns(_context: Any, codes: Any, at: Any, form: Any, right: Any, k: Any) -> Any:
-    """WIDTH codes of a row of B to row k of `right` (fused.Columns); whether all are finite."""
-    signature = types.boolean(codes, _index, form, right, _index)
+def decode_columns(_context: Any, codes: Any, starts: Any, form: Any, right: Any, k: Any) -> Any:
+    """WIDTH codes, as many from each of the `starts`, to row k of `right` (fused.Columns); whether all are finite."""
+    signature = types.boolean(codes, types.UniTuple(_index, len(starts)), form, right, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         columns = emit.fields(right, arguments[3])
         magnitude, exponent, sign, not_finite = _decoded(
-            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
+            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
         )
         row = builder.mul(arguments[4], emit.index(WIDTH))
         emit.store(exponent, columns.exponents, row)
@@ -161,7 +161,7 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
         emit = Emitter(context, builder)
         rows, cell_ = emit.fields(left, arguments[4]), arguments[6]
         magnitude, exponent, sign, not_finite = _decoded(
-            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
+            emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2])
         )
         flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
         side = emit.load(rows.places, arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
@@ -173,24 +173,35 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
     return signature, codegen
 
 
-@intrinsic
-def fused_step(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
-    """Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
+def _fused_step(items: int) -> Any:
+    """The step for a row of A, or for ITEMS rows side by side, each against its SIDE columns."""
 
-    `left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier. An accumulator that is infinite or NaN stays
-    as it is, and operands are taken to be finite. Returns DONE or TOO_WIDE.
-    """
-    signature = types.int64(chain, _index, left, _index, right, numbers, result)
+    def step_of_rows(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
+        signature = types.int64(chain, _index, left, _index, right, numbers, result)
 
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emit = Emitter(context, builder)
-        step = _FusedStep(
-            emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
-            emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]),
-        )  # fmt: skip
-        return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            step = _FusedStep(
+                emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
+                emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]), items,
+            )  # fmt: skip
+            return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
 
-    return signature, codegen
+        return signature, codegen
+
+    return intrinsic(step_of_rows)
+
+
+fused_step = _fused_step(1)
+"""fused_step(chain, cell, left, at, right, numbers, result)
+
+Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
+
+`left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier. An accumulator that is infinite or NaN stays
+as it is, and operands are taken to be finite. Returns DONE or TOO_WIDE.
+"""
+side_by_side_step = _fused_step(ITEMS)
+"""fused_step for ITEMS rows of A, each left.stride elements after the one before it and against the next SIDE columns."""
 
 
 class _FusedStep(NamedTuple):
@@ -204,6 +215,13 @@ class _FusedStep(NamedTuple):
     right: Any
     numbers: Any
     result: Any
+    items: int
+    """Rows of A that the lanes belong to: 1 or ITEMS."""
+
+    def at_lane(self, lane: int) -> Any:
+        """Where the row of A that a lane belongs to has its step."""
+        item = self.emit.index(lane // SIDE if self.items > 1 else 0)
+        return self.emit.builder.add(self.at, self.emit.builder.mul(item, self.left.stride))
 
     def wide(self) -> Any:
         """With a float64 carrier, in two halves of the columns."""
@@ -240,17 +258,22 @@ class _FusedStep(NamedTuple):
     def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
         """E (int32): the largest exponent of the step's products and of the accumulator, which has e_zero where it is zero."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        (cell,) = emit.cells([emit.constant(I16, -(1 << 15), lanes)])
+        together = lanes if self.items == 1 else SIDE
+        starts = range(first, first + lanes, together)
+        cells = emit.cells([emit.constant(I16, -(1 << 15), together) for _ in starts])
+        places = [self.at_lane(start) for start in starts]
         with emit.loop(self.numbers.step) as k:
-            row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(first))
-            exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(self.at, k)), lanes)
-            cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, lanes)))
+            for start, place, cell in zip(starts, places, cells, strict=True):
+                row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(start))
+                exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(place, k)), together)
+                cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, together)))
+        largest = _join([cell.get() for cell in cells])
         magnitude = held.bits() & 0x7FFFFFFF
         floor = emit.splat(builder.add(emit.narrow_index(self.result.min_exponent), ir.Constant(I32, 127)), lanes)
         unbias = emit.splat(builder.add(emit.narrow_index(shift), ir.Constant(I32, 127)), lanes)
         zero = emit.splat(emit.narrow_index(self.numbers.zero_exponent), lanes)
         own = magnitude.equals(0).choose(zero, (magnitude >> 23).maximum(floor) - unbias)
-        return own.maximum(cell.get().widen(I32)).maximum(zero)
+        return own.maximum(largest.widen(I32)).maximum(zero)
 
     def signed_sums(self, window: Lanes, held: Lanes, first: int) -> Lanes:
         """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
@@ -262,14 +285,18 @@ class _FusedStep(NamedTuple):
         vector = 8 if held.element is F32 else 4
         zero = emit.constant(held.element, 0.0, lanes)
         parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
+        together = lanes if self.items == 1 else SIDE
+        starts = range(first, first + lanes, together)
+        places = [self.at_lane(start) for start in starts]
         with emit.loop(self.numbers.step) as k:
-            at = builder.add(self.at, k)
-            factor = emit.splat(emit.scalar(self.left.magnitudes, at), vector)
-            side = builder.sext(emit.scalar(self.left.sides, at), I64)
-            for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
-                for i, cell in enumerate(cells):
-                    place = builder.add(base, emit.index(first + i * vector))
-                    cell.set(factor.fma(emit.load(self.right.planes, place, vector), cell.get()))
+            for start, place in zip(starts, places, strict=True):
+                at = builder.add(place, k)
+                factor = emit.splat(emit.scalar(self.left.magnitudes, at), vector)
+                side = builder.sext(emit.scalar(self.left.sides, at), I64)
+                for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
+                    for lane in range(start, start + together, vector):
+                        cell = cells[(lane - first) // vector]
+                        cell.set(factor.fma(emit.load(self.right.planes, builder.add(base, emit.index(lane)), vector), cell.get()))
         positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
         return (positive - window) - (negative - window)
 
@@ -418,6 +445,34 @@ def _cut(value: Lanes, window: Lanes) -> Lanes:
 def _power_of(held: Lanes) -> Lanes:
     """The power of two of each accumulator, 0 for zero."""
     return (held.bits() & (0x7FF << 52)).floats()
+
+
+@intrinsic
+def load_side(_context: Any, source: Any, at: Any, total: Any, cell: Any) -> Any:
+    """total[cell + j] = source[at + j] for SIDE columns j."""
+    signature = types.none(source, _index, total, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        emit.store(emit.load(emit.data(source, arguments[0]), arguments[1], SIDE), emit.data(total, arguments[2]), arguments[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def store_side(_context: Any, total: Any, cell: Any, target: Any, at: Any, nan: Any) -> Any:
+    """target[at + j] = total[cell + j] for SIDE columns j, with the bits `nan` for every NaN."""
+    signature = types.none(total, _index, target, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        bits = emit.load(emit.data(total, arguments[0]), arguments[1], SIDE).bits()
+        found = ((bits & 0x7FFFFFFF) > 0x7F800000).choose(emit.splat(emit.narrow_index(arguments[4]), SIDE), bits)
+        emit.store(found.floats(), emit.data(target, arguments[2]), arguments[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @intrinsic

@@ -9,8 +9,8 @@ import numpy as np
 from mmabits.emulator.jit import address_of, array_at, enter_rounding, jit, leave_rounding
 from mmabits.emulator.native import Call
 from mmabits.emulator.plan import NEAREST_EVEN
-from mmabits.emulator.steps import nearest_add
-from mmabits.emulator.tasks import WIDTH
+from mmabits.emulator.steps import load_side, nearest_add, store_side
+from mmabits.emulator.tasks import ITEMS, SIDE, WIDTH
 
 CACHE_LINE = 64
 """Bytes: scratch arrays begin at multiples."""
@@ -77,6 +77,49 @@ def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: 
                 d[item, row0 + row, col0 + j] = value
                 if np.isnan(value):
                     d_bits[item, row0 + row, col0 + j] = result.nan
+
+
+@jit
+def item_bounds(task: int, call: Any) -> Any:
+    """(first item, first row, rows) of a task whose items lie side by side."""
+    row_blocks = (call.m + call.rows - 1) // call.rows
+    row0 = task % row_blocks * call.rows
+    return task // row_blocks * ITEMS, row0, min(call.rows, call.m - row0)
+
+
+@jit
+def load_items(d: Any, flat: Any, item0: int, row0: int, rows: int, total: Any) -> None:
+    """load_tiles for ITEMS items side by side; past the last item that one again. `flat` is d as one row."""
+    batch, m, columns = d.shape
+    for place in range(ITEMS):
+        item = min(item0 + place, batch - 1)
+        for row in range(rows):
+            cell = row * WIDTH + place * SIDE
+            if columns == SIDE:
+                load_side(flat, (item * m + row0 + row) * SIDE, total, cell)
+                continue
+            for j in range(columns, SIDE):
+                total[cell + j] = 0.0
+            for j in range(columns):
+                total[cell + j] = d[item, row0 + row, j]
+
+
+@jit
+def store_items(total: Any, item0: int, row0: int, rows: int, result: Any, d: Any, flat: Any) -> None:
+    """store_tiles for ITEMS items side by side."""
+    d_bits = d.view(np.int32)
+    batch, m, columns = d.shape
+    for place in range(min(ITEMS, batch - item0)):
+        for row in range(rows):
+            cell = row * WIDTH + place * SIDE
+            if columns == SIDE:
+                store_side(total, cell, flat, ((item0 + place) * m + row0 + row) * SIDE, result.nan)
+                continue
+            for j in range(columns):
+                value = total[cell + j]
+                d[item0 + place, row0 + row, j] = value
+                if np.isnan(value):
+                    d_bits[item0 + place, row0 + row, j] = result.nan
 
 
 @jit
