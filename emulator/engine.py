@@ -107,7 +107,7 @@ def _address(operand: Array | None) -> int:
     if operand is None:
         return 0
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(operand))  # a third of the time that the line below takes
+        return ctypes.addressof(ctypes.c_char.from_buffer(memoryview(operand)))  # a third of the time that the line below takes
     except (TypeError, ValueError):  # read-only, or empty
         return int(operand.ctypes.data)
 

@@ -66,9 +66,6 @@ class Call(NamedTuple):
     order: int
     """`order_size` int64: in which order an instruction's elements of K enter the steps,"""
     order_size: int
-    elements_a: int
-    elements_b: int
-    """256 float32: the value of every element code,"""
     factors: int
     """256 float64: the value of every scale code,"""
     exponents: int
@@ -155,7 +152,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _CARRIERS: dict[int, np.dtype[Any]] = {24: _FLOAT32, 53: _FLOAT64}
 _CODES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32)}
 _NONE = np.zeros(0)
-_SIDE_BY_SIDE = {"fused": "fused_side_by_side"}
+_SIDE_BY_SIDE = {"fused": "fused_side_by_side", "grouped": "grouped_side_by_side"}
 """Functions for batches of narrow items, by the function for every product."""
 
 
@@ -190,8 +187,6 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
         _words(plan.format_numbers(row.b_type, lowering.unpacked_to)) if aligned else _NONE,
         np.array(plan.step_powers(lowering), np.float64) if grouped else _NONE,
         order,
-        plan.element_values(row.a_type) if grouped else _NONE,
-        plan.element_values(row.b_type) if grouped else _NONE,
         factors,
         exponents,
         scale_powers,

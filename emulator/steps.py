@@ -7,6 +7,7 @@ bits of the carrier (24 for float32, 53 for float64).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -173,6 +174,46 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
     return signature, codegen
 
 
+def _signed(magnitude: Lanes, sign: Lanes) -> Lanes:
+    """Float32 magnitudes with sign bits from the lowest bit of each lane."""
+    return (magnitude.bits() | (sign << 31)).floats()
+
+
+@intrinsic
+def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, values: Any, cell: Any) -> Any:
+    """WIDTH codes of a row of A to values[cell:]; which of them are not zero, a bit each."""
+    signature = types.int64(codes, _index, form, _index, values, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        magnitude, _, sign, _ = _decoded(emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2]))
+        flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
+        emit.store(_signed(magnitude, sign + flip), emit.data(values, arguments[4]), arguments[5])
+        return builder.zext((magnitude > 0.0).as_bits(), I64)
+
+    return signature, codegen
+
+
+@intrinsic
+def decode_group_columns(_context: Any, codes: Any, starts: Any, form: Any, right: Any, k: Any, group: Any, place: Any) -> Any:
+    """WIDTH codes, as many from each of the `starts`, to row k of `right` (grouped.GroupColumns), element `place` of its group."""
+    signature = types.none(codes, types.UniTuple(_index, len(starts)), form, right, _index, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[3])
+        magnitude, _, sign, _ = _decoded(
+            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
+        )
+        emit.store(_signed(magnitude, sign), columns.values, builder.mul(arguments[4], emit.index(WIDTH)))
+        masks = builder.mul(arguments[5], emit.index(WIDTH))
+        bit = (magnitude > 0.0).unsigned(I64) << emit.splat(arguments[6], WIDTH)
+        emit.store(emit.load(columns.masks, masks, WIDTH) | bit, columns.masks, masks)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _fused_step(items: int) -> Any:
     """The step for a row of A, or for ITEMS rows side by side, each against its SIDE columns."""
 
@@ -301,35 +342,46 @@ class _FusedStep(NamedTuple):
         return (positive - window) - (negative - window)
 
 
-@intrinsic
-def grouped_step(
-    _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
-) -> Any:
-    """Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
+def _grouped_step(items: int) -> Any:
+    """The step for two rows of A, or for two times ITEMS rows side by side, each against its SIDE columns."""
 
-    `left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
-    keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. An
-    accumulator that is infinite or NaN stays as it is, and scales are taken to be finite.
-    """
-    pair = types.UniTuple(_index, 2)
-    signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
+    def step_of_rows(
+        _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
+    ) -> Any:
+        pair = types.UniTuple(_index, 2)
+        signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
 
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emit = Emitter(context, builder)
-        work = _GroupedStep(
-            emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
-            emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]),
-        )  # fmt: skip
-        chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
-        for first in range(0, WIDTH, 16):
-            places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
-            held = [emit.load(chain_, place, 16) for place in places]
-            exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
-            for row in range(2):
-                _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            work = _GroupedStep(
+                emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
+                emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]), items,
+            )  # fmt: skip
+            chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
+            for first in range(0, WIDTH, 16):
+                places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
+                held = [emit.load(chain_, place, 16) for place in places]
+                exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
+                for row in range(2):
+                    _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
+            return context.get_dummy_value()
 
-    return signature, codegen
+        return signature, codegen
+
+    return intrinsic(step_of_rows)
+
+
+grouped_step = _grouped_step(1)
+"""grouped_step(chain, cells, left, rows, step, right, powers, numbers, result)
+
+Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
+
+`left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
+keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. An
+accumulator that is infinite or NaN stays as it is, and scales are taken to be finite.
+"""
+grouped_side_by_side_step = _grouped_step(ITEMS)
+"""grouped_step for two times ITEMS rows of A, each left.stride rows after the one before it and against the next SIDE columns."""
 
 
 class _GroupedStep(NamedTuple):
@@ -342,6 +394,16 @@ class _GroupedStep(NamedTuple):
     right: Any
     powers: Any
     numbers: Any
+    items: int
+    """Rows of A that the lanes of each of the two belong to: 1 or ITEMS."""
+
+    def by_item(self, row: Any, first: int, lanes: int, read: Callable[[Any], Any]) -> Lanes:
+        """What `read` finds for a row of A, in every lane from column `first` on that belongs to the row."""
+        emit = self.emit
+        if self.items == 1:
+            return emit.splat(read(row), lanes)
+        strides = (emit.builder.mul(self.left.stride, emit.index(lane // SIDE)) for lane in range(first, first + lanes, SIDE))
+        return _join([emit.splat(read(emit.builder.add(row, stride)), SIDE) for stride in strides])
 
     def sums(self, held: list[Lanes], first: int) -> list[Lanes]:
         """For each of two rows the exact sum of the truncated terms, 16 columns from `first` on."""
@@ -379,8 +441,15 @@ class _GroupedStep(NamedTuple):
         """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         steps = builder.sdiv(self.left.panel_groups, self.groups())
-        at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
-        largest, smallest = (emit.splat(emit.scalar(self.left.bounds, builder.add(at, emit.index(i))), lanes) for i in range(2))
+
+        def bound(which: int) -> Callable[[Any], Any]:
+            def read(row: Any) -> Any:
+                at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
+                return emit.scalar(self.left.bounds, builder.add(at, emit.index(which)))
+
+            return read
+
+        largest, smallest = (self.by_item(row, first, lanes, bound(which)) for which in range(2))
         largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
         smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
         power = _power_of(held)
@@ -400,21 +469,24 @@ class _GroupedStep(NamedTuple):
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         (top,) = emit.cells([self.own_power(held)])
         with emit.loop(self.groups()) as group:
-            mine = builder.add(self.group_at(row), group)
             others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))
-            candidate = emit.splat(emit.scalar(self.left.powers, mine), lanes) * emit.load(self.right.powers, others, lanes)
-            common = emit.splat(emit.scalar(self.left.masks, mine), lanes) & emit.load(self.right.masks, others, lanes)
+            powers, masks = (self.by_item(row, first, lanes, self.of_group(table, group)) for table in (self.left.powers, self.left.masks))
+            candidate = powers * emit.load(self.right.powers, others, lanes)
+            common = masks & emit.load(self.right.masks, others, lanes)
             top.set(top.get().maximum(common.equals(0).choose(0.0, candidate)))
         return top.get()
+
+    def of_group(self, table: Any, group: Any) -> Callable[[Any], Any]:
+        """What a table of A has for a group of the step, by row."""
+        return lambda row: self.emit.scalar(table, self.emit.builder.add(self.group_at(row), group))
 
     def terms(self, first: int, number: Any) -> list[list[Lanes]]:
         """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
         emit, builder = self.emit, self.emit.builder
         size = self.numbers.group
-        starts = [
-            builder.add(builder.mul(row, builder.mul(self.left.panel_groups, size)), builder.mul(self.step, self.numbers.step))
-            for row in self.rows
-        ]
+        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step, self.numbers.step)
+        strides = [builder.mul(self.left.stride, emit.index(lane // SIDE if self.items > 1 else 0)) for lane in (first, first + 8)]
+        starts = [[builder.add(builder.mul(builder.add(row, stride), panel), before) for stride in strides] for row in self.rows]
         elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
         parts = [[emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in elements] for _ in starts]
         with emit.loop(size) as k:
@@ -422,9 +494,9 @@ class _GroupedStep(NamedTuple):
                 element = builder.add(start_element, k)
                 place = builder.add(builder.mul(element, emit.index(WIDTH)), emit.index(first))
                 others = [emit.load(self.right.values, builder.add(place, emit.index(8 * j)), 8) for j in range(2)]
-                for start, cells in zip(starts, parts, strict=True):
-                    factor = emit.splat(emit.scalar(self.left.values, builder.add(start, element)), 8)
-                    for cell, other in zip(cells[i], others, strict=True):
+                for by_vector, cells in zip(starts, parts, strict=True):
+                    for start, cell, other in zip(by_vector, cells[i], others, strict=True):
+                        factor = emit.splat(emit.scalar(self.left.values, builder.add(start, element)), 8)
                         cell.set(factor.fma(other, cell.get()))
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
@@ -432,7 +504,7 @@ class _GroupedStep(NamedTuple):
     def scaled(self, sums: list[Cell], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
         emit, builder = self.emit, self.emit.builder
-        mine = emit.splat(emit.scalar(self.left.factors, builder.add(self.group_at(row), group)), 16)
+        mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))
         others = emit.load(self.right.factors, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
         return _join([cell.get() for cell in sums]).widen(F64) * (mine * others)
 
