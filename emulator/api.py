@@ -499,12 +499,12 @@ class _Call:
                 d += part
 
     def _flat(self, array: Array, shape: tuple[int, int, int], *, shared: bool = False) -> Array:
-        """An operand as the engine takes it; Numba compiles anew for read-only or unaligned arrays, so none are handed on."""
+        """An operand as the engine takes it: row by row, its elements aligned."""
         if not shared and array.shape[:-2] != self.batch:
             array = np.broadcast_to(array, (*self.batch, *array.shape[-2:]))
         flags = array.flags
-        if not (flags.c_contiguous and flags.aligned and flags.writeable):
-            array = np.require(array, requirements=("C", "A", "W"))
+        if not (flags.c_contiguous and flags.aligned):
+            array = np.require(array, requirements=("C", "A"))
         return array.reshape(shape)
 
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import WIDTH, enter_rounding, entry, leave_rounding
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.native import Call, Variant
+from mmabits.emulator.plan import StepNumbers
 from mmabits.emulator.steps import dot_step
-from mmabits.emulator.tiles import task_bounds
+from mmabits.emulator.tasks import WIDTH
+from mmabits.emulator.tiles import carve, report_no_memory, task_bounds
 
 INT32_MAX = 2**31 - 1
 CHAIN_PANEL = 64
 """Elements of K of float64 B packed at a time: 16 KiB, half of a first-level cache."""
 
 
-@entry
-def chain_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numbers: Any) -> None:
+@jit
+def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -> None:
     """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says."""
     before = enter_rounding(numbers.rounding)
     k_total = a.shape[2]
-    packed = np.empty(CHAIN_PANEL * WIDTH, np.float64)
-    left = np.empty(CHAIN_PANEL, np.float64)
-    sums = np.empty(WIDTH, np.float64)
-    for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
+    packed, rest = carve(scratch, CHAIN_PANEL * WIDTH, np.float64)
+    left, rest = carve(rest, CHAIN_PANEL, np.float64)
+    sums, _ = carve(rest, WIDTH, np.float64)
+    for task in range(call.first, call.last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
@@ -48,18 +52,18 @@ def chain_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numb
     leave_rounding(before)
 
 
-@entry
-def integer_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, numbers: Any) -> None:
+@jit
+def integer_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -> None:
     """Tasks of d += a @ b in int32: exact, each instruction's sum added with wrap-around or, where it saturates, clamped.
 
     One instruction's own sum stays below 64 * 255 * 255 < 2^23, so it never wraps by itself.
     """
     k_total, k_instruction = a.shape[2], numbers.k_instruction
-    packed = np.empty(k_instruction * WIDTH, np.int32)
-    left = np.empty(k_instruction, np.int32)
-    sums = np.empty(WIDTH, np.int32)
-    for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
+    packed, rest = carve(scratch, k_instruction * WIDTH, np.int32)
+    left, rest = carve(rest, k_instruction, np.int32)
+    sums, _ = carve(rest, WIDTH, np.int32)
+    for task in range(call.first, call.last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
@@ -80,3 +84,38 @@ def integer_tasks(first: int, last: int, tiling: Any, a: Any, b: Any, d: Any, nu
                         if numbers.saturate == 1:
                             total = min(max(total, np.int64(-INT32_MAX - 1)), np.int64(INT32_MAX))
                         d[item, row, col0 + j] = np.int32(total & 0xFFFFFFFF)
+
+
+@jit
+def dot_scratch(count: int) -> int:
+    """Bytes that `count` elements of K take, for both kinds of task."""
+    return (count + 2) * (WIDTH + 1) * 8
+
+
+def chain_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: chain_tasks on a record."""
+    return _entry(variant, chain_tasks)
+
+
+def integer_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: integer_tasks on a record."""
+    return _entry(variant, integer_tasks)
+
+
+def _entry(variant: Variant, tasks: Callable[..., None]) -> Callable[[Any], None]:
+    operand, accumulator = variant.operand.type, variant.accumulator.type
+
+    def run(pointer: Any) -> None:
+        call = fields_at(address_of(pointer), Call)
+        numbers = fields_at(call.numbers, StepNumbers)
+        scratch = allocate(dot_scratch(max(CHAIN_PANEL, numbers.k_instruction)))
+        if scratch == 0:
+            report_no_memory(pointer)
+            return
+        a = array_at(call.a, (call.batch, call.m, call.k), operand)
+        b = array_at(call.b, (call.batch, call.k, call.n), operand)
+        d = array_at(call.d, (call.batch, call.m, call.n), accumulator)
+        tasks(call, a, b, d, numbers, scratch)
+        release(scratch)
+
+    return run

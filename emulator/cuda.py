@@ -22,8 +22,7 @@ from numba import config, types
 from numba.core.errors import NumbaPerformanceWarning
 
 from mmabits.emulator import plan
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
-from mmabits.emulator.steps import NO_EXPONENT
+from mmabits.emulator.plan import NEAREST_EVEN, NO_EXPONENT, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
 from mmabits.isa import Arithmetic, DeviceUnavailable, FormatSpec, Lowering, UnsupportedInstruction
 
 try:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
-from collections.abc import Callable
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator import plan
-from mmabits.emulator.chains import chain_tasks, integer_tasks
-from mmabits.emulator.fused import Product, fused_tasks
-from mmabits.emulator.grouped import ScaledProduct, grouped_tasks
-from mmabits.emulator.jit import threads_wanted
-from mmabits.emulator.tiles import task_count, tiling
-from mmabits.isa import Arithmetic, Lowering, UnsupportedInstruction
+from mmabits.emulator.native import Call, NativeProduct, native_product
+from mmabits.emulator.tasks import lie_side_by_side
+from mmabits.isa import Lowering
 
 Array = npt.NDArray[Any]
 
@@ -28,8 +25,8 @@ SERIAL_PRODUCTS = 1 << 22
 SHARES = 8
 """Shares of the tasks a thread takes one after the other, so that none waits long for the last."""
 
-_NO_SCALES = np.zeros((0, 0, 0), np.uint8)
-_CARRIERS = {24: np.empty(0, np.float32), 53: np.empty(0, np.float64)}
+_FAILED = Call._fields.index("failed")
+_function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None, promote_every: int = 0) -> None:
@@ -43,15 +40,34 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         scale_a: (batch, M, blocks) scale codes, or None.
         scale_b: (batch, blocks, N) scale codes, or None.
         promote_every: elements of K after which the chain is added to an f32 total; 0 for never.
+
+    Raises:
+        UnsupportedInstruction: a datapath whose sums the engine could not keep exact.
+        MemoryError: there was no memory for the tiles a thread works on.
     """
-    tasks, arguments = _work(lowering, a, b, d, scale_a, scale_b, promote_every)
+    side_by_side = lie_side_by_side(d.shape[0], d.shape[2])
+    multiply(native_product(lowering, promote_every, side_by_side=side_by_side), a, b, d, scale_a, scale_b)
+
+
+def multiply(product: NativeProduct, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
+    """`run` with the engine's function for a lowering at hand."""
     batch, m, n = d.shape
-    threads = 1 if d.size * a.shape[2] <= SERIAL_PRODUCTS else threads_wanted()
-    parts = tiling(batch, m, n, threads)
-    count = task_count(batch, m, n, parts)
+    k = a.shape[2]
+    threads = 1 if batch * m * n * k <= SERIAL_PRODUCTS else threads_wanted()
+    parts, count = product.tasks(batch, m, n, threads)
     threads = min(threads, count)
+    operands = (_address(a), _address(b), _address(d), _address(scale_a), _address(scale_b))
+    blocks = 0 if scale_b is None else scale_b.shape[1]
+    function = _function(product.address)
+
+    def tasks(first: int, last: int) -> None:
+        record = array("q", (*operands, batch, m, n, k, blocks, first, last, *parts, 0, *product.constants))
+        function(record.buffer_info()[0])
+        if record[_FAILED]:
+            raise MemoryError(f"no memory for the tiles of a product of {batch} x {m} x {n} x {k}")
+
     if threads == 1:
-        tasks(0, count, parts, *arguments)
+        tasks(0, count)
         return
     shares = min(count, threads * SHARES)
     bounds = [count * share // shares for share in range(shares + 1)]
@@ -64,13 +80,36 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
                 share = next(remaining, None)
             if share is None:
                 return
-            tasks(*share, parts, *arguments)
+            tasks(*share)
 
     helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
     work()
     for helper in helpers:
         if not helper.cancel():
             helper.result()
+
+
+def threads_wanted() -> int:
+    """Threads a product may use: what Numba was told (NUMBA_NUM_THREADS, numba.set_num_threads), else every processor."""
+    ask = getattr(sys.modules.get("numba"), "get_num_threads", None)
+    if ask is not None:
+        return int(ask())
+    told = os.environ.get("NUMBA_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # as on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _address(operand: Array | None) -> int:
+    if operand is None:
+        return 0
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(memoryview(operand)))  # a third of the time that the line below takes
+    except (TypeError, ValueError):  # read-only, or empty
+        return int(operand.ctypes.data)
 
 
 @lru_cache(maxsize=8)
@@ -80,36 +119,3 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads
-
-
-def _work(
-    lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None, promote_every: int
-) -> tuple[Callable[..., None], tuple[Any, ...]]:
-    """The compiled function for a lowering's arithmetic, and its arguments after the range of tasks."""
-    numbers = plan.step_numbers(lowering, promote_every)
-    arithmetic = lowering.datapath.arithmetic
-    if arithmetic is Arithmetic.FMA_CHAIN:
-        return chain_tasks, (a, b, d, numbers)
-    if arithmetic is Arithmetic.INTEGER:
-        return integer_tasks, (a, b, d, numbers)
-    result = plan.result_numbers(lowering)
-    row = lowering.instruction
-    scales = (_NO_SCALES if scale_a is None else scale_a, _NO_SCALES if scale_b is None else scale_b)
-    if arithmetic is Arithmetic.GROUPED:
-        if row.scale_type is None or not plan.groups_fit(lowering):
-            raise UnsupportedInstruction(
-                f"{lowering.datapath.name}: groups are modelled with block scales, an even number of them a step, and sums exact in 24 bits"
-            )
-        elements = (plan.element_values(row.a_type), plan.element_values(row.b_type))
-        factors, _, powers = plan.scale_tables(row.scale_type)
-        return grouped_tasks, (ScaledProduct(a, b, *scales, d, *elements, factors, powers, plan.step_powers(lowering), numbers, result),)
-    bits = plan.carrier_bits(lowering)
-    if bits == 0:
-        path = lowering.datapath
-        raise UnsupportedInstruction(
-            f"{path.name}: {path.fraction_bits} fraction bits over {lowering.step} elements need more than 53 bits"
-        )
-    form_a, form_b = (plan.format_numbers(form, lowering.unpacked_to) for form in (row.a_type, row.b_type))
-    factors, exponents, _ = plan.scale_tables(row.scale_type)
-    order, carrier = plan.k_order(lowering), _CARRIERS[bits]
-    return fused_tasks, (Product(a, b, *scales, d, order, carrier, form_a, form_b, factors, exponents, numbers, result),)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmabits.emulator.decode import code_class
-from mmabits.emulator.jit import TOWARD_ZERO, WIDTH, enter_rounding, entry, jit, leave_rounding
-from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step
-from mmabits.emulator.tiles import PANEL, add_chain, kill_row, load_tiles, store_tiles, task_bounds
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.native import Call, Variant
+from mmabits.emulator.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers
+from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step, side_by_side_step
+from mmabits.emulator.tasks import ITEMS, PANEL, SIDE, WIDTH
+from mmabits.emulator.tiles import (
+    CACHE_LINE,
+    add_chain,
+    carve,
+    item_bounds,
+    kill_row,
+    load_items,
+    load_tiles,
+    padded,
+    report_no_memory,
+    store_items,
+    store_tiles,
+    task_bounds,
+)  # fmt: skip
 
 FINITE, INFINITE, NAN = 0, 1, 2
 """The worst that stands in a step of a row of A or a column of B."""
@@ -22,16 +39,18 @@ class Product(NamedTuple):
     """(batch, M, K) codes."""
     b: Any
     """(batch, K, N) codes."""
+    flat_a: Any
+    flat_b: Any
+    """The same codes as one row each."""
     scale_a: Any
     """(batch, M, blocks) codes, or empty."""
     scale_b: Any
     """(batch, blocks, N) codes, or empty."""
     d: Any
     """(batch, M, N) float32: accumulators in, results out."""
+    flat_d: Any
     order: Any
     """Order in which an instruction's elements of K enter the steps; empty: ascending."""
-    carrier: Any
-    """Empty array of the dtype of the truncated sums."""
     form_a: Any
     form_b: Any
     """plan.FormatNumbers."""
@@ -45,9 +64,11 @@ class Product(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A panel of A: `rows` rows of `panel` elements, flat, as fused_step reads them."""
+    """A panel of A: `rows` rows of `panel` elements, flat, as fused_step reads them; of several items one after the other."""
 
     panel: int
+    stride: int
+    """Elements of one item."""
     codes: Any
     """Scratch: the codes of one row."""
     places: Any
@@ -58,6 +79,10 @@ class Rows(NamedTuple):
     """`places`, and WIDTH more where the element is negative."""
     bad: Any
     """(rows, steps): the worst that stands in that step."""
+    wide: Any
+    wide_exponents: Any
+    wide_sides: Any
+    """Scratch: a step, with its magnitudes in float64."""
 
 
 class Columns(NamedTuple):
@@ -75,6 +100,23 @@ class Columns(NamedTuple):
     """(WIDTH): columns with something not finite, and all columns."""
     special: Any
     """Scratch: what such columns come to."""
+    factors: Any
+    powers: Any
+    """Scratch: value and exponent of every column's scale; of a column past the edge anything."""
+    wide: Any
+    """Scratch: the planes in float64."""
+
+
+class Scratch(NamedTuple):
+    """What a task works in."""
+
+    left: Any
+    right: Any
+    total: Any
+    chain: Any
+    """Accumulators, (tiles, rows, WIDTH), flat; the same array where no chain is added to a total."""
+    dead: Any
+    """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
 
 
 @jit
@@ -91,15 +133,16 @@ def badness(value: Any) -> Any:
 
 
 @jit
-def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any) -> None:
-    """Fill a panel of A: `count` elements of K, in the order the unit takes them, of `rows` rows."""
+def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any, slot0: int) -> None:
+    """Fill a panel of A: `count` elements of K, in the order the unit takes them, of `rows` rows, to slots from `slot0` on."""
     a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
     k_total = a.shape[2]
     straight = product.order.size == 0 and k0 + panel <= k_total
-    flat = a.reshape(a.size)
+    flat = product.flat_a
+    steps = count // numbers.step
     left.codes[:] = 0
     for row in range(rows):
-        codes, first, finite = left.codes, 0, True
+        codes, first, finite, slot = left.codes, 0, True, slot0 + row
         if straight:
             codes, first = flat, (item * a.shape[1] + row0 + row) * k_total + k0
         else:
@@ -107,27 +150,50 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
                 at = ordered(k0 + k, product.order)
                 codes[k] = a[item, row0 + row, at] if at < k_total else 0
         for k in range(0, panel, WIDTH):
-            finite &= decode_elements(codes, first + k, form, numbers.negate, left, k, row * panel + k)
-        for step in range(count // numbers.step):
-            left.bad[row, step] = FINITE
+            finite &= decode_elements(codes, first + k, form, numbers.negate, left, k, slot * panel + k)
+        for step in range(steps):
+            left.bad[slot, step] = FINITE
         if not finite:
             for k in range(count):
                 step = k // numbers.step
-                left.bad[row, step] = max(left.bad[row, step], badness(code_class(np.int64(codes[first + k]), form)))
+                left.bad[slot, step] = max(left.bad[slot, step], badness(code_class(np.int64(codes[first + k]), form)))
         if numbers.block > 0:
-            scale_row(product, item, row0 + row, row, k0, count, left)
+            scale_row(product, item, row0 + row, slot, k0, count, left)
 
 
 @jit
-def scale_row(product: Any, item: int, source: int, row: int, k0: int, count: int, left: Any) -> None:
+def decode_run(product: Any, item: int, row0: int, rows: int, left: Any, slot0: int) -> None:
+    """decode_rows where a panel is all of K and one row follows the other: WIDTH codes at a time across the rows."""
+    a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
+    first, last = (item * a.shape[1] + row0) * panel, rows * panel
+    for slot in range(slot0, slot0 + rows):
+        for step in range(left.bad.shape[1]):
+            left.bad[slot, step] = FINITE
+    for run in range(0, last, WIDTH):
+        codes, start = product.flat_a, first + run
+        if last - run < WIDTH:
+            codes, start = left.codes, 0
+            for i in range(last - run):
+                codes[i] = product.flat_a[first + run + i]
+        if not decode_elements(codes, start, form, numbers.negate, left, run, slot0 * panel + run):
+            for i in range(min(WIDTH, last - run)):
+                slot, step = slot0 + (run + i) // panel, (run + i) % panel // numbers.step
+                left.bad[slot, step] = max(left.bad[slot, step], badness(code_class(np.int64(codes[start + i]), form)))
+    if numbers.block > 0:
+        for row in range(rows):
+            scale_row(product, item, row0 + row, slot0 + row, 0, panel, left)
+
+
+@jit
+def scale_row(product: Any, item: int, source: int, slot: int, k0: int, count: int, left: Any) -> None:
     """Multiply a row of a panel of A by its block scales."""
     block = product.numbers.block
     for first in range(0, min(count, product.a.shape[2] - k0), block):
         code = product.scale_a[item, source, (k0 + first) // block]
         factor, exponent = product.scales[code], product.scale_exponents[code]
         if np.isnan(factor):
-            left.bad[row, first // product.numbers.step] = NAN
-        start = row * left.panel
+            left.bad[slot, first // product.numbers.step] = NAN
+        start = slot * left.panel
         for k in range(start + first, start + min(first + block, count)):
             left.magnitudes[k] *= factor
             left.exponents[k] += exponent
@@ -138,7 +204,7 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
     """Fill one step of B. Columns and elements past the edges are zeros."""
     b, form, numbers = product.b, product.form_b, product.numbers
     k_total, n_total = b.shape[1], b.shape[2]
-    flat = b.reshape(b.size)
+    flat = product.flat_b
     right.bad[:] = FINITE
     for k in range(numbers.step):
         at = ordered(k0 + k, product.order)
@@ -149,7 +215,7 @@ def pack_columns(product: Any, item: int, k0: int, col0: int, columns: int, righ
             codes[:] = 0
             for j in range(width):
                 codes[j] = b[item, at, col0 + j]
-        if not decode_columns(codes, first, form, right, k):
+        if not decode_columns(codes, (first,), form, right, k):
             for j in range(width):
                 right.bad[j] = max(right.bad[j], badness(code_class(np.int64(codes[first + j]), form)))
     if numbers.block > 0:
@@ -162,14 +228,28 @@ def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, rig
     block, step = product.numbers.block, product.numbers.step
     for first in range(0, min(step, product.b.shape[1] - k0), block):
         for j in range(columns):
-            code = product.scale_b[item, (k0 + first) // block, col0 + j]
-            factor, exponent = product.scales[code], product.scale_exponents[code]
-            if np.isnan(factor):
-                right.bad[j] = NAN
-            for k in range(first, first + min(block, step)):
-                right.planes[k * 2 * WIDTH + j] *= factor
-                right.planes[k * 2 * WIDTH + WIDTH + j] *= factor
-                right.exponents[k * WIDTH + j] += exponent
+            look_up_scale(product, product.scale_b[item, (k0 + first) // block, col0 + j], right, j)
+        apply_scales(first, first + min(block, step), right)
+
+
+@jit
+def look_up_scale(product: Any, code: int, right: Any, lane: int) -> None:
+    """The scale of a column for apply_scales."""
+    factor = product.scales[code]
+    right.factors[lane] = factor
+    right.powers[lane] = product.scale_exponents[code]
+    if np.isnan(factor):
+        right.bad[lane] = NAN
+
+
+@jit
+def apply_scales(first: int, last: int, right: Any) -> None:
+    """Multiply elements first .. last - 1 of every column by its scale."""
+    for k in range(first, last):
+        for j in range(WIDTH):
+            right.planes[k * 2 * WIDTH + j] *= right.factors[j]
+            right.planes[k * 2 * WIDTH + WIDTH + j] *= right.factors[j]
+            right.exponents[k * WIDTH + j] += right.powers[j]
 
 
 @jit
@@ -204,18 +284,22 @@ def ieee_sum(product: Any, item: int, row: int, k0: int, column: int, held: floa
 
 
 @jit
-def wide_step(product: Any, left: Any, at: int, right: Any, chain: Any, cell: int) -> None:
-    """fused_step in float64 from float32 operands: for the rare rows whose accumulators a float32 carrier cannot hold."""
-    step = product.numbers.step
-    magnitudes = np.empty(step, np.float64)
-    for k in range(step):
-        magnitudes[k] = left.magnitudes[at + k]
-    window = slice(at, at + step)
-    wide_left = Rows(step, left.codes, left.places, magnitudes, left.exponents[window], left.sides[window], left.bad)
-    wide_right = Columns(
-        right.codes, right.planes.astype(np.float64), right.exponents, right.bad, right.odd, right.every, right.special
+def wide_copies(left: Any, at: int, step: int, items: int, right: Any) -> Any:
+    """A step of A and B for a float64 carrier: for the rare rows whose accumulators a float32 carrier cannot hold."""
+    for item in range(items):
+        for k in range(step):
+            source, target = at + item * left.stride + k, item * step + k
+            left.wide[target] = left.magnitudes[source]
+            left.wide_exponents[target] = left.exponents[source]
+            left.wide_sides[target] = left.sides[source]
+    for i in range(right.planes.size):
+        right.wide[i] = right.planes[i]
+    return Rows(
+        step, step, left.codes, left.places, left.wide, left.wide_exponents, left.wide_sides, left.bad, left.wide, left.wide_exponents,
+        left.wide_sides,
+    ), Columns(
+        right.codes, right.wide, right.exponents, right.bad, right.odd, right.every, right.special, right.factors, right.powers, right.wide
     )  # fmt: skip
-    fused_step(chain, cell, wide_left, 0, wide_right, product.numbers, product.result)
 
 
 @jit
@@ -243,44 +327,71 @@ def step_rows(
         if count > 0:
             resolve_specials(product, item, row0 + row, k0, col0, odd, count, right, chain, cell)
         if fused_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
-            wide_step(product, left, at, right, chain, cell)
+            wide_left, wide_right = wide_copies(left, at, numbers.step, 1, right)
+            fused_step(chain, cell, wide_left, 0, wide_right, numbers, product.result)
         for i in range(count):
             chain[cell + odd[i]] = right.special[i]
 
 
-@entry
-def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
-    """Tasks first .. last - 1 of d = a @ b + d."""
+@jit
+def fused_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any, carrier: Any) -> Any:
+    """What a task works in, from address `base` on, and the address after it."""
+    step, rows = numbers.step, call.rows * items
+    elements = min(padded(PANEL, step), padded(call.k, numbers.k_instruction))
+    panel = elements if items > 1 else padded(elements, WIDTH)
+    row_codes, at = carve(base, padded(panel, WIDTH), codes)
+    places, at = carve(at, call.rows * panel + WIDTH, np.int32)
+    magnitudes, at = carve(at, rows * panel + WIDTH, carrier)
+    exponents, at = carve(at, rows * panel + WIDTH, np.int16)
+    sides, at = carve(at, rows * panel + WIDTH, np.int32)
+    bad, at = carve(at, (rows, elements // step), np.uint8)
+    wide, at = carve(at, items * step, np.float64)
+    wide_exponents, at = carve(at, items * step, np.int16)
+    wide_sides, at = carve(at, items * step, np.int32)
+    left = Rows(
+        panel, call.rows * panel, row_codes, places, magnitudes, exponents, sides, bad, wide, wide_exponents, wide_sides,
+    )  # fmt: skip
+    column_codes, at = carve(at, WIDTH, codes)
+    planes, at = carve(at, step * 2 * WIDTH, carrier)
+    column_exponents, at = carve(at, step * WIDTH, np.int16)
+    bad_columns, at = carve(at, WIDTH, np.uint8)
+    odd, at = carve(at, WIDTH, np.int64)
+    every, at = carve(at, WIDTH, np.int64)
+    special, at = carve(at, WIDTH, np.float32)
+    factors, at = carve(at, WIDTH, carrier)
+    powers, at = carve(at, WIDTH, np.int16)
+    wide_planes, at = carve(at, step * 2 * WIDTH, np.float64)
+    right = Columns(column_codes, planes, column_exponents, bad_columns, odd, every, special, factors, powers, wide_planes)
+    total, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
+    chain = total
+    if numbers.restart > 0:
+        chain, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
+    dead, at = carve(at, (call.tiles, call.rows), np.uint8)
+    return Scratch(left, right, total, chain, dead), at
+
+
+@jit
+def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
+    """Tasks of d = a @ b + d."""
     before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
-    step, carrier = numbers.step, product.carrier.dtype
-    k_padded = (a.shape[2] + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction
-    elements = min((PANEL + step - 1) // step * step, k_padded)
-    panel = (elements + WIDTH - 1) // WIDTH * WIDTH
-    rows, tiles = tiling.rows, tiling.tiles
-    places = np.empty(panel, np.int32)
-    for k in range(panel):
-        places[k] = k % step * 2 * WIDTH
-    left = Rows(
-        panel, np.empty(panel, a.dtype), places, np.empty(rows * panel, carrier), np.empty(rows * panel, np.int16),
-        np.empty(rows * panel, np.int32), np.empty((rows, elements // step), np.uint8),
-    )  # fmt: skip
-    right = Columns(
-        np.empty(WIDTH, b.dtype), np.empty(step * 2 * WIDTH, carrier), np.empty(step * WIDTH, np.int16), np.empty(WIDTH, np.uint8),
-        np.empty(WIDTH, np.int64), np.arange(WIDTH), np.empty(WIDTH, np.float32),
-    )  # fmt: skip
-    total = np.empty(tiles * rows * WIDTH, np.float32)
-    chain = np.empty(total.size, np.float32) if numbers.restart > 0 else total
-    dead = np.empty((tiles, rows), np.uint8)
-    for task in range(first, last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], tiling)
+    left, right, total, chain, dead = scratch
+    step = numbers.step
+    k_padded = padded(a.shape[2], numbers.k_instruction)
+    elements = min(padded(PANEL, step), k_padded)
+    for k in range(left.panel):
+        left.places[k] = k % step * 2 * WIDTH
+    for j in range(WIDTH):
+        right.every[j] = j
+    for task in range(call.first, call.last):
+        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         load_tiles(d, item, row0, rows, tile0, tiles, total)
         dead[:] = 0
         if numbers.restart > 0:
             chain[:] = 0.0
         for panel0 in range(0, k_padded, elements):
             count = min(elements, k_padded - panel0)
-            decode_rows(product, item, row0, rows, panel0, count, left)
+            decode_rows(product, item, row0, rows, panel0, count, left, 0)
             for tile in range(tiles):
                 base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
@@ -293,3 +404,167 @@ def fused_tasks(first: int, last: int, tiling: Any, product: Any) -> None:
                         add_chain(total, chain, base, rows, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d)
     leave_rounding(before)
+
+
+@jit
+def pack_items(product: Any, item0: int, k0: int, right: Any) -> None:
+    """pack_columns for ITEMS items side by side, SIDE columns each; past the last item that one again."""
+    b, form, numbers = product.b, product.form_b, product.numbers
+    batch, k_total, columns = b.shape
+    items = (
+        min(item0, batch - 1) * k_total, min(item0 + 1, batch - 1) * k_total, min(item0 + 2, batch - 1) * k_total,
+        min(item0 + 3, batch - 1) * k_total,
+    )  # fmt: skip
+    right.bad[:] = FINITE
+    for k in range(numbers.step):
+        at = ordered(k0 + k, product.order)
+        codes, starts = product.flat_b, ((items[0] + at) * SIDE, (items[1] + at) * SIDE, (items[2] + at) * SIDE, (items[3] + at) * SIDE)
+        if at >= k_total or columns < SIDE:
+            codes, starts = right.codes, (0, SIDE, 2 * SIDE, 3 * SIDE)
+            codes[:] = 0
+            for place in range(ITEMS if at < k_total else 0):
+                for j in range(columns):
+                    codes[place * SIDE + j] = b[min(item0 + place, batch - 1), at, j]
+        if not decode_columns(codes, starts, form, right, k):
+            for place in range(ITEMS):
+                for j in range(SIDE):
+                    lane, code = place * SIDE + j, np.int64(codes[starts[place] + j])
+                    right.bad[lane] = max(right.bad[lane], badness(code_class(code, form)))
+    if numbers.block > 0:
+        scale_items(product, item0, k0, right)
+
+
+@jit
+def scale_items(product: Any, item0: int, k0: int, right: Any) -> None:
+    """scale_columns for ITEMS items side by side."""
+    block, step = product.numbers.block, product.numbers.step
+    batch, k_total, columns = product.b.shape
+    for first in range(0, min(step, k_total - k0), block):
+        for place in range(ITEMS):
+            for j in range(columns):
+                code = product.scale_b[min(item0 + place, batch - 1), (k0 + first) // block, j]
+                look_up_scale(product, code, right, place * SIDE + j)
+        apply_scales(first, first + min(block, step), right)
+
+
+@jit
+def resolve_items(
+    product: Any, item0: int, row: int, slot: int, slots: int, step: int, k0: int, left: Any, right: Any, chain: Any, cell: int
+) -> int:
+    """The lanes of a row in which a step has something not finite: how many, which (right.odd), and what they come to."""
+    count = 0
+    for place in range(ITEMS):
+        worst = left.bad[slot + place * slots, step]
+        item = min(item0 + place, product.b.shape[0] - 1)
+        for j in range(product.b.shape[2]):
+            lane = place * SIDE + j
+            if worst == FINITE and right.bad[lane] == FINITE:
+                continue
+            held = np.float64(chain[cell + lane])
+            dead = np.isnan(held) or worst == NAN or right.bad[lane] == NAN
+            right.special[count] = np.nan if dead else ieee_sum(product, item, row, k0, j, held)
+            right.odd[count] = lane
+            count += 1
+    return count
+
+
+@jit
+def step_items(product: Any, item0: int, row0: int, rows: int, k0: int, left: Any, start: int, right: Any, chain: Any) -> None:
+    """step_rows for ITEMS items side by side."""
+    numbers = product.numbers
+    step = start // numbers.step
+    slots = left.bad.shape[0] // ITEMS
+    worst = FINITE
+    for lane in range(WIDTH):
+        worst = max(worst, right.bad[lane])
+    for row in range(rows):
+        cell, at = row * WIDTH, row * left.panel + start
+        count, bad = 0, worst
+        for place in range(ITEMS):
+            bad = max(bad, left.bad[row + place * slots, step])
+        if bad != FINITE:
+            count = resolve_items(product, item0, row0 + row, row, slots, step, k0, left, right, chain, cell)
+        if side_by_side_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
+            wide_left, wide_right = wide_copies(left, at, numbers.step, ITEMS, right)
+            side_by_side_step(chain, cell, wide_left, 0, wide_right, numbers, product.result)
+        for i in range(count):
+            chain[cell + right.odd[i]] = right.special[i]
+
+
+@jit
+def side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
+    """Tasks of a batch whose items have at most SIDE columns, ITEMS of them in a tile."""
+    before = enter_rounding(TOWARD_ZERO)
+    d, numbers, result = product.d, product.numbers, product.result
+    left, right, total, chain, dead = scratch
+    step = numbers.step
+    k_padded = padded(call.k, numbers.k_instruction)
+    elements = min(padded(PANEL, step), k_padded)
+    for k in range(left.places.size):
+        left.places[k] = k % left.panel % step * 2 * WIDTH
+    runs = product.order.size == 0 and left.panel == call.k
+    for task in range(call.first, call.last):
+        item0, row0, rows = item_bounds(task, call)
+        load_items(d, product.flat_d, item0, row0, rows, total)
+        if numbers.restart > 0:
+            chain[:] = 0.0
+        for panel0 in range(0, k_padded, elements):
+            count = min(elements, k_padded - panel0)
+            for place in range(ITEMS):
+                item, slot0 = min(item0 + place, call.batch - 1), place * call.rows
+                if runs:
+                    decode_run(product, item, row0, rows, left, slot0)
+                else:
+                    decode_rows(product, item, row0, rows, panel0, count, left, slot0)
+            for start in range(0, count, step):
+                k0 = panel0 + start
+                pack_items(product, item0, k0, right)
+                step_items(product, item0, row0, rows, k0, left, start, right, chain)
+                done = k0 + step
+                if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
+                    add_chain(total, chain, 0, rows, numbers, result, dead[0])
+        store_items(total, item0, row0, rows, result, d, product.flat_d)
+    leave_rounding(before)
+
+
+def fused_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: fused_tasks on a record."""
+    return _entry(variant, fused_tasks, 1)
+
+
+def side_by_side_entry(variant: Variant) -> Callable[[Any], None]:
+    """The function of one address: side_by_side_tasks on a record."""
+    return _entry(variant, side_by_side_tasks, ITEMS)
+
+
+def _entry(variant: Variant, tasks: Callable[..., None], items: int) -> Callable[[Any], None]:
+    codes, carrier = variant.operand.type, variant.carrier.type
+
+    def run(pointer: Any) -> None:
+        call = fields_at(address_of(pointer), Call)
+        numbers = fields_at(call.numbers, StepNumbers)
+        base = allocate(fused_scratch(0, call, numbers, items, codes, carrier)[1] + CACHE_LINE)
+        if base == 0:
+            report_no_memory(pointer)
+            return
+        product = Product(
+            array_at(call.a, (call.batch, call.m, call.k), codes),
+            array_at(call.b, (call.batch, call.k, call.n), codes),
+            array_at(call.a, call.batch * call.m * call.k, codes),
+            array_at(call.b, call.batch * call.k * call.n, codes),
+            array_at(call.scale_a, (call.batch, call.m, call.blocks), np.uint8),
+            array_at(call.scale_b, (call.batch, call.blocks, call.n), np.uint8),
+            array_at(call.d, (call.batch, call.m, call.n), np.float32),
+            array_at(call.d, call.batch * call.m * call.n, np.float32),
+            array_at(call.order, call.order_size, np.int64),
+            fields_at(call.form_a, FormatNumbers),
+            fields_at(call.form_b, FormatNumbers),
+            array_at(call.factors, 256, np.float64),
+            array_at(call.exponents, 256, np.int16),
+            numbers,
+            fields_at(call.result, ResultNumbers),
+        )
+        tasks(call, product, fused_scratch(base, call, numbers, items, codes, carrier)[0])
+        release(base)
+
+    return run

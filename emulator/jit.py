@@ -1,88 +1,36 @@
-"""The one place that imports Numba's decorators, and the policy: no Python objects, cached on disk, never fast-math.
+"""The one place that imports Numba's decorators, and the policy: no Python objects, no allocation, never fast-math.
 
-Also the rounding mode of the running thread, which the whole engine works with.
+Also what the compiled code needs beside Numba's language: addresses seen as arrays and tuples, memory, and the rounding mode
+of the running thread, which the whole engine works with.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
-import sys
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, event
+from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic as numba_intrinsic
+from numba.np.arrayobj import populate_array
 
 __all__ = [
-    "NEAREST_EVEN", "TOWARD_NEGATIVE", "TOWARD_POSITIVE", "TOWARD_ZERO", "WIDTH",
-    "enter_rounding", "entry", "intrinsic", "jit", "leave_rounding", "threads_wanted",
+    "address_of", "allocate", "array_at", "compiled_object", "enter_rounding", "fields_at", "intrinsic", "jit", "leave_rounding", "release",
 ]  # fmt: skip
 
-TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
-"""Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
-
-WIDTH = 32
-"""Columns of a tile: four vectors of f32, two halves of four vectors of f64."""
-
-
 _njit: Any = numba.njit
-_POLICY = {"cache": True, "nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-"""Nopython, cached on disk, without the GIL, division by IEEE rules."""
-
-
-_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "steps", "tiles")
-"""Modules whose code ends up in compiled functions."""
-
-
-@lru_cache(maxsize=1)
-def _fingerprint() -> str:
-    """Of all compiled modules: Numba's cache looks at a function's own file only, yet what it calls may have changed."""
-    digest = hashlib.sha256()
-    for name in _COMPILED:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under a name that its cache entry shares with no other version of the compiled modules."""
-    function.__qualname__ = f"{function.__qualname__}_{_fingerprint()}"
-    return function
+_POLICY = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "_nrt": False}
+"""Nopython, division by IEEE rules, called by compiled code alone, without Numba's runtime: machine code that needs no Numba."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function that compiled code calls."""
-    return _njit(**_POLICY, no_cpython_wrapper=True)(_cached(function))
-
-
-def entry(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls."""
-    return _njit(**_POLICY)(_cached(function))
-
-
-class _Announcer(event.Listener):
-    """Says on a terminal that the engine is being compiled: the first call of a kind waits for it, later processes do not."""
-
-    depth = 0
-
-    def on_start(self, occurred: Any) -> None:
-        """A compilation begins; those of the functions it calls are part of it."""
-        ours = str(occurred.data["dispatcher"].py_func.__module__).startswith("mmabits.")
-        if ours and self.depth == 0 and sys.stderr.isatty():
-            print("mmabits: compiling the engine for these types, once on this machine (about ten seconds)", file=sys.stderr)
-        self.depth += 1
-
-    def on_end(self, _occurred: Any) -> None:
-        """A compilation is done."""
-        self.depth -= 1
-
-
-event.register("numba:compile", _Announcer())
+    return _njit(**_POLICY)(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -90,9 +38,101 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba_intrinsic(function)
 
 
-def threads_wanted() -> int:
-    """Threads a product may use: what Numba was told (NUMBA_NUM_THREADS, numba.set_num_threads), else every processor."""
-    return int(numba.get_num_threads())
+@global_compiler_lock
+def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
+    """Compile a function of one address to the object code of `void symbol(void *)`.
+
+    Returns:
+        The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
+    """
+    dispatcher = jit(function)
+    dispatcher.compile((types.voidptr,))
+    (compiled,) = dispatcher.overloads.values()
+    context = cpu_target.target_context
+    module = context.create_module(f"{symbol}.wrapper")
+    callee = ir.Function(
+        module, context.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes), compiled.fndesc.llvm_func_name
+    )
+    wrapper = ir.Function(module, ir.FunctionType(ir.VoidType(), [context.get_value_type(types.voidptr)]), symbol)
+    builder = ir.IRBuilder(wrapper.append_basic_block("entry"))
+    context.call_conv.call_function(builder, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, wrapper.args)
+    builder.ret_void()
+    library = context.codegen().create_library(symbol)
+    library.enable_object_caching()
+    library.add_ir_module(module)
+    library.add_linking_library(compiled.library)
+    library.finalize()
+    expected = [each.name for each in library._final_module.functions if each.is_declaration and not each.name.startswith("llvm.")]
+    expected += [each.name for each in library._final_module.global_variables if each.is_declaration]
+    return library._get_compiled_object(), tuple(expected)
+
+
+@intrinsic
+def address_of(_context: Any, pointer: Any) -> Any:
+    """An address as an integer."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], ir.IntType(64))
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
+def array_at(_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
+    """The array of a shape (a number, or a tuple of them) and dtype that lies at an address, row by row."""
+    dimensions = len(shape) if isinstance(shape, types.BaseTuple) else 1
+    found = types.Array(dtype.dtype, dimensions, "C")
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        sizes = cgutils.unpack_tuple(builder, arguments[1]) if isinstance(shape, types.BaseTuple) else [arguments[1]]
+        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(found.dtype)))
+        steps = [item]
+        for size in reversed(sizes[1:]):
+            steps.append(builder.mul(steps[-1], size))
+        made = context.make_array(found)(context, builder)
+        data = builder.inttoptr(arguments[0], made.data.type)
+        populate_array(made, data=data, shape=sizes, strides=steps[::-1], itemsize=item, meminfo=None)
+        return made._getvalue()
+
+    return found(types.int64, shape, dtype), codegen
+
+
+@intrinsic
+def fields_at(_context: Any, address: Any, kind: Any) -> Any:
+    """The named tuple `kind` that lies at an address as 64-bit words: integers, or floats where its fields say so."""
+    row = kind.instance_class
+    element = types.float64 if set(get_type_hints(row).values()) == {float} else types.int64
+    found = types.NamedUniTuple(element, len(row._fields), row)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(arguments[0], context.get_value_type(found).as_pointer()))
+
+    return found(types.int64, kind), codegen
+
+
+@intrinsic
+def allocate(_context: Any, size: Any) -> Any:
+    """Address of `size` bytes, as of C's malloc: 0 where there is no memory."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(8).as_pointer(), [ir.IntType(64)])
+        found = builder.call(cgutils.get_or_insert_function(builder.module, kind, "malloc"), arguments)
+        return builder.ptrtoint(found, ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def release(_context: Any, address: Any) -> Any:
+    """Give back what allocate gave."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), [pointer])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")

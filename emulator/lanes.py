@@ -162,6 +162,16 @@ class Lanes:
         mask = self.builder.bitcast(self.value, ir.IntType(self.count))
         return self.builder.icmp_unsigned("==", mask, ir.Constant(mask.type, (1 << self.count) - 1))
 
+    def as_bits(self) -> ir.Value:
+        """Of a mask of at most 32 lanes: an i32 with a bit for each lane. (A bitcast would take the lanes out one by one.)"""
+        kind = ir.VectorType(I32, self.count)
+        places = ir.Constant(kind, [1 << lane if lane < 31 else -(1 << 31) for lane in range(self.count)])
+        bits = self.builder.select(self.value, places, ir.Constant(kind, [0] * self.count))
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(I32, [kind]), f"llvm.vector.reduce.or.v{self.count}i32"
+        )
+        return self.builder.call(function, [bits])
+
 
 class Emitter:
     """What an intrinsic's code generator writes with: addresses, loads, stores, broadcasts, loops."""

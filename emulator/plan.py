@@ -1,4 +1,4 @@
-"""Rows lowered to plain numbers: the only thing of isa/ that compiled code sees."""
+"""Rows lowered to plain numbers: the only thing of isa/ that compiled code sees. Nothing here needs a compiler."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
-from mmabits.emulator.jit import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
-from mmabits.emulator.steps import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
+
+TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
+"""Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
+GROUPS_AT_ONCE = 2
+"""Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
+NO_EXPONENT = -8192
+"""Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
 
 
 class FormatNumbers(NamedTuple):

@@ -7,6 +7,7 @@ bits of the carrier (24 for float32, 53 for float64).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,19 +15,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from mmabits.emulator.jit import WIDTH, intrinsic
+from mmabits.emulator.jit import intrinsic
 from mmabits.emulator.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
+from mmabits.emulator.plan import GROUPS_AT_ONCE, NO_EXPONENT
+from mmabits.emulator.tasks import ITEMS, SIDE, WIDTH
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
-GROUPS_AT_ONCE = 2
-"""Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
-
-NO_EXPONENT = -8192
-"""Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
-
 _index = types.intp
 
 
@@ -105,8 +102,8 @@ def _finite_part(held: Lanes) -> Lanes:
     return _not_finite(held).choose(0, held.bits()).floats()
 
 
-def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
-    """WIDTH codes: magnitudes (float32), exponents (int16), sign bits (int32), and whether one is not finite (an i1).
+def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
+    """WIDTH codes, as many from each start: magnitudes (float32), exponents (int16), signs (int32), and whether one is not finite (an i1).
 
     A code's exponent and fraction, put where a float32 has them, times 2^(127 - form.bias) is its magnitude, subnormals
     included. What is not finite becomes a zero here.
@@ -117,7 +114,7 @@ def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lane
     def everywhere(number: Any) -> Lanes:
         return emit.splat(number, WIDTH)
 
-    code = emit.load(codes, at, WIDTH).unsigned(I32)
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I32)
     sign = (code >> everywhere(form.sign_shift)) & 1
     fields = builder.sub(builder.shl(ir.Constant(I32, 1), form.sign_shift), ir.Constant(I32, 1))
     field = (code & everywhere(fields)) >> everywhere(form.low_bits)
@@ -132,15 +129,15 @@ def _decoded(emit: Emitter, codes: Any, at: Any, form: Any) -> tuple[Lanes, Lane
 
 
 @intrinsic
-def decode_columns(_context: Any, codes: Any, at: Any, form: Any, right: Any, k: Any) -> Any:
-    """WIDTH codes of a row of B to row k of `right` (fused.Columns); whether all are finite."""
-    signature = types.boolean(codes, _index, form, right, _index)
+def decode_columns(_context: Any, codes: Any, starts: Any, form: Any, right: Any, k: Any) -> Any:
+    """WIDTH codes, as many from each of the `starts`, to row k of `right` (fused.Columns); whether all are finite."""
+    signature = types.boolean(codes, types.UniTuple(_index, len(starts)), form, right, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         columns = emit.fields(right, arguments[3])
         magnitude, exponent, sign, not_finite = _decoded(
-            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
+            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
         )
         row = builder.mul(arguments[4], emit.index(WIDTH))
         emit.store(exponent, columns.exponents, row)
@@ -165,7 +162,7 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
         emit = Emitter(context, builder)
         rows, cell_ = emit.fields(left, arguments[4]), arguments[6]
         magnitude, exponent, sign, not_finite = _decoded(
-            emit, emit.data(codes, arguments[0]), arguments[1], emit.fields(form, arguments[2])
+            emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2])
         )
         flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
         side = emit.load(rows.places, arguments[5], WIDTH) + ((sign + flip) & 1) * WIDTH
@@ -177,24 +174,75 @@ def decode_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, 
     return signature, codegen
 
 
-@intrinsic
-def fused_step(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
-    """Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
+def _signed(magnitude: Lanes, sign: Lanes) -> Lanes:
+    """Float32 magnitudes with sign bits from the lowest bit of each lane."""
+    return (magnitude.bits() | (sign << 31)).floats()
 
-    `left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier. An accumulator that is infinite or NaN stays
-    as it is, and operands are taken to be finite. Returns DONE or TOO_WIDE.
-    """
-    signature = types.int64(chain, _index, left, _index, right, numbers, result)
+
+@intrinsic
+def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, values: Any, cell: Any) -> Any:
+    """WIDTH codes of a row of A to values[cell:]; which of them are not zero, a bit each."""
+    signature = types.int64(codes, _index, form, _index, values, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        step = _FusedStep(
-            emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
-            emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]),
-        )  # fmt: skip
-        return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
+        magnitude, _, sign, _ = _decoded(emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2]))
+        flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
+        emit.store(_signed(magnitude, sign + flip), emit.data(values, arguments[4]), arguments[5])
+        return builder.zext((magnitude > 0.0).as_bits(), I64)
 
     return signature, codegen
+
+
+@intrinsic
+def decode_group_columns(_context: Any, codes: Any, starts: Any, form: Any, right: Any, k: Any, group: Any, place: Any) -> Any:
+    """WIDTH codes, as many from each of the `starts`, to row k of `right` (grouped.GroupColumns), element `place` of its group."""
+    signature = types.none(codes, types.UniTuple(_index, len(starts)), form, right, _index, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[3])
+        magnitude, _, sign, _ = _decoded(
+            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
+        )
+        emit.store(_signed(magnitude, sign), columns.values, builder.mul(arguments[4], emit.index(WIDTH)))
+        masks = builder.mul(arguments[5], emit.index(WIDTH))
+        bit = (magnitude > 0.0).unsigned(I64) << emit.splat(arguments[6], WIDTH)
+        emit.store(emit.load(columns.masks, masks, WIDTH) | bit, columns.masks, masks)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _fused_step(items: int) -> Any:
+    """The step for a row of A, or for ITEMS rows side by side, each against its SIDE columns."""
+
+    def step_of_rows(_context: Any, chain: Any, cell: Any, left: Any, at: Any, right: Any, numbers: Any, result: Any) -> Any:
+        signature = types.int64(chain, _index, left, _index, right, numbers, result)
+
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            step = _FusedStep(
+                emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
+                emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]), items,
+            )  # fmt: skip
+            return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
+
+        return signature, codegen
+
+    return intrinsic(step_of_rows)
+
+
+fused_step = _fused_step(1)
+"""fused_step(chain, cell, left, at, right, numbers, result)
+
+Section 2: chain[cell + j] = round(sum over the step of a[at + k] * b[k, j], truncated at E - F, and chain[cell + j]).
+
+`left` is fused.Rows and `right` fused.Columns, whose dtype is the carrier. An accumulator that is infinite or NaN stays
+as it is, and operands are taken to be finite. Returns DONE or TOO_WIDE.
+"""
+side_by_side_step = _fused_step(ITEMS)
+"""fused_step for ITEMS rows of A, each left.stride elements after the one before it and against the next SIDE columns."""
 
 
 class _FusedStep(NamedTuple):
@@ -208,6 +256,13 @@ class _FusedStep(NamedTuple):
     right: Any
     numbers: Any
     result: Any
+    items: int
+    """Rows of A that the lanes belong to: 1 or ITEMS."""
+
+    def at_lane(self, lane: int) -> Any:
+        """Where the row of A that a lane belongs to has its step."""
+        item = self.emit.index(lane // SIDE if self.items > 1 else 0)
+        return self.emit.builder.add(self.at, self.emit.builder.mul(item, self.left.stride))
 
     def wide(self) -> Any:
         """With a float64 carrier, in two halves of the columns."""
@@ -244,17 +299,22 @@ class _FusedStep(NamedTuple):
     def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
         """E (int32): the largest exponent of the step's products and of the accumulator, which has e_zero where it is zero."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        (cell,) = emit.cells([emit.constant(I16, -(1 << 15), lanes)])
+        together = lanes if self.items == 1 else SIDE
+        starts = range(first, first + lanes, together)
+        cells = emit.cells([emit.constant(I16, -(1 << 15), together) for _ in starts])
+        places = [self.at_lane(start) for start in starts]
         with emit.loop(self.numbers.step) as k:
-            row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(first))
-            exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(self.at, k)), lanes)
-            cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, lanes)))
+            for start, place, cell in zip(starts, places, cells, strict=True):
+                row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(start))
+                exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(place, k)), together)
+                cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, together)))
+        largest = _join([cell.get() for cell in cells])
         magnitude = held.bits() & 0x7FFFFFFF
         floor = emit.splat(builder.add(emit.narrow_index(self.result.min_exponent), ir.Constant(I32, 127)), lanes)
         unbias = emit.splat(builder.add(emit.narrow_index(shift), ir.Constant(I32, 127)), lanes)
         zero = emit.splat(emit.narrow_index(self.numbers.zero_exponent), lanes)
         own = magnitude.equals(0).choose(zero, (magnitude >> 23).maximum(floor) - unbias)
-        return own.maximum(cell.get().widen(I32)).maximum(zero)
+        return own.maximum(largest.widen(I32)).maximum(zero)
 
     def signed_sums(self, window: Lanes, held: Lanes, first: int) -> Lanes:
         """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
@@ -266,47 +326,62 @@ class _FusedStep(NamedTuple):
         vector = 8 if held.element is F32 else 4
         zero = emit.constant(held.element, 0.0, lanes)
         parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
+        together = lanes if self.items == 1 else SIDE
+        starts = range(first, first + lanes, together)
+        places = [self.at_lane(start) for start in starts]
         with emit.loop(self.numbers.step) as k:
-            at = builder.add(self.at, k)
-            factor = emit.splat(emit.scalar(self.left.magnitudes, at), vector)
-            side = builder.sext(emit.scalar(self.left.sides, at), I64)
-            for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
-                for i, cell in enumerate(cells):
-                    place = builder.add(base, emit.index(first + i * vector))
-                    cell.set(factor.fma(emit.load(self.right.planes, place, vector), cell.get()))
+            for start, place in zip(starts, places, strict=True):
+                at = builder.add(place, k)
+                factor = emit.splat(emit.scalar(self.left.magnitudes, at), vector)
+                side = builder.sext(emit.scalar(self.left.sides, at), I64)
+                for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
+                    for lane in range(start, start + together, vector):
+                        cell = cells[(lane - first) // vector]
+                        cell.set(factor.fma(emit.load(self.right.planes, builder.add(base, emit.index(lane)), vector), cell.get()))
         positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
         return (positive - window) - (negative - window)
 
 
-@intrinsic
-def grouped_step(
-    _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
-) -> Any:
-    """Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
+def _grouped_step(items: int) -> Any:
+    """The step for two rows of A, or for two times ITEMS rows side by side, each against its SIDE columns."""
 
-    `left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
-    keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. An
-    accumulator that is infinite or NaN stays as it is, and scales are taken to be finite.
-    """
-    pair = types.UniTuple(_index, 2)
-    signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
+    def step_of_rows(
+        _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
+    ) -> Any:
+        pair = types.UniTuple(_index, 2)
+        signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
 
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emit = Emitter(context, builder)
-        work = _GroupedStep(
-            emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
-            emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]),
-        )  # fmt: skip
-        chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
-        for first in range(0, WIDTH, 16):
-            places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
-            held = [emit.load(chain_, place, 16) for place in places]
-            exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
-            for row in range(2):
-                _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
-        return context.get_dummy_value()
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            work = _GroupedStep(
+                emit, emit.fields(left, arguments[2]), cgutils.unpack_tuple(builder, arguments[3], 2), arguments[4],
+                emit.fields(right, arguments[5]), emit.fields(powers, arguments[6]), emit.fields(numbers, arguments[7]), items,
+            )  # fmt: skip
+            chain_, result_ = emit.data(chain, arguments[0]), emit.fields(result, arguments[8])
+            for first in range(0, WIDTH, 16):
+                places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
+                held = [emit.load(chain_, place, 16) for place in places]
+                exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
+                for row in range(2):
+                    _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
+            return context.get_dummy_value()
 
-    return signature, codegen
+        return signature, codegen
+
+    return intrinsic(step_of_rows)
+
+
+grouped_step = _grouped_step(1)
+"""grouped_step(chain, cells, left, rows, step, right, powers, numbers, result)
+
+Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
+
+`left` is grouped.GroupRows, `right` grouped.GroupColumns. `powers` is plan.StepPowers. |v| + M - M with M = 2^(E - F + 52)
+keeps the multiples of 2^(E - F), since |v| < 2^(E + 14) < M. Where no term has bits to lose, plain sums do. An
+accumulator that is infinite or NaN stays as it is, and scales are taken to be finite.
+"""
+grouped_side_by_side_step = _grouped_step(ITEMS)
+"""grouped_step for two times ITEMS rows of A, each left.stride rows after the one before it and against the next SIDE columns."""
 
 
 class _GroupedStep(NamedTuple):
@@ -319,6 +394,16 @@ class _GroupedStep(NamedTuple):
     right: Any
     powers: Any
     numbers: Any
+    items: int
+    """Rows of A that the lanes of each of the two belong to: 1 or ITEMS."""
+
+    def by_item(self, row: Any, first: int, lanes: int, read: Callable[[Any], Any]) -> Lanes:
+        """What `read` finds for a row of A, in every lane from column `first` on that belongs to the row."""
+        emit = self.emit
+        if self.items == 1:
+            return emit.splat(read(row), lanes)
+        strides = (emit.builder.mul(self.left.stride, emit.index(lane // SIDE)) for lane in range(first, first + lanes, SIDE))
+        return _join([emit.splat(read(emit.builder.add(row, stride)), SIDE) for stride in strides])
 
     def sums(self, held: list[Lanes], first: int) -> list[Lanes]:
         """For each of two rows the exact sum of the truncated terms, 16 columns from `first` on."""
@@ -356,8 +441,15 @@ class _GroupedStep(NamedTuple):
         """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         steps = builder.sdiv(self.left.panel_groups, self.groups())
-        at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
-        largest, smallest = (emit.splat(emit.scalar(self.left.bounds, builder.add(at, emit.index(i))), lanes) for i in range(2))
+
+        def bound(which: int) -> Callable[[Any], Any]:
+            def read(row: Any) -> Any:
+                at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
+                return emit.scalar(self.left.bounds, builder.add(at, emit.index(which)))
+
+            return read
+
+        largest, smallest = (self.by_item(row, first, lanes, bound(which)) for which in range(2))
         largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
         smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
         power = _power_of(held)
@@ -377,21 +469,24 @@ class _GroupedStep(NamedTuple):
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         (top,) = emit.cells([self.own_power(held)])
         with emit.loop(self.groups()) as group:
-            mine = builder.add(self.group_at(row), group)
             others = builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first))
-            candidate = emit.splat(emit.scalar(self.left.powers, mine), lanes) * emit.load(self.right.powers, others, lanes)
-            common = emit.splat(emit.scalar(self.left.masks, mine), lanes) & emit.load(self.right.masks, others, lanes)
+            powers, masks = (self.by_item(row, first, lanes, self.of_group(table, group)) for table in (self.left.powers, self.left.masks))
+            candidate = powers * emit.load(self.right.powers, others, lanes)
+            common = masks & emit.load(self.right.masks, others, lanes)
             top.set(top.get().maximum(common.equals(0).choose(0.0, candidate)))
         return top.get()
+
+    def of_group(self, table: Any, group: Any) -> Callable[[Any], Any]:
+        """What a table of A has for a group of the step, by row."""
+        return lambda row: self.emit.scalar(table, self.emit.builder.add(self.group_at(row), group))
 
     def terms(self, first: int, number: Any) -> list[list[Lanes]]:
         """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
         emit, builder = self.emit, self.emit.builder
         size = self.numbers.group
-        starts = [
-            builder.add(builder.mul(row, builder.mul(self.left.panel_groups, size)), builder.mul(self.step, self.numbers.step))
-            for row in self.rows
-        ]
+        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step, self.numbers.step)
+        strides = [builder.mul(self.left.stride, emit.index(lane // SIDE if self.items > 1 else 0)) for lane in (first, first + 8)]
+        starts = [[builder.add(builder.mul(builder.add(row, stride), panel), before) for stride in strides] for row in self.rows]
         elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
         parts = [[emit.cells([emit.constant(F32, 0.0, 8)] * 2) for _ in elements] for _ in starts]
         with emit.loop(size) as k:
@@ -399,9 +494,9 @@ class _GroupedStep(NamedTuple):
                 element = builder.add(start_element, k)
                 place = builder.add(builder.mul(element, emit.index(WIDTH)), emit.index(first))
                 others = [emit.load(self.right.values, builder.add(place, emit.index(8 * j)), 8) for j in range(2)]
-                for start, cells in zip(starts, parts, strict=True):
-                    factor = emit.splat(emit.scalar(self.left.values, builder.add(start, element)), 8)
-                    for cell, other in zip(cells[i], others, strict=True):
+                for by_vector, cells in zip(starts, parts, strict=True):
+                    for start, cell, other in zip(by_vector, cells[i], others, strict=True):
+                        factor = emit.splat(emit.scalar(self.left.values, builder.add(start, element)), 8)
                         cell.set(factor.fma(other, cell.get()))
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
@@ -409,7 +504,7 @@ class _GroupedStep(NamedTuple):
     def scaled(self, sums: list[Cell], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
         emit, builder = self.emit, self.emit.builder
-        mine = emit.splat(emit.scalar(self.left.factors, builder.add(self.group_at(row), group)), 16)
+        mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))
         others = emit.load(self.right.factors, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
         return _join([cell.get() for cell in sums]).widen(F64) * (mine * others)
 
@@ -422,6 +517,34 @@ def _cut(value: Lanes, window: Lanes) -> Lanes:
 def _power_of(held: Lanes) -> Lanes:
     """The power of two of each accumulator, 0 for zero."""
     return (held.bits() & (0x7FF << 52)).floats()
+
+
+@intrinsic
+def load_side(_context: Any, source: Any, at: Any, total: Any, cell: Any) -> Any:
+    """total[cell + j] = source[at + j] for SIDE columns j."""
+    signature = types.none(source, _index, total, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        emit.store(emit.load(emit.data(source, arguments[0]), arguments[1], SIDE), emit.data(total, arguments[2]), arguments[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def store_side(_context: Any, total: Any, cell: Any, target: Any, at: Any, nan: Any) -> Any:
+    """target[at + j] = total[cell + j] for SIDE columns j, with the bits `nan` for every NaN."""
+    signature = types.none(total, _index, target, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        bits = emit.load(emit.data(total, arguments[0]), arguments[1], SIDE).bits()
+        found = ((bits & 0x7FFFFFFF) > 0x7F800000).choose(emit.splat(emit.narrow_index(arguments[4]), SIDE), bits)
+        emit.store(found.floats(), emit.data(target, arguments[2]), arguments[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @intrinsic

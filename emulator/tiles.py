@@ -1,44 +1,40 @@
-"""Tiles: how a product is divided, and what every kind of task does with its accumulators."""
+"""Tiles: where a task lies, and what every kind of task does with its accumulators."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import NEAREST_EVEN, WIDTH, enter_rounding, jit, leave_rounding
-from mmabits.emulator.steps import nearest_add
+from mmabits.emulator.jit import address_of, array_at, enter_rounding, jit, leave_rounding
+from mmabits.emulator.native import Call
+from mmabits.emulator.plan import NEAREST_EVEN
+from mmabits.emulator.steps import load_side, nearest_add, store_side
+from mmabits.emulator.tasks import ITEMS, SIDE, WIDTH
 
-ROWS = 128
-"""Rows of a task: enough that decoding B for them costs little beside the sums."""
-TILES = 8
-"""Tiles of WIDTH columns of a task: enough that decoding A for them costs little."""
-FEWEST_ROWS = 32
-"""Rows of a task below which it is not divided further for the sake of another thread."""
-PANEL = 256
-"""Elements of K whose codes of A are decoded at a time."""
+CACHE_LINE = 64
+"""Bytes: scratch arrays begin at multiples."""
+_WORDS, _FAILED = len(Call._fields), Call._fields.index("failed")
 
 
-class Tiling(NamedTuple):
-    """How a product is divided into tasks."""
-
-    rows: int
-    tiles: int
-
-
-@lru_cache(maxsize=4096)
-def tiling(batch: int, m: int, n: int, threads: int) -> Tiling:
-    """Large tasks, but enough of them for every thread."""
-    rows, tiles = min(ROWS, m), min(TILES, -(-n // WIDTH))
-    while task_count(batch, m, n, Tiling(rows, tiles)) < 2 * threads and (tiles > 1 or rows > FEWEST_ROWS):
-        rows, tiles = (rows, -(-tiles // 2)) if tiles > 1 else (-(-rows // 2), tiles)
-    return Tiling(rows, tiles)
+@jit
+def carve(base: int, shape: Any, dtype: Any) -> Any:
+    """An array in scratch from address `base` on, and the address after it."""
+    start = (base + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+    found = array_at(start, shape, dtype)
+    return found, start + found.size * found.itemsize
 
 
-def task_count(batch: int, m: int, n: int, tiling: Tiling) -> int:
-    """Number of tasks of a product."""
-    return batch * -(-m // tiling.rows) * -(-n // (tiling.tiles * WIDTH))
+@jit
+def padded(count: int, unit: int) -> int:
+    """`count` rounded up to whole units."""
+    return (count + unit - 1) // unit * unit
+
+
+@jit
+def report_no_memory(pointer: Any) -> None:
+    """Say in a record that nothing was computed."""
+    array_at(address_of(pointer), _WORDS, np.int64)[_FAILED] = 1
 
 
 @jit
@@ -81,6 +77,49 @@ def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: 
                 d[item, row0 + row, col0 + j] = value
                 if np.isnan(value):
                     d_bits[item, row0 + row, col0 + j] = result.nan
+
+
+@jit
+def item_bounds(task: int, call: Any) -> Any:
+    """(first item, first row, rows) of a task whose items lie side by side."""
+    row_blocks = (call.m + call.rows - 1) // call.rows
+    row0 = task % row_blocks * call.rows
+    return task // row_blocks * ITEMS, row0, min(call.rows, call.m - row0)
+
+
+@jit
+def load_items(d: Any, flat: Any, item0: int, row0: int, rows: int, total: Any) -> None:
+    """load_tiles for ITEMS items side by side; past the last item that one again. `flat` is d as one row."""
+    batch, m, columns = d.shape
+    for place in range(ITEMS):
+        item = min(item0 + place, batch - 1)
+        for row in range(rows):
+            cell = row * WIDTH + place * SIDE
+            if columns == SIDE:
+                load_side(flat, (item * m + row0 + row) * SIDE, total, cell)
+                continue
+            for j in range(columns, SIDE):
+                total[cell + j] = 0.0
+            for j in range(columns):
+                total[cell + j] = d[item, row0 + row, j]
+
+
+@jit
+def store_items(total: Any, item0: int, row0: int, rows: int, result: Any, d: Any, flat: Any) -> None:
+    """store_tiles for ITEMS items side by side."""
+    d_bits = d.view(np.int32)
+    batch, m, columns = d.shape
+    for place in range(min(ITEMS, batch - item0)):
+        for row in range(rows):
+            cell = row * WIDTH + place * SIDE
+            if columns == SIDE:
+                store_side(total, cell, flat, ((item0 + place) * m + row0 + row) * SIDE, result.nan)
+                continue
+            for j in range(columns):
+                value = total[cell + j]
+                d[item0 + place, row0 + row, j] = value
+                if np.isnan(value):
+                    d_bits[item0 + place, row0 + row, j] = result.nan
 
 
 @jit
