@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,20 @@ from rich.markup import escape
 from rich.table import Table
 
 import mmabits.isa
-from mmabits.isa import ARCHITECTURES, DATAPATHS, DatapathSpec, Evidence, Family, Instruction, Lowering, Proof, Support, lower
+from mmabits.isa import (
+    ARCHITECTURES,
+    DATAPATHS,
+    FORMATS,
+    DatapathSpec,
+    Evidence,
+    Family,
+    FormatSpec,
+    Instruction,
+    Lowering,
+    Proof,
+    Support,
+    lower,
+)
 from mmabits.isa.datapaths import Arithmetic
 
 _STYLE: Final = {Evidence.RECORDED: "green", Evidence.PUBLISHED: "yellow", Evidence.INFERRED: "red"}
@@ -274,3 +287,41 @@ def instruction_json(instruction: Instruction, arch: str) -> dict[str, Any]:
 
 def _proofs_json(proofs: Sequence[Proof]) -> list[dict[str, Any]]:
     return [{"level": str(proof.level), "covers": proof.covers, "sources": list(proof.sources)} for proof in proofs]
+
+
+def formats_markdown() -> str:
+    """A section for each number format, from the rows."""
+    return "\n".join(line for row in FORMATS.values() for line in (*_format_lines(row), ""))
+
+
+def _format_lines(row: FormatSpec) -> Iterator[str]:
+    yield f"### {row.name}"
+    yield ""
+    yield f"{citation(row.source)}. Arrays: `{row.numpy_name}`." + (" A block scale, never an operand." if row.scale_only else "")
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    if row.is_integer:
+        kind = "signed, in two's complement" if row.sign_bits else "unsigned"
+        yield f"| bits | {row.code_bits}, {kind} |"
+        return
+    sign = "1" if row.sign_bits else "1 not read" if row.ignored_sign else "0"
+    low = f", {row.ignored_low_bits} low bits not read" if row.ignored_low_bits else ""
+    yield f"| sign / exponent / fraction | {sign} / {row.exponent_bits} / {row.fraction_bits}{low} |"
+    yield f"| bias | {row.bias} |"
+    yield f"| largest | {row.max_finite:g} |"
+    if row.has_subnormals:
+        yield f"| smallest normal | 2^{row.min_exponent} |"
+        yield f"| smallest | 2^{row.min_exponent - row.fraction_bits}, subnormal |"
+    else:
+        yield f"| smallest | 2^{row.min_exponent}; there is no zero |"
+    infinity = "none" if row.infinity is None else f"`{row.infinity:#x}`"
+    nan = (
+        "none"
+        if row.nan is None
+        else f"{row.non_finite.value.split(';')[0]}"
+        if row.infinity is None
+        else "all-ones exponent, fraction not 0"
+    )
+    yield f"| infinity | {infinity} |"
+    yield f"| NaN | {nan} |"

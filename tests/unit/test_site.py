@@ -1,0 +1,73 @@
+"""The documentation site: every code block runs, generated parts are current, every page is in the navigation.
+
+`python tests/unit/test_site.py` rewrites the generated parts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmabits.conformance.cli import main
+from mmabits.conformance.tables import formats_markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FORMATS_PAGE = ROOT / "docs" / "formats.md"
+GENERATED = re.compile(r"(?<=<!-- formats -->\n).*?(?=<!-- end formats -->)", re.DOTALL)
+BLOCK = re.compile(r"(?:^<!-- needs: ([\w, ]+) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CONTAINS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def blocks(text: str) -> list[tuple[tuple[str, ...], str, str]]:
+    """(packages needed, language, code) of each block that runs."""
+    return [(tuple(filter(None, re.split(r"[, ]+", needs or ""))), language, code) for needs, language, code in BLOCK.findall(text)]
+
+
+def run_command(line: str) -> None:
+    words = shlex.split(line)
+    assert words[0] == "mmabits", f"only mmabits' own commands run here, not {line!r}"
+    with pytest.raises(SystemExit) as ended:
+        main(words[1:])
+    assert ended.value.code == 0, line
+
+
+@pytest.mark.parametrize("page", CONTAINS, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the page, with the names of the blocks before."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": page.stem}
+    for needs, language, code in blocks(page.read_text(encoding="utf-8")):
+        if any(importlib.util.find_spec(package) is None for package in needs):
+            continue
+        if language == "python":
+            exec(compile(code, str(page), "exec"), names)
+        else:
+            for line in code.splitlines():
+                run_command(line)
+
+
+def test_there_are_blocks_and_they_are_found() -> None:
+    assert len(CONTAINS) >= 6
+    text = "<!-- needs: torch -->\n```python\n1\n```\n\n```console\nmmabits list\n```\n```text\nno\n```\n"
+    assert blocks(text) == [(("torch",), "python", "1\n"), ((), "console", "mmabits list\n")]
+
+
+def test_the_formats_are_the_generated_ones() -> None:
+    found = GENERATED.search(FORMATS_PAGE.read_text(encoding="utf-8"))
+    assert found is not None and found[0] == f"{formats_markdown()}\n", "update them: python tests/unit/test_site.py"
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert sorted(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)) == [page.name for page in PAGES]
+
+
+if __name__ == "__main__":
+    old = FORMATS_PAGE.read_text(encoding="utf-8")
+    FORMATS_PAGE.write_text(GENERATED.sub(lambda _: f"{formats_markdown()}\n", old), encoding="utf-8")
