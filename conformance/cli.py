@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mmabits.conformance.explain.cli import explain
+from mmabits.conformance.minilm import minilm
 from mmabits.conformance.record.cli import record
 from mmabits.conformance.study.cli import study
 from mmabits.isa.errors import MmabitsError
@@ -216,6 +217,7 @@ def demo(
 
 
 app.command(name="explain")(explain)
+app.command(name="minilm")(minilm)
 app.command(name="record")(record)
 app.command(name="study")(study)
 

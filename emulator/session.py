@@ -266,7 +266,8 @@ def emulate(arch: str, *, require: str | Evidence = Evidence.INFERRED, framework
         if _ACTIVE and _ACTIVE[-1][0] != thread:
             raise EmulationError("another thread is inside an emulate block; one thread at a time may be")
         _ACTIVE.append((thread, session))
-    absent = {name for name in FRAMEWORKS if name not in sys.modules}
+    # Who names frameworks has chosen. Triton is imported by PyTorch itself; without its hook no kernel runs here anyway.
+    absent = {name for name in FRAMEWORKS if name not in sys.modules and name != "triton"} if frameworks is None else set()
     try:
         with ExitStack() as entered:
             for hook in hooks:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from mmabits.isa.architectures import architecture
+from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
-from mmabits.isa.formats import FormatSpec
+from mmabits.isa.formats import FormatSpec, format_spec
 from mmabits.isa.instructions import Family, Instruction
 from mmabits.isa.lowering import lower
 from mmabits.isa.ptx import resolve
@@ -36,20 +36,23 @@ def library_instruction(
         UnknownArchitecture, UnknownFormat: no such names.
         UnsupportedInstruction: no tensor-core instruction of that architecture takes these operands.
     """
-    architecture(arch)
-    reasons: list[str] = []
+    a, b = format_spec(a_type), format_spec(b_type)
+    found = _newest(architecture(arch).name, a, b, c_type, scale_type)
+    if found is None:
+        accumulator = f" into {c_type}" if c_type else ""
+        scaled = f" with {scale_type} block scales" if scale_type else ""
+        others = [name for name in ARCHITECTURES if _newest(name, a, b, c_type, scale_type)]
+        there = f"targets that have one: {', '.join(others)}" if others else "nor does any other target's"
+        raise UnsupportedInstruction(f"{arch} has no tensor-core instruction for {a.name} x {b.name}{accumulator}{scaled}; {there}")
+    return found
+
+
+def _newest(arch: str, a: FormatSpec, b: FormatSpec, c_type: str | None, scale_type: str | None) -> Instruction | None:
     for family in NEWEST_FIRST:
         try:
-            row = resolve(str(family), arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
+            row = resolve(str(family), arch=arch, a_type=a, b_type=b, c_type=c_type, scale_type=scale_type)
             lower(row, arch)
-        except UnsupportedInstruction as error:
-            reasons.append(str(error))
-        except UnknownInstruction:  # a family that takes such operands nowhere
+        except (UnsupportedInstruction, UnknownInstruction):
             continue
-        else:
-            return row
-    scaled = f" with {scale_type} block scales" if scale_type else ""
-    accumulator = f" into {c_type}" if c_type else ""
-    raise UnsupportedInstruction(
-        f"{arch} has no tensor-core instruction for {a_type} x {b_type}{accumulator}{scaled}{f': {reasons[-1]}' if reasons else ''}"
-    )
+        return row
+    return None

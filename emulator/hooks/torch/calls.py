@@ -1,0 +1,156 @@
+"""One call of a PyTorch operator: its arguments by name, where it stands in the program, and how its result is handed back."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmabits.emulator.session import Session
+from mmabits.isa import OperandError, OperandTypeError
+
+if TYPE_CHECKING:
+    from mmabits.emulator.hooks.torch.mode import EmulateMode
+
+Array = npt.NDArray[Any]
+
+_BITS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
+    torch.float8_e8m0fnu: (torch.uint8, ml_dtypes.float8_e8m0fnu),
+}
+"""torch types that NumPy lacks: the integers of their bits, and the ml_dtypes type."""
+
+_EMULATOR = str(Path(__file__).parent.parent.parent) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_is_internal: dict[str, bool] = {}
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A tensor's bits as a NumPy array, on the CPU; shared memory where possible.
+
+    Raises:
+        OperandTypeError: a type without a NumPy counterpart.
+    """
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        tensor = tensor.cpu()
+    known = _BITS.get(tensor.dtype)
+    if known is not None:
+        bits: Array = tensor.view(known[0]).numpy()
+        return bits.view(known[1])
+    try:
+        array: Array = tensor.resolve_neg().numpy()
+    except TypeError:
+        raise OperandTypeError(f"{tensor.dtype} has no NumPy counterpart") from None
+    return array
+
+
+def caller(operation: str) -> str:
+    """`mm at model.py:12`: the innermost frame that is neither torch's nor the emulator's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        internal = _is_internal.get(name)
+        if internal is None:
+            internal = _is_internal[name] = name.startswith((_TORCH, _EMULATOR, "<frozen"))
+        if not internal:
+            return f"{operation} at {os.path.basename(name)}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return operation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Signature:
+    """What an operator's schema says."""
+
+    name: str
+    """`mm`, without namespace and overload."""
+    arguments: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    written: str | None
+    """The argument that an in-place or `out=` form writes its result to."""
+
+    @classmethod
+    def of(cls, func: torch._ops.OpOverload) -> Signature:
+        """The signature of one overload."""
+        rows = func._schema.arguments
+        written = [row.name for row in rows if row.alias_info is not None and row.alias_info.is_write]
+        return cls(
+            name=func._schema.name.split("::")[-1],
+            arguments=tuple(row.name for row in rows),
+            defaults={row.name: row.default_value for row in rows if row.has_default_value()},
+            written=written[0] if written else None,
+        )
+
+
+class Call:
+    """One call of an operator inside an `emulate` block."""
+
+    def __init__(self, mode: EmulateMode, func: torch._ops.OpOverload, signature: Signature, args: Any, kwargs: Any) -> None:
+        self.mode, self.func, self.signature, self.args, self.kwargs = mode, func, signature, args, kwargs
+        self.session: Session = mode.session
+        """The session whose tensor cores multiply."""
+        self.values = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
+        """The arguments by name, defaults filled in."""
+        self._site = ""
+
+    @property
+    def operation(self) -> str:
+        """For the report: `mm`, `bmm of scaled_dot_product_attention`, `mm in backward`."""
+        within = f" of {self.mode.within}" if self.mode.within else ""
+        backward = " in backward" if torch._C._current_autograd_node() is not None else ""
+        return f"{self.signature.name}{within}{backward}"
+
+    @property
+    def site(self) -> str:
+        """The operation and the line that called it."""
+        if not self._site:
+            self._site = caller(self.operation)
+        return self._site
+
+    def stock(self) -> Any:
+        """The operator as PyTorch computes it."""
+        return self.func(*self.args, **self.kwargs)
+
+    def skip(self, reason: str) -> Any:
+        """Run the operator un-emulated and say so in the report."""
+        result = self.stock()
+        self.session.skip(self.site, self.signature.name, reason)
+        return result
+
+    def give(self, result: torch.Tensor) -> torch.Tensor:
+        """Hand the result back as this overload does: new, in place, or in `out`.
+
+        Raises:
+            OperandTypeError: `out` has another type.
+        """
+        place = self.signature.written
+        if place is None:
+            return result
+        target: torch.Tensor = self.values[place]
+        if target.dtype != result.dtype:
+            raise OperandTypeError(f"{self.site}: {place} must be {result.dtype}, got {target.dtype}")
+        if target.shape != result.shape:
+            if target.numel() or place != "out":
+                raise OperandError(f"{self.site}: {place} must have shape {tuple(result.shape)}, got {tuple(target.shape)}")
+            target.resize_(result.shape)
+        target.copy_(result)
+        return target
+
+
+def tensor_of(array: Array, like: torch.Tensor) -> torch.Tensor:
+    """A NumPy array of f32, f16, f64 or integers as a tensor on the device of another."""
+    result = torch.from_numpy(np.ascontiguousarray(array))
+    return result if like.device.type == "cpu" else result.to(like.device)

@@ -1,0 +1,187 @@
+"""The dispatch mode: which operators are matrix products, and what is known to pass them by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
+from mmabits.emulator.hooks.torch.calls import Call, Signature
+from mmabits.emulator.session import Session
+
+Handler = Callable[[Call], Any]
+
+PRODUCTS: Final[dict[str, Handler]] = {
+    "mm": products.mm,
+    "bmm": products.bmm,
+    "addmm": products.addmm,
+    "addmm_": products.addmm,
+    "_addmm_activation": products.addmm,
+    "baddbmm": products.baddbmm,
+    "baddbmm_": products.baddbmm,
+    "addbmm": products.addbmm,
+    "addbmm_": products.addbmm,
+    "_int_mm": products.int_mm,
+    "_scaled_mm": scaled.scaled_mm,
+    "_scaled_mm_v2": scaled.scaled_mm_v2,
+    "_grouped_mm": grouped.grouped_mm,
+    "_scaled_grouped_mm": grouped.scaled_grouped_mm,
+    "_scaled_grouped_mm_v2": grouped.scaled_grouped_mm_v2,
+    attention.FORWARD: attention.forward,
+    attention.BACKWARD: attention.backward,
+}
+"""The operators of aten that are computed here, in all their overloads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bypass:
+    """Operators that multiply and are not emulated; they run as PyTorch computes them and stand in the report."""
+
+    names: re.Pattern[str]
+    """Matched against the whole of `namespace::name`."""
+    reason: str
+
+
+BYPASSES: Final = (
+    Bypass(names=re.compile(r"aten::(mv|addmv_?)"), reason="a matrix times a vector: cuBLAS has kernels for it without tensor cores"),
+    Bypass(names=re.compile(r"aten::(dot|vdot|addr_?)"), reason="a product of vectors runs on CUDA cores"),
+    Bypass(
+        names=re.compile(r".*(_|::)conv(\d+d|olution)?(_.*)?"),
+        reason="convolutions are not emulated; on a GPU cuDNN would use tensor cores",
+    ),
+    Bypass(names=re.compile(r"aten::\w*_rnn(_.*)?"), reason="fused recurrent layers are not emulated"),
+    Bypass(names=re.compile(r"aten::(_trilinear|_cdist_\w+|_euclidean_dist)"), reason="its products are inside the operator, not emulated"),
+    Bypass(names=re.compile(r"aten::\w*(sparse|sspaddmm|hspmm|smm)\w*mm\w*"), reason="sparse products are not emulated"),
+    Bypass(
+        names=re.compile(r"aten::(_weight_int\dpack_mm\w*|_dyn_quant_matmul_4bit|_mixed_dtypes_linear|_wrapped_\w*linear\w*)"),
+        reason="weight-only quantized kernels are not emulated",
+    ),
+    Bypass(
+        names=re.compile(r".*(_|::)((\w*mm|gemm|matmul|linear|qlinear)(_\w+)?)"),
+        reason="a matrix product that the emulator does not know",
+    ),
+)
+"""The first that matches counts. The last is the net under the others."""
+
+FUSED_ATTENTION: Final = re.compile(
+    r"aten::(_scaled_dot_product_\w+|_flash_attention_\w+|_efficient_attention_\w+|_cudnn_attention_\w+"
+    r"|_native_multi_head_attention|_transformer_encoder_layer_fwd|_triton_\w*attention)"
+)
+NOT_PRODUCTS: Final = re.compile(r".*(_(un|pre)pack(_\w+)?|_reorder_\w+|_flatten_weight|_search|pack_gemm_matrix_fp16)")
+"""Operators that only arrange weights."""
+
+
+def _passed(call: Call) -> Any:
+    return call.stock()
+
+
+@contextmanager
+def attention_in_products() -> Iterator[None]:
+    """Keep torch.nn and the math path of attention from hiding products, or turning them into f32 ones; process-wide."""
+    math_was = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call,unused-ignore]
+    fast_was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(math_was)
+        torch.backends.mha.set_fastpath_enabled(fast_was)
+
+
+def _decomposed(call: Call) -> Any:
+    """An operator made of others, which inference mode does not take apart by itself."""
+    with call.mode.emulating(call.mode.within):
+        result = call.func.decompose(*call.args, **call.kwargs)
+    return call.stock() if result is NotImplemented else result
+
+
+def _bypass(rule: Bypass) -> Handler:
+    return lambda call: call.skip(rule.reason)
+
+
+def _handler(func: torch._ops.OpOverload) -> Handler:
+    """What is done with an operator."""
+    name = func._schema.name
+    namespace, _, bare = name.partition("::")
+    if namespace == "aten" and bare in PRODUCTS:
+        return PRODUCTS[bare]
+    if func._can_decompose():
+        return _decomposed
+    if FUSED_ATTENTION.fullmatch(name):
+        return attention.refuse
+    if NOT_PRODUCTS.fullmatch(name):
+        return _passed
+    return next((_bypass(rule) for rule in BYPASSES if rule.names.fullmatch(name)), _passed)
+
+
+_KNOWN: dict[Any, tuple[Handler, Signature]] = {}
+"""Operators met so far."""
+_PASSED: set[Any] = set()
+"""Those of them that are none of the emulator's business."""
+_NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
+_ENTERED: list[EmulateMode] = []
+"""The modes of nested blocks; the innermost computes, the others let through."""
+
+
+class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
+    """Computes the matrix products of the running thread with a session's tensor cores."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
+        self.session = session
+        self.within = ""
+        """The operator that is being taken apart, for the report."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Do without torch's wrapper, which imports the compiler (and Triton) at the first operator and slows every one."""
+        return False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.compile trace as if no mode were there; what it made is emulated when it runs."""
+        return True
+
+    def __enter__(self) -> EmulateMode:
+        _ENTERED.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call,unused-ignore]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call,unused-ignore]
+        _ENTERED.remove(self)
+
+    @contextmanager
+    def emulating(self, within: str) -> Iterator[None]:
+        """Inside an operator's own handler: emulate the operators that are called now, too."""
+        outer, self.within = self.within, within
+        try:
+            with self:
+                yield
+        finally:
+            self.within = outer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every operator that the thread calls."""
+        if func in _PASSED or _ENTERED[-1] is not self:
+            return func(*args, **kwargs or {})
+        for kind in types:
+            if kind.__torch_dispatch__ is not _NO_DISPATCH:
+                return NotImplemented  # a tensor subclass: it takes itself apart, and its parts come here
+        known = _KNOWN.get(func)
+        if known is None:
+            if not isinstance(func, torch._ops.OpOverload):
+                return func(*args, **kwargs or {})
+            handler = _handler(func)
+            if handler is _passed:
+                _PASSED.add(func)
+                return func(*args, **kwargs or {})
+            known = _KNOWN[func] = handler, Signature.of(func)
+        return known[0](Call(self, func, known[1], args, kwargs or {}))

@@ -1,0 +1,185 @@
+"""Ordinary products: mm, bmm, addmm and their kin, on f16, bf16, tf32, f64 and int8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import torch
+
+from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
+from mmabits.isa import Instruction, UnsupportedInstruction
+from mmabits.isa.choices import library_instruction
+
+ASSUMED: Final = "the library's choice of instruction is assumed, and that it does not split K"
+EPILOGUE: Final = "alpha, beta and C in the accumulator's type after the product, then rounded once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperandKind:
+    """How products of one torch type are computed."""
+
+    form: str
+    """The tensor core's name of it."""
+    falls_back: str = ""
+    """Where an architecture has no instruction: what the GPU does instead. Empty: the library has no such product there."""
+
+
+KINDS: Final = {
+    torch.float16: OperandKind(form="f16"),
+    torch.bfloat16: OperandKind(form="bf16"),
+    torch.float32: OperandKind(form="tf32", falls_back="this architecture has no TF32, f32 products run on CUDA cores"),
+    torch.float64: OperandKind(form="f64", falls_back="this architecture has no f64 tensor cores, such products run on CUDA cores"),
+    torch.int8: OperandKind(form="s8"),
+}
+
+CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
+NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
+COMPLEX: Final = "complex products are not emulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """What becomes of products of a type on an architecture."""
+
+    instruction: Instruction | None
+    reason: str = ""
+    """Without an instruction: why."""
+    is_refused: bool = False
+
+
+@lru_cache(maxsize=256)
+def _route(arch: str, dtype: torch.dtype, accumulator: str | None) -> Route:
+    kind = KINDS[dtype]
+    try:
+        return Route(instruction=library_instruction(arch, kind.form, kind.form, c_type=accumulator))
+    except UnsupportedInstruction as error:
+        if kind.falls_back:
+            return Route(instruction=None, reason=kind.falls_back)
+        return Route(instruction=None, reason=str(error), is_refused=True)
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch lets cuBLAS multiply f32 as TF32, by whichever of its settings."""
+    return torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"  # type: ignore[attr-defined,unused-ignore]
+
+
+def _accumulator(dtype: torch.dtype, out_dtype: torch.dtype) -> str | None:
+    """f16 where `allow_fp16_accumulation` says so: for f16 operands and results."""
+    is_half = dtype == torch.float16 == out_dtype
+    return "f16" if is_half and torch._C._get_cublas_allow_fp16_accumulation() else None
+
+
+def route(arch: str, dtype: torch.dtype, out_dtype: torch.dtype | None = None) -> Route:
+    """What becomes of products of a torch type, the settings of PyTorch considered."""
+    if dtype.is_complex:
+        return Route(instruction=None, reason=COMPLEX)
+    if dtype not in KINDS:
+        return Route(instruction=None, reason=NO_GPU_KERNEL.format(dtype))
+    if dtype == torch.float32 and not allows_tf32():
+        return Route(instruction=None, reason=CUDA_CORES)
+    return _route(arch, dtype, _accumulator(dtype, out_dtype or dtype))
+
+
+def _fits(a: Any, b: Any, dimensions: int) -> bool:
+    return bool(
+        a.dim() == b.dim() == dimensions
+        and a.dtype == b.dtype
+        and a.shape[-1] == b.shape[-2]
+        and a.shape[:-2] == b.shape[:-2]
+    )  # fmt: skip
+
+
+def _scaled(values: torch.Tensor, factor: Any) -> torch.Tensor:
+    return values if factor == 1 else values * torch.tensor(factor, dtype=values.dtype)
+
+
+def _combine(product: torch.Tensor, c: torch.Tensor | None, alpha: Any, beta: Any) -> torch.Tensor:
+    """`alpha * product + beta * C`, each operation rounded in the accumulator's type; C is not read where beta is 0."""
+    result = _scaled(product, alpha)
+    if c is None or beta == 0:
+        return result
+    return result + _scaled(c.detach().to(product.dtype), beta)
+
+
+def _activation(call: Call, result: torch.Tensor) -> torch.Tensor:
+    if call.signature.name != "_addmm_activation":
+        return result
+    return torch.nn.functional.gelu(result, approximate="tanh") if call.values["use_gelu"] else torch.relu(result)
+
+
+def compute(call: Call, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, note: str) -> torch.Tensor:
+    """A B in the accumulator's type, entered into the report."""
+    result = call.session.dot(call.site, to_numpy(a), to_numpy(b), instruction=instruction, note=note)
+    return tensor_of(result, a)
+
+
+def _matmul(call: Call, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, dimensions: int) -> Any:
+    """One call of the family; `c` is None for mm and bmm."""
+    if not _fits(a, b, dimensions) or a.numel() == 0 or b.numel() == 0 or a.is_meta or a.is_sparse or b.is_sparse:
+        return call.stock()  # nothing is multiplied: PyTorch raises its own error, or there are no elements
+    out_dtype = call.values.get("out_dtype") or a.dtype
+    if c is not None and c.dtype not in (a.dtype, out_dtype):
+        return call.stock()
+    found = route(call.session.arch, a.dtype, out_dtype)
+    if found.instruction is None:
+        return _without_instruction(call, found)
+    product = compute(call, a, b, found.instruction, ASSUMED if c is None else f"{ASSUMED}; {EPILOGUE}")
+    alpha, beta = call.values.get("alpha", 1), call.values.get("beta", 1)
+    result = _activation(call, _combine(product, c, alpha, beta))
+    if result.shape != product.shape:
+        return call.stock()  # C does not broadcast: PyTorch's own error
+    return call.give(result.to(out_dtype))
+
+
+def _without_instruction(call: Call, found: Route) -> Any:
+    if found.is_refused:
+        call.session.refuse(call.site, call.signature.name, found.reason)
+    return call.skip(found.reason)
+
+
+def mm(call: Call) -> Any:
+    """`mm`: (M, K) x (K, N)."""
+    return _matmul(call, call.values["self"], call.values["mat2"], None, 2)
+
+
+def bmm(call: Call) -> Any:
+    """`bmm`: (batch, M, K) x (batch, K, N)."""
+    return _matmul(call, call.values["self"], call.values["mat2"], None, 3)
+
+
+def addmm(call: Call) -> Any:
+    """`addmm` and `_addmm_activation`: beta C + alpha A B."""
+    return _matmul(call, call.values["mat1"], call.values["mat2"], call.values["self"], 2)
+
+
+def baddbmm(call: Call) -> Any:
+    """`baddbmm`: as `addmm`, in batches."""
+    return _matmul(call, call.values["batch1"], call.values["batch2"], call.values["self"], 3)
+
+
+def addbmm(call: Call) -> Any:
+    """`addbmm`: PyTorch adds the products of a batch one by one, each sum rounded to the result's type."""
+    a, b, c = call.values["batch1"], call.values["batch2"], call.values["self"]
+    if not _fits(a, b, 3) or a.numel() == 0 or b.numel() == 0 or a.is_meta:
+        return call.stock()
+    found = route(call.session.arch, a.dtype)
+    if found.instruction is None:
+        return _without_instruction(call, found)
+    total, beta = c, call.values["beta"]
+    for left, right in zip(a, b, strict=True):
+        product = compute(call, left, right, found.instruction, f"{ASSUMED}; {EPILOGUE}")
+        total, beta = _combine(product, total, call.values["alpha"], beta).to(c.dtype), 1
+    return call.give(total)
+
+
+def int_mm(call: Call) -> Any:
+    """`_int_mm`: s8 x s8 into s32."""
+    a, b = call.values["self"], call.values["mat2"]
+    if not _fits(a, b, 2) or a.dtype != torch.int8 or a.numel() == 0 or b.numel() == 0 or a.is_meta:
+        return call.stock()
+    found = route(call.session.arch, torch.int8)
+    if found.instruction is None:
+        return _without_instruction(call, found)
+    return call.give(compute(call, a, b, found.instruction, ASSUMED))

@@ -1,0 +1,453 @@
+"""FP8 and FP4 products with scales: `_scaled_mm` and `_scaled_mm_v2` (`torch.nn.functional.scaled_mm`), every recipe.
+
+What scales mean, their shapes and which GPU takes which recipe follow PyTorch's CUDA operators (aten/src/ATen/native/cuda/ScaledBlas.cpp).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from mmabits.emulator.api import gemm
+from mmabits.emulator.hooks.torch.calls import Array, Call, tensor_of, to_numpy
+from mmabits.emulator.hooks.torch.epilogue import Floats, fused_multiply_add, store
+from mmabits.emulator.hooks.torch.products import ASSUMED
+from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
+from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture
+from mmabits.isa.choices import library_instruction
+
+FP8: Final = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
+FP4: Final = {torch.float4_e2m1fn_x2: "e2m1"}
+BLOCK: Final = 128
+"""Elements of K with one f32 scale, and rows or columns with it in 128 x 128 blocks."""
+
+TENSOR, ROW, BLOCK_16, BLOCK_32, BLOCK_1X128, BLOCK_128X128 = range(6)
+"""torch.nn.functional.ScalingType, which the operators take as integers."""
+SWIZZLED: Final = 1
+"""torch.nn.functional.SwizzleType.SWIZZLE_32_4_4."""
+
+PROMOTED: Final = {(8, 9): 128, (9, 0): 128}
+"""GPUs on which `use_fast_accum=False` means something, and after how many elements of K they promote then: as CUTLASS does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A way to scale both operands."""
+
+    name: str
+    a: tuple[int, ...]
+    """ScalingType of each tensor of A's scales."""
+    b: tuple[int, ...]
+    elements: dict[torch.dtype, str]
+    scale_dtype: torch.dtype
+    block: int = 0
+    """Elements of K with one scale that the tensor core applies; 0: software applies the scales."""
+    capabilities: tuple[int, ...] = (8, 9, 10, 11, 12)
+    """Major compute capabilities for which PyTorch has the recipe."""
+    where: str = ""
+    """PyTorch's words for that."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.a, self.b))
+
+
+_HOPPER: Final[dict[str, Any]] = {"capabilities": (9,), "where": "DeepSeek style (1x128, 128x128) scaling is for compute capability 9.x"}
+RECIPES: Final = (
+    Recipe(name="tensorwise", a=(TENSOR,), b=(TENSOR,), elements=FP8, scale_dtype=torch.float32),
+    Recipe(name="rowwise", a=(ROW,), b=(ROW,), elements=FP8, scale_dtype=torch.float32),
+    Recipe(name="128x128 x 1x128", a=(BLOCK_128X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    Recipe(name="1x128 x 128x128", a=(BLOCK_1X128,), b=(BLOCK_128X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    Recipe(name="1x128 x 1x128", a=(BLOCK_1X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    Recipe(name="MXFP8", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP8, scale_dtype=torch.float8_e8m0fnu, block=32),
+    Recipe(
+        name="MXFP4", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP4, scale_dtype=torch.float8_e8m0fnu, block=32,
+        capabilities=(10,), where="MXFP4 scaling is for compute capability 10.x",
+    ),
+    Recipe(name="NVFP4", a=(BLOCK_16,), b=(BLOCK_16,), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
+    Recipe(name="NVFP4", a=(BLOCK_16, TENSOR), b=(BLOCK_16, TENSOR), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
+)  # fmt: skip
+
+PER_TENSOR: Final = "scale_a * scale_b in f32, then the product times it, then bias"
+PER_ROW: Final = "the product times scale_a, times scale_b, then bias, each rounded to f32"
+PER_BLOCK: Final = "every 128 of K an FFMA with scale_a * scale_b: DeepGEMM's order; cuBLAS's is not documented"
+PER_BLOCK_AND_TENSOR: Final = "the global scales' product in f32, then the product times it, then bias"
+FAST_ACCUM: Final = "use_fast_accum=False promoted every {} of K as CUTLASS does; cuBLAS's interval is not documented"
+
+
+def capability(arch: str) -> tuple[int, int]:
+    """(9, 0) for sm_90a."""
+    digits = re.findall(r"\d+", architecture(arch).target)[0]
+    return int(digits[:-1]), int(digits[-1])
+
+
+def check_capability(call: Call, recipe: Recipe) -> None:
+    """Refuse what PyTorch has no kernel for."""
+    found = capability(call.session.arch)
+    if found < (8, 9):
+        call.session.refuse(call.site, call.signature.name, "PyTorch has scaled products for compute capability 8.9 and from 9.0 on")
+    if found[0] not in recipe.capabilities:
+        call.session.refuse(call.site, f"{call.signature.name} ({recipe.name})", recipe.where)
+
+
+@lru_cache(maxsize=256)
+def _instruction(arch: str, a_form: str, b_form: str, scale_type: str | None) -> Instruction | UnsupportedInstruction:
+    try:
+        return library_instruction(arch, a_form, b_form, scale_type=scale_type)
+    except UnsupportedInstruction as error:
+        return error
+
+
+def instruction_for(call: Call, recipe: Recipe, a: torch.Tensor, b: torch.Tensor) -> Instruction:
+    """The instruction that is taken to compute a product by a recipe.
+
+    Raises:
+        EmulationError: PyTorch or the architecture lacks it.
+        OperandTypeError: operands of other types.
+    """
+    check_capability(call, recipe)
+    for tensor, name in ((a, "A"), (b, "B")):
+        if tensor.dtype not in recipe.elements:
+            allowed = " or ".join(str(dtype) for dtype in recipe.elements)
+            raise OperandTypeError(f"{call.site}: {name} of {recipe.name} must be {allowed}, got {tensor.dtype}")
+    if a.dtype == b.dtype == torch.float8_e5m2:
+        call.session.refuse(call.site, call.signature.name, "PyTorch multiplies no two float8_e5m2 matrices")
+    scale_type = {torch.float8_e8m0fnu: "ue8m0", torch.float8_e4m3fn: "ue4m3"}.get(recipe.scale_dtype)
+    found = _instruction(call.session.arch, recipe.elements[a.dtype], recipe.elements[b.dtype], scale_type)
+    if isinstance(found, UnsupportedInstruction):
+        call.session.refuse(call.site, f"{call.signature.name} ({recipe.name})", str(found))
+    return found
+
+
+def elements(tensor: torch.Tensor, axis: int) -> Array:
+    """A tensor of FP8 or packed FP4 as NumPy; FP4 is unpacked along `axis`, which is K."""
+    if tensor.dtype in FP4:
+        return unpack_fp4(to_numpy(tensor.view(torch.uint8)), axis=axis)
+    return to_numpy(tensor)
+
+
+def promotion(call: Call, use_fast_accum: bool) -> tuple[int | None, str]:
+    """(elements of K after which the accumulator is promoted, what the report should say of it)."""
+    interval = None if use_fast_accum else PROMOTED.get(capability(call.session.arch))
+    return interval, f"; {FAST_ACCUM.format(interval)}" if interval else ""
+
+
+def floats(call: Call, scale: torch.Tensor, shape: tuple[int, ...], name: str) -> Floats:
+    """f32 scales of a given shape.
+
+    Raises:
+        OperandTypeError, OperandError: another type or shape.
+    """
+    if scale.dtype != torch.float32:
+        raise OperandTypeError(f"{call.site}: {name} must be torch.float32, got {scale.dtype}")
+    if tuple(scale.shape) != shape:
+        raise OperandError(f"{call.site}: {name} must have shape {shape}, got {tuple(scale.shape)}")
+    return to_numpy(scale)
+
+
+def one_float(call: Call, scale: torch.Tensor, name: str) -> np.float32:
+    """A single f32 scale of any number of dimensions."""
+    if scale.numel() != 1:
+        raise OperandError(f"{call.site}: {name} must have one element, got shape {tuple(scale.shape)}")
+    return np.float32(floats(call, scale.reshape(1), (1,), name)[0])
+
+
+def swizzled_size(rows: int, columns: int) -> int:
+    """Bytes of the 128x4 layout."""
+    return -(-rows // 128) * 128 * (-(-columns // 4) * 4)
+
+
+def unswizzled(call: Call, scale: torch.Tensor, rows: int, columns: int, recipe: Recipe, name: str) -> Array:
+    """Block scales (rows, columns) from the 128x4 layout.
+
+    Raises:
+        OperandTypeError, OperandError: another type or number of bytes.
+    """
+    if scale.dtype != recipe.scale_dtype:
+        raise OperandTypeError(f"{call.site}: {name} of {recipe.name} must be {recipe.scale_dtype}, got {scale.dtype}")
+    size = swizzled_size(rows, columns)
+    if scale.numel() != size or not scale.is_contiguous():
+        raise OperandError(
+            f"{call.site}: {name} of {recipe.name} must be contiguous with {size} elements (128x4 layout of {rows} x {columns}), "
+            f"got shape {tuple(scale.shape)}"
+        )
+    return unswizzle_scales(to_numpy(scale).reshape(-1), rows, columns)
+
+
+# Products by recipe ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operands:
+    """A product's operands and scales, as they are multiplied."""
+
+    recipe: Recipe
+    instruction: Instruction
+    a: Array
+    """(M, K)"""
+    b: Array
+    """(K, N)"""
+    scale_a: Sequence[Any]
+    """tensorwise: f32; rowwise: (M, 1) f32; 1x128: (M, K / 128) f32; block scales (M, K / block), then f32 for all of A."""
+    scale_b: Sequence[Any]
+    """Likewise, (1, N), (K / 128, N) and (K / block, N)."""
+
+
+def _tensorwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+    product = call.session.dot(
+        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote, note=f"{ASSUMED}; {PER_TENSOR}{note}"
+    )
+    scaled: Floats = product * np.float32(given.scale_a[0] * given.scale_b[0])
+    return scaled
+
+
+def _rowwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+    product = call.session.dot(
+        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote, note=f"{ASSUMED}; {PER_ROW}{note}"
+    )
+    scaled: Floats = product * given.scale_a[0] * given.scale_b[0]
+    return scaled
+
+
+def _blockwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+    (m, k), n = given.a.shape, given.b.shape[1]
+    call.session.check(given.instruction)
+    total: Floats = np.zeros((m, n), np.float32)
+    for number, start in enumerate(range(0, k, BLOCK)):
+        panel = slice(start, start + BLOCK)
+        part = gemm(given.a[:, panel], given.b[panel], instruction=given.instruction, arch=call.session.arch)
+        scale = given.scale_a[0][:, number, None] * given.scale_b[0][number]
+        total = fused_multiply_add(part, scale, total)
+    call.session.count(call.site, given.instruction, m, n, k, note=f"{ASSUMED}; {PER_BLOCK}")
+    return total
+
+
+def _block_scaled(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+    is_two_level = len(given.scale_a) > 1
+    product: Floats = call.session.dot(
+        call.site, given.a, given.b, scale_a=given.scale_a[0], scale_b=given.scale_b[0], instruction=given.instruction,
+        note=f"{ASSUMED}; {PER_BLOCK_AND_TENSOR}" if is_two_level else ASSUMED,
+    )  # fmt: skip
+    return product * np.float32(given.scale_a[1] * given.scale_b[1]) if is_two_level else product
+
+
+_COMPUTE: Final[dict[int, Callable[[Call, Operands, int | None, str], Floats]]] = {
+    TENSOR: _tensorwise,
+    ROW: _rowwise,
+    BLOCK_1X128: _blockwise,
+    BLOCK_128X128: _blockwise,
+    BLOCK_32: _block_scaled,
+    BLOCK_16: _block_scaled,
+}
+
+
+def compute(call: Call, given: Operands, use_fast_accum: bool) -> Floats:
+    """The scaled product in f32, before bias."""
+    with np.errstate(all="ignore"):
+        return _COMPUTE[given.recipe.a[0]](call, given, *promotion(call, use_fast_accum))
+
+
+# The operators --------------------------------------------------------------------------------------------------------
+
+
+def _check_matrices(call: Call, a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        raise OperandError(f"{call.site}: shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied")
+    packed = 2 if a.dtype in FP4 else 1
+    if packed * a.shape[1] % 16 or b.shape[1] % 16:
+        raise OperandError(f"{call.site}: K and N must be multiples of 16 on a GPU, got {packed * a.shape[1]} and {b.shape[1]}")
+
+
+def _check_bias(call: Call, bias: torch.Tensor | None, n: int, out_dtype: torch.dtype) -> None:
+    if bias is None:
+        return
+    if out_dtype == torch.float32:
+        raise OperandTypeError(f"{call.site}: PyTorch takes no bias where out_dtype is torch.float32")
+    allowed = {torch.float16: (torch.float16,), torch.bfloat16: (torch.bfloat16,)}.get(out_dtype, (torch.float16, torch.bfloat16))
+    if bias.dtype not in allowed:
+        wanted = " or ".join(map(str, allowed))
+        raise OperandTypeError(f"{call.site}: bias must be {wanted} where out_dtype is {out_dtype}, got {bias.dtype}")
+    if bias.numel() != n:
+        raise OperandError(f"{call.site}: bias must have {n} elements, got {bias.numel()}")
+
+
+def _empty(call: Call, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> Any:
+    return call.give(torch.zeros((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device).to(out_dtype))
+
+
+def _finish(call: Call, product: Floats, a: torch.Tensor, out_dtype: torch.dtype) -> Any:
+    result, bias, scale = tensor_of(product, a), call.values["bias"], call.values.get("scale_result")
+    if bias is not None:
+        result = result + bias.detach().reshape(1, -1).float()
+    if scale is not None and out_dtype in FP8:
+        result = result * float(one_float(call, scale, "scale_result"))
+    return call.give(store(result, out_dtype))
+
+
+def _out_dtype(call: Call, a: torch.Tensor) -> torch.dtype:
+    out_dtype: torch.dtype = call.values["out_dtype"] or a.dtype
+    if out_dtype not in (*FP8, torch.float32, torch.float16, torch.bfloat16):
+        raise OperandTypeError(f"{call.site}: out_dtype must be a float of 8, 16 or 32 bits, got {out_dtype}")
+    return out_dtype
+
+
+def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[Any], Sequence[Any]]]) -> Any:
+    a, b = call.values["self"], call.values["mat2"]
+    instruction = instruction_for(call, recipe, a, b)
+    out_dtype = _out_dtype(call, a)
+    _check_bias(call, call.values["bias"], b.shape[1], out_dtype)
+    if recipe.elements is FP4 and call.values["use_fast_accum"]:
+        raise OperandError(f"{call.site}: PyTorch takes no use_fast_accum with float4_e2m1fn_x2")
+    if recipe.elements is FP4 and recipe.block == BLOCK_SIZES[BLOCK_32] and call.values["bias"] is not None:
+        call.session.refuse(call.site, "MXFP4 with bias", "PyTorch's CUDA kernel leaves the bias out")
+    scale_a, scale_b = scales(recipe)
+    given = Operands(recipe=recipe, instruction=instruction, a=elements(a, 1), b=elements(b, 0), scale_a=scale_a, scale_b=scale_b)
+    return _finish(call, compute(call, given, call.values["use_fast_accum"]), a, out_dtype)
+
+
+BLOCK_SIZES: Final = {BLOCK_16: 16, BLOCK_32: 32}
+
+
+def _sizes(call: Call) -> tuple[int, int, int]:
+    """M, N and K in elements."""
+    a, b = call.values["self"], call.values["mat2"]
+    return a.shape[0], b.shape[1], a.shape[1] * (2 if a.dtype in FP4 else 1)
+
+
+def _is_nothing(call: Call) -> bool:
+    return any(call.values[name].is_meta for name in ("self", "mat2"))
+
+
+def scaled_mm(call: Call) -> Any:
+    """`_scaled_mm`: the recipe shows in the types and shapes of the scales."""
+    a, b = call.values["self"], call.values["mat2"]
+    if _is_nothing(call):
+        return call.stock()
+    _check_matrices(call, a, b)
+    if 0 in (*a.shape, *b.shape):
+        return _empty(call, a, b, _out_dtype(call, a))
+    m, n, k = _sizes(call)
+    scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
+    recipe = _seen_recipe(call, m, n, k)
+
+    def scales(recipe: Recipe) -> tuple[Sequence[Any], Sequence[Any]]:
+        if recipe.a == (TENSOR,):
+            return [one_float(call, scale_a, "scale_a")], [one_float(call, scale_b, "scale_b")]
+        if recipe.block:
+            return _block_scales(call, recipe, scale_a, scale_b, m, n, k)
+        left, right = to_numpy(scale_a), to_numpy(scale_b)
+        if recipe.a == (BLOCK_128X128,):
+            left = np.repeat(left, BLOCK, axis=0)[:m]
+        if recipe.b == (BLOCK_128X128,):
+            right = np.repeat(right, BLOCK, axis=1)[:, :n]
+        return [left], [right]
+
+    return _run(call, recipe, scales)
+
+
+def _seen_recipe(call: Call, m: int, n: int, k: int) -> Recipe:
+    """The recipe of `_scaled_mm`'s scales, in PyTorch's order of preference."""
+    scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
+    dtype = call.values["self"].dtype
+    blocks = -(-k // BLOCK)
+    shapes_a = {TENSOR: None, ROW: (m, 1), BLOCK_1X128: (m, blocks), BLOCK_128X128: (-(-m // BLOCK), blocks)}
+    shapes_b = {TENSOR: None, ROW: (1, n), BLOCK_1X128: (blocks, n), BLOCK_128X128: (blocks, -(-n // BLOCK))}
+
+    def fits(scale: torch.Tensor, shape: tuple[int, int] | None) -> bool:
+        return scale.numel() == 1 if shape is None else tuple(scale.shape) == shape
+
+    for recipe in RECIPES:
+        if len(recipe.a) > 1 or dtype not in recipe.elements or not scale_a.dtype == scale_b.dtype == recipe.scale_dtype:
+            continue
+        if recipe.block or (fits(scale_a, shapes_a[recipe.a[0]]) and fits(scale_b, shapes_b[recipe.b[0]])):
+            return recipe
+    raise OperandError(
+        f"{call.site}: scales {scale_a.dtype} {tuple(scale_a.shape)} and {scale_b.dtype} {tuple(scale_b.shape)} fit no recipe for "
+        f"{dtype}, M = {m}, N = {n}, K = {k}: rowwise wants ({m}, 1) and (1, {n}), 1x128 ({m}, {blocks}) and ({blocks}, {n})"
+    )
+
+
+def _block_scales(
+    call: Call, recipe: Recipe, scale_a: torch.Tensor, scale_b: torch.Tensor, m: int, n: int, k: int
+) -> tuple[list[Any], list[Any]]:
+    columns = -(-k // recipe.block)
+    left = unswizzled(call, scale_a, m, columns, recipe, "scale_a")
+    return [left], [unswizzled(call, scale_b, n, columns, recipe, "scale_b").T]
+
+
+def scaled_mm_v2(call: Call) -> Any:
+    """`_scaled_mm_v2`: the recipe is named."""
+    a, b = call.values["self"], call.values["mat2"]
+    if _is_nothing(call):
+        return call.stock()
+    _check_matrices(call, a, b)
+    check_contraction(call)
+    if 0 in (*a.shape, *b.shape):
+        return _empty(call, a, b, _out_dtype(call, a))
+    return _run(call, named_recipe(call), lambda recipe: _named_scales(call, recipe))
+
+
+def check_contraction(call: Call) -> None:
+    """Refuse contraction dimensions other than the usual ones."""
+    if list(call.values["contraction_dim"] or (-1, -2)) not in ([-1, -2], [1, 0]):
+        raise OperandError(f"{call.site}: contraction_dim must be (-1, -2), got {call.values['contraction_dim']}")
+
+
+def named_recipe(call: Call) -> Recipe:
+    """The row of the recipes that a `_v2` operator was given.
+
+    Raises:
+        OperandError: no such combination, or scales that are missing or not swizzled.
+    """
+    values = call.values
+    wanted = tuple(values["recipe_a"]), tuple(values["recipe_b"])
+    dtype = values["self"].dtype
+    fitting = [recipe for recipe in RECIPES if (recipe.a, recipe.b) == wanted]
+    if not fitting:
+        known = ", ".join(sorted({recipe.name for recipe in RECIPES}))
+        raise OperandError(f"{call.site}: no recipe has scaling types {wanted[0]} and {wanted[1]}; known are {known}")
+    recipe = next((recipe for recipe in fitting if dtype in recipe.elements), fitting[0])
+    for side in ("a", "b"):
+        if len(values[f"scale_{side}"]) != len(wanted[0]):
+            raise OperandError(
+                f"{call.site}: {recipe.name} takes {len(wanted[0])} tensors as scale_{side}, got {len(values[f'scale_{side}'])}"
+            )
+        if recipe.block and list(values[f"swizzle_{side}"])[:1] != [SWIZZLED]:
+            raise OperandError(
+                f"{call.site}: swizzle_{side} of {recipe.name} must be SWIZZLE_32_4_4, got {list(values[f'swizzle_{side}'])}"
+            )
+    return recipe
+
+
+def _named_scales(call: Call, recipe: Recipe) -> tuple[Sequence[Any], Sequence[Any]]:
+    m, n, k = _sizes(call)
+    scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
+    if recipe.block:
+        left, right = _block_scales(call, recipe, scale_a[0], scale_b[0], m, n, k)
+        left += [one_float(call, scale, "the global scale_a") for scale in scale_a[1:]]
+        right += [one_float(call, scale, "the global scale_b") for scale in scale_b[1:]]
+        return left, right
+    return [_named_floats(call, recipe.a[0], scale_a[0], m, k, "scale_a")], [
+        np.transpose(_named_floats(call, recipe.b[0], scale_b[0], n, k, "scale_b"))
+    ]
+
+
+def _named_floats(call: Call, kind: int, scale: torch.Tensor, rows: int, k: int, name: str) -> Any:
+    """f32 scales as (rows, scales of a row), rows being those of A, or the columns of B."""
+    blocks = -(-k // BLOCK)
+    if kind == TENSOR:
+        return one_float(call, scale, name)
+    if kind == ROW:
+        if scale.dim() != 2 or scale.numel() != rows:
+            raise OperandError(f"{call.site}: {name} must have {rows} elements in two dimensions, got shape {tuple(scale.shape)}")
+        return floats(call, scale.reshape(rows, 1), (rows, 1), name)
+    if kind == BLOCK_1X128:
+        return floats(call, scale, (rows, blocks), name)
+    padded = -(-blocks // 4) * 4  # cuBLAS reads 128x128 scales K first, K padded to a multiple of 4
+    whole = floats(call, scale, (padded, -(-rows // BLOCK)), name)
+    return np.repeat(whole[:blocks].T, BLOCK, axis=0)[:rows]
