@@ -212,10 +212,6 @@ def _thread_counts(text: str | None) -> list[int]:
     return counts
 
 
-def _layer(identifier: str, threads: int) -> str:
-    return next((str(event["threading_layer"]) for event in run_job({"task": "layer", "path": identifier}, threads=threads)), "")
-
-
 def run(
     size: Annotated[
         Size, typer.Option(help="small takes minutes, issue is 1024 x 1024 x 4096, full adds 4096^3; tiny is for tests.")
@@ -244,7 +240,7 @@ def run(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    results = report.Results(machine=machine.describe(sys.argv[1:], _layer(chosen.paths[0].id, max(chosen.threads))), size=size.value)
+    results = report.Results(machine=machine.describe(sys.argv[1:]), size=size.value)
     if with_peers:
         results.notes += [f"{name} is not installed" for peer, name in peers.PEERS.items() if peers.version(peer) is None]
     collect(results, extent, chosen, console)

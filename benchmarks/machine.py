@@ -23,17 +23,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(arguments: Sequence[str], threading_layer: str = "") -> Machine:
+def describe(arguments: Sequence[str]) -> Machine:
     """The machine as it is now.
 
     Args:
         arguments: of the command line.
-        threading_layer: of Numba in the measuring process.
     """
     return Machine(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), cpu=_cpu(), cores=cores(),
         system=f"{platform.system()} {platform.machine()}", versions=_versions(), commit=_commit(),
-        command=" ".join(("python -m benchmarks", shlex.join(arguments))).strip(), threading_layer=threading_layer,
+        command=" ".join(("python -m benchmarks", shlex.join(arguments))).strip(),
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 import time
@@ -178,11 +177,3 @@ def set_threads(threads: int) -> None:
     import numba
 
     numba.set_num_threads(threads)
-
-
-def threading_layer() -> str:
-    """Numba's thread pool, empty before the first parallel call."""
-    try:
-        return str(importlib.import_module("numba").threading_layer())
-    except ValueError:
-        return ""

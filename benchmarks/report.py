@@ -37,7 +37,6 @@ class Machine:
     commit: str
     """With `+` where the working tree differs from it."""
     command: str
-    threading_layer: str = ""
 
 
 @dataclass(kw_only=True)
@@ -294,8 +293,7 @@ def markdown(results: Results) -> str:
     parts = [
         "# Speed\n",
         f"{machine.date}, {machine.cpu}, {machine.cores} cores, {machine.system}. {versions}.",
-        f"Commit {machine.commit}, `{machine.command}`"
-        + (f", Numba's threading layer `{machine.threading_layer}`" if machine.threading_layer else "") + ".\n",
+        f"Commit {machine.commit}, `{machine.command}`.\n",
         *(_markdown_table(sheet) for sheet in sheets(results)),
         _list("Missed", results.missed), _list("Notes", results.notes),
     ]  # fmt: skip

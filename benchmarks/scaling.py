@@ -246,7 +246,7 @@ def cold_row(identifier: str, *, threads: int) -> ColdRow:
     """First call of a process with an empty cache."""
     with tempfile.TemporaryDirectory() as cache:
         printed = _fresh(program(by_id(identifier)), threads=threads, cache=cache)[1]
-        return ColdRow(path=identifier, seconds=float(printed), compiled=len(list(Path(cache).rglob("*.nbc"))))
+        return ColdRow(path=identifier, seconds=float(printed), compiled=len(list(Path(cache).rglob("*.mmabits"))))
 
 
 CALL_IDS = ("sm_89.mma.e4m3.f32", "sm_90a.mma.e4m3.f32", "sm_80.mma.s8.s32")

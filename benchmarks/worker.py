@@ -68,13 +68,6 @@ def _rates(job: Event) -> Iterator[Any]:
         )  # fmt: skip
 
 
-def _layer(job: Event) -> Iterator[Any]:
-    from benchmarks import measure, scaling
-
-    scaling.warm(job["path"])
-    yield {"threading_layer": measure.threading_layer()}
-
-
 def _sizes(job: Event) -> Iterator[Any]:
     from benchmarks import scaling
 
@@ -108,7 +101,7 @@ def _peers(job: Event) -> Iterator[Any]:
     yield from peers.rows(job["peer"], job["paths"], tuple(job["shape"]), kinds, threads=job["threads"], repeats=job["repeats"])
 
 
-TASKS = {"rates": _rates, "layer": _layer, "sizes": _sizes, "threads": _threads, "memory": _memory, "calls": _calls, "peers": _peers}
+TASKS = {"rates": _rates, "sizes": _sizes, "threads": _threads, "memory": _memory, "calls": _calls, "peers": _peers}
 """What a job can ask for."""
 
 

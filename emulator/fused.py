@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmabits.emulator.decode import code_class
-from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
 from mmabits.emulator.native import Call, Variant
 from mmabits.emulator.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers
 from mmabits.emulator.steps import TOO_WIDE, decode_columns, decode_elements, fused_step, side_by_side_step
@@ -119,14 +119,14 @@ class Scratch(NamedTuple):
     """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
 
 
-@jit
+@inlined
 def ordered(k: int, order: Any) -> Any:
     """Where element k of the walk over K stands in the operands; an empty `order` means ascending."""
     period = order.size
     return k if period == 0 else k - k % period + order[k % period]
 
 
-@jit
+@inlined
 def badness(value: Any) -> Any:
     """FINITE, INFINITE or NAN."""
     return NAN if np.isnan(value) else (INFINITE if np.isinf(value) else FINITE)
@@ -184,7 +184,7 @@ def decode_run(product: Any, item: int, row0: int, rows: int, left: Any, slot0: 
             scale_row(product, item, row0 + row, slot0 + row, 0, panel, left)
 
 
-@jit
+@inlined
 def scale_row(product: Any, item: int, source: int, slot: int, k0: int, count: int, left: Any) -> None:
     """Multiply a row of a panel of A by its block scales."""
     block = product.numbers.block
@@ -232,7 +232,7 @@ def scale_columns(product: Any, item: int, k0: int, col0: int, columns: int, rig
         apply_scales(first, first + min(block, step), right)
 
 
-@jit
+@inlined
 def look_up_scale(product: Any, code: int, right: Any, lane: int) -> None:
     """The scale of a column for apply_scales."""
     factor = product.scales[code]
@@ -242,7 +242,7 @@ def look_up_scale(product: Any, code: int, right: Any, lane: int) -> None:
         right.bad[lane] = NAN
 
 
-@jit
+@inlined
 def apply_scales(first: int, last: int, right: Any) -> None:
     """Multiply elements first .. last - 1 of every column by its scale."""
     for k in range(first, last):

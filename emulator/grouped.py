@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
 from mmabits.emulator.native import Call, Variant
 from mmabits.emulator.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers, StepPowers
 from mmabits.emulator.steps import decode_group_columns, decode_group_elements, grouped_side_by_side_step, grouped_step
@@ -159,7 +159,7 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
             left.bounds[at + SMALLEST] = smallest
 
 
-@jit
+@inlined
 def mask_of(nonzero: Any, first: int, size: int, whole: bool) -> Any:
     """`size` bits of a row of bits, WIDTH of them a number; `whole` where none of such parts lie in two numbers."""
     if whole:
@@ -225,7 +225,7 @@ def pack_group_items(product: Any, item0: int, k0: int, right: Any) -> None:
                 pack_scale(product, code, right, group, place * SIDE + j)
 
 
-@jit
+@inlined
 def clear_scales(right: Any) -> None:
     """No bounds, and no NaN."""
     right.bad[:] = 0
@@ -233,7 +233,7 @@ def clear_scales(right: Any) -> None:
     right.bounds[SMALLEST * WIDTH : (SMALLEST + 1) * WIDTH] = np.inf
 
 
-@jit
+@inlined
 def pack_scale(product: Any, code: int, right: Any, group: int, lane: int) -> None:
     """The scale of a group in one column."""
     factor, power = product.scales[code], product.scale_powers[code]

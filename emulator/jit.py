@@ -20,7 +20,8 @@ from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
 __all__ = [
-    "address_of", "allocate", "array_at", "compiled_object", "enter_rounding", "fields_at", "intrinsic", "jit", "leave_rounding", "release",
+    "address_of", "allocate", "array_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
+    "leave_rounding", "release",
 ]  # fmt: skip
 
 _njit: Any = numba.njit
@@ -31,6 +32,11 @@ _POLICY = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function that compiled code calls."""
     return _njit(**_POLICY)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """`jit` for what inner loops call: its code goes where it is called, since handing on tuples of arrays costs more than the work."""
+    return _njit(**_POLICY, forceinline=True)(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
