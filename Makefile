@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all demo bench replay wheel clean
+.PHONY: help setup check test test-all demo bench docs replay wheel clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ check: $(READY) ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) -s docs
+
+docs: $(READY) ## build the documentation site into site/; a warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 test: $(READY) ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
@@ -44,7 +48,7 @@ wheel: $(READY) ## build the sdist and, from it, the wheel into dist/
 	@ls dist
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist demo-output bench-output src/*.egg-info .coverage htmlcov
+	rm -rf $(VENV) build dist site demo-output bench-output src/*.egg-info .coverage htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -54,5 +58,5 @@ $(READY): pyproject.toml
 	  echo "mmabits needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) '$(TORCH)'
-	$(PIP) '$(TORCH)' -e '.[dev,demo,peer]'
+	$(PIP) '$(TORCH)' -e '.[dev,docs,demo,gpu,jax,peer,study,triton]'
 	@touch $@
