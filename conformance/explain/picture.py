@@ -21,6 +21,7 @@ STYLE: Final = """
 .mb .soft { fill: var(--soft, #5d6069); } .mb .big { font-size: 15px; font-weight: 600; } .mb .end { text-anchor: end; }
 .mb .mid { text-anchor: middle; } .mb .win { fill: var(--window, #eaf0fd); }
 .mb .edge { stroke: var(--accent, #2f5fd0); stroke-width: 1.5; }
+.mb .ground { fill: var(--card, #fff); }
 .mb .line { stroke: var(--line, #dedcd4); } .mb .one { stroke: none; } .mb .plus { fill: var(--plus, #2f5fd0); }
 .mb .minus { fill: var(--minus, #c2571a); } .mb .held { fill: var(--held, #6c4bb6); } .mb .good { fill: var(--good, #1f7a4d); }
 .mb .sum { fill: var(--ink, #1c1d21); } .mb .nil { fill-opacity: .16; } .mb .lost { fill: url(#mb-cut); stroke: var(--cut, #b9b6ad); }
@@ -49,7 +50,8 @@ def step_picture(found: Trace, step: Step) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mb" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(f"alignment of step {step.number}")}"><style>{STYLE}</style>'
         '<defs><pattern id="mb-cut" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        '<line class="hatch" y2="4" stroke-width="1.4"/></pattern></defs>' + "".join(body) + "</svg>"
+        '<line class="hatch" y2="4" stroke-width="1.4"/></pattern></defs>'
+        '<rect class="ground" width="100%" height="100%"/>' + "".join(body) + "</svg>"
     )
 
 

@@ -11,14 +11,18 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 
+import mmabits
 from mmabits.conformance.cli import main
 from mmabits.conformance.tables import formats_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FORMATS_PAGE = ROOT / "docs" / "formats.md"
+PICTURE = ROOT / "docs" / "why-448.svg"
 GENERATED = re.compile(r"(?<=<!-- formats -->\n).*?(?=<!-- end formats -->)", re.DOTALL)
 BLOCK = re.compile(r"(?:^<!-- needs: ([\w, ]+) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CONTAINS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
@@ -63,6 +67,17 @@ def test_the_formats_are_the_generated_ones() -> None:
     assert found is not None and found[0] == f"{formats_markdown()}\n", "update them: python tests/unit/test_site.py"
 
 
+def picture() -> str:
+    """What docs/index.md shows."""
+    a = np.array([[448.0] + [1 / 64] * 31], ml_dtypes.float8_e4m3fn)
+    b = np.ones((32, 1), ml_dtypes.float8_e4m3fn)
+    return mmabits.explain(a, b, instruction="wgmma", arch="sm_90a").svg(0)
+
+
+def test_the_picture_on_the_first_page_is_the_generated_one() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "update it: python tests/unit/test_site.py"
+
+
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert sorted(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE)) == [page.name for page in PAGES]
@@ -71,3 +86,4 @@ def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
 if __name__ == "__main__":
     old = FORMATS_PAGE.read_text(encoding="utf-8")
     FORMATS_PAGE.write_text(GENERATED.sub(lambda _: f"{formats_markdown()}\n", old), encoding="utf-8")
+    PICTURE.write_text(picture(), encoding="utf-8")
