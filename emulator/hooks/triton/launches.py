@@ -1,0 +1,211 @@
+"""Launches of kernels, the choice of an autotuner, and calls from kernel to kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime import interpreter
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.errors import InterpreterError
+from triton.runtime.interpreter import GridExecutor, InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from mmabits.emulator.hooks.triton import builder
+from mmabits.emulator.hooks.triton.builder import Launch, Operations
+from mmabits.emulator.hooks.triton.casts import Casts
+from mmabits.emulator.hooks.triton.compiler import compiler
+from mmabits.emulator.hooks.triton.patches import NoScope, Patches, language_changes
+from mmabits.emulator.hooks.triton.plans import planner
+from mmabits.emulator.hooks.triton.source import Kernels
+from mmabits.emulator.session import Session
+from mmabits.isa import EmulationError, MmabitsError, OperandError
+
+FOLDS_SCALED_DOTS = (3, 8)
+"""First version of Triton whose combine pass treats tl.dot_scaled as tl.dot."""
+
+KERNELS = Kernels()
+"""Rewritten kernels, of all sessions."""
+
+
+@dataclass
+class Runner:
+    """Runs kernels for one session."""
+
+    session: Session
+    operations: Operations
+    options: Any
+    """What Triton's backend for the architecture has set."""
+    thread: int
+
+    def run(self, function: Any, hooks: list[Any], arguments: tuple[Any, ...], grid: Any, warmup: bool, keywords: dict[str, Any]) -> None:
+        """Launch a kernel."""
+        name = function.__name__
+        if threading.get_ident() != self.thread:
+            raise EmulationError(f"{name}: launched from another thread than the one inside the emulate block")
+        if warmup:
+            return
+        kernel = KERNELS.kernel(function)
+        names = list(inspect.signature(function).parameters)
+        self._check_keywords(name, names, keywords)
+        given = {key: value for key, value in keywords.items() if key in names}
+        bound = inspect.signature(function).bind(*arguments, **given)
+        bound.apply_defaults()
+        if callable(grid):
+            grid = grid(dict(bound.arguments))
+        self._check_types(name, tuple(bound.arguments.values()))
+        launch = Launch(
+            kernel=kernel, warps=int(keywords.get("num_warps") or self.options.num_warps), ctas=int(keywords.get("num_ctas") or 1),
+            constants=_constants(function, bound.arguments), fuses=keywords.get("enable_fp_fusion") is not False,
+        )  # fmt: skip
+        self._execute(launch, GridExecutor(kernel.run, names, tuple(int(size) for size in grid), hooks), arguments, given)
+
+    def _execute(self, launch: Launch, executor: GridExecutor, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+        operations = self.operations
+        outer, operations.launch = operations.launch, launch
+        patches = Patches()
+        # Past the knob itself, which would also set TRITON_INTERPRET for this process and all that it starts.
+        patches.put(vars(knobs.runtime), "interpret", True)
+        for owner, name, value in language_changes():
+            patches.set(owner, name, value)
+        try:
+            executor(*arguments, **given)
+        except InterpreterError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, MmabitsError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
+        finally:
+            patches.undo()
+            operations.launch = outer
+
+    def _check_keywords(self, name: str, names: list[str], keywords: dict[str, Any]) -> None:
+        for key in keywords:
+            if key not in names and not hasattr(self.options, key):
+                raise OperandError(f"{name} takes no argument {key!r}, and it is no option of Triton's compiler")
+
+    def _check_types(self, name: str, arguments: tuple[Any, ...]) -> None:
+        allowed = self.options.supported_fp8_dtypes
+        for argument in arguments:
+            if str(getattr(argument, "dtype", "")) == "torch.float8_e4m3fn" and "fp8e4nv" not in allowed:
+                self.session.refuse(name, "a tensor of fp8e4nv", f"Triton's compiler has {', '.join(allowed)} for it")
+
+    def pick(self, tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """The configuration of an autotuned kernel: the one tuned on a GPU, else the first. Nothing is measured."""
+        if len(tuner.configs) == 1:
+            return tuner.configs[0]
+        tuned = tuner.cache.get(_tuning_key(tuner, arguments, keywords)) or getattr(tuner, "best_config", None)
+        return tuned or tuner.prune_configs(keywords)[0]
+
+
+def _constants(function: Any, arguments: dict[str, Any]) -> frozenset[str]:
+    """Parameters that the compiler knows the value of: those declared so, and integers that are 1."""
+    declared = {name for name, kind in function.__annotations__.items() if "constexpr" in str(getattr(kind, "__name__", kind))}
+    ones = {name for name, value in arguments.items() if isinstance(value, int) and value == 1}
+    return frozenset(declared | ones)
+
+
+def _tuning_key(tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
+    given = {**dict(zip(tuner.arg_names, arguments, strict=False)), **keywords}
+    known = {name: value for name, value in given.items() if name in tuner.arg_names}
+    return (
+        *(known[name] for name in tuner.keys if name in known),
+        *(str(value.dtype) for value in known.values() if hasattr(value, "dtype")),
+    )
+
+
+def install(session: Session, version: str) -> Patches:
+    """Patch Triton for a session; `undo` of what is returned ends it."""
+    plans = planner(session.arch, version, compiler(version))
+    operations = Operations(
+        session=session, planner=plans, casts=Casts(version, plans.capability), kernels=KERNELS,
+        folds_scaled=tuple(map(int, version.split(".")[:2])) >= FOLDS_SCALED_DOTS,
+    )  # fmt: skip
+    language_changes()  # while the interpreter is as it was
+    backend = make_backend(GPUTarget("cuda", plans.capability, 32))
+    options = backend.parse_options({"enable_fp_fusion": True})
+    runner = Runner(session=session, operations=operations, options=options, thread=threading.get_ident())
+    patches = Patches()
+    try:
+        _install_builder(patches, runner, backend, options)
+        _install_launches(patches, runner)
+    except BaseException:
+        patches.undo()
+        raise
+    return patches
+
+
+def _install_builder(patches: Patches, runner: Runner, backend: Any, options: Any) -> None:
+    builder.install(patches, runner.operations)
+    the_builder = interpreter.interpreter_builder
+    stock = the_builder.options
+    shared = {field.name for field in dataclasses.fields(stock)} & {
+        "arch", "supported_fp8_dtypes", "deprecated_fp8_dot_operand_dtypes", "default_dot_input_precision", "allowed_dot_input_precisions",
+        "max_num_imprecise_acc_default",
+    }  # fmt: skip
+    # On a GPU overflowing integers are caught in debug mode only; looking for them takes half of the interpreter's time.
+    changed = {name: getattr(options, name) for name in shared} | {"sanitize_overflow": False}
+    patches.set(the_builder, "options", dataclasses.replace(stock, **changed))
+    least = backend.get_codegen_implementation(options)["min_dot_size"]
+
+    def min_dot_size(lhs: Any, rhs: Any) -> tuple[int, int, int]:
+        m, n, k = least(lhs, rhs)
+        got = (int(lhs.shape[-2]), int(rhs.shape[-1]), int(lhs.shape[-1]))
+        if any(size < bound for size, bound in zip(got, (m, n, k), strict=True)):
+            site = runner.operations.site(runner.operations.frame())
+            shape = " x ".join(map(str, got))
+            runner.session.refuse(site, f"tl.dot {shape}", f"Triton's compiler wants at least {m} x {n} x {k} (M x N x K)")
+        return m, n, k
+
+    patches.set(the_builder, "codegen_fns", {**the_builder.codegen_fns, "min_dot_size": min_dot_size})
+    if "fp8e4nv" not in options.supported_fp8_dtypes:
+
+        def refused(self: Any) -> None:
+            site = runner.operations.site(runner.operations.frame())
+            runner.session.refuse(site, "the type fp8e4nv", f"Triton's compiler has {', '.join(options.supported_fp8_dtypes)} for it")
+
+        patches.set(interpreter.InterpreterBuilder, "get_fp8e4nv_ty", refused)
+
+
+def _install_launches(patches: Patches, runner: Runner) -> None:
+    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        if self.is_gluon():
+            runner.session.refuse(self.fn.__name__, "a Gluon kernel", "Triton cannot interpret Gluon")
+        runner.run(self.fn, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
+
+    def run_interpreted(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        runner.run(self.fn, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
+
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        if runner.operations.launch is None:
+            raise EmulationError(f"{self.fn.__name__} is called outside a kernel; launch it with a grid: {self.fn.__name__}[grid](...)")
+        keywords.pop("_semantic", None)
+        return KERNELS.kernel(self.fn).run(*arguments, **keywords)
+
+    def run_autotuned(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        self.nargs = dict(zip(self.arg_names, arguments, strict=False))
+        config = runner.pick(self, arguments, keywords)
+        values = config.all_kwargs()
+        clash = sorted(keywords.keys() & config.kwargs.keys())
+        if clash:
+            raise OperandError(f"{self.base_fn.__name__}: {', '.join(clash)} is chosen by its autotuner and cannot be given")
+        if config.pre_hook is not None:
+            config.pre_hook({**self.nargs, **keywords, **values})
+        result = self.fn.run(*arguments, **keywords, **values)
+        self.nargs = None
+        return result
+
+    patches.set(JITFunction, "run", run)
+    patches.set(JITFunction, "__call__", call)
+    patches.set(InterpretedFunction, "run", run_interpreted)
+    patches.set(InterpretedFunction, "__call__", call)
+    patches.set(Autotuner, "run", run_autotuned)
+    patches.set(interpreter, "_patch_lang", lambda function: NoScope())

@@ -1,0 +1,185 @@
+"""Dots, computed as their plans say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.api import gemm
+from mmabits.emulator.codecs import encode, from_codes
+from mmabits.emulator.hooks.triton.plans import Plan, Scheme
+from mmabits.emulator.session import Session
+from mmabits.isa import Instruction
+
+Array = npt.NDArray[Any]
+
+VIEWS = {
+    "bf16": np.dtype(ml_dtypes.bfloat16), "e4m3": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "e2m1": np.dtype(ml_dtypes.float4_e2m1fn),
+}  # fmt: skip
+_SPLITS = {Scheme.TF32X3: 2, Scheme.BF16X3: 2, Scheme.BF16X6: 3}
+_TERMS = {
+    Scheme.TF32X3: ((1, 0), (0, 1), (0, 0)),
+    Scheme.BF16X3: ((1, 0), (0, 1), (0, 0)),
+    Scheme.BF16X6: ((1, 1), (2, 0), (0, 2), (1, 0), (0, 1), (0, 0)),
+}
+"""Which part of A meets which part of B, in the order of the compiler; part 0 is the largest."""
+
+
+def as_operand(data: Array, name: str) -> Array:
+    """What the interpreter holds, in the dtype that gemm takes."""
+    view = VIEWS.get(name)
+    return data if view is None else np.ascontiguousarray(data).view(view)
+
+
+def product(session: Session, plan: Plan, a: Array, b: Array, c: Array) -> Array:
+    """D of a dot: (..., M, N) in the accumulator's dtype.
+
+    Args:
+        session: whose architecture and level of evidence count.
+        plan: what the compiler makes of it.
+        a: (..., M, K), in a dtype of gemm.
+        b: (..., K, N).
+        c: (..., M, N) accumulator.
+    """
+    if plan.scheme is Scheme.FMA:
+        return fma_chain(a, b, c)
+    assert plan.instruction is not None
+    if plan.scheme is not Scheme.PLAIN:
+        return _of_parts(session, plan, plan.instruction, a, b, c)
+    if plan.convert:
+        to = VIEWS.get(plan.convert, np.dtype(np.float16))
+        a, b = a.astype(to), b.astype(to)
+    return _gemm(session, plan, plan.instruction, a, b, c)
+
+
+def scaled_product(session: Session, plan: Plan, a: Array, b: Array, c: Array, scale_a: Array | None, scale_b: Array | None) -> Array:
+    """D of a block-scaled dot: (M, N), float32.
+
+    Args:
+        session: whose architecture and level of evidence count.
+        plan: what the compiler makes of it.
+        a: (M, K) elements.
+        b: (K, N) elements.
+        c: (M, N) accumulator.
+        scale_a: (M, K / block) scales, float8_e8m0fnu or float8_e4m3fn.
+        scale_b: (K / block, N).
+    """
+    assert plan.instruction is not None
+    if not plan.convert:
+        return np.asarray(
+            gemm(a, b, c, instruction=plan.instruction, arch=session.arch, scale_a=scale_a, scale_b=scale_b, require=session.require)
+        )
+    left = _scaled_operand(plan, a, scale_a, axis=1)
+    right = _scaled_operand(plan, b, scale_b, axis=0)
+    return _gemm(session, plan, plan.instruction, left, right, c)
+
+
+def _gemm(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c: Array) -> Array:
+    if plan.k_order:
+        a, b = a[..., list(plan.k_order)], b[..., list(plan.k_order), :]
+    result: Array = gemm(
+        a, b, c, instruction=row, arch=session.arch, promote_every=plan.promote_every or None, require=session.require
+    )  # fmt: skip
+    return result
+
+
+# f32 by way of smaller types ---------------------------------------------------------------------------------------------
+
+
+def _of_parts(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c: Array) -> Array:
+    """The small terms first; a NaN among them is dropped, so that infinities meet in the large term; then the accumulator."""
+    count = _SPLITS[plan.scheme]
+    split = _tf32_parts if plan.scheme is Scheme.TF32X3 else _bf16_parts
+    left, right = split(a, count), split(b, count)
+    total = np.zeros_like(c)
+    terms = _TERMS[plan.scheme]
+    for i, j in terms[:-1]:
+        total = _gemm(session, plan, row, left[i], right[j], total)
+    total = np.where(np.isnan(total), np.float32(0), total)
+    total = _gemm(session, plan, row, left[0], right[0], total)
+    return _canonical(total + c)
+
+
+def _tf32_parts(x: Array, count: int) -> list[Array]:
+    """cvt.rna.tf32, and what is left, of which the unit ignores the low bits."""
+    large = from_codes(encode(x, "tf32", rounding="rna"), "tf32").view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return [large, x - large]
+
+
+def _bf16_parts(x: Array, count: int) -> list[Array]:
+    parts = []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for _ in range(count):
+            parts.append(x.astype(ml_dtypes.bfloat16))
+            x = x - parts[-1].astype(np.float32)
+    return parts
+
+
+def _canonical(values: Array) -> Array:
+    values.view(np.uint32)[np.isnan(values)] = 0x7FFFFFFF
+    return values
+
+
+# Block scales without a block-scaled instruction -------------------------------------------------------------------------
+
+
+def _scaled_operand(plan: Plan, elements: Array, scales: Array | None, *, axis: int) -> Array:
+    """Elements converted to bf16 or f16 and multiplied by their scales there, one rounding."""
+    to = VIEWS.get(plan.convert, np.dtype(np.float16))
+    values = _converted(elements, plan.convert)
+    if scales is None:
+        return values.astype(to)
+    if scales.dtype == ml_dtypes.float8_e8m0fnu:
+        codes = scales.view(np.uint8)
+        factors = np.ldexp(np.float64(1), codes.astype(np.int32) - 127)
+        factors[codes == 0] = plan.zero_scale if plan.convert == "bf16" else 0.0
+        factors[codes == 0xFF] = plan.nan_scale
+    else:
+        factors = scales.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        steps = factors.astype(np.float32).astype(to).astype(np.float32)
+        wide = np.repeat(steps, elements.shape[axis] // scales.shape[axis], axis=axis)
+        return (values * wide).astype(to)
+
+
+def _converted(elements: Array, to: str) -> Array:
+    """The elements as float32, as the compiler's conversions to bf16 and f16 have them."""
+    from mmabits.emulator.hooks.triton.casts import bf16_of_e5m2
+
+    if elements.dtype == VIEWS["e5m2"] and to == "bf16":
+        return bf16_of_e5m2()[elements.view(np.uint8)]
+    return elements.astype(np.float32)
+
+
+# Without tensor cores ----------------------------------------------------------------------------------------------------
+
+
+def fma_chain(a: Array, b: Array, c: Array) -> Array:
+    """A chain c + a[0] b[0] + a[1] b[1] + ..., each step one f32 fused multiply-add.
+
+    The product is exact in float64; the sum is rounded there to odd, so that the second rounding, to f32, is the only one that shows.
+    """
+    total = c.astype(np.float64)
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(all="ignore"):
+        for k in range(a.shape[-1]):
+            term = left[..., :, k, None] * right[..., k, None, :]
+            total = _rounded_to_odd(term, total).astype(np.float32).astype(np.float64)
+    return _canonical(total.astype(np.float32))
+
+
+def _rounded_to_odd(x: Array, y: Array) -> Array:
+    """The sum in float64; where it is not exact, the neighbour with an odd last place."""
+    total = x + y
+    back = total - x
+    error = (x - (total - back)) + (y - back)
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
+    # Toward the error: away from zero if it has the sign of the total, else toward zero.
+    step = np.where((error > 0) == (total > 0), 1, -1)
+    return np.where(inexact, bits + step, bits).view(np.float64)

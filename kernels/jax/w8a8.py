@@ -1,0 +1,117 @@
+"""W8A8, LLM.int8() and W4A8 in JAX: `lax.dot_general` on int8, scaled in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmabits.isa import OperandError, OperandTypeError
+
+
+def _check(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> None:
+    found = str(getattr(array, "dtype", type(array).__name__))
+    if found != kind:
+        raise OperandTypeError(f"{name} must be {kind}, got {found}")
+    if array.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise OperandError(f"{name} must have shape ({wanted}), got {array.shape}")
+
+
+def int8_sums(x: Any, w: Any) -> Any:
+    """The int32 sums of (M, K) by (K, N) int8."""
+    return jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def scaled(total: Any, rows: Any, columns: Any) -> Any:
+    """`(f32(total) * row scale) * column scale`."""
+    return (total.astype(jnp.float32) * rows[:, None]) * columns[None, :]
+
+
+def w8a8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
+    """The product of INT8 matrices with a scale for each row of x and each column of w.
+
+    Args:
+        x: (M, K) int8.
+        x_scales: (M,) float32.
+        w: (K, N) int8.
+        w_scales: (N,) float32.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit.
+    """
+    _check(x, "x", "int8", (None, None))
+    _check(w, "w", "int8", (x.shape[1], None))
+    _check(x_scales, "x_scales", "float32", (x.shape[0],))
+    _check(w_scales, "w_scales", "float32", (w.shape[1],))
+    return scaled(int8_sums(x, w), x_scales, w_scales)
+
+
+def llm_int8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any, outliers: Any, columns: Any, w16: Any) -> Any:
+    """LLM.int8(): INT8 where the activations are ordinary, f16 in their outlier columns.
+
+    Args:
+        x: (M, K) int8, zero in the outlier columns.
+        x_scales: (M,) float32.
+        w: (K, N) int8.
+        w_scales: (N,) float32.
+        outliers: (M, O) float16.
+        columns: (O,) int32.
+        w16: (K, N) float16.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit.
+    """
+    regular = w8a8_matmul(x, x_scales, w, w_scales)
+    _check(outliers, "outliers", "float16", (x.shape[0], None))
+    _check(columns, "columns", "int32", (outliers.shape[1],))
+    _check(w16, "w16", "float16", w.shape)
+    if outliers.shape[1] == 0:
+        return regular
+    return regular + jnp.dot(outliers, w16[columns], preferred_element_type=jnp.float32)
+
+
+def w4a8_matmul(x: Any, x_scales: Any, words: Any, output_scales: Any, group_scales: Any = None) -> Any:
+    """INT8 activations times packed INT4 weights, which become INT8 first.
+
+    Args:
+        x: (M, K) int8.
+        x_scales: (M,) float32.
+        words: (K / 8, N) int32, `W4A8Weights.pack`.
+        output_scales: (N,) float32, `W4A8Weights.output_scales`.
+        group_scales: (K / group, N) float16; None: codes are shifted by four bits.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit.
+    """
+    _check(x, "x", "int8", (None, None))
+    k = x.shape[1]
+    if k % 8:
+        raise OperandError(f"K must be a multiple of 8, the codes of a word, got {k}")
+    _check(words, "words", "int32", (k // 8, None))
+    n = words.shape[1]
+    _check(x_scales, "x_scales", "float32", (x.shape[0],))
+    _check(output_scales, "output_scales", "float32", (n,))
+    shift = 28 - (jnp.arange(k, dtype=jnp.int32)[:, None] & 7) * 4
+    codes = (jnp.repeat(words, 8, axis=0) << shift) >> 28
+    if group_scales is None:
+        w = (codes << 4).astype(jnp.int8)
+    else:
+        _check(group_scales, "group_scales", "float16", (None, n))
+        groups = group_scales.shape[0]
+        if groups == 0 or k % groups:
+            raise OperandError(f"K must be a multiple of the number of groups {groups}, got {k}")
+        # The product must be rounded to f16 before it is rounded to an integer: rint, unlike adding 1536, cannot be fused with it.
+        product = codes.astype(jnp.float16) * jnp.repeat(group_scales, k // groups, axis=0)
+        w = jnp.rint(jax.lax.reduce_precision(product, 5, 10)).astype(jnp.int8)
+    return scaled(int8_sums(x, w), x_scales, output_scales)

@@ -1,0 +1,1 @@
+"""Quantization schemes, each as a quantizer and a plain composition through `mmabits.gemm`."""

@@ -1,0 +1,224 @@
+"""INT4 weights as AutoAWQ and AutoGPTQ checkpoints hold them: int32 words of eight, in safetensors files.
+
+AWQ (the `gemm` version): words along N, nibble i of a word holding column 8 j + (0, 2, 4, 6, 1, 3, 5, 7)[i], of weights and of zeros.
+GPTQ: words of weights along K and of zeros along N, both in ascending order; zeros are stored minus one unless the checkpoint says
+`gptq_v2`; `g_idx` names the group of each element of K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.isa import OperandError
+from mmabits.kernels.schemes.checks import Array, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.w4a16 import MAX_CODE, Int4Weights
+
+WORD: Final = 8
+"""Codes in an int32 word."""
+AWQ_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight columns the nibbles of an AWQ word hold, from the lowest."""
+ASCENDING: Final = tuple(range(WORD))
+
+Words = npt.NDArray[np.int32]
+
+
+def pack_words(codes: Array, *, axis: int, order: tuple[int, ...] = ASCENDING) -> Words:
+    """Eight codes of four bits to an int32 word.
+
+    Args:
+        codes: unsigned integers 0 to 15, a length along `axis` that is a multiple of 8.
+        axis: along which eight neighbours share a word.
+        order: the neighbour that each nibble holds, from the lowest nibble.
+
+    Raises:
+        OperandError: a length that is no multiple of 8, a code above 15.
+    """
+    check_multiple(codes.shape[axis], WORD, f"the length along axis {axis}", "the codes of a word,")
+    if codes.max(initial=0) > MAX_CODE:
+        raise OperandError(f"codes of four bits are 0 to {MAX_CODE}, got {codes.max()}")
+    last = np.moveaxis(codes, axis, -1)
+    eights = last.reshape(*last.shape[:-1], -1, WORD).astype(np.uint32)[..., list(order)]
+    shifts = np.arange(0, 4 * WORD, 4, dtype=np.uint32)
+    words = np.bitwise_or.reduce(eights << shifts, axis=-1).astype(np.uint32)
+    return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
+
+
+def unpack_words(words: Words, *, axis: int, order: tuple[int, ...] = ASCENDING) -> npt.NDArray[np.uint8]:
+    """The inverse of `pack_words`."""
+    last = np.ascontiguousarray(np.moveaxis(words, axis, -1)).view(np.uint32)
+    nibbles = (last[..., None] >> np.arange(0, 4 * WORD, 4, dtype=np.uint32)) & np.uint32(MAX_CODE)
+    eights = np.empty(nibbles.shape, np.uint8)
+    eights[..., list(order)] = nibbles
+    flat = eights.reshape(*last.shape[:-1], last.shape[-1] * WORD)
+    return np.ascontiguousarray(np.moveaxis(flat, -1, axis))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AwqTensors:
+    """The tensors of one layer of an AWQ checkpoint.
+
+    Raises:
+        OperandTypeError, OperandError: dtypes and shapes.
+    """
+
+    qweight: Words
+    """(K, N / 8)."""
+    qzeros: Words
+    """(K / group, N / 8)."""
+    scales: npt.NDArray[np.float16]
+    """(K / group, N)."""
+
+    FIELDS: ClassVar = ("qweight", "qzeros", "scales")
+
+    def __post_init__(self) -> None:
+        """Check."""
+        checked(self.qweight, "qweight", (np.int32,), 2)
+        checked(self.qzeros, "qzeros", (np.int32,), 2)
+        checked(self.scales, "scales", (np.float16,), 2)
+        (k, words), groups = self.qweight.shape, self.scales.shape[0]
+        check_shape(self.scales, "scales", (groups, words * WORD))
+        check_shape(self.qzeros, "qzeros", (groups, words))
+        check_multiple(k, max(groups, 1), "K of qweight", "the number of groups")
+
+    @classmethod
+    def pack(cls, weights: Int4Weights) -> AwqTensors:
+        """From plain codes.
+
+        Raises:
+            OperandError: N is no multiple of 8; a zero point of 16 or groups out of order, for which AWQ has no place.
+        """
+        if weights.zeros.max(initial=0) > MAX_CODE:
+            raise OperandError(f"AWQ holds zero points 0 to {MAX_CODE}, got {weights.zeros.max()}")
+        if weights.g_idx is not None and not np.array_equal(weights.g_idx, np.arange(weights.shape[0]) // weights.group):
+            raise OperandError("AWQ has groups of neighbours only, got a g_idx of another order")
+        return cls(
+            qweight=pack_words(weights.codes, axis=1, order=AWQ_ORDER), qzeros=pack_words(weights.zeros, axis=1, order=AWQ_ORDER),
+            scales=weights.scales,
+        )  # fmt: skip
+
+    def unpack(self) -> Int4Weights:
+        """To plain codes."""
+        return Int4Weights(
+            codes=unpack_words(self.qweight, axis=1, order=AWQ_ORDER), zeros=unpack_words(self.qzeros, axis=1, order=AWQ_ORDER),
+            scales=self.scales, group=self.qweight.shape[0] // self.scales.shape[0],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GptqTensors:
+    """The tensors of one layer of a GPTQ checkpoint.
+
+    Raises:
+        OperandTypeError, OperandError: dtypes and shapes.
+    """
+
+    qweight: Words
+    """(K / 8, N)."""
+    qzeros: Words
+    """(K / group, N / 8)."""
+    scales: npt.NDArray[np.float16]
+    """(K / group, N)."""
+    g_idx: npt.NDArray[np.int32]
+    """(K,)."""
+    zeros_minus_one: bool = True
+    """Whether `qzeros` holds zero points minus one (`gptq`) or as they are (`gptq_v2`)."""
+
+    FIELDS: ClassVar = ("qweight", "qzeros", "scales", "g_idx")
+
+    def __post_init__(self) -> None:
+        """Check."""
+        checked(self.qweight, "qweight", (np.int32,), 2)
+        checked(self.qzeros, "qzeros", (np.int32,), 2)
+        checked(self.scales, "scales", (np.float16,), 2)
+        checked(self.g_idx, "g_idx", (np.int32,), 1)
+        (words, n), groups = self.qweight.shape, self.scales.shape[0]
+        check_multiple(n, WORD, "N of qweight", "the codes of a word,")
+        check_shape(self.scales, "scales", (groups, n))
+        check_shape(self.qzeros, "qzeros", (groups, n // WORD))
+        check_shape(self.g_idx, "g_idx", (words * WORD,))
+        check_multiple(words * WORD, max(groups, 1), "K of qweight", "the number of groups")
+
+    @classmethod
+    def pack(cls, weights: Int4Weights, *, zeros_minus_one: bool = True) -> GptqTensors:
+        """From plain codes.
+
+        Args:
+            weights: K and N multiples of 8.
+            zeros_minus_one: as the field.
+
+        Raises:
+            OperandError: a zero point that the format cannot hold: it has 1 to 16, or 0 to 15 as `gptq_v2`.
+        """
+        low = 1 if zeros_minus_one else 0
+        least, most = weights.zeros.min(initial=low), weights.zeros.max(initial=low)
+        if least < low or most > low + MAX_CODE:
+            raise OperandError(f"the GPTQ format holds zero points {low} to {low + MAX_CODE}, got {least} to {most}")
+        return cls(
+            qweight=pack_words(weights.codes, axis=0), qzeros=pack_words(weights.zeros - np.uint8(low), axis=1), scales=weights.scales,
+            g_idx=weights.groups, zeros_minus_one=zeros_minus_one,
+        )  # fmt: skip
+
+    def unpack(self) -> Int4Weights:
+        """To plain codes; a stored zero of 15 counts as 16 where one is added, as kernels that do not mask the sum have it."""
+        zeros = unpack_words(self.qzeros, axis=1) + np.uint8(self.zeros_minus_one)
+        return Int4Weights(
+            codes=unpack_words(self.qweight, axis=0), zeros=zeros, scales=self.scales, g_idx=self.g_idx,
+            group=self.g_idx.size // self.scales.shape[0],
+        )  # fmt: skip
+
+
+def write_checkpoint(path: str | Path, layers: Mapping[str, AwqTensors | GptqTensors]) -> None:
+    """A safetensors file with the names that AutoAWQ and AutoGPTQ use: `<layer>.qweight`, `<layer>.qzeros`, ...
+
+    What safetensors has no place for, the method and `checkpoint_format`, stands in a checkpoint's config.json: see
+    `quantization_config`.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {f"{name}.{field}": np.ascontiguousarray(getattr(layer, field)) for name, layer in layers.items() for field in layer.FIELDS}
+    save_file(tensors, str(path), metadata={"format": "pt"})
+
+
+def quantization_config(layer: AwqTensors | GptqTensors) -> dict[str, Any]:
+    """The `quantization_config` of config.json that tells loaders how such a layer is packed."""
+    groups = layer.scales.shape[0]
+    if isinstance(layer, AwqTensors):
+        return {"quant_method": "awq", "bits": 4, "group_size": layer.qweight.shape[0] // groups, "zero_point": True, "version": "gemm"}
+    in_order = np.array_equal(layer.g_idx, np.arange(layer.g_idx.size) // (layer.g_idx.size // groups))
+    return {
+        "quant_method": "gptq", "bits": 4, "group_size": layer.g_idx.size // groups, "desc_act": not in_order, "sym": False,
+        "checkpoint_format": "gptq" if layer.zeros_minus_one else "gptq_v2",
+    }  # fmt: skip
+
+
+def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[str, AwqTensors | GptqTensors]:
+    """The quantized layers of a safetensors file by name; a layer with a `g_idx` is GPTQ's, one without is AWQ's.
+
+    Args:
+        path: of the file. Tensors of a type that NumPy lacks and tensors of layers that are not quantized are left alone.
+        zeros_minus_one: how GPTQ zeros are stored: False where config.json has `"checkpoint_format": "gptq_v2"`.
+
+    Raises:
+        OperandError: a layer with a `qweight` that lacks another of its tensors.
+        OperandTypeError: tensors of other types.
+    """
+    from safetensors import safe_open
+
+    layers: dict[str, AwqTensors | GptqTensors] = {}
+    with safe_open(str(path), framework="numpy") as file:
+        names = set(file.keys())
+        for name in sorted(each.removesuffix(".qweight") for each in names if each.endswith(".qweight")):
+            is_gptq = f"{name}.g_idx" in names
+            fields = (GptqTensors if is_gptq else AwqTensors).FIELDS
+            missing = [f"{name}.{field}" for field in fields if f"{name}.{field}" not in names]
+            if missing:
+                raise OperandError(f"{path} has {name}.qweight without {', '.join(missing)}")
+            tensors = {field: file.get_tensor(f"{name}.{field}") for field in fields}
+            layers[name] = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
+    return layers

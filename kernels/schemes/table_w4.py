@@ -1,0 +1,77 @@
+"""Rows of the schemes 6 to 9: INT4 and INT8 weights, quantized attention, mixtures of experts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mmabits.kernels.schemes.spec import SchemeSpec
+
+_FP8: Final = ("sm_89", "sm_90a", "sm_100a", "sm_120a")
+
+ROWS_6_9: Final = (
+    SchemeSpec(
+        number=6, name="W4A16 (AWQ)", operands="f16 or bf16 x INT4", scales="f16 scale and 4-bit zero point for 128 of K",
+        product="f16 or bf16 into f32; weights dequantized in registers, one rounding",
+        quantizers=("schemes.w4a16:quantize_int4", "schemes.awq:awq_quantize", "schemes.packing_awq_gptq:AwqTensors.pack"),
+        composition="schemes.w4a16:w4a16_matmul", triton="triton.w4a16:awq_matmul", jax="jax.w4a16:awq_matmul",
+        source="arXiv 2306.00978; AutoAWQ's gemm packing",
+    ),
+    SchemeSpec(
+        number=6, name="W4A16 (GPTQ)", operands="f16 or bf16 x INT4", scales="f16 scale and 4-bit zero point for a group of K, g_idx",
+        product="f16 or bf16 into f32; weights dequantized in registers, one rounding",
+        quantizers=("schemes.gptq:gptq_quantize", "schemes.packing_awq_gptq:GptqTensors.pack"),
+        composition="schemes.w4a16:w4a16_matmul", triton="triton.w4a16:gptq_matmul", source="arXiv 2210.17323; AutoGPTQ's packing",
+    ),
+    SchemeSpec(
+        number=7, name="W8A8 (SmoothQuant)", operands="INT8 x INT8", scales="f32 per token and per output channel",
+        product="s8 into s32; scaled in f32",
+        quantizers=("schemes.w8a8:quantize_int8", "schemes.w8a8:smoothing_scales", "schemes.w8a8:smooth"),
+        composition="schemes.w8a8:w8a8_matmul", triton="triton.w8a8:w8a8_matmul", jax="jax.w8a8:w8a8_matmul", source="arXiv 2211.10438",
+    ),
+    SchemeSpec(
+        number=7, name="LLM.int8()", operands="INT8 x INT8, outlier columns f16 x f16", scales="f32 per token and per output channel",
+        product="s8 into s32 scaled in f32, plus f16 into f32",
+        quantizers=("schemes.w8a8:split_outliers", "schemes.w8a8:quantize_int8"),
+        composition="schemes.w8a8:llm_int8_matmul", triton="triton.w8a8:llm_int8_matmul", jax="jax.w8a8:llm_int8_matmul",
+        source="arXiv 2208.07339",
+    ),
+    SchemeSpec(
+        number=7, name="W4A8 (QQQ)", operands="INT8 x INT4", scales="f32 per token and per output channel; f16 for a group of K",
+        product="s8 into s32, INT4 made INT8 in registers; scaled in f32",
+        quantizers=("schemes.w8a8:quantize_int8", "schemes.w4a8:quantize_w4a8"),
+        composition="schemes.w4a8:w4a8_matmul", triton="triton.w4a8:w4a8_matmul", jax="jax.w8a8:w4a8_matmul", source="arXiv 2406.09904",
+    ),
+    SchemeSpec(
+        number=8, name="SageAttention", operands="Q and smoothed K INT8, P and V f16", scales="f32 for a block of queries and of keys",
+        product="s8 into s32; f16 into f16, blocks added in f32",
+        quantizers=("schemes.attention:quantize_queries", "schemes.attention:quantize_keys"),
+        composition="schemes.attention:sage_attention", triton="triton.attention:sage_attention", source="arXiv 2410.02367",
+    ),
+    SchemeSpec(
+        number=8, name="SageAttention, FP8 successor", operands="Q and smoothed K INT8, P and V e4m3",
+        scales="f32 for a block of queries and of keys, and for a column of V", product="s8 into s32; e4m3 into f32, blocks added in f32",
+        quantizers=("schemes.attention:quantize_queries", "schemes.attention:quantize_keys", "schemes.attention:quantize_values"),
+        composition="schemes.attention:sage2_attention", triton="triton.attention:sage2_attention", architectures=_FP8,
+        source="arXiv 2411.10958, with the INT8 scores of the first paper",
+    ),
+    SchemeSpec(
+        number=8, name="FP8 attention, FP8 KV cache", operands="Q, K, P and V e4m3, K and V in pages", scales="f32 for each tensor",
+        product="e4m3 into f32, one chain of blocks",
+        quantizers=("schemes.attention:quantize_fp8_queries", "schemes.attention:PagedCache.write"),
+        composition="schemes.attention:fp8_attention", triton="triton.attention:fp8_attention", architectures=_FP8,
+        source="arXiv 2407.08608 for the offset of P; the cache is vLLM's",
+    ),
+    SchemeSpec(
+        number=9, name="MoE, W4A16 experts", operands="f16 or bf16 x INT4, tokens sorted by expert",
+        scales="f16 scale and 4-bit zero point for 128 of K; f32 routing weights", product="f16 or bf16 into f32; experts added in f32",
+        quantizers=("schemes.moe:route", "schemes.moe:align", "schemes.moe:Int4Experts.pack"),
+        composition="schemes.moe:moe_w4a16", triton="triton.moe:moe_w4a16", source="the fused MoE kernel of vLLM",
+    ),
+    SchemeSpec(
+        number=9, name="MoE, MXFP4 experts", operands="bf16 x e2m1, tokens sorted by expert",
+        scales="ue8m0 for 32 of K; f32 routing weights", product="bf16 into f32 on every architecture: the weights are converted, exactly",
+        quantizers=("schemes.moe:route", "schemes.moe:align", "schemes.moe:quantize_mxfp4_experts"),
+        composition="schemes.moe:moe_mxfp4", triton="triton.moe:moe_mxfp4", source="gpt-oss (arXiv 2508.10925)",
+    ),
+)  # fmt: skip
+"""One row a scheme. What each computes to the bit stands with its composition."""

@@ -1,0 +1,171 @@
+"""Mixture of experts: a grouped GEMM over blocks of tokens that share an expert, and the sum over a token's experts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from mmabits.isa import OperandError
+from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.w4a16 import awq_tile
+
+if TYPE_CHECKING:
+    import torch
+
+
+@triton.jit
+def moe_w4a16_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, qweight_ptr, qzeros_ptr, scales_ptr, choices_ptr, experts_ptr, weights_ptr, rows_ptr, CHOICES, N, K, TOP_K,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of the rows of an expert with INT4 weights, times their routing weights."""
+    block = tl.program_id(0)
+    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    expert = tl.load(experts_ptr + block).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = choice // TOP_K
+    there = choice < CHOICES
+    qweight = qweight_ptr + expert * K * (N // 8)
+    qzeros = qzeros_ptr + expert * (K // GROUP) * (N // 8)
+    scales = scales_ptr + expert * (K // GROUP) * N
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_ptr + token[:, None] * K + k[None, :], mask=there[:, None] & (k[None, :] < K), other=0.0)
+        w = awq_tile(qweight, qzeros, scales, k, n, K, N, GROUP, x_ptr.dtype.element_ty)
+        acc = tl.dot(x, w, acc)
+    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
+    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+
+
+@triton.jit
+def moe_mxfp4_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, codes_ptr, scales_ptr, choices_ptr, experts_ptr, weights_ptr, rows_ptr, CHOICES, N, K, TOP_K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of the rows of an expert with MXFP4 weights, times their routing weights."""
+    block = tl.program_id(0)
+    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    expert = tl.load(experts_ptr + block).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = choice // TOP_K
+    there = choice < CHOICES
+    codes = codes_ptr + expert * N * (K // 2)
+    scales = scales_ptr + expert * N * (K // 32)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        pair = start // 2 + tl.arange(0, BLOCK_K // 2)
+        group = start // 32 + tl.arange(0, BLOCK_K // 32)
+        x = tl.load(x_ptr + token[:, None] * K + k[None, :], mask=there[:, None] & (k[None, :] < K), other=0.0)
+        w = tl.load(codes + n[None, :] * (K // 2) + pair[:, None], mask=(pair[:, None] < K // 2) & (n[None, :] < N), other=0)
+        scale = tl.load(scales + n[:, None] * (K // 32) + group[None, :], mask=(group[None, :] < K // 32) & (n[:, None] < N), other=127)
+        acc = tl.dot_scaled(x, None, "bf16", w, scale, "e2m1", acc)
+    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
+    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+
+
+@triton.jit
+def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The rows of a token, added in the order of its choices."""
+    token = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.load(rows_ptr + token * TOP_K * N + n, mask=n < N, other=0.0)
+    for choice in tl.static_range(1, TOP_K):
+        total = total + tl.load(rows_ptr + (token * TOP_K + choice) * N + n, mask=n < N, other=0.0)
+    tl.store(out_ptr + token * N + n, total, mask=n < N)
+
+
+def _checked_routing(
+    tokens: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int
+) -> tuple[int, int]:
+    """Choices of a token, and blocks."""
+    top_k = checked(weights, "weights", ("float32",), (tokens, None)).shape[1]
+    blocks = checked(block_experts, "block_experts", ("int32",), (None,)).shape[0]
+    checked(choices, "choices", ("int32",), (blocks * block_m,))
+    if top_k == 0 or blocks == 0:
+        raise OperandError(f"every token needs an expert, got top_k = {top_k} and {blocks} blocks")
+    return top_k, blocks
+
+
+def _summed(rows: torch.Tensor, tokens: int, top_k: int, n: int, block_n: int) -> torch.Tensor:
+    out = float32_like(rows, tokens, n)
+    moe_sum_kernel[(tokens, triton.cdiv(n, block_n))](rows, out, n, TOP_K=top_k, BLOCK_N=block_n, enable_fp_fusion=False)
+    return out
+
+
+def moe_w4a16(
+    x: torch.Tensor, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
+    block_experts: torch.Tensor, *, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+) -> torch.Tensor:  # fmt: skip
+    """Grouped GEMM with INT4 experts.
+
+    Args:
+        x: (tokens, K) float16 or bfloat16, contiguous as all of them.
+        qweight: (experts, K, N / 8) int32 in AWQ's packing.
+        qzeros: (experts, K / group, N / 8) int32.
+        scales: (experts, K / group, N) float16.
+        weights: (tokens, top_k) float32 routing weights.
+        choices: (blocks * block_m,) int32, of `align`.
+        block_experts: (blocks,) int32, of `align`.
+        block_m: rows of a block of `align`, and of a tile.
+        block_n: columns of a tile.
+        block_k: elements of K a step.
+
+    Returns:
+        (tokens, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: tensors that do not fit.
+    """
+    tokens, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
+    experts, _, words = checked(qweight, "qweight", ("int32",), (None, k, None)).shape
+    n = 8 * words
+    groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
+    checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
+    check_multiple(k, max(groups, 1), "K", "the number of groups")
+    top_k, blocks = _checked_routing(tokens, weights, choices, block_experts, block_m)
+    rows = float32_like(x, tokens * top_k, n)
+    moe_w4a16_kernel[(blocks, triton.cdiv(n, block_n))](
+        x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
+        GROUP=k // groups, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    )  # fmt: skip
+    return _summed(rows, tokens, top_k, n, block_n)
+
+
+def moe_mxfp4(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor,
+    *, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+) -> torch.Tensor:  # fmt: skip
+    """Grouped GEMM with MXFP4 experts, which `tl.dot_scaled` converts to bfloat16.
+
+    Args:
+        x: (tokens, K) bfloat16, K a multiple of 32; contiguous as all of them.
+        codes: (experts, N, K / 2) uint8.
+        scales: (experts, N, K / 32) uint8.
+        weights: (tokens, top_k) float32 routing weights.
+        choices: (blocks * block_m,) int32, of `align`.
+        block_experts: (blocks,) int32, of `align`.
+        block_m: rows of a block of `align`, and of a tile.
+        block_n: columns of a tile.
+        block_k: elements of K a step.
+
+    Returns:
+        (tokens, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: tensors that do not fit.
+    """
+    tokens, k = checked(x, "x", ("bfloat16",), (None, None)).shape
+    check_multiple(k, 32, "K", "the block size")
+    experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
+    checked(scales, "scales", ("uint8",), (experts, n, k // 32))
+    top_k, blocks = _checked_routing(tokens, weights, choices, block_experts, block_m)
+    rows = float32_like(x, tokens * top_k, n)
+    moe_mxfp4_kernel[(blocks, triton.cdiv(n, block_n))](
+        x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    )  # fmt: skip
+    return _summed(rows, tokens, top_k, n, block_n)
