@@ -941,3 +941,23 @@ def test_a_planner_asks_once_for_each_kind_of_dot():
     planner = Planner("sm_90a", ask, "3.9.0")
     assert planner.plan(dot) is planner.plan(dot)
     assert len(asked) == 1
+
+
+@triton.jit
+def counted_down(x, n: tl.constexpr):
+    if n == 0:
+        return x
+    return counted_down(x + 1, n - 1)
+
+
+@triton.jit
+def counting(p, n: tl.constexpr):
+    at = tl.arange(0, 16)
+    tl.store(p + at, counted_down(tl.load(p + at), n))
+
+
+def test_a_function_that_calls_itself_runs():
+    x = torch.zeros(16)
+    with mmabits.emulate("sm_90a"):
+        counting[(1,)](x, 3)
+    assert x.tolist() == [3.0] * 16

@@ -164,10 +164,11 @@ def _rewritten(function: Callable[..., Any]) -> Kernel:
     text, first = text[start.start() :], first + text[: start.start()].count("\n")
     trees = [_parsed(text, first) for _ in range(2)]
     transformed = interpreter.ASTTransformer().visit(trees[0])
+    transformed.name = "mmabits_kernel"  # its own name stays the module's, for functions that call themselves
     # The names that the transformed code needs, and those that the function closes over, come from a function around it.
     given = {name: getattr(interpreter, name) for name in ("interpreter_semantic", "_InterpreterComparison") if hasattr(interpreter, name)}
     free = function.__code__.co_freevars
-    maker = ast.parse(f"def mmabits_maker({', '.join((*given, *free))}):\n    return {function.__name__}")
+    maker = ast.parse(f"def mmabits_maker({', '.join((*given, *free))}):\n    return mmabits_kernel")
     assert isinstance(maker.body[0], ast.FunctionDef)
     maker.body[0].body.insert(0, transformed)
     ast.fix_missing_locations(maker)
