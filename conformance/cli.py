@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from mmabits.conformance.explain.cli import explain
+from mmabits.conformance.identify.cli import identify
 from mmabits.conformance.minilm import minilm
+from mmabits.conformance.probes.cli import vectors_pack, vectors_score
 from mmabits.conformance.record.cli import record
 from mmabits.conformance.study.cli import study
 from mmabits.isa.errors import MmabitsError
@@ -217,9 +219,14 @@ def demo(
 
 
 app.command(name="explain")(explain)
+app.command(name="identify")(identify)
 app.command(name="minilm")(minilm)
 app.command(name="record")(record)
 app.command(name="study")(study)
+vectors = typer.Typer(help="Vector files: which wrong models they would catch, and the pack that ships.", no_args_is_help=True)
+vectors.command(name="score")(vectors_score)
+vectors.command(name="pack")(vectors_pack)
+app.add_typer(vectors, name="vectors")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ from mmabits.isa import parse as instruction
 
 if TYPE_CHECKING:
     from mmabits.conformance.explain import explain
+    from mmabits.conformance.identify import identify
+    from mmabits.conformance.study import study
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "emulate", "explain", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
-    "MmabitsError", "__version__",
+    "gemm", "mma", "emulate", "explain", "identify", "study", "tolerance", "what_if", "instruction", "instructions",
+    "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
-_ON_DEMAND = {"explain": "mmabits.conformance.explain"}
+_ON_DEMAND = {
+    "explain": "mmabits.conformance.explain", "identify": "mmabits.conformance.identify", "study": "mmabits.conformance.study",
+}  # fmt: skip
 """Functions whose modules are imported at the first use, so that `import mmabits` stays quick."""
 
 

@@ -14,9 +14,10 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "emulate", "explain", "tolerance", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
-    "MmabitsError", "__version__",
+    "gemm", "mma", "emulate", "explain", "identify", "study", "tolerance", "what_if", "instruction", "instructions",
+    "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
+ON_DEMAND = {"explain", "identify", "study"}
 NOT_IMPORTED = ("numba", "llvmlite", "torch", "jax", "triton", "matplotlib", "rich", "typer", "safetensors", "mmasim")
 
 
@@ -38,7 +39,7 @@ def test_public_names() -> None:
     assert all(hasattr(mmabits, name) for name in PUBLIC)
     modules = {"conformance", "emulator", "isa", "kernels", "layouts"}
     others = {name for name, value in vars(mmabits).items() if not name.startswith("_") and name not in modules}
-    assert others - {"TYPE_CHECKING", "Any"} == set(PUBLIC) - {"layouts", "__version__", "explain"}, "explain is imported on demand"
+    assert others - {"TYPE_CHECKING", "Any"} == set(PUBLIC) - {"layouts", "__version__", *ON_DEMAND}
 
 
 def test_importing_brings_neither_compiler_nor_frameworks() -> None:

@@ -46,11 +46,13 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
     """In the order of the page, with the names of the blocks before."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.stem}
-    for needs, language, code in blocks(page.read_text(encoding="utf-8")):
+    for number, (needs, language, code) in enumerate(blocks(page.read_text(encoding="utf-8"))):
         if any(importlib.util.find_spec(package) is None for package in needs):
             continue
         if language == "python":
-            exec(compile(code, str(page), "exec"), names)
+            file = tmp_path / f"block_{number}.py"  # a file of its own, since Triton reads the source of its kernels
+            file.write_text(code, encoding="utf-8")
+            exec(compile(code, str(file), "exec"), names)
         else:
             for line in code.splitlines():
                 run_command(line)

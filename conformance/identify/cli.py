@@ -1,0 +1,75 @@
+"""`mmabits identify`: the datapath behind a recording, or behind the emulator's own instruction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+EXIT_CONTRADICTED: Final = 1
+
+
+def identify(
+    recording: Annotated[Path | None, typer.Argument(help="A vector file of dot products.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Instead of a recording: ask the emulator for this instruction, PTX in full.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="With --instruction: the architecture, sm_90a, ...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
+    from mmabits.conformance.identify import identify as run
+    from mmabits.conformance.vectors import read_vectors
+    from mmabits.isa import parse
+    from mmabits.isa.errors import OperandError
+
+    if (recording is None) == (instruction is None) or (instruction is None) != (arch is None):
+        raise OperandError("identify takes a vector file, or --instruction with --arch")
+    device: Any
+    if recording is not None:
+        vectors = read_vectors(recording)
+        row, device = parse(vectors.instruction), vectors
+    else:
+        row = parse(str(instruction))
+        device = emulator_device(str(instruction), str(arch))
+    found = run(
+        device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
+        scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps({
+            "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
+            "findings": [{"what": f.what, "value": f.value, "evidence": f.evidence, "probes": f.probes} for f in found.findings],
+            "undecided": [{"what": u.what, "alternatives": list(u.alternatives), "reason": u.reason} for u in found.undecided],
+        }, indent=2))  # fmt: skip
+    else:
+        print(found)
+    raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
+
+
+def emulator_device(instruction: str, arch: str) -> Any:
+    """The emulator's instruction as a device for `identify`.
+
+    Args:
+        instruction: PTX in full.
+        arch: architecture.
+
+    Returns:
+        A callable f(a, b, c, scale_a=None, scale_b=None) over arrays of the formats' NumPy types.
+    """
+    from mmabits.emulator.api import dot_rows
+    from mmabits.emulator.codecs import as_codes, from_codes
+    from mmabits.isa import parse
+
+    row = parse(instruction)
+
+    def device(a: Any, b: Any, c: Any, scale_a: Any = None, scale_b: Any = None) -> Any:
+        scales = {}
+        if row.scale_type is not None:
+            scales = {"scale_a": as_codes(scale_a, row.scale_type), "scale_b": as_codes(scale_b, row.scale_type)}
+        operands = as_codes(a, row.a_type), as_codes(b, row.b_type), as_codes(c, row.c_type)
+        return from_codes(dot_rows(row, arch, *operands, **scales), row.d_type)
+
+    return device

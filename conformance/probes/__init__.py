@@ -1,0 +1,1 @@
+"""Discriminating operands, wrong models, and which of the wrong models a set of dot products kills."""

@@ -1,0 +1,82 @@
+"""`mmabits vectors score` and `mmabits vectors pack`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmabits.conformance.probes.score import Score
+
+EXIT_ERROR: Final = 2
+EXIT_OPEN: Final = 1
+_PIPE_WIDTH: Final = 400
+
+
+def _table(scores: Sequence[Score]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("file", "datapath", "rows", "mutants", "killed", "equivalent", "survivors"):
+        table.add_column(name, justify="right" if name in ("rows", "mutants", "killed", "equivalent") else "left", overflow="fold")
+    for score in scores:
+        names = ", ".join(f"{survivor.number} {survivor.change}" for survivor in score.open) or "none"
+        table.add_row(
+            escape(Path(score.path).stem), score.datapath, str(score.rows), str(score.mutants), str(len(score.killed)),
+            str(len(score.equivalent)), escape(names),
+        )  # fmt: skip
+    return table
+
+
+def vectors_score(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders; without any, the pack that ships.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 where a mutant survives that some operands could kill.")] = False,
+) -> None:
+    """Say which wrong models a set of dot products kills, and which survive. Exit status: 0, or 2 for unreadable input."""
+    from rich.console import Console
+
+    from mmabits.conformance.probes.pack import FOLDER
+    from mmabits.conformance.probes.score import score_files
+    from mmabits.conformance.replay import find_files
+
+    scores = list(score_files(find_files(paths or [FOLDER])))
+    failed = [score for score in scores if score.error is not None]
+    for score in failed:
+        print(f"error: {score.error}", file=sys.stderr)
+    good = [score for score in scores if score.error is None]
+    if as_json:
+        print(json.dumps([score.as_json for score in scores], indent=2))
+    elif good:
+        console = Console(highlight=False, soft_wrap=False)
+        if not console.is_terminal:
+            console.width = _PIPE_WIDTH
+        console.print(_table(good))
+        reasons = dict.fromkeys(survivor.reason for score in good for survivor in score.equivalent)
+        for reason in reasons:
+            count = sum(survivor.reason == reason for score in good for survivor in score.equivalent)
+            print(f"no operands kill {count}: {reason}")
+        wrong = sum(score.differing for score in good)
+        print(f"{sum(len(score.killed) for score in good)} killed, {sum(len(score.open) for score in good)} survive, "
+              f"{sum(len(score.equivalent) for score in good)} that no operands kill; {wrong} rows differ from the model")  # fmt: skip
+    if failed:
+        raise typer.Exit(EXIT_ERROR)
+    raise typer.Exit(EXIT_OPEN if strict and any(score.open for score in good) else 0)
+
+
+def vectors_pack(
+    out: Annotated[Path, typer.Option(help="Folder for the files; made if missing.")] = Path("vectors-pack"),
+) -> None:
+    """Write the discriminating pack: for each datapath the few dot products that kill every mutant, with computed results."""
+    from mmabits.conformance.probes.pack import write_pack
+
+    paths = write_pack(out)
+    print(f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes in {out}")
