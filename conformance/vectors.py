@@ -32,7 +32,7 @@ Codes = npt.NDArray[Any]
 
 FORMAT: Final = "dot-vectors/1"
 SUFFIX: Final = ".safetensors"
-KINDS: Final = ("hardware", "peer")
+KINDS: Final = ("hardware", "peer", "computed")
 REQUIRED_KEYS: Final = (
     "format", "kind", "gpu", "arch", "instruction", "a_type", "b_type", "c_type", "d_type", "k", "note", "source", "license"
 )  # fmt: skip

@@ -112,7 +112,7 @@ def vectors_of(entry: Entry) -> DotVectors:
     return DotVectors(
         instruction=row.ptx, arch=entry.arch, a_type=row.a_type, b_type=row.b_type, c_type=row.c_type, d_type=row.d_type, k=row.k,
         a=operands.a, b=operands.b, c=operands.c, d=evaluate(model, operands), scale_type=row.scale_type, block=row.block,
-        scale_a=operands.scale_a, scale_b=operands.scale_b, kind="peer", gpu="none: exact model of mmabits",
+        scale_a=operands.scale_a, scale_b=operands.scale_b, kind="computed", gpu="none: exact model of mmabits",
         note="computed, not recorded: kills every mutant of the datapath that operands can kill", source="computed by the exact model",
         license="Apache-2.0", extra={"recipes": json.dumps(recipes), "datapaths": json.dumps(entry.datapaths)},
     )  # fmt: skip

@@ -163,7 +163,7 @@ def test_no_metadata(tmp_path: Path) -> None:
     ("key", "value", "match"),
     [
         ("format", "dot-vectors/2", "'format' is 'dot-vectors/2'; allowed: 'dot-vectors/1'"),
-        ("kind", "guess", "kind is 'guess'; allowed: hardware, peer"),
+        ("kind", "guess", "kind is 'guess'; allowed: hardware, peer, computed"),
         ("arch", "sm_90", "write 'sm_90a'"),
         ("instruction", "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3", "x.safetensors: wgmma"),
         ("instruction", "fma.rn.f32", "x.safetensors: .*fma"),

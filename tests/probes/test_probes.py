@@ -86,7 +86,7 @@ def test_the_pack_is_small_and_says_that_it_is_computed() -> None:
     assert sum(file.stat().st_size for file in files) < 1_000_000
     for file in files:
         vectors = read_vectors(file)
-        assert vectors.kind == "peer" and vectors.source.startswith("computed") and "recorded" not in vectors.source
+        assert vectors.kind == "computed" and vectors.source.startswith("computed") and "recorded" not in vectors.source
         recipes = json.loads(vectors.extra["recipes"])
         assert sum(recipe["rows"] for recipe in recipes) == vectors.rows and all(recipe["tells"] for recipe in recipes)
 
