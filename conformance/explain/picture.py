@@ -13,8 +13,11 @@ CELL: Final = 15
 """Width and height of a bit."""
 _ROW: Final = 21
 _LEFT: Final = 250
-_RIGHT: Final = 130
+_RIGHT: Final = 230
 _TOP: Final = 92
+
+_CUT: Final = " fill=?"
+"""Stands for the picture's own hatching."""
 
 STYLE: Final = """
 .mb { font: 12.5px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace; fill: var(--ink, #1c1d21); }
@@ -24,7 +27,7 @@ STYLE: Final = """
 .mb .ground { fill: var(--card, #fff); }
 .mb .line { stroke: var(--line, #dedcd4); } .mb .one { stroke: none; } .mb .plus { fill: var(--plus, #2f5fd0); }
 .mb .minus { fill: var(--minus, #c2571a); } .mb .held { fill: var(--held, #6c4bb6); } .mb .good { fill: var(--good, #1f7a4d); }
-.mb .sum { fill: var(--ink, #1c1d21); } .mb .nil { fill-opacity: .16; } .mb .lost { fill: url(#mb-cut); stroke: var(--cut, #b9b6ad); }
+.mb .sum { fill: var(--ink, #1c1d21); } .mb .nil { fill-opacity: .16; } .mb .lost { stroke: var(--cut, #b9b6ad); }
 .mb .hatch { stroke: var(--bad, #b3261e); } .mb .cutword { fill: var(--bad, #b3261e); }
 .mb .bit { fill: var(--paper, #fff); font-size: 10px; }
 .mb .dark { fill: var(--ink, #1c1d21); font-size: 10px; }
@@ -49,10 +52,15 @@ def step_picture(found: Trace, step: Step) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="mb" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="{escape(f"alignment of step {step.number}")}"><style>{STYLE}</style>'
-        '<defs><pattern id="mb-cut" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        f'<defs><pattern id="{_hatch(step, found)}" width="4" height="4" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
         '<line class="hatch" y2="4" stroke-width="1.4"/></pattern></defs>'
-        '<rect class="ground" width="100%" height="100%"/>' + "".join(body) + "</svg>"
+        '<rect class="ground" width="100%" height="100%"/>' + "".join(body).replace(_CUT, f' fill="url(#{_hatch(step, found)})"') + "</svg>"
     )
+
+
+def _hatch(step: Step, found: Trace) -> str:
+    """The name of the picture's hatching: a page holds many pictures, and what is hidden lends no pattern to others."""
+    return f"cut-{''.join(char if char.isalnum() else '-' for char in found.arch)}-{step.number}"
 
 
 def _text(x: float, y: float, words: str, kind: str = "") -> str:
@@ -92,7 +100,7 @@ def _cells(significand: int, lsb: int, shown: Window, y: float, kind: str) -> li
         told = f"{bit} x 2^{exponent}{'' if kept else ', cut off'}"
         parts.append(
             f"<g><title>{told}</title>"
-            f'<rect class="{classes}" x="{x + 0.5:g}" y="{y + 0.5:g}" width="{CELL - 1}" height="{CELL - 1}" rx="2"/>'
+            f'<rect class="{classes}"{"" if kept else _CUT} x="{x + 0.5:g}" y="{y + 0.5:g}" width="{CELL - 1}" height="{CELL - 1}" rx="2"/>'
             f'<text class="{"bit" if bit and kept else "dark"} mid" x="{x + CELL / 2:g}" y="{y + 11:g}">{bit}</text></g>'
         )
     return parts

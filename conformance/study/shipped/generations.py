@@ -49,7 +49,7 @@ STUDY: Final = Shipped(
     title="Hopper against Blackwell, the same weights and activations",
     question="What of a model's error is the GPU's, and what is quantization's?",
     measured="Token embeddings of a sentence times the query weights of layer 0 of all-MiniLM-L6-v2 (K = 384), in the formats that each architecture "
-    "takes, with the instruction its matrix libraries are taken to use. The whole model: `mmabits minilm`.",
+    "takes, with the instruction its matrix libraries are taken to use. The whole model: mmabits minilm.",
     points=_points,
     at=_at,
     charts=(
