@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mmabits.conformance.pages import render, write
 from mmabits.conformance.study.shipped.row import Chart, Rows, Shipped, pick
-from mmabits.conformance.study.sweep import Table, sweep
+from mmabits.conformance.study.sweeps import Table, sweep
 from mmabits.isa import MmabitsError, OperandError
 
 SIZES: Final = ("quick", "full")

@@ -16,8 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conformance", "emulator", "isa", "kernels")
-CORE_DEPENDENCIES = {"ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
+CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
+DATA_KINDS = ("conformance/**/*.j2", "conformance/probes/pack/*.safetensors")
+"""Data that are many files: page templates, and the pack of vectors."""
 
 
 def run_ok(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -80,7 +82,9 @@ def test_wheel_holds_every_module_of_the_tree_and_the_listed_data(wheel: Path) -
     for folder in FOLDERS:
         assert (ROOT / folder / "__init__.py").is_file(), f"{folder}/ is no package: it lacks __init__.py"
         modules |= {f"mmabits/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
-    assert set(contents_of(wheel)) == modules | DATA_FILES
+    data = {f"mmabits/{path.relative_to(ROOT).as_posix()}" for kind in DATA_KINDS for path in ROOT.glob(kind)}
+    assert len(data) > 100
+    assert set(contents_of(wheel)) == modules | data | DATA_FILES
 
 
 def test_wheel_metadata(wheel: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 import mmabits
 from mmabits.conformance.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
-from mmabits.conformance.study.sweep import points
+from mmabits.conformance.study.sweeps import points
 from mmabits.kernels.quantize import quantize_fp8
 
 _FP8: Final = ml_dtypes.float8_e4m3fn

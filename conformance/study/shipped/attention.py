@@ -9,7 +9,7 @@ import numpy as np
 
 import mmabits
 from mmabits.conformance.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
-from mmabits.conformance.study.sweep import points
+from mmabits.conformance.study.sweeps import points
 
 _LENGTHS: Final = {"quick": (256, 2048, 8192), "full": (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)}
 _WAYS: Final = ("f32", "f16", "f16, f32 sum every 64")

@@ -8,7 +8,7 @@ from typing import Final
 from mmabits.conformance.study.budget import study
 from mmabits.conformance.study.shipped.outliers import operands
 from mmabits.conformance.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one
-from mmabits.conformance.study.sweep import points
+from mmabits.conformance.study.sweeps import points
 
 _ARCHS: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 _RECIPES: Final = ("f16", "bf16", "fp8", "mxfp8", "nvfp4")

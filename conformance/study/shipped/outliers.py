@@ -10,7 +10,7 @@ import numpy as np
 from mmabits.conformance.demo import SIZES, load_operands
 from mmabits.conformance.study.budget import study
 from mmabits.conformance.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
-from mmabits.conformance.study.sweep import points
+from mmabits.conformance.study.sweeps import points
 
 _FACTORS: Final = {"quick": (1, 64, 4096), "full": (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)}
 _RECIPES: Final = ("fp8", "mxfp8", "mxfp8-rceil")

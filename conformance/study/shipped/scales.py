@@ -10,7 +10,7 @@ import numpy as np
 from mmabits.conformance.study.budget import study
 from mmabits.conformance.study.shipped.outliers import operands
 from mmabits.conformance.study.shipped.row import Chart, Claim, Row, Rows, Shipped, pick
-from mmabits.conformance.study.sweep import points
+from mmabits.conformance.study.sweeps import points
 
 _RECIPES: Final = ("mxfp4", "mxfp4-ceil", "mxfp4-even", "mxfp4-rceil", "nvfp4", "mxfp6-e2m3", "mxfp8")
 _DATA: Final = {"quick": ("MiniLM", "normal"), "full": ("MiniLM", "normal", "laplace", "student-t, 3")}
