@@ -30,7 +30,7 @@ def to_numpy(operand: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
         name: what error messages call it.
 
     Raises:
-        OperandTypeError: anything else, or a torch type without a NumPy counterpart.
+        OperandTypeError: anything else, a JAX array that is being traced, or a torch type without a NumPy counterpart.
     """
     if type(operand) is np.ndarray:
         return operand, _same
@@ -40,6 +40,8 @@ def to_numpy(operand: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
     if torch is not None and isinstance(operand, torch.Tensor):
         return _torch_to_numpy(operand, name), _torch_like(operand)
     if jax is not None and isinstance(operand, jax.Array):
+        if isinstance(operand, jax.core.Tracer):
+            raise OperandTypeError(f"{name} is traced by JAX, which has no numbers yet: use mmabits.emulate, or jax.pure_callback")
         return np.asarray(operand), lambda result: jax.numpy.asarray(result)
     raise OperandTypeError(f"{name} must be a NumPy, torch or JAX array, got {type(operand).__module__}.{type(operand).__qualname__}")
 

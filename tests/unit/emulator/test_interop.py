@@ -1,4 +1,4 @@
-"""torch tensors and JAX arrays in, the same kind out, with the bits of the NumPy path."""
+"""torch tensors in, torch tensors out, with the bits of the NumPy path."""
 
 from __future__ import annotations
 
@@ -158,17 +158,3 @@ def test_other_torch_types_are_refused(dtype: Any, message: str) -> None:
     a = torch.zeros(16, 32, dtype=torch.float8_e4m3fn)
     with pytest.raises(OperandTypeError, match=message):
         mmabits.gemm(a, torch.zeros(32, 8, dtype=torch.uint8).to(dtype), instruction="mma.sync", arch="sm_89")
-
-
-JAX_PRODUCTS = (*(pair for pair in PRODUCTS if "f64" not in pair[1]), ("sm_80", "mma.sync.aligned.m16n8k64.row.col.s32.s4.u4.s32"))
-
-
-@pytest.mark.parametrize(("arch", "text"), JAX_PRODUCTS, ids=[text for _, text in JAX_PRODUCTS])
-def test_jax_arrays_give_the_bits_of_arrays(arch: str, text: str) -> None:
-    jax = pytest.importorskip("jax", reason="needs the jax extra")
-    arrays, _ = draw(text)
-    want = mmabits.gemm(**arrays, instruction=text, arch=arch)
-    got = mmabits.gemm(**{name: jax.numpy.asarray(array) for name, array in arrays.items()}, instruction=text, arch=arch)
-    assert isinstance(got, jax.Array)
-    assert got.dtype == want.dtype
-    assert np.asarray(got).tobytes() == want.tobytes()

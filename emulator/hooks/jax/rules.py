@@ -1,0 +1,347 @@
+"""JAX's lowering rules for matrix products on the CPU, replaced while an `emulate` block is open.
+
+Autodiff, vmap, scan and the rest stand above the rules and stay JAX's own: whatever made a product, here it arrives. A flag in
+JAX's context is part of the keys of its caches: programs compiled inside and outside never mix, and no cache needs clearing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax import lax
+from jax._src import source_info_util
+from jax._src.interpreters import mlir
+from jax.extend.core import primitives
+
+from mmabits.emulator.hooks.jax import account, choices, handler, matrices
+from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Refused
+from mmabits.emulator.hooks.jax.matrices import Dimensions
+from mmabits.emulator.native import native_product
+from mmabits.emulator.session import Session
+from mmabits.emulator.tasks import lie_side_by_side
+from mmabits.isa import EmulationError
+
+Rule = Callable[..., Any]
+
+FLAG: Final = jax.make_user_context(None)
+"""The account.Key of the innermost block of a thread, None outside."""
+CONVOLUTION: Final = "convolutions are not emulated: cuDNN computes them in several ways"
+
+_HERE = str(Path(__file__).parent)
+_NOTE: ContextVar[str] = ContextVar("note", default="")
+"""What the products that a rule is made of have in common, for the report."""
+
+
+# ---------------------------------------------------------------------------------------------------- replacing, and back
+
+
+@contextmanager
+def active(session: Session) -> Iterator[None]:
+    """Replace the rules, or keep them replaced, and count for a session until the block ends."""
+    handler.load()
+    key = (session.arch, str(session.require))
+    with _replaced(), FLAG(key):
+        account.enter(key, session)
+        try:
+            yield
+        finally:
+            account.leave()
+
+
+@contextmanager
+def _replaced() -> Iterator[None]:
+    """Our rules in the places of JAX's for the CPU, and exactly JAX's afterwards. Inside another block they are there already."""
+    if account.is_open():
+        yield
+        return
+    known, unshared = _registry()
+    ours = {primitive: _rule(primitive, lower) for primitive, lower in _rules().items()}
+    before = {primitive: known.get(primitive) for primitive in ours}
+    added = set(ours) - unshared
+    try:
+        for primitive, rule in ours.items():
+            mlir.register_lowering(primitive, rule, platform="cpu")
+        unshared |= added  # every product is lowered by itself, and knows its line
+        yield
+    finally:
+        unshared -= added
+        for primitive, entry in before.items():
+            if entry is None:
+                known.pop(primitive, None)
+            else:
+                known[primitive] = entry
+
+
+def _registry() -> tuple[dict[Any, Any], set[Any]]:
+    """JAX's rules for the CPU, and the primitives whose lowerings it does not share among like calls; private to JAX.
+
+    Raises:
+        EmulationError: this jax keeps them elsewhere.
+    """
+    try:
+        return mlir._platform_specific_lowerings["cpu"], mlir._uncacheable_primitives
+    except AttributeError as error:
+        raise EmulationError(f"jax {jax.__version__} keeps its lowering rules where emulate does not find them: {error}") from error
+
+
+def _original(primitive: Any) -> Rule:
+    """JAX's own rule, for the CPU or for every platform."""
+    for known in (mlir._platform_specific_lowerings["cpu"], mlir._lowerings):
+        if primitive in known:
+            entry: Any = known[primitive]
+            found: Rule = getattr(entry, "rule", entry)
+            return found
+
+    def missing(*_arguments: Any, **_parameters: Any) -> Any:
+        raise NotImplementedError(f"MLIR translation rule for primitive '{primitive}' not found for platform cpu")
+
+    return missing
+
+
+def _rules() -> dict[Any, Callable[[_Site], Any]]:
+    """What we do for which primitive. JAX exports neither block-scaled one; where it moves them, they are not emulated."""
+    found: dict[Any, Callable[[_Site], Any]] = {
+        primitives.dot_general_p: _dot_general, primitives.conv_general_dilated_p: _convolution,
+    }  # fmt: skip
+    try:
+        from jax._src.lax.scaled_dot import scaled_dot_p
+
+        found[scaled_dot_p] = _scaled_dot
+    except ImportError:
+        pass
+    try:
+        from jax._src.cudnn.scaled_matmul_stablehlo import _scaled_matmul_p, _scaled_matmul_p_wrapper
+
+        found |= {_scaled_matmul_p: _scaled_matmul, _scaled_matmul_p_wrapper: _scaled_matmul}
+    except ImportError:
+        pass
+    return found
+
+
+def _rule(primitive: Any, lower: Callable[[_Site], Any]) -> Rule:
+    original = _original(primitive)
+
+    def rule(context: Any, *operands: Any, **parameters: Any) -> Any:
+        session = account.open_session(FLAG.value)
+        if session is None:
+            return original(context, *operands, **parameters)
+        return lower(_Site(context=context, operands=operands, parameters=parameters, session=session, original=original))
+
+    return rule
+
+
+# --------------------------------------------------------------------------------------------------------- what is lowered
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Site:
+    """One equation that JAX lowers inside a block."""
+
+    context: Any
+    """JAX's LoweringRuleContext."""
+    operands: tuple[Any, ...]
+    parameters: dict[str, Any]
+    session: Session
+    original: Rule
+
+    @property
+    def avals(self) -> list[Any]:
+        """Shapes and types of the operands."""
+        return list(self.context.avals_in)
+
+    @property
+    def out(self) -> Any:
+        """Shape and type of the result."""
+        return self.context.avals_out[0]
+
+    @property
+    def name(self) -> str:
+        """`function (file:line)`: the innermost frame that is neither JAX's nor ours."""
+        try:
+            for frame in source_info_util.user_frames(self.context.traceback):
+                if not frame.file_name.startswith(_HERE):
+                    return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
+        except (AttributeError, TypeError):  # private to JAX: another version may have changed it
+            pass
+        return str(self.context.primitive)
+
+    @property
+    def operation(self) -> str:
+        """`dot_general of f32[4,8] and f32[8,2]`."""
+        return f"{self.context.primitive} of {' and '.join(aval.str_short(short_dtypes=True) for aval in self.avals[:2])}"
+
+    def traced(self, function: Callable[..., Any]) -> Any:
+        """The equation as JAX operations on its operands."""
+        return mlir.lower_fun(function, multiple_results=False)(self.context, *self.operands)
+
+    def as_jax_does(self) -> Any:
+        """The equation as JAX lowers it, uncounted."""
+        return self.original(self.context, *self.operands, **self.parameters)
+
+    def refuse(self, reason: str) -> None:
+        """Stop the program.
+
+        Raises:
+            EmulationError: always.
+        """
+        self.session.refuse(self.name, self.operation, reason)
+
+    def not_emulated(self, reason: str) -> Any:
+        """The equation as JAX lowers it, counted in the report as not emulated."""
+        calls = handler.counting_site()
+        self._enter(calls, (1, 0, 0, 0), None, reason)
+        mlir.lower_fun(partial(handler.count, calls), multiple_results=False)(self.context.replace(avals_in=[]))
+        return self.as_jax_does()
+
+    def multiply(self, choice: Emulated, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
+        """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
+        batch, m, n, k = shape
+        self.session.check(choice.instruction)
+        product = native_product(choice.lowering, choice.promote_every, side_by_side=lie_side_by_side(batch, n))
+        calls = handler.product_site(product, batch, m, n, matrices.held_k(choice, k))
+        notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
+        self._enter(calls, shape, choice, notes)
+        return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
+
+    def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], choice: Emulated | None, note: str) -> None:
+        entry = account.Entry(
+            calls=calls, site=self.name, operation=self.operation, shape=shape,
+            instruction=choice.instruction if choice else None, note=note,
+        )  # fmt: skip
+        account.add(FLAG.value, entry)
+
+
+@contextmanager
+def _noted(note: str) -> Iterator[None]:
+    token = _NOTE.set(note)
+    try:
+        yield
+    finally:
+        _NOTE.reset(token)
+
+
+# ---------------------------------------------------------------------------------------------------------- products
+
+
+def _dot_general(site: _Site) -> Any:
+    """lax.dot_general, and with it jnp.dot, matmul, einsum, tensordot and lax.ragged_dot."""
+    a, b = site.avals
+    if not _known(a, b):
+        site.refuse("emulate needs shapes that are known when a program is compiled")
+    dimensions = Dimensions.of(site.parameters["dimension_numbers"])
+    if 0 in a.shape or 0 in b.shape:
+        return site.as_jax_does()
+    vectors = not dimensions.free_a(a.ndim) and not dimensions.free_b(b.ndim)
+    types = (np.dtype(a.dtype), np.dtype(b.dtype), np.dtype(site.out.dtype))
+    choice = choices.product(site.session.arch, *types, site.parameters["precision"], vectors=vectors)
+    return _product(site, choice, dimensions)
+
+
+def _known(*avals: Any) -> bool:
+    return all(isinstance(size, int) for aval in avals for size in aval.shape)
+
+
+def _product(site: _Site, choice: Choice, dimensions: Dimensions) -> Any:
+    if isinstance(choice, Refused):
+        return site.refuse(choice.reason)
+    if isinstance(choice, NotEmulated):
+        return site.not_emulated(choice.reason)
+    a, b = site.avals
+    multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
+
+    def product(left: Any, right: Any) -> Any:
+        left = matrices.codes(matrices.left_matrix(left.astype(choice.operands[0]), dimensions))
+        right = matrices.codes(matrices.right_matrix(right.astype(choice.operands[1]), dimensions))
+        d = multiply(matrices.with_held_k(left, 2, choice), matrices.with_held_k(right, 1, choice))
+        return matrices.result(d, choice, site.out.shape, np.dtype(site.out.dtype))
+
+    return site.traced(product)
+
+
+def _convolution(site: _Site) -> Any:
+    return site.not_emulated(CONVOLUTION)
+
+
+# -------------------------------------------------------------------------------------------------------- block scales
+
+
+def _scaled_product(site: _Site, choice: Emulated, dimensions: Dimensions) -> Any:
+    """A block-scaled product. Scales have the dimensions of their operands, fewer elements where these are contracted."""
+    a, b = site.avals[:2]
+    multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
+
+    def product(left: Any, right: Any, scale_left: Any, scale_right: Any) -> Any:
+        lefts = [matrices.codes(matrices.left_matrix(each, dimensions)) for each in (left, scale_left)]
+        rights = [matrices.codes(matrices.right_matrix(each, dimensions)) for each in (right, scale_right)]
+        d = multiply(lefts[0], rights[0], lefts[1], rights[1])
+        return matrices.result(d, choice, site.out.shape, np.dtype(site.out.dtype))
+
+    return site.traced(product)
+
+
+def _block_choice(site: _Site, dimensions: Dimensions) -> Choice:
+    """The instruction of a block-scaled product, or why XLA dequantizes.
+
+    Raises:
+        EmulationError: shapes that are not known, or K not divisible by the block.
+    """
+    a, b, scale_a, scale_b = site.avals
+    if not _known(*site.avals):
+        site.refuse("emulate needs shapes that are known when a program is compiled")
+    blocks = [dimensions.shape(scale_a.shape, b.shape)[3], Dimensions(*_swapped(dimensions)).shape(scale_b.shape, a.shape)[3]]
+    k = dimensions.shape(a.shape, b.shape)[3]
+    for count in blocks:
+        if count == 0 or k % count:
+            site.refuse(f"K = {k} is not divisible into {count} blocks of one scale each")
+    if len(dimensions.contracted_a) != 1 or blocks[0] != blocks[1]:
+        return NotEmulated("cuDNN takes one contracted dimension, with as many scales of either operand")
+    types = [np.dtype(each.dtype) for each in site.avals]
+    return choices.block_scaled(site.session.arch, types[0], types[1], types[2], types[3], k, blocks[0])
+
+
+def _swapped(dimensions: Dimensions) -> tuple[tuple[int, ...], ...]:
+    return dimensions.contracted_b, dimensions.contracted_a, dimensions.batch_b, dimensions.batch_a
+
+
+def _scaled_dot(site: _Site) -> Any:
+    """lax.scaled_dot: as block-scaled products where cuDNN takes them, else by XLA's own expansion, which is JAX's."""
+    dimensions = Dimensions.of(site.parameters["dimension_numbers"])
+    choice = _block_choice(site, dimensions)
+    if isinstance(choice, Emulated):
+        return _scaled_product(site, choice, dimensions)
+    with _noted(f"scaled_dot multiplied out in bf16, as XLA does: {choice.reason}"):
+        return site.as_jax_does()
+
+
+_SCALED_MATMUL: Final = Dimensions(contracted_a=(2,), contracted_b=(2,), batch_a=(0,), batch_b=(0,))
+
+
+def _scaled_matmul(site: _Site) -> Any:
+    """jax.nn.scaled_matmul and scaled_dot_general, which have no rule for the CPU: (B, M, K) and (B, N, K) with scales along K."""
+    choice = _block_choice(site, _SCALED_MATMUL)
+    if isinstance(choice, Emulated):
+        return _scaled_product(site, choice, _SCALED_MATMUL)
+    out = site.out.dtype
+
+    def dequantized(left: Any, right: Any, scale_left: Any, scale_right: Any) -> Any:
+        a, b = (_dequantized(values, scales, out) for values, scales in ((left, scale_left), (right, scale_right)))
+        return lax.dot_general(a, b, (((2,), (2,)), ((0,), (0,))), preferred_element_type=out)
+
+    with _noted(f"scaled_matmul multiplied out in {out}, as XLA does: {choice.reason}"):
+        return site.traced(dequantized)
+
+
+def _dequantized(values: Any, scales: Any, dtype: Any) -> Any:
+    """Values times their scales, both converted to a type first."""
+    *rest, blocks = scales.shape
+    block = values.shape[-1] // blocks
+    spread = lax.broadcast_in_dim(scales.astype(dtype), (*rest, blocks, block), tuple(range(len(rest) + 1)))
+    return values.astype(dtype) * spread.reshape(values.shape)
