@@ -74,7 +74,7 @@ def _checked_format(name: str | FormatSpec, allowed: tuple[str, ...], scheme: st
     return spec
 
 
-def _blocks(values: Floats, block: int, axis: int) -> Floats:
+def _blocks(values: npt.NDArray[Any], block: int, axis: int) -> npt.NDArray[Any]:
     """The array as (..., blocks, block) with `axis` last.
 
     Raises:
@@ -226,7 +226,27 @@ def quantize_mx(values: npt.NDArray[Any], *, format: str | FormatSpec = "e4m3", 
     )
 
 
-def quantize_nvfp4(values: npt.NDArray[Any], *, axis: int = -1) -> Quantized:
+def _square_amax(amax: Floats, axis: int, ndim: int) -> Floats:
+    """Of the largest magnitudes of 1 x 16 blocks (..., rows, blocks), for each that of its 16 x 16 tile."""
+    if ndim != 2:
+        raise OperandError(f"16 x 16 tiles are those of a matrix, got {ndim} dimensions")
+    rows, count = amax.shape
+    if rows % NVFP4_BLOCK:
+        other = 0 if axis in (1, -1) else 1
+        raise OperandError(f"the length along axis {other} must be a multiple of the tile size {NVFP4_BLOCK}, got {rows}")
+    tiles = amax.reshape(rows // NVFP4_BLOCK, NVFP4_BLOCK, count).max(axis=1, keepdims=True)
+    return np.broadcast_to(tiles, (rows // NVFP4_BLOCK, NVFP4_BLOCK, count)).reshape(rows, count)
+
+
+def quantize_nvfp4(
+    values: npt.NDArray[Any],
+    *,
+    axis: int = -1,
+    square: bool = False,
+    amax: float | np.float32 | None = None,
+    rounding: str = "rn",
+    random_bits: npt.NDArray[np.uint32] | None = None,
+) -> Quantized:
     """NVFP4: e2m1 in blocks of 16 with an e4m3 scale each, and one float32 scale for the whole array.
 
     Recipe, each operation a single float32 one rounded to nearest even:
@@ -240,28 +260,37 @@ def quantize_nvfp4(values: npt.NDArray[Any], *, axis: int = -1) -> Quantized:
     Args:
         values: float32, any shape whose length along `axis` is a multiple of 16.
         axis: along which blocks lie: the last of A (M x K), the first of B (K x N).
+        square: blocks of 16 x 16 elements share a scale, which is stored for each of their rows; for a matrix of weights, whose copies
+            along either axis then hold the same numbers.
+        amax: the largest magnitude of step 1, known beforehand (static scaling): positive and finite.
+        rounding: of the elements: `"rn"`, or `"rs"`, stochastic, as NVIDIA's recipe has it for gradients.
+        random_bits: uint32 of the shape of `values`, for `"rs"`; see `encode`.
 
     Raises:
         OperandTypeError: not float32.
-        OperandError: another axis, or a length that is no multiple of 16.
+        OperandError: another axis or rounding, a length that is no multiple of 16, an amax that is not positive and finite.
 
     Source: NVIDIA, "Introducing NVFP4 for Efficient and Accurate Low-Precision Inference" (2025), and the recipe in the
-    appendix of "Pretraining Large Language Models with NVFP4" (arXiv 2509.25149), without its stochastic rounding and rotations.
+    appendix of "Pretraining Large Language Models with NVFP4" (arXiv 2509.25149).
     """
     given = _checked_array(values)
     element, scale = format_spec("e2m1"), format_spec("ue4m3")
     largest = np.float32(element.max_finite)
     blocks = _blocks(given, NVFP4_BLOCK, axis)
-    is_finite = np.asarray(np.isfinite(blocks).all(axis=-1))
+    bits = None if random_bits is None else _random_blocks(random_bits, given.shape, axis)
+    magnitudes = np.abs(blocks).max(axis=-1)  # infinity or NaN where the block holds one
+    if square:
+        magnitudes = _square_amax(magnitudes, axis, given.ndim)
+    is_finite = np.isfinite(magnitudes)
     safe = np.where(is_finite[..., None], blocks, np.float32(0))
-    tensor_scale = _tensor_scale(_finite_amax(given), element.max_finite * scale.max_finite)
+    tensor_scale = _tensor_scale(_finite_amax(given) if amax is None else _checked_amax(amax), element.max_finite * scale.max_finite)
     with np.errstate(under="ignore", over="ignore"):
-        wanted = (np.abs(safe).max(axis=-1) / largest) / tensor_scale
+        wanted = (np.where(is_finite, magnitudes, np.float32(0)) / largest) / tensor_scale
         scale_codes = encode(wanted, scale, satfinite=True)
         step = decode(scale_codes, scale).astype(np.float32) * tensor_scale
         divisor = np.where(step > 0, step, np.float32(1))[..., None]
         scaled = np.where(step[..., None] > 0, safe / divisor, np.float32(0))
-    codes = encode(scaled, element, satfinite=True)
+    codes = encode(scaled, element, satfinite=True, rounding=rounding, random_bits=bits)
     scale_codes = np.where(is_finite, scale_codes, np.uint8(0x7F)).astype(np.uint8)
     return Quantized(
         scheme="nvfp4",
@@ -273,3 +302,17 @@ def quantize_nvfp4(values: npt.NDArray[Any], *, axis: int = -1) -> Quantized:
         axis=axis,
         tensor_scale=tensor_scale,
     )
+
+
+def _random_blocks(random_bits: npt.NDArray[np.uint32], shape: tuple[int, ...], axis: int) -> npt.NDArray[Any]:
+    if not isinstance(random_bits, np.ndarray) or random_bits.dtype != np.uint32 or random_bits.shape != shape:
+        arrived = f"{random_bits.dtype} {random_bits.shape}" if isinstance(random_bits, np.ndarray) else type(random_bits).__name__
+        raise OperandError(f"random_bits must be uint32 of shape {shape}, got {arrived}")
+    return _blocks(random_bits, NVFP4_BLOCK, axis)
+
+
+def _checked_amax(amax: float | np.float32) -> np.float32:
+    known = np.float32(amax)
+    if not (np.isfinite(known) and known > 0):
+        raise OperandError(f"amax must be positive and finite, got {amax}")
+    return known

@@ -402,9 +402,14 @@ def load() -> _Loaded:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(opt=2, jit=True)
-    module = llvm.parse_assembly(str(_written()))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    written = _written()
+    missing = [each.name for each in written.functions if each.is_declaration and not llvm.address_of_symbol(each.name)]
+    if missing:  # LLVM would end the process
+        raise EmulationError(f"emulate needs functions of the C library that this system does not have: {', '.join(missing)}")
+    module = llvm.parse_assembly(str(written))
     module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.add_module(module)
     engine.finalize_object()
     loaded = _Loaded(int(engine.get_function_address(f"{TARGET}_handler")), engine)
     try:

@@ -16,6 +16,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mmabits.emulator.codecs import from_codes
+from mmabits.emulator.fma import fma
 from mmabits.emulator.hooks.triton.casts import NAMES, Casts, float_to_integer
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.hooks.triton.plans import Dot, Plan, Planner, ScaledDot, Scheme
@@ -322,6 +323,12 @@ class Operations:
             return TensorHandle(self.casts.float_to_float(source.data.astype(np.float32), "f32", "bf16"), to.scalar)
         return TensorHandle(stock(builder, source, to).data, to.scalar)
 
+    def multiply_add(self, stock: Callable[..., Any], builder: Any, x: Any, y: Any, z: Any) -> Any:
+        """`create_fma`, which rounds twice before Triton 3.9."""
+        if str(z.dtype.scalar) != "fp32":
+            return stock(builder, x, y, z)
+        return TensorHandle(fma(x.data, y.data, z.data), z.dtype.scalar)
+
     def convert(self, source: Any, to: Any, rounding: Any) -> TensorHandle:
         """`create_fp_to_fp`."""
         names = str(source.dtype.scalar), str(to.scalar)
@@ -421,6 +428,8 @@ def install(patches: Patches, operations: Operations) -> None:
         ops.tell_of_fusion(left, right)
         return stock_difference(self, left, right)
 
+    stock_fma = builder.create_fma
+    patches.set(builder, "create_fma", lambda self, x, y, z: ops.multiply_add(stock_fma, self, x, y, z))
     patches.set(builder, "create_fmul", multiply)
     patches.set(builder, "create_fsub", subtract)
     for name in ("get_fp16", "get_fp32", "get_fp64", "get_null_value"):

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -75,7 +76,8 @@ class Runner:
         for owner, name, value in language_changes():
             patches.set(owner, name, value)
         try:
-            executor(*arguments, **given)
+            with np.errstate(all="ignore"):  # a GPU overflows silently
+                executor(*arguments, **given)
         except InterpreterError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, MmabitsError):

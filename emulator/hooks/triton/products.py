@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import encode, from_codes
+from mmabits.emulator.fma import sum_rounded_to_odd
 from mmabits.emulator.hooks.triton.plans import Plan, Scheme
 from mmabits.emulator.session import Session
 from mmabits.isa import Instruction
@@ -169,17 +170,5 @@ def fma_chain(a: Array, b: Array, c: Array) -> Array:
     with np.errstate(all="ignore"):
         for k in range(a.shape[-1]):
             term = left[..., :, k, None] * right[..., k, None, :]
-            total = _rounded_to_odd(term, total).astype(np.float32).astype(np.float64)
+            total = sum_rounded_to_odd(term, total).astype(np.float32).astype(np.float64)
     return _canonical(total.astype(np.float32))
-
-
-def _rounded_to_odd(x: Array, y: Array) -> Array:
-    """The sum in float64; where it is not exact, the neighbour with an odd last place."""
-    total = x + y
-    back = total - x
-    error = (x - (total - back)) + (y - back)
-    bits = total.view(np.int64)
-    inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
-    # Toward the error: away from zero if it has the sign of the total, else toward zero.
-    step = np.where((error > 0) == (total > 0), 1, -1)
-    return np.where(inexact, bits + step, bits).view(np.float64)

@@ -1,0 +1,120 @@
+"""How the float32 scale of an FP8 tensor, row, column or tile follows from its largest magnitude, in the forms that are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.codecs import encode, from_codes
+from mmabits.isa import FormatSpec, OperandError, nearest
+
+Floats = npt.NDArray[np.float32]
+
+_SMALLEST: Final = np.float32(2.0**-149)
+_LARGEST: Final = np.finfo(np.float32).max
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleRecipe:
+    """One way to scale. Every operation is a single float32 one, rounded to nearest even."""
+
+    name: str
+    what: str
+    scale: Callable[[Floats, np.float32], Floats]
+    """The dequantizing scale from amax (positive) and the format's largest number."""
+    multiplier: Callable[[Floats, np.float32], Floats] | None
+    """What elements are multiplied by, from amax and the largest number; None: they are divided by the scale."""
+    source: str
+
+
+def _quotient(amax: Floats, largest: np.float32) -> Floats:
+    return np.asarray(np.maximum(amax / largest, _SMALLEST))
+
+
+def _inverse_quotient(amax: Floats, largest: np.float32) -> Floats:
+    return np.asarray(np.minimum(largest / amax, _LARGEST))
+
+
+def _power_of_two(amax: Floats, largest: np.float32) -> Floats:
+    fraction, exponent = np.frexp(_quotient(amax, largest))
+    return np.asarray(np.ldexp(np.float32(1), np.maximum(exponent - (fraction == np.float32(0.5)), -126)))
+
+
+def _inverted(scale: Floats) -> Floats:
+    return np.asarray(np.minimum(np.float32(1) / scale, _LARGEST))
+
+
+RECIPES: Final[dict[str, ScaleRecipe]] = {
+    row.name: row
+    for row in (
+        ScaleRecipe(
+            name="divide", what="scale = amax / max; x / scale", scale=_quotient, multiplier=None,
+            source="DeepSeek-V3's inference code (act_quant_kernel)",
+        ),
+        ScaleRecipe(
+            name="reciprocal", what="scale = amax / max; x * (1 / scale)", scale=_quotient,
+            multiplier=lambda amax, largest: _inverted(_quotient(amax, largest)), source="DeepGEMM (per_token_cast_to_fp8), vLLM",
+        ),
+        ScaleRecipe(
+            name="multiply", what="m = max / amax; x * m; scale = 1 / m", multiplier=_inverse_quotient,
+            scale=lambda amax, largest: _inverted(_inverse_quotient(amax, largest)), source="Transformer Engine, torchao",
+        ),
+        ScaleRecipe(
+            name="power-of-two", what="scale = 2^ceil(log2(amax / max)), the quotient rounded first; at least 2^-126; x / scale, exact",
+            scale=_power_of_two, multiplier=None, source="DeepGEMM with use_ue8m0, DeepSeek-V3.1",
+        ),
+    )
+}  # fmt: skip
+"""The recipes. Where amax is 0 the scale is 1."""
+
+
+def scale_recipe(name: str) -> ScaleRecipe:
+    """A recipe by its name.
+
+    Raises:
+        OperandError: no such recipe.
+    """
+    if not isinstance(name, str) or name not in RECIPES:
+        raise OperandError(f"unknown scale recipe {name!r}{nearest(str(name), RECIPES)}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def finite_amax(values: Floats, axis: int | tuple[int, ...] | None) -> Floats:
+    """The largest finite magnitude along axes, which are kept; 0 where there is none."""
+    with np.errstate(invalid="ignore"):
+        magnitudes = np.where(np.isfinite(values), np.abs(values), np.float32(0))
+    return np.asarray(np.max(magnitudes, axis=axis, keepdims=True, initial=np.float32(0)))
+
+
+def dynamic(values: Floats, amax: Floats, spec: FormatSpec, recipe: ScaleRecipe) -> tuple[npt.NDArray[Any], Floats]:
+    """Elements in their ml_dtypes type and scales, from the amax that each element belongs to.
+
+    Args:
+        values: float32.
+        amax: float32 that broadcasts against `values`.
+        spec: format of the elements.
+        recipe: how.
+
+    Returns:
+        (elements of the shape of `values`, scales of the shape of `amax`).
+    """
+    largest = np.float32(spec.max_finite)
+    with np.errstate(all="ignore"):
+        known = np.where(amax > 0, amax, largest)  # any number whose scale is 1
+        scales = np.where(amax > 0, recipe.scale(known, largest), np.float32(1)).astype(np.float32)
+        if recipe.multiplier is None:
+            scaled = values / scales
+        else:
+            scaled = values * np.where(amax > 0, recipe.multiplier(known, largest), np.float32(1)).astype(np.float32)
+    return from_codes(encode(scaled, spec, satfinite=True), spec), scales
+
+
+def static(values: Floats, scales: Floats, spec: FormatSpec, recipe: ScaleRecipe) -> npt.NDArray[Any]:
+    """Elements under scales that are given: divided by them, or multiplied by their float32 reciprocals."""
+    with np.errstate(all="ignore"):
+        scaled = values / scales if recipe.multiplier is None else values * _inverted(scales)
+    return from_codes(encode(scaled, spec, satfinite=True), spec)

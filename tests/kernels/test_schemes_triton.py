@@ -1,0 +1,388 @@
+"""The Triton kernels of schemes 1 to 5 under emulation, bit for bit against quantizers and compositions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
+from mmabits.emulator.layouts import pack_fp4, swizzle_scales  # noqa: E402
+from mmabits.emulator.session import Session, emulate  # noqa: E402
+from mmabits.isa import EmulationError  # noqa: E402
+from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
+from mmabits.kernels.quantize import MX_RECIPES  # noqa: E402
+from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4  # noqa: E402
+from mmabits.kernels.schemes.dots import Dots  # noqa: E402
+from mmabits.kernels.schemes.scaling import RECIPES  # noqa: E402
+from mmabits.kernels.triton import fp8 as triton_fp8  # noqa: E402
+from mmabits.kernels.triton import fp8_blockwise as triton_blockwise  # noqa: E402
+from mmabits.kernels.triton import mxfp6_mxfp4 as triton_mxfp4  # noqa: E402
+from mmabits.kernels.triton import mxfp8 as triton_mxfp8  # noqa: E402
+from mmabits.kernels.triton import nvfp4 as triton_nvfp4  # noqa: E402
+
+SEED = 20260204
+M, N, K = 40, 72, 288  # the last step over K is not full
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+Run = Callable[[str], Any]
+
+
+def tensor(array: Any) -> Any:
+    """A contiguous torch tensor of the same bits; ue8m0 as uint8, e2m1 packed along its last axis."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == ml_dtypes.float4_e2m1fn:
+        return torch.from_numpy(pack_fp4(array))
+    names = {ml_dtypes.float8_e4m3fn: "float8_e4m3fn", ml_dtypes.float8_e5m2: "float8_e5m2", ml_dtypes.float8_e8m0fnu: "uint8"}
+    for dtype, name in names.items():
+        if array.dtype == dtype:
+            return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))
+    return torch.from_numpy(array)
+
+
+def same_bits(got: Any, wanted: Any) -> None:
+    wanted = tensor(wanted)
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    assert np.array_equal(got.view(torch.uint8).numpy(), wanted.view(torch.uint8).numpy())
+
+
+@lru_cache(maxsize=1)
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(SEED)
+    x = (rng.standard_normal((M, K)) * 2.0 ** rng.integers(-9, 9, (M, K))).astype(np.float32)
+    w = (rng.standard_normal((K, N)) * 2.0 ** rng.integers(-9, 9, (K, N))).astype(np.float32)
+    return x, w
+
+
+@contextmanager
+def emulated(arch: str) -> Iterator[Session]:
+    with emulate(arch, frameworks=["triton"]) as session:
+        yield session
+    report = session.report()
+    assert not report.skipped
+
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+
+def dots(arch: str, width: int) -> Dots:
+    """Where mma.sync takes bf16 that was unpacked in registers, `width` neighbours of K are in a thread."""
+    return Dots(arch=arch, k_order=k_order(width, 16, 128, 16) if arch in ("sm_80", "sm_89") else ())
+
+
+def per_token(a: str, b: str) -> tuple[Run, Run]:
+    x, w = fp8.quantize(data()[0], per="row", format=a), fp8.quantize(data()[1], per="column", format=b)
+    given = [tensor(each) for each in (x.elements, x.scales.ravel(), w.elements.T, w.scales.ravel())]
+    return lambda arch: triton_fp8.fp8_matmul(*given), lambda arch: fp8.fp8_matmul(x, w, arch=arch)
+
+
+def per_tensor_promoted() -> tuple[Run, Run]:
+    x, w = fp8.quantize(data()[0]), fp8.quantize(data()[1])
+    given = [tensor(each) for each in (x.elements, x.scales.ravel(), w.elements.T, w.scales.ravel())]
+    return (
+        lambda arch: triton_fp8.fp8_matmul(*given, fast_accumulation=False),
+        lambda arch: fp8.fp8_matmul(x, w, arch=Dots(arch=arch, promote_every=128 if arch == "sm_90a" else None)),
+    )
+
+
+def tiles(recipe: str) -> tuple[Run, Run]:
+    x = fp8_blockwise.quantize_activations(data()[0][:, :256].copy(), recipe=recipe)
+    w = fp8_blockwise.quantize_weights(data()[1][:256], recipe=recipe)
+    given = [tensor(each) for each in (x.elements, x.scales, w.elements.T, w.scales.T)]
+    return lambda arch: triton_blockwise.fp8_blockwise_matmul(*given), lambda arch: fp8_blockwise.fp8_blockwise_matmul(x, w, arch=arch)
+
+
+def with_hard_blocks(values: np.ndarray) -> np.ndarray:
+    """Blocks that are zero, tiny, and no number."""
+    values = values.copy()
+    values[1, :32], values[2, 32:64], values[3, 70] = 0, values[2, 32:64] * np.float32(2.0**-122), np.nan
+    return values
+
+
+def mx8(a: str, b: str, *, swizzled: bool = False) -> tuple[Run, Run]:
+    x, w = mxfp8.quantize_rows(with_hard_blocks(data()[0]), format=a), mxfp8.quantize_columns(data()[1], format=b)
+    scales = [x.block_scales, np.ascontiguousarray(w.block_scales.T)]
+    if swizzled:
+        scales = [swizzle_scales(each) for each in scales]
+    given = [tensor(each) for each in (x.elements, scales[0], w.elements.T, scales[1])]
+    return (
+        lambda arch: triton_mxfp8.mxfp8_matmul(*given, swizzled=swizzled),
+        lambda arch: mxfp8.mxfp8_matmul(x, w, arch=dots(arch, 4)),
+    )
+
+
+def mx6(a: str, b: str) -> tuple[Run, Run]:
+    x = mxfp6_mxfp4.quantize_rows(with_hard_blocks(data()[0]), format=a)
+    w = mxfp6_mxfp4.quantize_columns(data()[1], format=b)
+    given = [
+        tensor(mxfp6_mxfp4.pack_fp6(x.elements, a)), tensor(x.scales), a,
+        tensor(mxfp6_mxfp4.pack_fp6(w.elements.T, b)), tensor(w.block_scales.T), b,
+    ]  # fmt: skip
+
+    def composition(arch: str) -> Any:
+        through = "e4m3" if arch in ("sm_100a", "sm_120a") else "bf16"
+        return mxfp6_mxfp4.mx_matmul(x, w, arch=dots(arch, 4), through=through)
+
+    return lambda arch: triton_mxfp4.mxfp6_matmul(*given), composition
+
+
+def mx4() -> tuple[Run, Run]:
+    x, w = mxfp6_mxfp4.quantize_rows(with_hard_blocks(data()[0])), mxfp6_mxfp4.quantize_columns(data()[1])
+    given = [tensor(each) for each in (x.elements, x.scales, w.elements.T, w.block_scales.T)]
+    return lambda arch: triton_mxfp4.mxfp4_matmul(*given), lambda arch: mxfp6_mxfp4.mx_matmul(x, w, arch=dots(arch, 8))
+
+
+def nv4(*, swizzled: bool = False) -> tuple[Run, Run]:
+    x, w = nvfp4.quantize_rows(data()[0]), nvfp4.quantize_columns(data()[1])
+    scales = [x.block_scales, np.ascontiguousarray(w.block_scales.T)]
+    if swizzled:
+        scales = [swizzle_scales(each) for each in scales]
+    wholes = [np.full(1, each.tensor_scale) for each in (x, w)]
+    given = [tensor(each) for each in (x.elements, scales[0], wholes[0], w.elements.T, scales[1], wholes[1])]
+    return (
+        lambda arch: triton_nvfp4.nvfp4_matmul(*given, swizzled=swizzled),
+        lambda arch: nvfp4.nvfp4_matmul(x, w, arch=dots(arch, 8)),
+    )
+
+
+PAIRS: dict[str, Callable[[], tuple[Run, Run]]] = {
+    "fp8-per-token": lambda: per_token("e4m3", "e4m3"),
+    "fp8-gradient": lambda: per_token("e5m2", "e4m3"),
+    "fp8-promoted": per_tensor_promoted,
+    "fp8-tiles": lambda: tiles("divide"),
+    "fp8-tiles-powers": lambda: tiles("power-of-two"),
+    "mxfp8": lambda: mx8("e4m3", "e4m3"),
+    "mxfp8-mixed": lambda: mx8("e5m2", "e4m3"),
+    "mxfp8-swizzled": lambda: mx8("e4m3", "e5m2", swizzled=True),
+    "mxfp6": lambda: mx6("e2m3", "e3m2"),
+    "mxfp4": mx4,
+    "nvfp4": nv4,
+    "nvfp4-swizzled": lambda: nv4(swizzled=True),
+}
+QUICK = ("fp8-per-token", "fp8-gradient", "fp8-promoted", "fp8-tiles", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
+UNIT = {
+    ("fp8", "sm_89"): "mma.sync.aligned.m16n8k32.row.col.f32.e", ("fp8", "sm_90a"): "wgmma", ("fp8", "sm_100a"): "kind::f8f6f4",
+    ("fp8", "sm_120a"): "mma.sync.aligned.m16n8k32.row.col.f32.e",
+    ("mxfp8", "sm_100a"): "kind::mxf8f6f4", ("mxfp8", "sm_120a"): "kind::mxf8f6f4",
+    ("mxfp6", "sm_100a"): "kind::mxf8f6f4", ("mxfp6", "sm_120a"): "kind::mxf8f6f4",
+    ("mxfp4", "sm_100a"): "kind::mxf4.", ("mxfp4", "sm_120a"): "kind::mxf4nvf4",
+    ("nvfp4", "sm_100a"): "kind::mxf4nvf4", ("nvfp4", "sm_120a"): "kind::mxf4nvf4",
+}  # fmt: skip
+"""Part of the instruction's spelling; bf16 where there is no entry."""
+
+
+def comparisons() -> Iterator[Any]:
+    for arch in ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"):
+        for name in PAIRS:
+            if arch == "sm_80" and name != "mxfp4":  # Triton has no e4m3 there
+                continue
+            quick = arch in ("sm_90a", "sm_100a") and name in QUICK
+            yield pytest.param(name, arch, marks=() if quick else pytest.mark.slow, id=f"{name}-{arch}")
+
+
+@pytest.mark.parametrize(("name", "arch"), list(comparisons()))
+def test_kernel_is_the_composition(name: str, arch: str) -> None:
+    if name.startswith("nvfp4") and VERSION < (3, 8) and arch in ("sm_80", "sm_89", "sm_90a"):
+        pytest.skip("Triton before 3.8 cannot compile NVFP4 without an instruction for it")
+    kernel, composition = PAIRS[name]()
+    with emulated(arch) as session:
+        got = kernel(arch).numpy()
+    wanted = composition(arch)
+    assert got.shape == (M, N) and np.isfinite(got[4:]).all() and np.count_nonzero(got) > 0.9 * got.size
+    assert np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
+    part = UNIT.get((name.split("-")[0], arch), "bf16.bf16")
+    used = {row.instruction.ptx for row in session.report().emulated}
+    assert used and all(part in each for each in used), used
+
+
+def test_comparisons_can_fail() -> None:
+    """The data tell promotion, fusion of scaling and sum, and the order of K apart."""
+    x, w = fp8.quantize(data()[0]), fp8.quantize(data()[1])
+    once, often = (fp8.fp8_matmul(x, w, arch=Dots(arch="sm_90a", promote_every=every)) for every in (None, 128))
+    assert not np.array_equal(once, often)
+    a, b = fp8_blockwise.quantize_activations(data()[0][:, :256].copy()), fp8_blockwise.quantize_weights(data()[1][:256])
+    fused, apart = (fp8_blockwise.fp8_blockwise_matmul(a, b, arch="sm_90a", fused=each) for each in (True, False))
+    assert not np.array_equal(fused, apart)
+    rows, columns = mxfp8.quantize_rows(data()[0]), mxfp8.quantize_columns(data()[1])
+    ascending, permuted = (mxfp8.mxfp8_matmul(rows, columns, arch=each) for each in ("sm_89", dots("sm_89", 4)))
+    assert not np.array_equal(ascending, permuted)
+
+
+# Quantizers -----------------------------------------------------------------------------------------------------------
+
+
+def adversarial() -> np.ndarray:
+    """32 x 64: ties, powers of two and their neighbours, subnormals, the largest number, zeros, NaN and infinities."""
+    rng = np.random.default_rng(SEED)
+    rows = [np.zeros(64), np.full(64, -0.0), np.full(64, 3.4e38), np.full(64, 2.0**-149), np.linspace(-1e-38, 1e-38, 64)]
+    rows += [2.0**power * np.linspace(-top, top, 64) for power in (-130, -20, 0, 17) for top in (4.0, 6.0, 7.0, 7.5, 448.0)]
+    rows += [np.tile([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], 8), np.tile([1.0, 1.0625, 1.1875, 448.0], 16)]
+    rows += [np.nextafter(np.float32(2.0**power), np.float32(9e9)) * np.ones(64) for power in (-10, 3)]
+    values = np.array(rows, np.float64).astype(np.float32)
+    extra = rng.integers(0, 0x7F000000, (30 - len(values), 64)).astype(np.uint32).view(np.float32)
+    special = np.ones((2, 64), np.float32)
+    special[0, 5], special[1, 40] = np.nan, -np.inf
+    return np.concatenate([values, extra, special])
+
+
+def values_of(kind: str) -> np.ndarray:
+    return adversarial() if kind == "adversarial" else data()[0][:32, :256].copy()
+
+
+ONE_ARCH = pytest.mark.parametrize("kind", ["random", "adversarial"])
+
+
+@ONE_ARCH
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fp8_quantizers(recipe: str, kind: str) -> None:
+    values = values_of(kind)
+    with emulated("sm_90a"):
+        for element in ("e4m3", "e5m2"):
+            elements, scales = triton_fp8.quantize_rows(tensor(values), format=element, recipe=recipe)
+            wanted = fp8.quantize(values, per="row", format=element, recipe=recipe)
+            same_bits(elements, wanted.elements)
+            same_bits(scales, wanted.scales.ravel())
+        tiled = values if kind == "random" else np.tile(values, (1, 2))
+        for quantize, tile in ((triton_blockwise.quantize_activations, (1, 128)), (triton_blockwise.quantize_weights, (128, 128))):
+            elements, scales = quantize(tensor(tiled), recipe=recipe)
+            tiles = fp8_blockwise.quantize(tiled, tile=tile, recipe=recipe)
+            same_bits(elements, tiles.elements)
+            same_bits(scales, tiles.scales)
+
+
+@ONE_ARCH
+@pytest.mark.parametrize("recipe", MX_RECIPES)
+def test_mx_quantizers(recipe: str, kind: str) -> None:
+    values = values_of(kind)
+    with emulated("sm_100a"):
+        for element in ("e4m3", "e5m2"):
+            rows, columns = (triton_mxfp8.quantize_rows, triton_mxfp8.quantize_columns)
+            for quantize, wanted in (
+                (rows, mxfp8.quantize_rows(values, format=element, recipe=recipe)),
+                (columns, mxfp8.quantize_columns(values, format=element, recipe=recipe).T),
+            ):
+                elements, scales = quantize(tensor(values), format=element, recipe=recipe)
+                same_bits(elements, wanted.elements)
+                same_bits(scales, wanted.scales)
+        for quantize, wanted in (
+            (triton_mxfp4.quantize_mxfp4_rows, mxfp6_mxfp4.quantize_rows(values, recipe=recipe)),
+            (triton_mxfp4.quantize_mxfp4_columns, mxfp6_mxfp4.quantize_columns(values, recipe=recipe).T),
+        ):
+            elements, scales = quantize(tensor(values), recipe=recipe)
+            same_bits(elements, wanted.elements)
+            same_bits(scales, wanted.scales)
+
+
+@ONE_ARCH
+@pytest.mark.parametrize("square", [False, True])
+def test_nvfp4_quantizers(square: bool, kind: str) -> None:
+    values = values_of(kind)
+    with emulated("sm_100a"):
+        for columns in (False, True):
+            elements, scales, whole = triton_nvfp4.quantize(tensor(values), columns=columns, square=square)
+            wanted = nvfp4.quantize_columns(values, square=square).T if columns else nvfp4.quantize_rows(values, square=square)
+            same_bits(elements, wanted.elements)
+            same_bits(scales, wanted.scales)
+            assert whole.item() == wanted.tensor_scale
+
+
+# Fused multiply-add ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def fma_kernel(x_ptr, y_ptr, z_ptr, out_ptr, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(out_ptr + at, tl.fma(tl.load(x_ptr + at), tl.load(y_ptr + at), tl.load(z_ptr + at)))
+
+
+def test_fma_rounds_once() -> None:
+    x = np.full(16, 1 + 2.0**-12, np.float32)
+    z = np.full(16, -1 - 2.0**-11, np.float32)
+    out = torch.empty(16)
+    with emulate("sm_90a", frameworks=["triton"]):
+        fma_kernel[(1,)](tensor(x), tensor(x), tensor(z), out, SIZE=16)
+    assert out.tolist() == [2.0**-24] * 16
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def fp8_of(*shape: int) -> Any:
+    return torch.zeros(shape, dtype=torch.uint8).view(torch.float8_e4m3fn)
+
+
+def bytes_of(*shape: int) -> Any:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (
+            lambda: triton_fp8.fp8_matmul(torch.ones(4, 32), torch.ones(1), fp8_of(4, 32), torch.ones(1)),
+            OperandTypeError,
+            "x must be a torch tensor of float8_e4m3fn or float8_e5m2, got float32",
+        ),
+        (lambda: triton_fp8.fp8_matmul(fp8_of(4, 32), torch.ones(3), fp8_of(4, 32), torch.ones(1)), OperandError, r"\(1,\) or \(4,\)"),
+        (
+            lambda: triton_fp8.fp8_matmul(
+                fp8_of(4, 32), torch.ones(1), fp8_of(4, 32), torch.ones(1), fast_accumulation=False, block_k=64
+            ),
+            OperandError,
+            "multiple of the promotion's 128, got 64",
+        ),
+        (lambda: triton_fp8.quantize_rows(torch.ones(4, 4), recipe="even"), OperandError, "unknown scale recipe 'even'"),
+        (
+            lambda: triton_blockwise.fp8_blockwise_matmul(fp8_of(4, 96), torch.ones(4, 1), fp8_of(4, 96), torch.ones(1, 1)),
+            OperandError,
+            "K must be a multiple of the block size 128, got 96",
+        ),
+        (lambda: triton_blockwise.quantize_activations(torch.ones(4, 100)), OperandError, "K must be a multiple of the block size 128"),
+        (lambda: triton_mxfp8.quantize_rows(torch.ones(4, 40)), OperandError, "K must be a multiple of the block size 32, got 40"),
+        (lambda: triton_mxfp8.quantize_rows(torch.ones(4, 32), format="e2m1"), OperandError, "MXFP8 has no elements of e2m1"),
+        (lambda: triton_mxfp8.quantize_rows(fp8_of(4, 32)), OperandTypeError, "values must be a torch tensor of float32"),
+        (
+            lambda: triton_mxfp8.mxfp8_matmul(fp8_of(4, 40), bytes_of(4, 1), fp8_of(4, 40), bytes_of(4, 1)),
+            OperandError,
+            "multiple of the block size 32, got 40",
+        ),
+        (lambda: triton_mxfp4.mxfp4_matmul(bytes_of(4, 16), None, bytes_of(4, 16), None), OperandError, "need scales, got None"),
+        (
+            lambda: triton_mxfp4.mxfp4_matmul(bytes_of(4, 16), bytes_of(4, 2), bytes_of(4, 16), bytes_of(4, 1)),
+            OperandError,
+            r"a_scales must have shape \(4, 1\)",
+        ),
+        (
+            lambda: triton_mxfp4.mxfp6_matmul(bytes_of(4, 20), bytes_of(4, 1), "e3m2", bytes_of(4, 20), bytes_of(4, 1), "e3m2"),
+            OperandError,
+            "of 24 bytes, got 20",
+        ),
+        (
+            lambda: triton_nvfp4.nvfp4_matmul(bytes_of(4, 8), bytes_of(4, 1), torch.ones(1), bytes_of(4, 8), bytes_of(4, 1), torch.ones(1)),
+            OperandTypeError,
+            "a_scales must be a torch tensor of float8_e4m3fn, got uint8",
+        ),
+        (
+            lambda: triton_nvfp4.nvfp4_matmul(bytes_of(4, 8), fp8_of(4, 1), None, bytes_of(4, 8), fp8_of(4, 1), None),
+            OperandError,
+            "need the scale of their tensor",
+        ),
+        (lambda: triton_nvfp4.quantize(torch.ones(8, 16), square=True), OperandError, "multiple of the tile size 16, got 8"),
+    ],
+)  # fmt: skip
+def test_refusals(call: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_ampere_has_no_e4m3() -> None:
+    x, w = fp8_of(64, 128), fp8_of(64, 128)
+    with emulate("sm_80", frameworks=["triton"]), pytest.raises(EmulationError, match="fp8e4nv"):
+        triton_fp8.fp8_matmul(x, torch.ones(1), w, torch.ones(1))
