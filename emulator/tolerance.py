@@ -197,7 +197,7 @@ class _Operands:
 
         values = decode(matrix(call.a), row.a_type), decode(matrix(call.b), row.b_type)
         exponents = tuple(_exponents(value, form, unpacked) for value, form in zip(values, (row.a_type, row.b_type), strict=True))
-        left, right = values
+        left, right = -values[0] if row.negate_a else values[0], -values[1] if row.negate_b else values[1]
         scales = None
         if row.block is not None:
             across = decode(matrix(call.scale_a), row.scale_type), decode(matrix(call.scale_b), row.scale_type)
@@ -399,7 +399,7 @@ def _align_products(account: _Account, part: _Operands, at: npt.NDArray[np.int64
     products = np.full(account.prefix.shape, path.zero_exponent, np.int32)
     for j in range(at.size):
         np.maximum(products, left[:, j, None] + right[None, j], out=products)
-    largest = np.maximum(products, _exponent_above(account))
+    largest = np.maximum(products, _exponent_above(account, path.result.min_exponent))
     known = part.lsb != _NONE
     cut = largest - path.fraction_bits + part.lsb
     positive, negative = np.zeros(largest.shape), np.zeros(largest.shape)
@@ -428,7 +428,7 @@ def _align_groups(account: _Account, part: _Operands, at: npt.NDArray[np.int64],
         exponent = np.where(there, exponent, _NONE).astype(np.int32)
         np.maximum(products, exponent, out=products)
         sums.append((part.a[:, k] @ part.b[k], exponent))
-    largest = np.maximum(products, _exponent_above(account))
+    largest = np.maximum(products, _exponent_above(account, path.result.min_exponent))
     scale_bits = 2 * row.scale_type.fraction_bits if row.scale_type else 0
     lowest = sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - scale_bits
     positive, negative = np.zeros(largest.shape), np.zeros(largest.shape)
@@ -439,10 +439,10 @@ def _align_groups(account: _Account, part: _Operands, at: npt.NDArray[np.int64],
     return _with_accumulator(account, part, lowering, products, largest, positive, negative)
 
 
-def _exponent_above(account: _Account) -> Exponents:
-    """The accumulator's exponent is no larger than this; _NONE where it is zero."""
+def _exponent_above(account: _Account, lowest: int) -> Exponents:
+    """The accumulator's exponent, of subnormals that of the smallest normal, is no larger than this; _NONE where it is zero."""
     magnitude = account.magnitude()
-    return np.where(magnitude == 0, _NONE, np.frexp(magnitude)[1] - 1).astype(np.int32)
+    return np.where(magnitude == 0, _NONE, np.maximum(np.frexp(magnitude)[1] - 1, lowest)).astype(np.int32)
 
 
 def _with_accumulator(
