@@ -1,5 +1,6 @@
 """The Triton kernels of schemes 1 to 5 under emulation, bit for bit against quantizers and compositions."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,6 +24,7 @@ from mmabits.kernels.quantize import MX_RECIPES  # noqa: E402
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4  # noqa: E402
 from mmabits.kernels.schemes.dots import Dots  # noqa: E402
 from mmabits.kernels.schemes.scaling import RECIPES  # noqa: E402
+from mmabits.kernels.triton import block_scaled, quantizing  # noqa: E402
 from mmabits.kernels.triton import fp8 as triton_fp8  # noqa: E402
 from mmabits.kernels.triton import fp8_blockwise as triton_blockwise  # noqa: E402
 from mmabits.kernels.triton import mxfp6_mxfp4 as triton_mxfp4  # noqa: E402
@@ -309,6 +311,93 @@ def test_fma_rounds_once() -> None:
     with emulate("sm_90a", frameworks=["triton"]):
         fma_kernel[(1,)](tensor(x), tensor(x), tensor(z), out, SIZE=16)
     assert out.tolist() == [2.0**-24] * 16
+
+
+# Compiled for GPUs, without one ---------------------------------------------------------------------------------------
+
+FLOATS, BYTES, E4M3 = "*fp32", "*u8", "*fp8e4nv"
+TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128}
+WIDE_TILE = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128}
+COMPILED: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
+    "fp8": (
+        triton_fp8.fp8_kernel, {"x_ptr": E4M3, "w_ptr": E4M3}, {"PER_ROW": True, "PER_COLUMN": True, "IMPRECISE": None, **TILE},
+    ),
+    "fp8-tiles": (
+        triton_blockwise.fp8_blockwise_kernel, {"x_ptr": E4M3, "w_ptr": E4M3}, {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK": 128},
+    ),
+    "mxfp8": (
+        block_scaled.block_scaled_kernel, {"a_ptr": E4M3, "b_ptr": E4M3, "a_scale_ptr": BYTES, "b_scale_ptr": BYTES},
+        {"A_FORMAT": "e4m3", "B_FORMAT": "e4m3", "GROUP": 32, "SWIZZLED": False, "ALPHA": False, **WIDE_TILE},
+    ),
+    "mxfp4": (
+        block_scaled.block_scaled_kernel, {"a_ptr": BYTES, "b_ptr": BYTES, "a_scale_ptr": BYTES, "b_scale_ptr": BYTES},
+        {"A_FORMAT": "e2m1", "B_FORMAT": "e2m1", "GROUP": 32, "SWIZZLED": True, "ALPHA": False, **WIDE_TILE},
+    ),
+    "nvfp4": (
+        block_scaled.block_scaled_kernel, {"a_ptr": BYTES, "b_ptr": BYTES, "a_scale_ptr": E4M3, "b_scale_ptr": E4M3},
+        {"A_FORMAT": "e2m1", "B_FORMAT": "e2m1", "GROUP": 16, "SWIZZLED": True, "ALPHA": True, **WIDE_TILE},
+    ),
+    "mxfp6": (
+        triton_mxfp4.mxfp6_kernel, {"a_ptr": BYTES, "b_ptr": BYTES, "a_scale_ptr": BYTES, "b_scale_ptr": BYTES},
+        {"A_EXPONENT": 3, "B_EXPONENT": 2, **WIDE_TILE},
+    ),
+    "quantize-rows": (triton_fp8.fp8_rows_kernel, {"out_ptr": E4M3}, {"MAX": 448.0, "RECIPE": "divide", "BLOCK": 1024}),
+    "quantize-tiles": (
+        triton_blockwise.tiles_kernel, {"out_ptr": E4M3, "least": "fp32"},
+        {"MAX": 448.0, "RECIPE": "reciprocal", "SQUARE": True, "ROWS": 128, "BLOCK": 128},
+    ),
+    "quantize-mxfp8": (
+        quantizing.mx_kernel, {"out_ptr": E4M3, "scale_ptr": BYTES},
+        {"EMAX": 8, "FRACTION_BITS": 3, "MAX": 448.0, "RECIPE": "rceil", "PACK": 1, "BLOCK_R": 32},
+    ),
+    "quantize-mxfp4": (
+        quantizing.mx_kernel, {"out_ptr": BYTES, "scale_ptr": BYTES},
+        {"EMAX": 2, "FRACTION_BITS": 1, "MAX": 6.0, "RECIPE": "rceil", "PACK": 2, "BLOCK_R": 32},
+    ),
+    "quantize-nvfp4": (triton_nvfp4.nvfp4_kernel, {"out_ptr": BYTES, "scale_ptr": BYTES}, {"SQUARE": True, "BLOCK_R": 16}),
+}  # fmt: skip
+CAPABILITIES = {"sm_89": 89, "sm_90a": 90, "sm_100a": 100, "sm_120a": 120}
+
+
+def ptx(name: str, capability: int) -> str:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, types, constants = COMPILED[name]
+    names = [parameter.name for parameter in kernel.params]
+    kinds = {each: "constexpr" if each in constants else types.get(each, FLOATS if each.endswith("_ptr") else "i32") for each in names}
+    aligned = {(place,): [["tt.divisibility", 16]] for place, each in enumerate(names) if kinds[each].startswith("*") or each == "K"}
+    source = ASTSource(kernel, kinds, {(names.index(each),): value for each, value in constants.items()}, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
+    return str(compiled.asm["ptx"])
+
+
+def compiled_cases() -> Iterator[Any]:
+    for name in COMPILED:
+        for arch in CAPABILITIES:
+            quick = (name, arch) in {("fp8-tiles", "sm_90a"), ("nvfp4", "sm_100a"), ("quantize-nvfp4", "sm_100a")}
+            if not (name == "nvfp4" and VERSION < (3, 8) and arch in ("sm_89", "sm_90a")):
+                yield pytest.param(name, arch, marks=() if quick else pytest.mark.slow, id=f"{name}-{arch}")
+
+
+@pytest.mark.parametrize(("name", "arch"), list(compiled_cases()))
+def test_what_the_compiler_emits_for_a_gpu(name: str, arch: str) -> None:
+    """Whole kernels, with the instructions that the comparisons saw, and nothing whose rounding is left open."""
+    text = ptx(name, CAPABILITIES[arch])
+    assert "div.full" not in text and ".ftz" not in text
+    fused = len(re.findall(r"\bfma\.rn\.f32", text))
+    found = set(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[.\w:]*", text))
+    if name.startswith("quantize"):
+        assert not found and not fused and "div.rn.f32" in text
+        return
+    part = UNIT.get((name.split("-")[0], arch), "bf16.bf16")
+    if arch == "sm_100a":  # types stand in a descriptor there
+        part = part.rstrip(".")
+    assert found and all(part in each for each in found), found
+    if name == "fp8-tiles":
+        assert fused
+    elif arch in ("sm_100a", "sm_120a") or name == "fp8":  # elsewhere scales are multiplied in by fma with 0, and masked
+        assert not fused
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
