@@ -29,6 +29,7 @@ from mmabits.isa import (
     format_spec,
     lower,
 )
+from mmabits.isa.whatif import zeros_cut
 
 
 class TraceMismatch(MmabitsError, AssertionError):
@@ -337,8 +338,9 @@ class _Unit:
                 largest = max(self.path.zero_exponent, *(term.exponent for term in terms))
                 last_place = largest - self.path.fraction_bits
             case _:
-                largest = max(term.exponent for term in terms)
-                last_place = min(term.lsb for term in terms)
+                there = [term for term in terms if term.significand]
+                largest = max((term.exponent for term in there), default=0)
+                last_place = min((term.lsb for term in there), default=0)
         aligned = tuple(_aligned(term, last_place) for term in terms)
         total = sum(term.kept for term in aligned)
         special = self.special(terms, c)
@@ -422,10 +424,11 @@ def trace(
     unit = _Unit(lowering)
     if len(a) != len(b) or len(a) == 0:
         raise OperandError(f"a and b must have the same number of elements along K, at least one; got {len(a)} and {len(b)}")
-    padding = -len(a) % instruction.k if lowering.datapath.arithmetic is Arithmetic.FMA_CHAIN else 0  # elsewhere zeros change nothing
+    counts = lowering.datapath.arithmetic is Arithmetic.FMA_CHAIN or zeros_cut(lowering.datapath)
+    padding = -len(a) % instruction.k if counts else 0  # elsewhere zeros change nothing
     left = tuple(unit.operand(int(code), "a") for code in (*a, *[0] * padding))
     right = tuple(unit.operand(int(code), "b") for code in (*b, *[0] * padding))
-    scales = _scales(instruction, scale_a, scale_b)
+    scales = _scales(instruction, scale_a, scale_b, len(left))
     start = unit.accumulator(int(c) if instruction.scale_d else 0)
     if promote_every:
         start = read(int(c) if instruction.scale_d else 0, format_spec("f32"))
@@ -444,13 +447,14 @@ def _own_promotion(lowering: Lowering, arch: str) -> int:
     return architecture(arch).promote_every if fused and lowering.datapath.result.name == "f32" else 0
 
 
-def _scales(instruction: Instruction, scale_a: Any, scale_b: Any) -> _Scales:
+def _scales(instruction: Instruction, scale_a: Any, scale_b: Any, k: int) -> _Scales:
     form, block = instruction.scale_type, instruction.block
     if form is None or block is None:
         return _Scales(a=(), b=(), block=0)
     if scale_a is None or scale_b is None:
         raise OperandError(f"{instruction} is block-scaled: it needs scale_a and scale_b, got none")
-    pairs = [tuple(read(int(code), form) for code in codes) for codes in (scale_a, scale_b)]
+    one = form.bias << form.fraction_bits
+    pairs = [tuple(read(int(code), form) for code in (*codes, *[one] * (-(-k // block) - len(codes)))) for codes in (scale_a, scale_b)]
     return _Scales(a=pairs[0], b=pairs[1], block=block)
 
 

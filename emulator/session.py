@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from mmabits.emulator.api import Array, gemm, operand_type, scale_type
+from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.isa import (
     EmulationError,
     Evidence,
@@ -89,19 +89,21 @@ class Report:
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
         from rich.table import Table
+        from rich.text import Text
 
         done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
         for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
             done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
         for line in self.emulated:
-            done.add_row(line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+            done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
         yield done
         if self.skipped:
             left = Table(title="Not emulated", title_justify="left")
             for heading in ("where", "operation", "count", "why"):
                 left.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
             for missed in self.skipped:
-                left.add_row(missed.site, missed.operation, str(missed.count), missed.reason)
+                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), missed.reason)))
             yield left
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Table]:
@@ -175,9 +177,12 @@ class Session:
             a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b,
             promote_every=promote_every, require=self.require,
         )  # fmt: skip
-        if isinstance(instruction, Instruction):
-            m, n = result.shape[-2:]
-            self.count(site, instruction, m, n, a.shape[-1], count=max(1, result.size // (m * n)), note=note)
+        if not isinstance(instruction, Instruction):
+            instruction = prepare(
+                a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
+            ).instruction  # fmt: skip
+        m, n = result.shape[-2:]
+        self.count(site, instruction, m, n, a.shape[-1], count=max(1, result.size // (m * n)), note=note)
         return result
 
     def check(self, instruction: Instruction) -> None:
@@ -284,6 +289,7 @@ def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(name for name in FRAMEWORKS if name in sys.modules)
     if isinstance(frameworks, str) or not isinstance(frameworks, Iterable):
         raise OperandError(f"frameworks must be a sequence of names out of {', '.join(FRAMEWORKS)}, got {frameworks!r}")
+    frameworks = tuple(frameworks)
     for name in frameworks:
         if name not in FRAMEWORKS:
             raise OperandError(f"unknown framework {name!r}{nearest(str(name), FRAMEWORKS)}; known: {', '.join(FRAMEWORKS)}")

@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import Array, prepare
 from mmabits.emulator.codecs import decode
-from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, format_spec
+from mmabits.emulator.interop import to_numpy
+from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, architecture, format_spec
+from mmabits.isa.whatif import zeros_cut
 
 Doubles = npt.NDArray[np.float64]
 Exponents = npt.NDArray[np.int32]
@@ -26,6 +28,7 @@ _NONE: Final = -(1 << 20)
 _SLACK: Final = 1 + 2.0**-40
 """More than all roundings of a bound's own computation."""
 _DOUBLE: Final = 2.0**-53
+_TINY: Final = 2.0**-1074
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,12 +49,12 @@ class Tolerance:
         """Where a result lies outside, (..., M, N). A result that is not finite is inside only where the bound is infinite.
 
         Args:
-            d: (..., M, N) result of a kernel, any real dtype.
+            d: (..., M, N) result of a kernel, any real dtype; NumPy, torch or JAX.
 
         Raises:
             OperandError: another shape.
         """
-        given = np.asarray(d).astype(np.float64)
+        given = to_numpy(d, "d")[0].astype(np.float64)
         if given.shape != self.bound.shape:
             raise OperandError(f"the result has shape {given.shape}, the product {self.bound.shape}")
         with np.errstate(invalid="ignore"):
@@ -149,13 +152,31 @@ def tolerance_of_shape(
             raise OperandError(f"{name} must be a finite magnitude, got {value!r}")
     row = instruction if isinstance(instruction, Instruction) else resolved(instruction, arch, a_type, b_type, None, None)
     lowering = lower(row, arch)
+    promote = _promotion_of_shape(lowering, arch, promote_every)
     part = _Operands(
         a=np.full((1, k), float(amax_a)), b=np.full((k, 1), float(amax_b)), c=np.full((1, 1), float(amax_c)),
         exponent_a=np.full((1, k), _exponent_of(amax_a, row.a_type)), exponent_b=np.full((k, 1), _exponent_of(amax_b, row.b_type)),
         scales=None, lsb=_NONE, exact=False, row=row,
     )  # fmt: skip
-    account = _chain(part, lowering, promote_every or 0, None)
+    account = _chain(part, lowering, promote, None)
     return float(account.bound(None)[0, 0]) * _SLACK
+
+
+def _promotion_of_shape(lowering: Lowering, arch: str, promote_every: int | None) -> int:
+    """Elements of K between promotions, the caller's or else the architecture's own; 0: none. As for `gemm`."""
+    path, k = lowering.datapath, lowering.instruction.k
+    aligned = path.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    if promote_every is None:
+        own = architecture(arch).promote_every if aligned and path.result.name == "f32" else 0
+    elif isinstance(promote_every, bool) or not isinstance(promote_every, int) or promote_every < 1:
+        raise OperandError(f"promote_every must be a positive number of elements of K, got {promote_every!r}")
+    else:
+        own = promote_every
+    if own and not aligned:
+        raise OperandError(f"promote_every is for f32 and f16 accumulators, {lowering.instruction} has {path.result.name}")
+    if own % k:
+        raise OperandError(f"promote_every must be a multiple of the instruction's K = {k}, got {own}")
+    return own
 
 
 def _check_probability(probability: float | None) -> None:
@@ -306,11 +327,12 @@ def _steps(lowering: Lowering, first: int, stop: int) -> Iterator[npt.NDArray[np
     row = lowering.instruction
     order = np.array(lowering.k_order or range(row.k))
     size = 1 if lowering.datapath.arithmetic is Arithmetic.FMA_CHAIN else lowering.step
+    padded = zeros_cut(lowering.datapath)
     for start in range(first, stop, row.k):
         for position in range(0, row.k, size):
             at = start + order[position : position + size]
             at = at[at < stop]
-            if at.size:
+            if at.size or padded:
                 yield at
 
 
@@ -347,7 +369,7 @@ def _step(account: _Account, part: _Operands, lowering: Lowering, at: npt.NDArra
     in_double = (np.abs(a) @ np.abs(b)) * (at.size * _DOUBLE) + np.abs(account.prefix) * _DOUBLE
     if path.arithmetic is Arithmetic.FMA_CHAIN:
         account.prefix += a @ b
-        account.double += in_double * 2
+        account.double += in_double * 2 + (np.abs(a) @ (b != 0) > 0) * _TINY  # a product below the smallest double is rounded to one
         _round(account, path.result, path.result.fraction_bits, row.rounding or "rn", None)
         return
     alignment = (_align_groups if path.arithmetic is Arithmetic.GROUPED else _align_products)(account, part, at, lowering)

@@ -15,6 +15,11 @@ from mmabits.isa.lowering import WHAT_IF_DATAPATHS
 
 CHANGEABLE: Final = ("step", "fraction_bits", "zero_exponent", "group", "result_fraction_bits", "result_rounding")
 """Fields of a DatapathSpec that a what-if row may change."""
+_RANGES: Final = {
+    Arithmetic.FUSED: {"fraction_bits": (0, 1000), "zero_exponent": (-150, 100)},
+    Arithmetic.GROUPED: {"fraction_bits": (0, 1000), "zero_exponent": (-150, -126)},
+}
+"""What these may be at all; the engine itself refuses widths that it has no carrier for. In groups a zero must not outweigh an f32."""
 
 
 def what_if(name: str, *, base: str, rows: Mapping[str, Mapping[str, Any]], promote_every: int | None = None) -> ArchitectureSpec:
@@ -64,6 +69,8 @@ def what_if(name: str, *, base: str, rows: Mapping[str, Mapping[str, Any]], prom
 def _changed_rows(name: str, base: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, DatapathSpec]:
     there = {row.removeprefix(f"{base}."): DATAPATHS[row] for row in DATAPATHS if row.startswith(f"{base}.")}
     changed: dict[str, DatapathSpec] = {}
+    if not isinstance(rows, Mapping) or not all(isinstance(row, str) and isinstance(change, Mapping) for row, change in rows.items()):
+        raise OperandError(f"rows must map names of datapaths to mappings of the fields that differ, got {rows!r}")
     for pattern, change in rows.items():
         found = [row for row in there if fnmatchcase(row, pattern)]
         if not found:
@@ -83,13 +90,27 @@ def _changed(old: DatapathSpec, name: str, row: str, change: Mapping[str, Any]) 
             raise OperandError(f"a what-if row cannot change {field!r}{nearest(field, CHANGEABLE)}; it can change {', '.join(CHANGEABLE)}")
         if field == "result_rounding":
             values[field] = _rounding(value)
-        elif isinstance(value, bool) or not isinstance(value, int):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
             raise OperandError(f"{field} must be an integer, got {value!r}")
+        low, high = _RANGES[old.arithmetic].get(field, (value, value))
+        if not low <= value <= high:
+            raise OperandError(f"{field} of {old.name} must lie between {low} and {high}, got {value}")
+        if field == "group" and old.arithmetic is not Arithmetic.GROUPED:
+            raise OperandError(f"{old.name} aligns every product by itself: it has no group to change")
     proof = Proof(level=Evidence.INFERRED, covers=f"a what-if row, after {old.name}: no hardware", sources=("what-if",))
     try:
         return replace(old, name=f"{name}.{row}", proofs=(proof,), special_proofs=(proof,), note="what-if", **values)
     except ValueError as error:
         raise OperandError(str(error)) from None
+
+
+def zeros_cut(path: DatapathSpec) -> bool:
+    """Whether a step of zeros, as pads the end of K, can change the accumulator: it can where it keeps more bits than an alignment."""
+    if path.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+        return False
+    low = path.zero_exponent - path.fraction_bits > path.result.min_exponent - path.result_fraction_bits
+    return low or path.fraction_bits < path.result_fraction_bits
 
 
 def _rounding(value: Any) -> ResultRounding:
@@ -108,4 +129,4 @@ def _same(old: Mapping[str, DatapathSpec], new: Mapping[str, DatapathSpec]) -> b
     return numbers(old) == numbers(new)
 
 
-__all__ = ["CHANGEABLE", "what_if"]
+__all__ = ["CHANGEABLE", "what_if", "zeros_cut"]

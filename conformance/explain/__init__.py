@@ -52,7 +52,7 @@ class Explanation:
         from mmabits.conformance.explain.picture import step_picture
 
         found = self.on(arch)
-        if not -len(found.steps) <= step < len(found.steps):
+        if isinstance(step, bool) or not isinstance(step, int) or not -len(found.steps) <= step < len(found.steps):
             raise OperandError(f"step {step} of a chain of {len(found.steps)}; allowed are 0 to {len(found.steps) - 1}")
         return step_picture(found, found.steps[step])
 
@@ -129,8 +129,10 @@ def explain(
     scales: tuple[Any, ...] = tuple(
         None if scale is None else _matrix(scale, name, side) for scale, name, side in ((scale_a, "scale_a", 0), (scale_b, "scale_b", 1))
     )
-    held = _accumulators(c, (left.shape[0], right.shape[1]))
+    held = _accumulators(c, (left.shape[0], right.shape[1]), operand_type(left, "a"))
     for name, index, size in (("row", row, left.shape[0]), ("column", column, right.shape[1])):
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise OperandError(f"{name} must be an integer, got {index!r}")
         if not -size <= index < size:
             raise OperandError(f"{name} {index} of a product of {left.shape[0]} x {right.shape[1]}; allowed are 0 to {size - 1}")
     first = _traced(left, right, held, scales, instruction, arch, promote_every, row, column)
@@ -170,12 +172,17 @@ def _matrix(operand: Any, name: str, side: int) -> npt.NDArray[Any]:
     return array
 
 
-def _accumulators(c: Any, shape: tuple[int, int]) -> npt.NDArray[Any] | None:
+def _accumulators(c: Any, shape: tuple[int, int], a_type: str) -> npt.NDArray[Any] | None:
+    """C as a matrix, also of a number, which has the accumulator type that A's elements usually go with."""
     if c is None:
         return None
     if np.ndim(c) == 0:
-        kind = c.dtype if isinstance(c, np.generic) else np.dtype(np.float32)
-        return np.full(shape, c, kind)
+        usual = {"f64": np.float64, "s8": np.int32, "u8": np.int32, "s4": np.int32, "u4": np.int32}.get(a_type, np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                return np.full(shape, c, c.dtype if isinstance(c, np.generic) else usual)
+        except (OverflowError, TypeError, ValueError):
+            raise OperandError(f"c must be a matrix or a number that fits {np.dtype(usual)}, got {c!r}") from None
     return to_numpy(c, "c")[0]
 
 

@@ -10,6 +10,8 @@ from mmabits.conformance.trace import Step, Term
 
 BELOW: Final = 14
 """Columns drawn below the last place kept; what lies lower is only counted."""
+WIDEST: Final = 192
+"""Columns drawn at most: f64 keeps every place of an exact sum, which may span thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Window:
     largest: int
     """The largest exponent: where alignment is measured from."""
     last_place: int
-    """Exponent of the last column that is kept."""
+    """Exponent of the last place that is kept; below `bottom` where not all of them are drawn."""
     bottom: int
     """Exponent of the rightmost column."""
 
@@ -41,7 +43,7 @@ def window(step: Step) -> Window:
     total = abs(step.total).bit_length() - 1 + step.last_place if step.total else step.largest
     top = max([step.largest, total, *heights])
     lowest = min((lowest_bit(term.significand, term.lsb) for term in step.terms if term.significand), default=step.last_place)
-    bottom = max(min(lowest, step.last_place), step.last_place - BELOW)
+    bottom = max(min(lowest, step.last_place), step.last_place - BELOW, top - WIDEST + 1)
     return Window(top=top, largest=step.largest, last_place=step.last_place, bottom=bottom)
 
 

@@ -81,11 +81,13 @@ def _x(exponent: int, shown: Window) -> float:
 def _frame(step: Step, shown: Window, rows: int) -> list[str]:
     """The window behind the bits, its right edge, and the weights above."""
     bottom = _TOP + (rows + 3) * _ROW
-    start, end = _x(shown.largest, shown), _x(shown.last_place, shown) + CELL
+    start, end = _x(max(shown.largest, shown.bottom), shown), _x(max(shown.last_place, shown.bottom), shown) + CELL
     parts = [f'<rect class="win" x="{start:g}" y="{_TOP - 8}" width="{end - start:g}" height="{bottom - _TOP + 12}" rx="3"/>']
     if shown.bottom < shown.last_place:
         parts.append(f'<line class="edge" x1="{end:g}" x2="{end:g}" y1="{_TOP - 12}" y2="{bottom + 4}"/>')
     for exponent in sorted({shown.largest, shown.last_place, *range(shown.bottom + (-shown.bottom) % 8, shown.top + 1, 8)}):
+        if exponent < shown.bottom:
+            continue
         near = any(0 < abs(exponent - fixed) < 3 for fixed in (shown.largest, shown.last_place))
         if not near or exponent in (shown.largest, shown.last_place):
             parts.append(_text(_x(exponent, shown) + CELL / 2, _TOP - 14, str(exponent), "soft mid"))

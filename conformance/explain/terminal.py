@@ -46,7 +46,7 @@ def _results(explanation: Explanation) -> Table:
     table.add_row("exact", exact(explanation.trace.exact), "", "")
     for found in explanation.traces:
         table.add_row(
-            found.arch,
+            Text(found.arch),
             exact(found.result.value) if found.result.value is not None else str(found.result),
             code(found.result),
             exact(found.error),
@@ -129,6 +129,6 @@ def _result(step: Step, shown: Window) -> Text:
 def _plain(significand: int, lsb: int, shown: Window, style: str) -> Text:
     there = dict(bits(significand, lsb, shown))
     text = Text("-" if significand < 0 else "+" if significand else " ")
-    for exponent in range(shown.top, shown.last_place - 1, -1):
+    for exponent in range(shown.top, max(shown.last_place, shown.bottom) - 1, -1):
         text.append(str(there[exponent]) if exponent in there else ".", style if exponent in there else "dim")
     return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
 
 from mmabits.conformance.trace import Number, Term
@@ -12,10 +14,23 @@ def exact(value: Fraction | None) -> str:
     if value is None:
         return "not finite"
     for digits in (9, 17):
-        text = f"{float(value):.{digits}g}"
+        text = decimal(value, digits)
         if Fraction(text) == value:
             return text
-    return f"{float(value):.9g}..."
+    return f"{decimal(value)}..."
+
+
+def decimal(value: Fraction, digits: int = 9) -> str:
+    """A value rounded to so many digits, also where float64 does not reach."""
+    try:
+        near = float(value)
+    except OverflowError:
+        near = 0.0
+    if (near == 0) == (value == 0) and abs(near) != float("inf") and (near == 0 or abs(near) >= sys.float_info.min):
+        return f"{near:.{digits}g}"
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 40, MAX_EMAX, MIN_EMIN
+        return f"{Decimal(value.numerator) / Decimal(value.denominator):.{digits}g}"
 
 
 def code(number: Number) -> str:

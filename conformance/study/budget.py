@@ -106,7 +106,8 @@ def study(
         The budget. Its reference is the product of the float32 matrices in float64.
 
     Raises:
-        OperandTypeError, OperandError: not two float32 matrices that fit; a K that the recipe's blocks do not divide.
+        OperandTypeError, OperandError: not two float32 matrices that fit; a K that the recipe's blocks do not divide; values that
+            are not finite, or are not once stored or multiplied.
         UnsupportedInstruction: the architecture has no instruction for what the recipe stores.
     """
     left, right = _checked(a, "a"), _checked(b, "b")
@@ -114,12 +115,17 @@ def study(
         raise OperandError(f"a has K = {left.shape[1]} (shape {left.shape}) and b has K = {right.shape[0]} (shape {right.shape})")
     how = recipe_named(recipe)
     stored_a, stored_b = how.quantize(left, -1), how.quantize(right, 0)
+    for name, stored in (("a", stored_a), ("b", stored_b)):
+        if not np.isfinite(stored.values).all():
+            raise OperandError(f"{name} has values that recipe {how.name} cannot store: they become infinities or NaN")
     product = _Product(stored_a, stored_b, instruction, arch, promote_every, how.block)
     exact = left.astype(np.float64) @ right.astype(np.float64)
     rounded_a, rounded_b = stored_a.values - left, stored_b.values - right
     by_a, by_b = rounded_a @ right.astype(np.float64), left.astype(np.float64) @ rounded_b
     both = stored_a.values @ stored_b.values - exact - by_a - by_b
     result, wide = product(), product(arch=product.wide)
+    if not (np.isfinite(result).all() and np.isfinite(wide).all()):
+        raise OperandError(f"the product overflows {product.instruction.d_type.name}: an error that is not finite has no parts")
     accumulator = wide - stored_a.values @ stored_b.values
     measure = _Measure(exact, seed)
     order = np.random.default_rng(seed).permutation(left.shape[1] // how.block)
@@ -143,6 +149,8 @@ def _checked(matrix: Any, name: str) -> npt.NDArray[np.float32]:
         raise OperandTypeError(f"{name} must be a NumPy array of float32, got {arrived}")
     if matrix.ndim != 2 or not matrix.size:
         raise OperandError(f"{name} must be a matrix with elements, got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise OperandError(f"{name} must be finite, got {matrix[~np.isfinite(matrix)][0]}: an error of what is not finite has no parts")
     return matrix
 
 

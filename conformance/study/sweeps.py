@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from mmabits.conformance.pages import write
 from mmabits.isa import MmabitsError, OperandError
 
@@ -70,9 +72,11 @@ def points(**axes: Sequence[Any]) -> list[Row]:
     """
     found: list[Row] = [{}]
     for name, values in axes.items():
-        if isinstance(values, str) or not isinstance(values, Iterable) or not list(values):
+        listed = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+        if not listed:
             raise OperandError(f"axis {name!r} needs a sequence of values, got {values!r}")
-        found = [{**point, name: value} for point in found for value in values]
+        plain = [value.item() if isinstance(value, np.generic) else value for value in listed]
+        found = [{**point, name: value} for point in found for value in plain]
     return found
 
 
@@ -113,13 +117,22 @@ def sweep(
 
 
 def _key(point: Point) -> str:
-    return json.dumps(dict(point), sort_keys=True)
+    try:
+        return json.dumps(dict(point), sort_keys=True)
+    except TypeError as error:
+        raise OperandError(f"a point holds plain values (numbers, strings, None), got {dict(point)!r}: {error}") from None
 
 
 def _plain(rows: Iterable[Row]) -> list[Row]:
     """Rows as JSON holds them, so that a row read back is the row that was computed."""
-    found: list[Row] = json.loads(json.dumps([dict(row) for row in rows], default=lambda value: value.item()))
+    found: list[Row] = json.loads(json.dumps([dict(row) for row in rows], default=_plain_value))
     return found
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)) and value.size == 1:
+        return value.item()
+    raise OperandError(f"a row holds plain values (numbers, strings, None), got {value!r} ({type(value).__name__})")
 
 
 def _results(function: Callable[..., Iterable[Row]], todo: Sequence[tuple[str, Point]], client: Any) -> Iterable[tuple[str, list[Row]]]:
@@ -149,6 +162,8 @@ class _Journal:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / _JOURNAL
+        if not hasattr(function, "__qualname__"):
+            raise OperandError(f"results are kept under a function's name, and {function!r} has none; pass a function made with def")
         name = f"{function.__module__}.{function.__qualname__}"
         digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
         heading = {"sweep": name, "points": digest}
@@ -158,18 +173,17 @@ class _Journal:
             write(self.path, json.dumps(heading) + "\n")
 
     def _read(self, path: Path, heading: Mapping[str, str]) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        found = json.loads(lines[0]) if lines else {}
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        found = _parsed(lines[0]) if lines else {}
         if found != heading:
             there, here = (f"{one.get('sweep')} at points {one.get('points')}" for one in (found, heading))
             raise JournalMismatch(f"{path} holds results of {there}, not of {here}; choose another folder")
         kept = [lines[0]]
         for line in lines[1:]:
-            if not line.endswith("\n"):
-                break  # the process died while writing it
-            entry = json.loads(line)
-            self.done[entry["point"]] = entry["rows"]
-            kept.append(line)
+            entry = _parsed(line)
+            if line.endswith("\n") and entry.keys() == {"point", "rows"}:  # else the process died while writing it
+                self.done[entry["point"]] = entry["rows"]
+                kept.append(line)
         if len(kept) < len(lines):
             write(path, "".join(kept))
 
@@ -181,6 +195,15 @@ class _Journal:
                 file.write(json.dumps({"point": key, "rows": rows}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of a journal; empty where it is damaged, so that its point is computed again."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _bar:  # noqa: N801  a context manager, used as a function

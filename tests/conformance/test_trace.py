@@ -116,3 +116,18 @@ def test_why_a_result_is_not_finite_is_said():
         assert found.exact is None
     assert str(found.result) == "inf"
     assert format_spec("f32").exponent_mask == found.result.code
+
+
+def test_padding_that_cuts_the_accumulator_of_a_what_if_row_is_traced():
+    mmabits.what_if("trace-f2", base="sm_90a", rows={"wgmma.f8.f32": {"fraction_bits": 2, "step": 16}})
+    wgmma = parse("wgmma.mma_async.sync.aligned.m64n8k32.f32.e5m2.e4m3")
+    a, b = (mmabits.encode(np.array([value]), form).view(np.uint8) for value, form in ((57344.0, "e5m2"), (0.04296875, "e4m3")))
+    found = trace(wgmma, "trace-f2", a, b)
+    assert [step.result.value for step in found.steps] == [2304, 2048]
+    assert found.exact == 2464
+
+
+def test_zeros_have_no_say_in_the_places_of_an_exact_sum():
+    a, b = (np.array([value]).view(np.uint64) for value in (1.5, 3.0))
+    step = trace(parse("mma.sync.aligned.m16n8k8.row.col.rn.f64.f64.f64.f64"), "sm_90a", a, b).steps[0]
+    assert (step.largest, step.last_place) == (1, 1 - 104)

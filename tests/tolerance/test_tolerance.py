@@ -227,3 +227,67 @@ def test_batches_are_products_of_their_own():
     together = mmabits.tolerance(a, b, **_GIVEN)
     for i in range(3):
         np.testing.assert_array_equal(together.bound[i], mmabits.tolerance(a[i], b, **_GIVEN).bound)
+
+
+def _stays_inside(a, b, c, **given):
+    allowed = mmabits.tolerance(a, b, c, **given)
+    assert np.isfinite(allowed.bound).all()
+    d = mmabits.gemm(a, b, c, **given)
+    assert not allowed.violations(d).any()
+    return d, allowed
+
+
+def test_a_subnormal_accumulator_has_the_exponent_of_the_smallest_normal():
+    """Its own exponent would promise finer alignment than there is: every product here is cut to nothing."""
+    small = np.full((1, 32), 2.0**-14).astype(ml_dtypes.float8_e5m2)
+    d, allowed = _stays_inside(small, small.T.copy(), np.full((1, 1), 2.0**-24, np.float16), instruction="wgmma", arch="sm_90a")
+    assert d[0, 0] == 2.0**-24
+    assert allowed.reference[0, 0] == 2.0**-24 + 32 * 2.0**-28
+    a, b = np.full((1, 16), 1.9 * 2.0**-75).astype(ml_dtypes.bfloat16), np.full((16, 1), 1.9 * 2.0**-76).astype(ml_dtypes.bfloat16)
+    d, _ = _stays_inside(a, b, np.full((1, 1), 2.0**-149, np.float32), instruction="wgmma", arch="sm_90a")
+    assert d[0, 0] < allowed.reference[0, 0]
+
+
+@pytest.mark.parametrize(("modifier", "sign"), [("negA", -1), ("negB", -1), ("negA.negB", 1)])
+def test_operands_that_the_instruction_negates_are_negated_in_the_exact_result(modifier, sign):
+    a, b = np.full((4, 16), 1.5, np.float16), np.ones((16, 4), np.float16)
+    name = f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16.{modifier}"
+    d, allowed = _stays_inside(a, b, None, instruction=name, arch="sm_90a")
+    assert (allowed.reference == sign * 24).all()
+    assert (d == sign * 24).all()
+
+
+def test_a_double_below_the_smallest_is_rounded_once_by_the_unit_and_twice_by_the_exact_result():
+    a, b, c = (np.array([[value]]) for value in (2.0**-537, 2.0**-538, 2.0**-1074))
+    d, allowed = _stays_inside(a, b, c, instruction="mma.sync.aligned.m16n8k8.row.col.rn.f64.f64.f64.f64", arch="sm_90a")
+    assert d[0, 0] == 2 * 2.0**-1074
+    assert allowed.reference[0, 0] == 2.0**-1074
+
+
+def test_padding_that_cuts_the_accumulator_of_a_what_if_row_is_counted():
+    """2464 at exponent 10 becomes 2304, whose own exponent is 11: the next step, all zeros, makes it 2048."""
+    mmabits.what_if("tolerance-f2", base="sm_90a", rows={"wgmma.f8.f32": {"fraction_bits": 2, "step": 16}})
+    a, b = np.array([[57344.0]]).astype(ml_dtypes.float8_e5m2), np.array([[0.04296875]]).astype(_FP8)
+    d, allowed = _stays_inside(a, b, None, instruction="wgmma", arch="tolerance-f2")
+    assert d[0, 0] == 2048
+    assert allowed.reference[0, 0] == 2464
+
+
+def test_results_may_be_torch_tensors_of_any_real_dtype():
+    torch = pytest.importorskip("torch")
+    a, b, _ = _inputs()
+    allowed = mmabits.tolerance(a, b, **_GIVEN)
+    d = torch.from_numpy(mmabits.gemm(a, b, **_GIVEN))
+    assert not allowed.violations(d.requires_grad_()).any()
+    np.testing.assert_array_equal(allowed.violations(d.to(torch.bfloat16)), allowed.violations(d.to(torch.bfloat16).float()))
+
+
+def test_the_bound_from_a_shape_promotes_as_gemm_does():
+    given = {"amax_a": 4.0, "amax_b": 4.0, "instruction": "wgmma"}
+    mmabits.what_if("tolerance-promotes", base="sm_90a", rows={}, promote_every=64)
+    promoted = tolerance_of_shape(512, arch="sm_90a", promote_every=64, **given)
+    assert tolerance_of_shape(512, arch="tolerance-promotes", **given) == promoted
+    assert promoted < tolerance_of_shape(512, arch="sm_90a", **given) / 5
+    for wrong, message in ((7, "must be a multiple of the instruction's K = 32, got 7"), (-32, "must be a positive number")):
+        with pytest.raises(OperandError, match=message):
+            tolerance_of_shape(512, arch="sm_90a", promote_every=wrong, **given)

@@ -172,3 +172,30 @@ def test_a_what_if_architecture_can_be_emulated():
     assert session.target == "sm_90a"
     np.testing.assert_array_equal(got, mmabits.gemm(a, b, instruction="wgmma", arch="session-f20"))
     assert str(session.report().emulated[0].evidence) == "inferred"
+
+
+def test_a_product_with_an_instruction_in_short_spelling_is_in_the_report():
+    import ml_dtypes
+    from mmabits.emulator.session import Session
+
+    session = Session(arch="sm_90a")
+    ones = np.ones((2, 4, 32), ml_dtypes.float8_e4m3fn)
+    session.dot("here", ones, ones[0].T.copy(), instruction="wgmma")
+    (line,) = session.report().emulated
+    assert (line.site, line.shape, line.count) == ("here", "4 x 4 x 32", 2)
+    assert line.instruction.ptx.startswith("wgmma.mma_async")
+
+
+def test_brackets_in_names_and_reasons_are_printed_as_they_are():
+    from mmabits.emulator.session import Session
+
+    session = Session(arch="sm_90a")
+    session.skip("kernel[grid]", "op[/x]", "a [red] reason")
+    text = str(session.report())
+    assert all(words in text for words in ("kernel[grid]", "op[/x]", "a [red] reason"))
+
+
+def test_frameworks_may_come_from_a_generator():
+    pytest.importorskip("torch")
+    with mmabits.emulate("sm_90a", frameworks=(name for name in ["torch"])) as session:
+        assert session.frameworks == ("torch",)

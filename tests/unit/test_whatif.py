@@ -124,3 +124,19 @@ def test_a_width_no_carrier_holds_is_refused_before_any_work():
     mmabits.what_if("odd-steps", base="sm_90a", rows={"wgmma.f8.f32": {"step": 24}})
     with pytest.raises(mmabits.MmabitsError, match="no whole number of the 24 elements"):
         mmabits.gemm(a, a.T.copy(), instruction="wgmma", arch="odd-steps")
+
+
+@pytest.mark.parametrize(
+    ("base", "row", "change", "message"),
+    [
+        ("sm_90a", "wgmma.f8.f32", {"fraction_bits": -3}, "fraction_bits of sm_90a.wgmma.f8.f32 must lie between 0 and 1000, got -3"),
+        ("sm_90a", "wgmma.f8.f32", {"zero_exponent": 10**12}, "must lie between -150 and 100"),
+        ("sm_100a", "tcgen05.mxf4.f32", {"zero_exponent": 0}, "must lie between -150 and -126, got 0"),
+        ("sm_90a", "wgmma.f8.f32", {"group": 4}, "it has no group to change"),
+        ("sm_90a", "wgmma.f8.f32", 5, "rows must map names of datapaths to mappings"),
+    ],
+)
+def test_numbers_that_no_unit_can_have_are_refused(base, row, change, message):
+    with pytest.raises(OperandError) as caught:
+        mmabits.what_if("no-unit", base=base, rows={row: change})
+    assert message in str(caught.value)
