@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.conformance.diff.cli import diff
 from mmabits.conformance.explain.cli import explain
 from mmabits.conformance.identify.cli import identify
 from mmabits.conformance.minilm import minilm
@@ -219,6 +220,7 @@ def demo(
 
 
 app.command(name="explain")(explain)
+app.command(name="diff")(diff)
 app.command(name="identify")(identify)
 app.command(name="minilm")(minilm)
 app.command(name="record")(record)

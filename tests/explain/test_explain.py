@@ -15,6 +15,7 @@ from rich.console import Console
 
 import mmabits
 from mmabits.conformance.explain import explain
+from mmabits.conformance.explain.words import exact
 from mmabits.isa import OperandError
 
 _FP8, _FP4, _E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e8m0fnu
@@ -190,3 +191,48 @@ def test_the_command_explains_and_writes(tmp_path, capsys):
         main(["explain", "wgmma", "--arch", "sm_90a", "--a", "1,2", "--b", "one"])
     assert ended.value.code == 2
     assert "error: --b takes numbers separated by commas, got 'one'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [[1.5, 2.0], [1e150, 1e-300], [1e300, 1e-300], [1e-300, 0.0], [np.nan, np.inf]], ids=str)
+def test_double_precision_fits_a_page_whatever_it_spans(values):
+    """Sums of f64 span thousands of places, and exact values lie beyond what float64 holds."""
+    found = explain(np.array(values), np.array(values), instruction="mma.sync", arch="sm_90a")
+    width = int(re.search(r'viewBox="0 0 (\d+) ', found.svg())[1])
+    assert width < 3500
+    text = StringIO()
+    Console(file=text, width=400).print(found)
+    assert max(map(len, text.getvalue().splitlines())) < 300
+    assert len(found.html()) < 1_000_000
+
+
+def test_values_beyond_float64_are_written_in_full():
+    assert exact(Fraction(10) ** 600 / 3) == "3.33333333e+599..."
+    assert exact(Fraction(2) ** -3000) == "8.12854863e-904..."
+    assert [exact(value) for value in (Fraction(0), Fraction(-1, 2), Fraction(1, 3), None)] == ["0", "-0.5", "0.333333333...", "not finite"]
+
+
+def test_a_number_as_c_has_the_accumulator_type_of_the_operands():
+    for dtype, value in ((np.int8, 5), (np.float64, 0.1), (_FP8, 0.5)):
+        ones = np.ones(64, dtype)
+        found = explain(ones, ones, value, instruction="mma.sync", arch="sm_90a")
+        assert float(found.trace.c.value) == value
+
+
+@pytest.mark.parametrize(("wrong", "message"), [({"row": "x"}, "row must be an integer, got 'x'"), ({"column": 1.0}, "column must be")])
+def test_rows_and_columns_are_integers(wrong, message):
+    ones = np.ones((2, 32), _FP8)
+    with pytest.raises(OperandError, match=message):
+        explain(ones, ones.T.copy(), instruction="wgmma", arch="sm_90a", **wrong)
+
+
+def test_names_are_shown_as_they_are():
+    """Names of what-if architectures are the user's: no markup of a page or a terminal."""
+    ones = np.ones(64, _FP8)
+    for name in ("<script>alert(1)</script>", "[/red]"):
+        mmabits.what_if(name, base="sm_90a", rows={"wgmma.f8.f32": {"fraction_bits": 20}})
+        found = explain(ones, ones, instruction="wgmma", arch=name)
+        assert html.escape(name) in found.html()
+        assert "<script>alert" not in found.html() + found.svg()
+        text = StringIO()
+        Console(file=text, width=200).print(found)
+        assert name in text.getvalue()

@@ -88,3 +88,16 @@ def test_wrong_use_is_refused():
     mmabits.what_if("study-what-if", base="sm_90a", rows={})
     with pytest.raises(OperandError, match="study takes real architectures"):
         study(a, b, arch="study-what-if")
+
+
+def test_what_is_not_finite_has_no_budget():
+    a, b = _matrices(4, 64, 4)
+    bad = a.copy()
+    bad[1, 2] = np.inf
+    with pytest.raises(OperandError, match="a must be finite, got inf"):
+        study(bad, b)
+    with pytest.raises(OperandError, match="a has values that recipe f16 cannot store"):
+        study(a * np.float32(1e6), b, recipe="f16", arch="sm_80")
+    with pytest.raises(OperandError, match="the product overflows f16"):
+        name = "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16"
+        study(a * np.float32(1e4), b * np.float32(1e4), recipe="f16", arch="sm_80", instruction=name)

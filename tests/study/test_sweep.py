@@ -112,3 +112,42 @@ def test_a_cluster_gives_the_same_bits():
 def test_numpy_values_become_plain_ones():
     table = sweep(lambda **point: [{"x": np.float32(0.5), "n": np.int64(point["n"])}], points(n=[3]))
     assert table == Table(rows=({"x": 0.5, "n": 3},))
+
+
+def counted(k: int):
+    """A point that leaves a mark for each time it is computed."""
+    _COUNTED.append(k)
+    return [{"k": k, "value": np.float32(k) / 2}]
+
+
+_COUNTED: list[int] = []
+
+
+@pytest.mark.parametrize("damage", [b'{"point": 3\n', b"[1]\n", b"\xff\xfe\n", b"{}\n"], ids=["cut off", "a list", "no text", "no result"])
+def test_a_damaged_line_costs_its_point_alone(tmp_path, damage):
+    table = sweep(counted, points(k=[1, 2, 3]), out=tmp_path)
+    journal = tmp_path / "points.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], damage, lines[3]]))
+    _COUNTED.clear()
+    assert sweep(counted, points(k=[1, 2, 3]), out=tmp_path) == table
+    assert _COUNTED == [2]
+    _COUNTED.clear()
+    assert sweep(counted, points(k=[1, 2, 3]), out=tmp_path) == table
+    assert _COUNTED == []
+
+
+def test_a_journal_without_a_readable_heading_is_not_taken_for_this_sweeps(tmp_path):
+    (tmp_path / "points.jsonl").write_text('{"sweep": "tes')
+    with pytest.raises(JournalMismatch, match="choose another folder"):
+        sweep(counted, points(k=[1]), out=tmp_path)
+
+
+def test_axes_and_rows_may_hold_numpys_numbers_and_nothing_that_is_not_plain(tmp_path):
+    at = points(k=np.arange(1, 3), j=(j for j in [5]))
+    assert at == [{"k": 1, "j": 5}, {"k": 2, "j": 5}]
+    assert sweep(counted, points(k=np.array([4]))).rows == ({"k": 4, "value": 2.0},)
+    with pytest.raises(OperandError, match="a point holds plain values"):
+        sweep(counted, [{"k": object()}])
+    with pytest.raises(OperandError, match="a row holds plain values"):
+        sweep(lambda k: [{"k": np.ones(3)}], points(k=[1]))

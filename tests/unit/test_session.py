@@ -175,10 +175,7 @@ def test_a_what_if_architecture_can_be_emulated():
 
 
 def test_a_product_with_an_instruction_in_short_spelling_is_in_the_report():
-    import ml_dtypes
-    from mmabits.emulator.session import Session
-
-    session = Session(arch="sm_90a")
+    session = session_module.Session(arch="sm_90a")
     ones = np.ones((2, 4, 32), ml_dtypes.float8_e4m3fn)
     session.dot("here", ones, ones[0].T.copy(), instruction="wgmma")
     (line,) = session.report().emulated
@@ -187,9 +184,7 @@ def test_a_product_with_an_instruction_in_short_spelling_is_in_the_report():
 
 
 def test_brackets_in_names_and_reasons_are_printed_as_they_are():
-    from mmabits.emulator.session import Session
-
-    session = Session(arch="sm_90a")
+    session = session_module.Session(arch="sm_90a")
     session.skip("kernel[grid]", "op[/x]", "a [red] reason")
     text = str(session.report())
     assert all(words in text for words in ("kernel[grid]", "op[/x]", "a [red] reason"))
