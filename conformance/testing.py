@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mmabits.conformance.trace import Addition, Trace, trace
 from mmabits.emulator.api import prepare
 from mmabits.emulator.codecs import as_codes
+from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.tolerance import Tolerance, tolerance
 from mmabits.isa import Instruction
 
@@ -36,7 +37,7 @@ def assert_within_tolerance(
     """Fail where a result lies outside what `mmabits.tolerance` allows, and explain the worst element.
 
     Args:
-        d: (..., M, N) result of the kernel under test, any real dtype.
+        d: (..., M, N) result of the kernel under test, any real dtype; NumPy, torch or JAX.
         a: (..., M, K), as for `mmabits.tolerance`, and so on for the rest.
         b: (..., K, N).
         c: (..., M, N) or None.
@@ -59,7 +60,7 @@ def assert_within_tolerance(
     outside = allowed.violations(d)
     if not outside.any():
         return allowed
-    given = np.asarray(d).astype(np.float64)
+    given = to_numpy(d, "d")[0].astype(np.float64)
     with np.errstate(all="ignore"):
         excess = np.where(outside, np.abs(given - allowed.reference) / allowed.bound, -1.0)
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.nan_to_num(excess, nan=np.inf, posinf=np.inf))), excess.shape))
