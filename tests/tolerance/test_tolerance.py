@@ -280,6 +280,8 @@ def test_results_may_be_torch_tensors_of_any_real_dtype():
     d = torch.from_numpy(mmabits.gemm(a, b, **_GIVEN))
     assert not allowed.violations(d.requires_grad_()).any()
     np.testing.assert_array_equal(allowed.violations(d.to(torch.bfloat16)), allowed.violations(d.to(torch.bfloat16).float()))
+    with pytest.raises(ToleranceExceeded, match="4096 of 4096 elements"):
+        assert_within_tolerance(d.detach().to(torch.bfloat16) * 2, a, b, **_GIVEN)
 
 
 def test_the_bound_from_a_shape_promotes_as_gemm_does():
