@@ -213,7 +213,8 @@ def scale_tables(form: FormatSpec | None) -> tuple[npt.NDArray[np.float64], npt.
 def carrier_bits(lowering: Lowering) -> int:
     """24 where float32 carries the truncated sums exactly, 53 where it takes float64, 0 where neither is wide enough.
 
-    The operands must be exact in the carrier, and the sum of all terms must stay below 2^(p - 2) units.
+    The operands must be exact in the carrier, the sum of all terms must stay below 2^(p - 2) units, and float32 must also hold a unit
+    as low as that of a step of zeros.
     """
     path, instruction = lowering.datapath, lowering.instruction
     units = (4 * lowering.step + 2) << path.fraction_bits
@@ -222,7 +223,8 @@ def carrier_bits(lowering: Lowering) -> int:
         for form in (instruction.a_type, instruction.b_type)
     )
     plain = instruction.scale_type is None and instruction.scale_input_d == 0
-    if units < 1 << 22 and narrow and plain:
+    holds_zeros = path.zero_exponent - path.fraction_bits > -150
+    if units < 1 << 22 and narrow and plain and holds_zeros:
         return 24
     return 53 if units < 1 << 51 else 0
 

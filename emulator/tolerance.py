@@ -148,7 +148,7 @@ def tolerance_of_shape(
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise OperandError(f"k must be a positive number of elements, got {k!r}")
     for name, value in (("amax_a", amax_a), ("amax_b", amax_b), ("amax_c", amax_c)):
-        if not (math.isfinite(value) and value >= 0):
+        if not _is_magnitude(value):
             raise OperandError(f"{name} must be a finite magnitude, got {value!r}")
     row = instruction if isinstance(instruction, Instruction) else resolved(instruction, arch, a_type, b_type, None, None)
     lowering = lower(row, arch)
@@ -160,6 +160,15 @@ def tolerance_of_shape(
     )  # fmt: skip
     account = _chain(part, lowering, promote, None)
     return float(account.bound(None)[0, 0]) * _SLACK
+
+
+def _is_magnitude(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    try:
+        return 0 <= float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def _promotion_of_shape(lowering: Lowering, arch: str, promote_every: int | None) -> int:

@@ -499,7 +499,8 @@ _tcgen05 = _Rows(Family.TCGEN05, negate=True, skip_c=True)
 _HMMA_884 = {**_since("sm_70", "software"), **_on("hmma.884", "sm_70"), **_on("hmma.884.turing", "sm_75")}
 _HMMA_884_MIXED = {**_since("sm_70", "software"), **_on("hmma.884.mixed", "sm_70", "sm_75")}
 _F8_WARP = {"sm_89": "qmma.f8", **_on("f2fp.hmma", "sm_90a", *_DATACENTER), **_on("qmma.f8f6f4", *_CONSUMER)}
-_INT4_75 = {**_since("sm_75", "imma"), **_since("sm_90a", "imma.unpacked")}
+_INT8_75 = {**_since("sm_75", "imma"), **_since("sm_100a", "imma.rows16")}
+_INT4_75 = {**_since("sm_75", "imma"), **_since("sm_90a", "imma.unpacked"), **_since("sm_100a", "imma.unpacked.rows16")}
 _INT4_80 = {**_since("sm_80", "imma"), **_since("sm_90a", "imma.unpacked")}
 _DMMA_884 = {**_since("sm_80", "dmma.884"), **_since("sm_90a", "dmma.8x8x4")}
 _RN_RZ_RM_RP = ("rn", "rz", "rm", "rp")
@@ -529,7 +530,7 @@ INSTRUCTION_SPECS: tuple[InstructionSpec, ...] = (
     _mma("f64.m8n8k4",         _warp(8, 8, 4),       ("f64",),  ("f64",), _DMMA_884, roundings=_RN_RZ_RM_RP),
     _mma("f64.m16n8",          _warp(16, 8, 4, 8, 16), ("f64",), ("f64",), {**_since("sm_90a", "dmma.chain"), **_on("dmma.16x8", "sm_90a")},
          roundings=_RN_RZ_RM_RP),
-    _mma("int8.m8n8",          _warp(8, 8, 16),      ("s8", "u8"), ("s32",), _since("sm_75", "imma"), mixed=True, satfinite=True),
+    _mma("int8.m8n8",          _warp(8, 8, 16),      ("s8", "u8"), ("s32",), _INT8_75, mixed=True, satfinite=True),
     _mma("int8.m16n8",         _warp(16, 8, 16, 32), ("s8", "u8"), ("s32",), _since("sm_80", "imma"), mixed=True, satfinite=True),
     _mma("int4.m8n8",          _warp(8, 8, 32),      ("s4", "u4"), ("s32",), _INT4_75, mixed=True, satfinite=True),
     _mma("int4.m16n8",         _warp(16, 8, 32, 64), ("s4", "u4"), ("s32",), _INT4_80, mixed=True, satfinite=True),

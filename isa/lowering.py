@@ -170,9 +170,15 @@ _ROWS = (
     LoweringSpec(name="dmma.chain",     machine=("DMMA.8x8x4 x{chain}",),     datapath="{arch}.dmma.f64.{d}",
                  note="chained in ascending k"),
     LoweringSpec(name="imma",           machine=("IMMA.{shape}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}"),
+    LoweringSpec(name="imma.rows16",    machine=("IMMA.16{n}{k}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}",
+                 note="carried out with 16 rows; the sum is exact"),
     LoweringSpec(name="imma.unpacked",
-                 machine=("4-bit operands unpacked to 8 bits", "IMMA.{m}{n}{half_k} P, A, B, RZ x2", "IADD3 D, P, P, C"),
+                 machine=("4-bit operands unpacked to 8 bits", "IMMA.{m}{n}{half_k}.{A8}.{B8} P, A, B, RZ x2", "IADD3 D, P, P, C"),
                  datapath="{arch}.imma.int.{d}", note="no 4-bit unit: unpacked to 8 bits, two IMMA, then C is added; the sum is exact"),
+    LoweringSpec(name="imma.unpacked.rows16",
+                 machine=("4-bit operands unpacked to 8 bits", "IMMA.16{n}{half_k}.{A8}.{B8} P, A, B, RZ x2", "IADD3 D, P, P, C"),
+                 datapath="{arch}.imma.int.{d}",
+                 note="no 4-bit unit: unpacked to 8 bits, two IMMA with 16 rows, then C is added; the sum is exact"),
 
     LoweringSpec(name="wgmma.f16",      machine=("HGMMA.{m}x{n}x{k}.{D}",),           datapath="{arch}.wgmma.f16.{d}"),
     LoweringSpec(name="wgmma.bf16",     machine=("HGMMA.{m}x{n}x{k}.{D}.BF16",),      datapath="{arch}.wgmma.bf16.{d}"),
@@ -210,6 +216,7 @@ def _machine(spec: LoweringSpec, instruction: Instruction) -> tuple[str, ...]:
         "S": _SCALE_WORD.get(instruction.scale_type.name, "") if instruction.scale_type else "",
         "suffix": spec.suffix_16 if instruction.block == 16 else "", "SAT": ".SAT" if instruction.satfinite else "",
         "CTA": ".2CTA" if instruction.cta_group == 2 else "", "add": _ADD.get(instruction.d_type.name, ""),
+        "A8": instruction.a_type.name.upper().replace("4", "8"), "B8": instruction.b_type.name.upper().replace("4", "8"),
         "a_registers": k // 8, "b_registers": k // 16, "chain": m // 8 * (k // 4),
     }  # fmt: skip
     return tuple(text.format_map(words) for text in spec.machine)
@@ -254,6 +261,10 @@ def _step(datapath: DatapathSpec, row: LoweringSpec, instruction: Instruction) -
     step = min(datapath.step, whole)
     if whole % step:
         raise UnsupportedInstruction(f"{instruction.ptx}: K = {whole} is no whole number of the {step} elements that {datapath.name} takes")
+    if instruction.scale_input_d and step < whole:
+        raise UnsupportedInstruction(
+            f"{instruction.ptx}: scale-input-d is modelled in one step; {datapath.name} takes {step} of {whole} elements"
+        )
     return step
 
 

@@ -30,9 +30,9 @@ def what_if(name: str, *, base: str, rows: Mapping[str, Mapping[str, Any]], prom
     Args:
         name: the new name, such as `"hopper-f20"`.
         base: the real architecture it departs from; its instructions are those of the new one.
-        rows: for each datapath of the base, named without the architecture (`"wgmma.f8.f32"`; `*` and `?` match several),
-            the fields that differ: `fraction_bits` (F), `step` (L), `zero_exponent`, `group`, `result_fraction_bits`,
-            `result_rounding` (a ResultRounding, or `"rz"` or `"rn"`).
+        rows: for each datapath of the base, named without the architecture (`"wgmma.f8.f32"`; `*` and `?` match several, of which those
+            of exact or IEEE arithmetic are left alone), the fields that differ: `fraction_bits` (F), `step` (L), `zero_exponent`,
+            `group`, `result_fraction_bits`, `result_rounding` (a ResultRounding, or `"rz"` or `"rn"`).
         promote_every: elements of K after which gemm adds the chain to an f32 total and starts anew, where the caller of gemm
             does not say; None: never.
 
@@ -75,6 +75,8 @@ def _changed_rows(name: str, base: str, rows: Mapping[str, Mapping[str, Any]]) -
         found = [row for row in there if fnmatchcase(row, pattern)]
         if not found:
             raise OperandError(f"{base} has no datapath {pattern!r}{nearest(pattern, there)}; it has {', '.join(there)}")
+        if pattern not in there:  # a pattern is for the rows that have such numbers, a name says which row is meant
+            found = [row for row in found if there[row].arithmetic in _RANGES] or found
         for row in found:
             old = changed.get(there[row].name, there[row])
             changed[there[row].name] = _changed(old, name, row, change)
@@ -82,7 +84,7 @@ def _changed_rows(name: str, base: str, rows: Mapping[str, Mapping[str, Any]]) -
 
 
 def _changed(old: DatapathSpec, name: str, row: str, change: Mapping[str, Any]) -> DatapathSpec:
-    if old.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+    if old.arithmetic not in _RANGES:
         raise OperandError(f"{old.name} is exact or IEEE arithmetic ({old.arithmetic.value}); it has no numbers to change")
     values = dict(change)
     for field, value in values.items():

@@ -179,9 +179,9 @@ def _accumulators(c: Any, shape: tuple[int, int], a_type: str) -> npt.NDArray[An
     if np.ndim(c) == 0:
         usual = {"f64": np.float64, "s8": np.int32, "u8": np.int32, "s4": np.int32, "u4": np.int32}.get(a_type, np.float32)
         try:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="raise"):
                 return np.full(shape, c, c.dtype if isinstance(c, np.generic) else usual)
-        except (OverflowError, TypeError, ValueError):
+        except (ArithmeticError, TypeError, ValueError):
             raise OperandError(f"c must be a matrix or a number that fits {np.dtype(usual)}, got {c!r}") from None
     return to_numpy(c, "c")[0]
 

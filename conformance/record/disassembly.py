@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -23,26 +22,6 @@ _OPCODE: Final = r"(?:[HQOIDB]MMA|[HQIB]GMMA|UTC[HQOI]MMA)\b[.\w]*"
 _MATRIX: Final = re.compile(rf"\b{_OPCODE}")
 _EXPECTED: Final = re.compile(rf"^(?P<opcode>{_OPCODE})(?:.* x(?P<count>\d+))?")
 _TIMEOUT_S: Final = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Departure:
-    """Machine instructions that NVRTC 13.5 emits in place of those that a row names; the arithmetic is the same."""
-
-    archs: tuple[str, ...]
-    row: str
-    """Opcode as the row has it, or its beginning."""
-    found: str
-    why: str
-
-
-DEPARTURES: Final = (
-    Departure(
-        archs=("sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a"), row="IMMA.8816", found="IMMA.16816",
-        why="from sm_100a on an integer m8n8 is carried out with 16 rows; integer sums are exact, so the values are the same",
-    ),
-)  # fmt: skip
-"""What the rows should say and do not yet."""
 
 
 class Disassembled(Counter[str]):
@@ -93,12 +72,6 @@ def expected_opcodes(kernel: Kernel) -> Disassembled:
     return found
 
 
-def departure(kernel: Kernel) -> Departure | None:
-    """The departure that applies to a kernel, if any."""
-    wanted = tuple(expected_opcodes(kernel))
-    return next((row for row in DEPARTURES if kernel.arch in row.archs and any(name.startswith(row.row) for name in wanted)), None)
-
-
 def _is(found: str, wanted: str) -> bool:
     """Whether an opcode is the one that a row names; a row may leave out the types at its end."""
     return found == wanted or found.startswith(f"{wanted}.")
@@ -109,9 +82,7 @@ def unexpected(kernel: Kernel, opcodes: Counter[str]) -> tuple[str, ...]:
 
     The loop over a chain is not unrolled for counting: only a kernel with `chain` 1 is held to the counts.
     """
-    wanted, known = expected_opcodes(kernel), departure(kernel)
-    if known is not None:
-        wanted = Disassembled({name.replace(known.row, known.found): count for name, count in wanted.items()})
+    wanted = expected_opcodes(kernel)
     found = {name: sum(count for opcode, count in opcodes.items() if _is(opcode, name)) for name in wanted}
     wrong = [f"{name} is missing" for name, count in found.items() if not count]
     if kernel.chain == 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from mmabits.conformance.record.disassembly import DEPARTURES, Disassembled, departure, disassembler, matrix_opcodes, unexpected
+from mmabits.conformance.record.disassembly import Disassembled, disassembler, matrix_opcodes, unexpected
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.nvrtc import CompilerRefused, Program, compile_source, compiler_version
 from mmabits.conformance.record.session import TARGETS
@@ -25,8 +25,6 @@ class KernelRow:
     """Machine instructions that multiply matrices; empty without a disassembler."""
     problems: tuple[str, ...]
     """A refusal, missing or unexpected machine instructions."""
-    note: str = ""
-    """Where the machine instructions are not those of the row, and known to be."""
 
 
 @lru_cache(maxsize=1024)
@@ -52,10 +50,9 @@ def kernel_row(instruction: Instruction, arch: str, *, disassemble: bool | None 
         return KernelRow(instruction=instruction, arch=arch, cubin_bytes=None, opcodes="", problems=(str(error),))
     if not (disassembler() is not None if disassemble is None else disassemble):
         return KernelRow(instruction=instruction, arch=arch, cubin_bytes=len(program.cubin), opcodes="", problems=())
-    found, known = _opcodes(program.cubin), departure(kernel)
+    found = _opcodes(program.cubin)
     return KernelRow(
         instruction=instruction, arch=arch, cubin_bytes=len(program.cubin), opcodes=str(found), problems=unexpected(kernel, found),
-        note=f"the row says {known.row}" if known else "",
     )  # fmt: skip
 
 
@@ -85,7 +82,5 @@ def kernels_markdown(rows: Sequence[KernelRow]) -> str:
     for row in rows:
         size = "refused" if row.cubin_bytes is None else str(row.cubin_bytes)
         wrong = "".join(f" **{problem}**" for problem in row.problems)
-        note = f" ({row.note})" if row.note else ""
-        lines.append(f"| {row.arch} | `{row.instruction.ptx}` | {size} | {row.opcodes}{note}{wrong} |")
-    notes = [f"{', '.join(known.archs)}: {known.found} instead of {known.row}: {known.why}." for known in DEPARTURES]
-    return "\n".join([*lines, "", *notes])
+        lines.append(f"| {row.arch} | `{row.instruction.ptx}` | {size} | {row.opcodes}{wrong} |")
+    return "\n".join(lines)

@@ -113,6 +113,8 @@ def study(
     left, right = _checked(a, "a"), _checked(b, "b")
     if left.shape[1] != right.shape[0]:
         raise OperandError(f"a has K = {left.shape[1]} (shape {left.shape}) and b has K = {right.shape[0]} (shape {right.shape})")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise OperandError(f"seed must be an integer from 0 upward, got {seed!r}")
     how = recipe_named(recipe)
     stored_a, stored_b = how.quantize(left, -1), how.quantize(right, 0)
     for name, stored in (("a", stored_a), ("b", stored_b)):

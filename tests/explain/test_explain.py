@@ -166,6 +166,9 @@ def test_wrong_use_is_refused(tmp_path):
         explain(*operands, **given, column=3)
     with pytest.raises(OperandError, match="a must be a vector or a matrix"):
         explain(np.zeros((2, 2, 32), _FP8), operands[1], **given)
+    for c in (1e60, -1e39, "x"):
+        with pytest.raises(OperandError, match="c must be a matrix or a number that fits float32, got"):
+            explain(*operands[:2], c, **given)
     found = explain(*operands, **given)
     with pytest.raises(OperandError, match="step 9 of a chain of 4"):
         found.svg(9)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmabits.conformance.record.disassembly import DEPARTURES, Disassembled, departure, disassembler, expected_opcodes, unexpected
+from mmabits.conformance.record.disassembly import Disassembled, disassembler, expected_opcodes, unexpected
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.listing import kernel_row, kernel_rows, kernels_markdown
 from mmabits.conformance.record.nvrtc import CompilerRefused, compile_source, compiler_version
@@ -137,10 +137,12 @@ def test_unexpected_machine_instructions_are_told() -> None:
     assert "QMMA.16832.F32.E4M3.E4M3 is not expected" in unexpected(expanded, Disassembled({name: 1}))
 
 
-def test_departures_name_rows_that_there_are() -> None:
-    for known in DEPARTURES:
-        for arch in set(known.archs) & set(TARGETS):
-            assert any(departure(Kernel(instruction=row, arch=arch)) is known for row in representatives(arch)), known
+def test_integers_of_eight_rows_take_an_instruction_of_sixteen_from_sm_100a_on() -> None:
+    byte, nibble = (parse(f"mma.sync.aligned.m8n8k{k}.row.col.s32.{kind}.{kind}.s32") for k, kind in ((16, "u8"), (32, "u4")))
+    assert expected_opcodes(Kernel(instruction=byte, arch="sm_90a")) == {"IMMA.8816.U8.U8": 1}
+    assert expected_opcodes(Kernel(instruction=byte, arch="sm_100a")) == {"IMMA.16816.U8.U8": 1}
+    assert expected_opcodes(Kernel(instruction=nibble, arch="sm_90a")) == {"IMMA.8816.U8.U8": 2}
+    assert expected_opcodes(Kernel(instruction=nibble, arch="sm_120a")) == {"IMMA.16816.U8.U8": 2}
 
 
 def test_a_target_that_leaves_out_the_instruction_is_refused_by_the_compiler(needs_nvrtc: None) -> None:

@@ -88,6 +88,9 @@ def test_wrong_use_is_refused():
     mmabits.what_if("study-what-if", base="sm_90a", rows={})
     with pytest.raises(OperandError, match="study takes real architectures"):
         study(a, b, arch="study-what-if")
+    for seed in (-1, 1.5, True):
+        with pytest.raises(OperandError, match=f"seed must be an integer from 0 upward, got {seed}"):
+            study(a, b, seed=seed)
 
 
 def test_what_is_not_finite_has_no_budget():

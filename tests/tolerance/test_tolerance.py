@@ -117,6 +117,15 @@ def test_the_bound_from_shape_and_magnitudes_covers_every_product_of_that_shape(
             assert (np.abs(d - allowed.reference) <= loose).all()
 
 
+@pytest.mark.parametrize("amax", ["x", None, True, [1.0], -1.0, float("inf"), float("nan"), 10**400])
+def test_a_magnitude_is_a_finite_number(amax):
+    given = {"amax_a": 1.0, "amax_b": 1, "amax_c": np.float32(2), "instruction": "wgmma", "arch": "sm_90a"}
+    assert tolerance_of_shape(32, **given) > 0
+    for name in ("amax_a", "amax_b", "amax_c"):
+        with pytest.raises(mmabits.MmabitsError, match=f"{name} must be a finite magnitude, got"):
+            tolerance_of_shape(32, **given | {name: amax})
+
+
 # Planted bugs ------------------------------------------------------------------------------------------------------------
 
 _GIVEN = {"instruction": "wgmma", "arch": "sm_90a"}

@@ -9,7 +9,7 @@ import pytest
 import slow_reference
 
 import mmabits
-from mmabits.isa import Evidence, OperandError, UnknownArchitecture, architecture, lower, resolve
+from mmabits.isa import Evidence, OperandError, UnknownArchitecture, UnsupportedInstruction, architecture, lower, parse, resolve
 
 _FUSED = [
     # (F, L, e_zero, result fraction bits, rounding)
@@ -140,3 +140,38 @@ def test_numbers_that_no_unit_can_have_are_refused(base, row, change, message):
     with pytest.raises(OperandError) as caught:
         mmabits.what_if("no-unit", base=base, rows={row: change})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fraction_bits", "zero", "step", "kept"), [(18, -133, 1, 23), (13, -138, 32, 13), (15, -136, 4, 23), (13, -150, 32, 13)]
+)
+def test_a_step_of_zeros_whose_unit_no_float32_holds(fraction_bits, zero, step, kept):
+    """The unit of a step of zeros, 2^(e_zero - F), may lie below every float32: then float64 carries."""
+    name = f"zeros-{fraction_bits}-{zero}-{step}"
+    change = {"fraction_bits": fraction_bits, "zero_exponent": zero, "step": step, "result_fraction_bits": kept}
+    mmabits.what_if(name, base="sm_90a", rows={"wgmma.f8.f32": change})
+    unit = slow_reference.Unit(F=fraction_bits, L=step, e_zero=zero, out=f"f32 rz {kept}")
+    a = b = np.zeros((5, 32), np.uint8)
+    a = a.copy()
+    a[4, 3] = 1
+    c = np.array([0, 0x80000000, 1, 0x007FFFFF, 0], np.uint32)
+    got = mmabits.emulator.api.dot_rows(resolve("wgmma", arch=name, a_type="e4m3", b_type="e5m2"), name, a, b, c)
+    assert [hex(code) for code in got.tolist()] == [hex(code) for code in _reference(a, b, c, unit)]
+
+
+def test_an_accumulator_that_is_divided_once_an_instruction_takes_one_step():
+    mmabits.what_if("divided", base="sm_100a", rows={"tcgen05.f16.f32": {"step": 8}})
+    plain = resolve("tcgen05.mma.kind::f16", arch="divided", a_type="f16", b_type="f16")
+    assert lower(plain, "divided").step == 8
+    with pytest.raises(UnsupportedInstruction, match="takes 8 of 16 elements"):
+        lower(parse(f"{plain.ptx}.scale_input_d::1"), "divided")
+
+
+def test_a_pattern_leaves_rows_without_numbers_alone_and_a_name_does_not():
+    found = mmabits.what_if("all-f20", base="sm_90a", rows={"*": {"fraction_bits": 20}})
+    for a_type, wanted in (("e4m3", 20), ("f16", 20)):
+        assert lower(resolve("wgmma", arch=found.name, a_type=a_type, b_type=a_type), found.name).datapath.fraction_bits == wanted
+    whole = resolve("wgmma", arch=found.name, a_type="s8", b_type="s8")
+    assert lower(whole, found.name).datapath is lower(whole, "sm_90a").datapath
+    with pytest.raises(OperandError, match="it has no numbers to change"):
+        mmabits.what_if("no-numbers", base="sm_90a", rows={"wgmma.int.*": {"fraction_bits": 20}})
