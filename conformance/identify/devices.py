@@ -16,7 +16,8 @@ from mmabits.conformance.probes.exact import Operands, evaluate, join
 from mmabits.conformance.probes.generators import row_bytes
 from mmabits.conformance.probes.model import Model
 from mmabits.conformance.probes.score import operands_of
-from mmabits.conformance.vectors import DotVectors, read_vectors
+from mmabits.conformance.record.replaying import read_dots
+from mmabits.conformance.vectors import DotVectors
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import FormatSpec, format_spec, parse
 from mmabits.isa.errors import OperandError, OperandTypeError
@@ -162,7 +163,7 @@ def oracle_of(device: Device, shape: Shape) -> Oracle:
     if callable(device):
         return Oracle(shape, _asker(device, shape))
     if isinstance(device, (str, os.PathLike)):
-        device = read_vectors(Path(device))
+        device = read_dots(Path(device))
     if not isinstance(device, DotVectors):
         raise OperandTypeError(f"a device is a callable, DotVectors, or the path of a vector file, got {type(device).__name__}")
     k = parse(device.instruction).k

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import evaluate, join
-from mmabits.conformance.probes.generators import SEED, probes_for
+from mmabits.conformance.probes.exact import Operands, evaluate, join
+from mmabits.conformance.probes.generators import SEED, Probes, probes_for
 from mmabits.conformance.probes.model import Model, model_of
 from mmabits.conformance.probes.mutants import mutants
 from mmabits.conformance.probes.score import killing_rows
@@ -92,9 +93,12 @@ def entries() -> list[Entry]:
     return sorted(made, key=lambda entry: entry.name)
 
 
-def vectors_of(entry: Entry) -> DotVectors:
-    """The dot products of one file: chosen from all recipes, exact results, the recipes in the metadata."""
-    model = entry.model
+def killing_probes(model: Model) -> tuple[Operands, list[Probes], npt.NDArray[np.int64]]:
+    """The few dot products that kill every mutant of a model that operands can kill.
+
+    Returns:
+        The dot products, all the recipes they were chosen from, and the number of the recipe of each.
+    """
     wrong = [mutant.model for mutant in mutants(model) if reason_for(model, mutant) is None]
     for most in (_AT_FIRST, None):
         probes = probes_for(model, most=most, random=30)
@@ -102,8 +106,12 @@ def vectors_of(entry: Entry) -> DotVectors:
         rows, kills = killing_rows(model, pool, wrong, times=TIMES, rng=np.random.default_rng(SEED))
         if kills.all():
             break
-    operands = pool.take(rows)
-    origin = np.concatenate([np.full(len(each), i) for i, each in enumerate(probes)])[rows]
+    return pool.take(rows), probes, np.repeat(np.arange(len(probes)), [len(each) for each in probes])[rows]
+
+
+def vectors_of(entry: Entry) -> DotVectors:
+    """The dot products of one file: chosen from all recipes, exact results, the recipes in the metadata."""
+    operands, probes, origin = killing_probes(entry.model)
     recipes: list[dict[str, Any]] = []
     for i in dict.fromkeys(origin.tolist()):
         here = np.flatnonzero(origin == i)
@@ -111,7 +119,7 @@ def vectors_of(entry: Entry) -> DotVectors:
     row = entry.instruction
     return DotVectors(
         instruction=row.ptx, arch=entry.arch, a_type=row.a_type, b_type=row.b_type, c_type=row.c_type, d_type=row.d_type, k=row.k,
-        a=operands.a, b=operands.b, c=operands.c, d=evaluate(model, operands), scale_type=row.scale_type, block=row.block,
+        a=operands.a, b=operands.b, c=operands.c, d=evaluate(entry.model, operands), scale_type=row.scale_type, block=row.block,
         scale_a=operands.scale_a, scale_b=operands.scale_b, kind="computed", gpu="none: exact model of mmabits",
         note="computed, not recorded: kills every mutant of the datapath that operands can kill", source="computed by the exact model",
         license="Apache-2.0", extra={"recipes": json.dumps(recipes), "datapaths": json.dumps(entry.datapaths)},

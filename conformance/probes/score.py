@@ -15,7 +15,8 @@ from mmabits.conformance.probes.equivalent import reason_for
 from mmabits.conformance.probes.exact import Operands, evaluate
 from mmabits.conformance.probes.model import Model, model_of
 from mmabits.conformance.probes.mutants import Mutant, mutants
-from mmabits.conformance.vectors import DotVectors, read_vectors
+from mmabits.conformance.record.replaying import read_dots
+from mmabits.conformance.vectors import DotVectors
 from mmabits.isa import lower, parse
 from mmabits.isa.errors import MmabitsError
 
@@ -134,7 +135,7 @@ def score_files(files: Sequence[str | os.PathLike[str]]) -> Iterator[Score]:
     """Score files one by one; one that cannot be read or scored gives a score with `error` set."""
     for path in map(Path, files):
         try:
-            yield score_vectors(read_vectors(path), path=str(path))
+            yield score_vectors(read_dots(path), path=str(path))
         except MmabitsError as error:
             text = str(error)
             yield Score(path=str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.record.tiles import Generator, TileOperands, encoded, operand_formats
+from mmabits.conformance.record.tiles import Generator, TileOperands, diagonal_tiles, encoded, operand_formats
+from mmabits.isa import lower
 from mmabits.isa.errors import OperandError, nearest
 from mmabits.isa.formats import FormatSpec
 from mmabits.isa.instructions import Instruction
 
+if TYPE_CHECKING:
+    from mmabits.conformance.probes.exact import Operands
+    from mmabits.conformance.probes.model import Model
+
 Codes = npt.NDArray[Any]
 _Draw = Callable[[str, FormatSpec, tuple[int, ...], np.random.Generator], Codes]
 
+PROBES: Final = "probes"
 _SPECIAL_SHARE: Final = 0.15
 _NORMAL_SCALE_SPREAD: Final = 3
+_RANDOM_PROBES: Final = 40
+_MOST_SEEDS: Final = 8
+"""Seeds whose probes are taken before probes are taken twice."""
 
 
 def _rng(name: str, instruction: Instruction, arch: str, seed: int) -> np.random.Generator:
@@ -84,7 +95,43 @@ def special_values(instruction: Instruction, arch: str, tiles: int, seed: int) -
     return _drawn("special", _special, instruction, arch, tiles, seed)
 
 
-GENERATORS: Final[dict[str, Generator]] = {"normal": normal_values, "random-bits": random_bits, "special": special_values}
+def probes(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOperands:
+    """Dot products that tell the modelled datapath from its neighbours (docs/probes.md), on the diagonals of the tiles.
+
+    First the few that kill every mutant of the datapath, then of every recipe about as many; where all recipes together have too few,
+    those of further seeds follow.
+    """
+    from mmabits.conformance.probes.exact import join
+    from mmabits.conformance.probes.generators import probes_for, unique
+    from mmabits.conformance.probes.model import model_of
+
+    plain = replace(instruction, negate_a=False, negate_b=False, scale_d=True, scale_input_d=0)
+    model = model_of(lower(plain, arch))
+    wanted = tiles * min(instruction.m, instruction.n)
+    found = _killing(model)
+    for number in range(_MOST_SEEDS):
+        recipes = [recipe.operands for recipe in probes_for(model, random=_RANDOM_PROBES, seed=seed + number)]
+        found = unique(join([found, join(recipes).take(_in_turn([len(recipe.c) for recipe in recipes]))]))
+        if len(found.c) >= wanted:
+            break
+    return diagonal_tiles(instruction, TileOperands(**found._asdict()), tiles)
+
+
+@lru_cache(maxsize=128)
+def _killing(model: Model) -> Operands:
+    from mmabits.conformance.probes.pack import killing_probes
+
+    return killing_probes(model)[0]
+
+
+def _in_turn(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Rows of parts that lie one below the other, one of each part at a time: the first of each, then the second of each."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    rows = [(place, part, start + place) for part, (start, size) in enumerate(zip(starts, sizes, strict=True)) for place in range(size)]
+    return np.array([row for _, _, row in sorted(rows)], np.int64)
+
+
+GENERATORS: Final[dict[str, Generator]] = {"normal": normal_values, "random-bits": random_bits, "special": special_values, PROBES: probes}
 """The generators by their names in files and on the command line."""
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from mmabits.conformance.record.device import EMULATOR
-from mmabits.conformance.record.recording import Recording, read_recording
+from mmabits.conformance.record.recording import Recording, is_recording, read_recording
 from mmabits.conformance.record.tiles import Codes, emulate_tiles
 from mmabits.conformance.replay import Difference, FileReport
 from mmabits.conformance.replay import replay as replay_rows
-from mmabits.conformance.vectors import DotVectors
+from mmabits.conformance.vectors import DotVectors, read_vectors
 from mmabits.isa import lower
+from mmabits.isa.errors import VectorFileError
 
 _BATCH_RESULTS: Final = 1 << 20
 _ROWS_KIND: Final = {EMULATOR: "peer"}
@@ -74,7 +76,25 @@ def _described(recording: Recording, places: list[tuple[int, int, int]]) -> Iter
         yield replace(difference, row=numbers[difference.row])
 
 
-def dot_rows_of(recording: Recording, places: list[tuple[int, int, int]]) -> DotVectors:
+def read_dots(path: str | Path) -> DotVectors:
+    """The dot products of a file of either format: of tiles, every element of D is one.
+
+    Args:
+        path: dot-vectors/1 or tile-vectors/1.
+
+    Raises:
+        VectorFileError: the file cannot be read, or holds chains of instructions, whose intermediate results nobody recorded.
+    """
+    if not is_recording(path):
+        return read_vectors(path)
+    recording = read_recording(path)
+    if recording.chain > 1:
+        raise VectorFileError(f"{path}: holds chains of {recording.chain} instructions; single dot products are needed (--chain 1)")
+    places = np.stack(np.unravel_index(np.arange(recording.d.size), recording.d.shape), axis=1)
+    return dot_rows_of(recording, places)
+
+
+def dot_rows_of(recording: Recording, places: list[tuple[int, int, int]] | npt.NDArray[np.intp]) -> DotVectors:
     """Elements of D as dot products of one instruction.
 
     Args:
@@ -82,7 +102,7 @@ def dot_rows_of(recording: Recording, places: list[tuple[int, int, int]]) -> Dot
         places: tile, row and column of each.
     """
     instruction, operands = recording.instruction, recording.operands
-    tile, row, column = (np.array(axis) for axis in zip(*places, strict=True))
+    tile, row, column = np.asarray(places).T
 
     def rows_of(codes: Codes | None) -> Codes | None:
         return None if codes is None else np.ascontiguousarray(codes[tile, row])

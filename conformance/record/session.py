@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
-from mmabits.conformance.record.generators import GENERATORS, find_generator
+from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.layouts import Words
 from mmabits.conformance.record.nvrtc import CompilerRefused, Program
@@ -37,6 +37,8 @@ TARGETS: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a")
 """Architectures for which every instruction is compiled in the tests."""
 DEFAULT_RESULTS: Final = 1 << 14
 """Results of one recording where the number of tiles is left open."""
+DEFAULT_PROBES: Final = 1 << 10
+"""Likewise, dot products that are probes."""
 _USUAL_N: Final = 64
 _CHECK_TILES: Final = 4
 _BATCH_BYTES: Final = 1 << 28
@@ -134,8 +136,10 @@ class Job:
         return f"{self.arch}.{self.instruction.ptx.replace('::', '-')}.{generator}{chain}{SUFFIX}"
 
 
-def usual_tiles(instruction: Instruction) -> int:
-    """Tiles that give about `DEFAULT_RESULTS` results."""
+def usual_tiles(instruction: Instruction, generator: str = "") -> int:
+    """Tiles that give about `DEFAULT_RESULTS` results, or of the generator `probes` `DEFAULT_PROBES` dot products on their diagonals."""
+    if generator == PROBES:
+        return -(-DEFAULT_PROBES // min(instruction.m, instruction.n))
     return max(2, -(-DEFAULT_RESULTS // (instruction.m * instruction.n)))
 
 
@@ -155,8 +159,8 @@ def make_jobs(
         find_generator(generator)
     return [
         Job(
-            instruction=instruction, arch=arch, generator=generator, seed=seed, tiles=usual_tiles(instruction) if tiles is None else tiles,
-            chain=chain,
+            instruction=instruction, arch=arch, generator=generator, seed=seed, chain=chain,
+            tiles=usual_tiles(instruction, generator) if tiles is None else tiles,
         )
         for instruction in instructions for generator in generators
     ]  # fmt: skip

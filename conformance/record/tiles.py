@@ -127,6 +127,38 @@ def encoded(values: npt.NDArray[Any], spec: FormatSpec) -> Codes:
     return encode(values, spec, rounding=CVT_ROUNDINGS[spec.name][0])
 
 
+def diagonal_tiles(instruction: Instruction, dots: TileOperands, tiles: int) -> TileOperands:
+    """Tiles with independent dot products on the diagonals of D.
+
+    Dot product i of a tile takes row i of A and column i of B, so that a tile holds as many as its shorter side. Rows and columns past
+    the diagonal hold operands of the dot products that come next, and each row of C is filled with one accumulator: what else stands in
+    D comes from operands of the same kind, mixed.
+
+    Args:
+        instruction: whose tiles.
+        dots: n dot products as codes: a and b (n, K), c (n,), scales (n, K / block); taken again from the first where they do not suffice.
+        tiles: how many.
+    """
+    first = np.arange(tiles)[:, None] * min(instruction.m, instruction.n)
+    rows, columns = ((first + np.arange(size)) % len(dots.c) for size in (instruction.m, instruction.n))
+
+    def turned(codes: Codes | None) -> Codes | None:
+        return None if codes is None else np.ascontiguousarray(np.swapaxes(codes[columns], 1, 2))
+
+    b = turned(dots.b)
+    if b is None:
+        raise OperandError("b cannot be missing")
+    return TileOperands(
+        a=dots.a[rows], b=b, c=np.repeat(dots.c[rows][:, :, None], instruction.n, axis=2),
+        scale_a=None if dots.scale_a is None else dots.scale_a[rows], scale_b=turned(dots.scale_b),
+    )  # fmt: skip
+
+
+def diagonals(d: Codes) -> Codes:
+    """The results of `diagonal_tiles`, tile by tile: (tiles * shorter side,)."""
+    return np.ascontiguousarray(np.diagonal(d, axis1=1, axis2=2)).reshape(-1)
+
+
 def join_chain(parts: TileOperands, chain: int) -> TileOperands:
     """Operands of `chain` times as many tiles as tiles with `chain` times the K; C is that of the first of each."""
     if chain == 1:

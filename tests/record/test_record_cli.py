@@ -48,7 +48,7 @@ def test_auto_takes_the_gpus_architecture(tmp_path: Path, fake_driver: Any, monk
     monkeypatch.setattr(driver, "_bindings", lambda: fake_driver((9, 0)))
     assert exit_code("--out", str(tmp_path), "--instruction", WGMMA, "--tiles", "2") == 0
     names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    assert names == [f"sm_90a.{WGMMA}.{generator}.safetensors" for generator in ("normal", "random-bits", "special")]
+    assert names == [f"sm_90a.{WGMMA}.{generator}.safetensors" for generator in ("normal", "probes", "random-bits", "special")]
     with pytest.raises(OperandError, match="--arch sm_80 asks for another architecture than that of Fake GPU, sm_90a"):
         run("--out", str(tmp_path), "--arch", "sm_80")
 

@@ -294,10 +294,12 @@ def test_exact_results_know_the_modifiers(modifier: str) -> None:
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generators(name: str) -> None:
     generator = find_generator(name)
-    for ptx in (WGMMA, "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n16k64.f32.e2m1.e2m1.ue4m3",
-                "mma.sync.aligned.m8n8k32.row.col.s32.s4.u4.s32", "mma.sync.aligned.m8n8k4.row.col.rn.f64.f64.f64.f64"):  # fmt: skip
+    for ptx, arch in (
+        (WGMMA, "sm_90a"), ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n16k64.f32.e2m1.e2m1.ue4m3", "sm_100a"),
+        ("mma.sync.aligned.m8n8k32.row.col.s32.s4.u4.s32", "sm_80"), ("mma.sync.aligned.m8n8k4.row.col.rn.f64.f64.f64.f64", "sm_90a"),
+    ):  # fmt: skip
         row = parse(ptx)
-        first, again, other = (generator(row, "sm_90a", 3, seed) for seed in (1, 1, 2))
+        first, again, other = (generator(row, arch, 6, seed) for seed in (1, 1, 2))
         check_operands(row, first)
         assert all((left == right).all() for (_, left), (_, right) in zip(first.named(), again.named(), strict=True) if left is not None)
         assert (first.a != other.a).any() and (first.c != 0).mean() > 0.5
