@@ -1,4 +1,4 @@
-"""`mmabits identify`: the datapath behind a recording, or behind the emulator's own instruction."""
+"""`mmabits identify`: the datapath behind a recording, a GPU's instruction, or the emulator's own."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ EXIT_CONTRADICTED: Final = 1
 
 
 def identify(
-    recording: Annotated[Path | None, typer.Argument(help="A vector file of dot products.")] = None,
+    recording: Annotated[Path | None, typer.Argument(help="A file of dot products or tiles.")] = None,
     instruction: Annotated[
-        str | None, typer.Option(help="Instead of a recording: ask the emulator for this instruction, PTX in full.")
+        str | None, typer.Option(help="Instead of a recording: ask for this instruction, PTX in full, with --arch or --gpu.")
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="With --instruction: the architecture, sm_90a, ...")] = None,
+    arch: Annotated[str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, sm_90a, ...")] = None,
+    gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
     from mmabits.conformance.identify import identify as run
-    from mmabits.conformance.vectors import read_vectors
+    from mmabits.conformance.record.replaying import read_dots
     from mmabits.isa import parse
     from mmabits.isa.errors import OperandError
 
-    if (recording is None) == (instruction is None) or (instruction is None) != (arch is None):
-        raise OperandError("identify takes a vector file, or --instruction with --arch")
+    if (recording is None) == (instruction is None) or (instruction is None) != (arch is None and gpu is None) or None not in (arch, gpu):
+        raise OperandError("identify takes a file, or --instruction with either --arch or --gpu")
     device: Any
     if recording is not None:
-        vectors = read_vectors(recording)
+        vectors = read_dots(recording)
         row, device = parse(vectors.instruction), vectors
     else:
         row = parse(str(instruction))
-        device = emulator_device(str(instruction), str(arch))
+        device = emulator_device(str(instruction), str(arch)) if gpu is None else gpu_device(str(instruction), gpu)
     found = run(
         device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
         scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
@@ -47,6 +48,27 @@ def identify(
     else:
         print(found)
     raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
+
+
+def gpu_device(instruction: str, index: int = 0) -> Any:
+    """An instruction of a GPU at hand as a device for `identify`.
+
+    Args:
+        instruction: PTX in full.
+        index: which GPU, counted as the driver does.
+
+    Returns:
+        A callable f(a, b, c, scale_a=None, scale_b=None) over arrays of the formats' NumPy types.
+
+    Raises:
+        DeviceUnavailable: no GPU, no driver, or the extra `gpu` is missing.
+        MmabitsError: the GPU lacks the instruction, or its kernel fails its check.
+    """
+    from mmabits.conformance.record.asking import AskedInstruction
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.isa import parse
+
+    return AskedInstruction(CudaDevice(index), parse(instruction))
 
 
 def emulator_device(instruction: str, arch: str) -> Any:

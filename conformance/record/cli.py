@@ -79,7 +79,7 @@ def record(
     out: Annotated[Path | None, typer.Option(help="Folder for the recordings; made if missing.")] = None,
     arch: Annotated[str, typer.Option(help="Architecture: sm_90a, ...; auto: that of the GPU.")] = AUTO,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the operands.")] = 0,
-    tiles: Annotated[int | None, typer.Option(min=1, help="Tiles of each recording; left out: about 16384 results, or 1024 probes.")] = None,
+    tiles: Annotated[int | None, typer.Option(min=1, help="Tiles of each recording; left out: 16384 results, or 1024 probes.")] = None,
     only: Annotated[str | None, typer.Option(help="Only a family (mma.sync, wgmma, tcgen05) or any part of the spelling.")] = None,
     instruction: Annotated[list[str] | None, typer.Option(help="Exactly this instruction, PTX in full; repeatable.")] = None,
     generator: Annotated[

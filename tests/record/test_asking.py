@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 import mmabits
+from mmabits.conformance.cli import main
 from mmabits.conformance.identify import identify
 from mmabits.conformance.identify.cli import emulator_device
 from mmabits.conformance.probes.score import score_files, score_vectors
+from mmabits.conformance.record import driver
 from mmabits.conformance.record.asking import AskedInstruction
 from mmabits.conformance.record.device import EmulatedDevice, Images
 from mmabits.conformance.record.generators import random_bits
@@ -155,3 +158,17 @@ def test_modified_instructions_have_the_probes_of_the_plain_one(tmp_path: Path) 
     path = recorded(tmp_path, f"{WGMMA}.negA", "sm_90a", "probes")
     plain = recorded(tmp_path, WGMMA, "sm_90a", "probes")
     np.testing.assert_array_equal(read_dots(path).a, read_dots(plain).a)
+
+
+def test_the_command_identifies_a_gpus_instruction(
+    fake_driver: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], needs_nvrtc: None
+) -> None:
+    monkeypatch.setattr(driver, "_bindings", lambda: fake_driver((9, 0)))
+    with pytest.raises(SystemExit) as ended:
+        main(["identify", "--instruction", "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "--gpu", "0", "--json"])
+    assert ended.value.code == 0
+    assert "sm_90a.wgmma.int.s32" in json.loads(capsys.readouterr().out)["matches"]
+    with pytest.raises(SystemExit) as ended:
+        main(["identify", "--instruction", "tcgen05.mma.cta_group::1.kind::i8.m128n16k32.s32.s8.s8", "--gpu", "0"])
+    assert ended.value.code == 2
+    assert "sm_90a" in capsys.readouterr().err
