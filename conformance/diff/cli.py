@@ -4,111 +4,185 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mmabits.isa.errors import OperandError
+from mmabits.isa.errors import MmabitsError, OperandError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mmabits.conformance.diff.comparing import Difference
-    from mmabits.conformance.diff.runs import Run
-    from mmabits.conformance.diff.schedules import Fit, Schedule
-    from mmabits.conformance.explain import Explanation
+    from mmabits.conformance.diff.running import AnyDifference, AnyRun, Choice
+
+EXIT_DIFFER: Final = 1
+EXIT_ERROR: Final = 2
+_PIPE_WIDTH: Final = 200
 
 
 def diff(
-    against: Annotated[Path | None, typer.Option(help="A recording: a run (gemm-run/1), or tiles or dot products.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture to emulate; that of the recording if left out.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page (.html) about a run.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Folder to record runs into, on a machine with a GPU.")] = None,
-    case: Annotated[list[str] | None, typer.Option(help="Which case to record; may be repeated. All if left out.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the operands that are recorded.")] = 0,
+    against: Annotated[Path | None, typer.Option(help="A recording: a run, or tiles or dot products.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture to emulate; that of the recording or of the GPU if left out.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
+    record: Annotated[Path | None, typer.Option(help="Folder to record runs into; nothing is compared.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Which case to run; may be repeated. All if left out.")] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="List the cases.")] = False,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="The emulator of --arch in the GPU's place; files and reports say so.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the operands.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare a recorded product with the emulated one, bit by bit. Exit status: 0 equal, 1 different, 2 unreadable input."""
-    if (against is None) == (record is None):
-        raise OperandError("mmabits diff takes either --against FILE or --record FOLDER")
-    if record is not None:
-        if arch is not None or report is not None or as_json:
-            raise OperandError("--arch, --report and --json go with --against, not with --record")
-        _record(record, case or [], seed)
+    """Run products and kernels on the GPU and emulated, or compare a recording, bit by bit. Exit status: 0 equal, 1 different, 2 error."""
+    if list_cases:
+        _list(as_json=as_json)
         return
-    if case:
-        raise OperandError("--case goes with --record, not with --against")
-    from mmabits.conformance.diff.runs import is_run, read_run
-
-    if not is_run(Path(str(against))):
-        raise typer.Exit(_replayed(Path(str(against)), arch, report, as_json=as_json))
-    raise typer.Exit(_against(read_run(Path(str(against))), arch, report, as_json=as_json))
-
-
-def _record(out: Path, names: list[str], seed: int) -> None:
-    from mmabits.conformance.diff.cases import CASES, case_named, record_case
-    from mmabits.conformance.diff.runs import write_run
-
-    cases = [case_named(name) for name in names] or list(CASES.values())
-    for case in cases:
-        run = record_case(case, seed=seed)
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{case.name}-seed{seed}.safetensors"
-        write_run(path, run)
-        print(f"wrote {path}")
+    if report is not None and report.suffix != ".html":
+        raise OperandError(f"--report is written as .html, got {str(report)!r}")
+    if against is not None:
+        if record is not None or case or emulated:
+            raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")
+        raise typer.Exit(_against(against, arch, report, as_json=as_json))
+    if emulated and arch is None:
+        raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
+    if record is not None:
+        if report is not None or as_json or (arch is not None and not emulated):
+            raise OperandError("--record only records: --arch, --report and --json go with a comparison")
+        raise typer.Exit(_record(record, case or [], seed, arch if emulated else None))
+    raise typer.Exit(_live(case or [], seed, arch, report, stand_in=arch if emulated else None, as_json=as_json))
 
 
-def _against(run: Run, arch: str | None, report: Path | None, *, as_json: bool) -> int:
-    from mmabits.conformance.diff.comparing import compare
-    from mmabits.conformance.diff.schedules import assumed_schedule, fitting_schedules, recompute
+def _list(*, as_json: bool) -> None:
+    from rich.table import Table
 
-    target = arch or run.arch
-    schedule = assumed_schedule(
-        run.a, run.b, arch=target, instruction=run.instruction, scale_a=run.scale_a, fast_accum=run.fast_accum
-    )  # fmt: skip
-    emulated = recompute(
-        run.a, run.b, schedule=schedule, arch=target, scale_a=run.scale_a, scale_b=run.scale_b, dtype=run.result.dtype
-    )  # fmt: skip
-    found = compare(run.result, emulated)
-    fits: list[Fit] = []
-    explanation = None
-    if not found.is_equal:
-        fits = fitting_schedules(
-            run.a, run.b, run.result, arch=target, instruction=run.instruction, scale_a=run.scale_a, scale_b=run.scale_b
-        )  # fmt: skip
-        explanation = _explained(run, schedule, target, found)
+    from mmabits.conformance.diff.running import ALL_CASES, case_row
+
+    rows = [case_row(case) for case in ALL_CASES.values()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("case", "call", "on"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["call"], " ".join(row["architectures"]))
+    _console().print(table)
+
+
+def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> int:
+    from mmabits.conformance.diff.running import choose, keep, record_any
+    from mmabits.conformance.progress import progress
+
+    chosen = choose(names, stand_in=stand_in)
+    failed = _say_left_out(chosen)
+    with progress(len(chosen.cases), "recording") as advance:
+        for case in chosen.cases:
+            try:
+                done = keep(record_any(case, seed=seed, stand_in=stand_in), folder)
+                print(f"{done.state} {done.path}")
+            except MmabitsError as error:
+                failed[case.name] = str(error)
+                _complain(case.name, error)
+            advance()
+    return EXIT_ERROR if failed else 0
+
+
+def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *, stand_in: str | None, as_json: bool) -> int:
+    """Every case on the GPU, or its stand-in, and emulated."""
+    from mmabits.conformance.diff.running import choose, compare_any, record_any
+    from mmabits.conformance.progress import progress
+
+    chosen = choose(names, stand_in=stand_in)
+    found: list[AnyDifference] = []
+    failed = _say_left_out(chosen)
+    with progress(len(chosen.cases), "comparing") as advance:
+        for case in chosen.cases:
+            try:
+                found.append(compare_any(record_any(case, seed=seed, stand_in=stand_in), arch=arch))
+            except MmabitsError as error:
+                failed[case.name] = str(error)
+                _complain(case.name, error)
+            advance()
+    return _told(found, failed, report, as_json=as_json)
+
+
+def _against(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:
+    from mmabits.conformance.diff.running import compare_any, read_any
+
+    run: AnyRun | None = read_any(path)
+    if run is None:
+        return _replayed(path, arch, report, as_json=as_json)
+    return _told([compare_any(run, arch=arch)], {}, report, as_json=as_json)
+
+
+def _told(found: Sequence[AnyDifference], failed: Mapping[str, str], report: Path | None, *, as_json: bool) -> int:
+    """Print, write the page, and give the exit status."""
     if report is not None:
-        from mmabits.conformance.diff.page import difference_page
+        from mmabits.conformance.diff.pages import differences_page
         from mmabits.conformance.pages import write
 
-        write(report, difference_page(run, schedule, target, found, fits, explanation))
+        write(report, differences_page(found, tuple(failed.items())))
     if as_json:
-        print(json.dumps(_json(run, schedule, target, found, fits), indent=2, allow_nan=False))
+        parts: Any = [one.as_json for one in found]
+        print(
+            json.dumps(parts[0] if len(parts) == 1 and not failed else {"runs": parts, "failed": dict(failed)}, indent=2, allow_nan=False)
+        )
     else:
-        _print(run, schedule, target, found, fits, explanation)
+        _print(found)
         if report is not None:
             print(f"wrote {report}")
-    return 0 if found.is_equal else 1
+    if failed or not found:
+        return EXIT_ERROR
+    return 0 if all(one.is_equal for one in found) else EXIT_DIFFER
 
 
-def _explained(run: Run, schedule: Schedule, arch: str, found: Difference) -> Explanation:
-    """The first element that differs, up to the accumulator that the schedule ends with."""
-    from mmabits.conformance.explain import explain
+def _print(found: Sequence[AnyDifference]) -> None:
+    from mmabits.conformance.diff.kernel_runs import KernelDifference, difference_lines
+    from mmabits.conformance.diff.run_differences import run_lines
 
-    first = found.first[0]
-    scales: dict[str, Any] = {} if schedule.instruction.block is None else {"scale_a": run.scale_a, "scale_b": run.scale_b}
-    return explain(
-        run.a, run.b, instruction=schedule.instruction, arch=arch, promote_every=schedule.promote_every, row=first.row,
-        column=first.column, **scales,
-    )  # fmt: skip
+    for one in found:
+        if len(found) > 1 and one.is_equal:
+            continue
+        if isinstance(one, KernelDifference):
+            print(*difference_lines(one), sep="\n")
+            explanation = None if one.attribution is None else one.attribution.explanation
+        else:
+            print(*run_lines(one), sep="\n")
+            explanation = one.explanation
+        if explanation is not None:
+            print("\nthe first of them, as emulated, before scales and rounding of the result:")
+            _console().print(explanation)
+        print()
+    if len(found) > 1:
+        _summary(found)
 
 
-def _json(run: Run, schedule: Schedule, arch: str, found: Difference, fits: list[Fit]) -> dict[str, Any]:
-    return {
-        "run": run.manifest, "arch": arch, "instruction": schedule.instruction.ptx, "promote_every": schedule.promote_every,
-        **found.as_json, "fits": [fit.as_json for fit in fits],
-    }  # fmt: skip
+def _summary(found: Sequence[AnyDifference]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("case", "elements", "differ", "verdict"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("elements", "differ") else "left")
+    for one in found:
+        style = "" if one.is_equal else "red"
+        table.add_row(*(Text(text, style) for text in (one.run.case, f"{one.elements:,}", f"{one.differing:,}", one.verdict)))
+    _console().print(table)
+    equal = sum(one.is_equal for one in found)
+    print(f"{len(found)} cases: {equal} equal, {len(found) - equal} different")
+
+
+def _say_left_out(chosen: Choice) -> dict[str, str]:
+    """The frameworks that are left out, named."""
+    for name, why in chosen.left_out.items():
+        _complain(name, why)
+    return dict(chosen.left_out)
+
+
+def _complain(name: str, error: MmabitsError | str) -> None:
+    print(f"error: {name}: {error}", file=sys.stderr)
 
 
 def _console() -> Console:
@@ -116,38 +190,8 @@ def _console() -> Console:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 200
+        console.width = _PIPE_WIDTH
     return console
-
-
-def _print(run: Run, schedule: Schedule, arch: str, found: Difference, fits: list[Fit], explanation: Explanation | None) -> None:
-    print(f"{run.case}: {run.call}, {run.gpu}")
-    if run.kind != "hardware":
-        print("recorded by the emulator standing in for a GPU: proves nothing about hardware")
-    print(f"against {schedule.instruction.ptx} on {arch}, {schedule.words}")
-    print(f"{found.elements} elements, {found.differing} differ")
-    if found.is_equal:
-        return
-    for kind, count in found.counts.items():
-        if count:
-            print(f"  {kind.value:22} {count}")
-    for part in found.ulps:
-        print(f"  {part.label:>22} ulp {part.count}")
-    touched = sum(count > 0 for line in found.tiles for count in line)
-    print(f"  in {touched} of {len(found.tiles) * len(found.tiles[0])} output tiles of {found.tile[0]} x {found.tile[1]}")
-    print("\nschedules, the best first:")
-    for fit in fits:
-        print(f"  {fit.differing:>9} differ  {fit.schedule.instruction.ptx}, {fit.schedule.words}")
-    if sum(fit.differing == 0 for fit in fits) > 1:
-        print("  several give every bit; this result does not tell them apart")
-    print("\nfirst differences (recorded, emulated):")
-    for one in found.first:
-        apart = "" if one.ulp is None else f", {one.ulp} ulp"
-        values = f"{one.hardware_value}, {one.emulated_value}"
-        print(f"  [{one.row}, {one.column}] {one.hardware} {one.emulated}  {values}: {one.kind.value}{apart}")
-    if explanation is not None:
-        print("\nthe first of them, as emulated, before scales and rounding of the result:")
-        _console().print(explanation)
 
 
 def _replayed(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:

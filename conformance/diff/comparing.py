@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -30,14 +30,24 @@ class Kind(enum.StrEnum):
     INFINITY = "infinity against finite"
 
 
-_DTYPES: Final[dict[np.dtype[Any], int | None]] = {
-    np.dtype(np.float32): 0x7F80_0000,
-    np.dtype(np.float16): 0x7C00,
-    np.dtype(ml_dtypes.bfloat16): 0x7F80,
-    np.dtype(np.float64): 0x7FF0_0000_0000_0000,
-    np.dtype(np.int32): None,
+class _Codes(NamedTuple):
+    """Magnitudes of a floating-point type that are no numbers."""
+
+    first_nan: int
+    infinity: int
+    """-1 where there is none."""
+
+
+_FLOATS: Final[dict[np.dtype[Any], _Codes]] = {
+    np.dtype(np.float64): _Codes(0x7FF0_0000_0000_0001, 0x7FF0_0000_0000_0000),
+    np.dtype(np.float32): _Codes(0x7F80_0001, 0x7F80_0000),
+    np.dtype(np.float16): _Codes(0x7C01, 0x7C00),
+    np.dtype(ml_dtypes.bfloat16): _Codes(0x7F81, 0x7F80),
+    np.dtype(ml_dtypes.float8_e5m2): _Codes(0x7D, 0x7C),
+    np.dtype(ml_dtypes.float8_e4m3fn): _Codes(0x7F, -1),
 }
-"""What can be compared, with the bits of its positive infinity."""
+_INTEGERS: Final = tuple(np.dtype(kind) for kind in (np.int32, np.int16, np.int8, np.uint8))
+"""What can be compared."""
 
 _KINDS: Final = tuple(Kind)
 """Elements are classed by their place in here."""
@@ -121,7 +131,7 @@ def compare(hardware: Array, emulated: Array, *, tile: tuple[int, int] = (64, 64
     """Compare two results of a product bit by bit.
 
     Args:
-        hardware: (M, N) float32, float16, bfloat16, float64 or int32.
+        hardware: (M, N) of a floating-point type of 8 to 64 bits, or of integers of 8 to 32.
         emulated: the same shape and dtype.
         tile: rows and columns of the output tiles by which differences are counted.
 
@@ -131,8 +141,11 @@ def compare(hardware: Array, emulated: Array, *, tile: tuple[int, int] = (64, 64
     """
     _check(hardware, emulated, tile)
     left, right = _codes(hardware), _codes(emulated)
-    infinity = _DTYPES[hardware.dtype]
-    classes, ulp = _integers(left, right) if infinity is None else _floats(left, right, infinity)
+    special = _FLOATS.get(hardware.dtype)
+    if special is None:
+        classes, ulp = _whole_numbers(hardware, emulated)
+    else:
+        classes, ulp = _numbers(left, right, 8 * hardware.dtype.itemsize, special)
     found = np.bincount(classes.reshape(-1), minlength=len(_KINDS))
     return Difference(
         shape=(hardware.shape[0], hardware.shape[1]), dtype=str(hardware.dtype),
@@ -145,8 +158,8 @@ def compare(hardware: Array, emulated: Array, *, tile: tuple[int, int] = (64, 64
 def _check(hardware: Array, emulated: Array, tile: tuple[int, int]) -> None:
     if hardware.dtype != emulated.dtype:
         raise OperandTypeError(f"results of one product have one dtype, got {hardware.dtype} and {emulated.dtype}")
-    if hardware.dtype not in _DTYPES:
-        raise OperandTypeError(f"results are {', '.join(str(dtype) for dtype in _DTYPES)}, got {hardware.dtype}")
+    if hardware.dtype not in (*_FLOATS, *_INTEGERS):
+        raise OperandTypeError(f"results are {', '.join(str(dtype) for dtype in (*_FLOATS, *_INTEGERS))}, got {hardware.dtype}")
     if hardware.shape != emulated.shape or hardware.ndim != 2 or not hardware.size:
         raise OperandError(f"results must be two matrices (M, N) of one shape, got {hardware.shape} and {emulated.shape}")
     if len(tile) != 2 or min(tile) < 1:
@@ -157,18 +170,22 @@ def _codes(array: Array) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(array).view(f"uint{8 * array.dtype.itemsize}").astype(np.uint64)
 
 
-def _integers(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> tuple[Array, npt.NDArray[np.uint64]]:
-    values = [codes.astype(np.uint32).view(np.int32).astype(np.int64) for codes in (left, right)]
-    apart = np.abs(values[0] - values[1]).astype(np.uint64)
+def _whole_numbers(left: Array, right: Array) -> tuple[Array, npt.NDArray[np.uint64]]:
+    apart = np.abs(left.astype(np.int64) - right.astype(np.int64)).astype(np.uint64)
     return np.where(apart > 0, _KINDS.index(Kind.VALUE), 0), apart
 
 
-def _floats(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64], infinity: int) -> tuple[Array, npt.NDArray[np.uint64]]:
+def _numbers(
+    left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64], bits: int, special: _Codes
+) -> tuple[Array, npt.NDArray[np.uint64]]:
     """(place in _KINDS, ulp) of every element; numbers are counted through zero, so that -1 ulp and +1 ulp are 2 apart."""
-    sign = np.uint64(1 << infinity.bit_length())
+    sign = np.uint64(1 << (bits - 1))
     sizes = left & (sign - np.uint64(1)), right & (sign - np.uint64(1))
-    nan_left, nan_right = (size > np.uint64(infinity) for size in sizes)
-    is_infinite = (sizes[0] == np.uint64(infinity)) != (sizes[1] == np.uint64(infinity))
+    nan_left, nan_right = (size >= np.uint64(special.first_nan) for size in sizes)
+    if special.infinity < 0:
+        is_infinite = np.zeros(left.shape, np.bool_)
+    else:
+        is_infinite = (sizes[0] == np.uint64(special.infinity)) != (sizes[1] == np.uint64(special.infinity))
     kinds = np.select(
         [left == right, nan_left & nan_right, nan_left | nan_right, is_infinite, (sizes[0] | sizes[1]) == 0],
         [_KINDS.index(kind) for kind in (Kind.EQUAL, Kind.NAN_PAYLOAD, Kind.NAN, Kind.INFINITY, Kind.ZERO_SIGN)],

@@ -11,22 +11,14 @@ The metadata hold `format`, `manifest` (JSON) and `sha256`, over the tensors and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from mmabits.conformance.record.recording import _write_new, data_sha256
+from mmabits.conformance.diff.files import check_dtypes, check_texts, format_of, read_arrays, write_arrays
 from mmabits.isa.errors import MmabitsError, OperandError, VectorFileError
 
 Array = npt.NDArray[Any]
@@ -36,13 +28,6 @@ KINDS: Final = ("hardware", "emulator")
 _TENSORS: Final = ("a", "b", "result")
 _SCALES: Final = ("scale_a", "scale_b")
 _TEXTS: Final = ("case", "arch", "call", "kind", "gpu")
-_DTYPES: Final = {
-    str(np.dtype(dtype)): np.dtype(dtype)
-    for dtype in (
-        np.float64, np.float32, np.float16, np.int32, np.int8, np.uint8, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
-        ml_dtypes.float6_e3m2fn, ml_dtypes.float6_e2m3fn, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e8m0fnu,
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,9 +70,7 @@ class Run:
             raise OperandError(f"the result must be {(self.a.shape[0], self.b.shape[1])}, got {self.result.shape}")
         if (self.scale_a is None) != (self.scale_b is None):
             raise OperandError("scale_a and scale_b are given together or not at all")
-        for name, array in self.arrays.items():
-            if str(array.dtype) not in _DTYPES:
-                raise OperandError(f"{name} is {array.dtype}; a run holds {', '.join(_DTYPES)}")
+        check_dtypes(self.arrays)
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -106,9 +89,7 @@ class Run:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether a file says that it is of this format. A file that cannot be read is not."""
-    with suppress(SafetensorError, OSError), safe_open(os.fspath(path), framework="numpy") as file:
-        return bool((file.metadata() or {}).get("format") == FORMAT)
-    return False
+    return format_of(path) == FORMAT
 
 
 def write_run(path: str | os.PathLike[str], run: Run) -> None:
@@ -117,9 +98,7 @@ def write_run(path: str | os.PathLike[str], run: Run) -> None:
     Raises:
         VectorFileError: a file of that name is there, or it cannot be written.
     """
-    codes = {name: np.ascontiguousarray(array).view(f"uint{8 * array.dtype.itemsize}") for name, array in run.arrays.items()}
-    manifest = json.dumps(run.manifest, sort_keys=True)
-    _write_new(Path(path), save(codes, {"format": FORMAT, "manifest": manifest, "sha256": _sha256(codes, manifest)}))
+    write_arrays(path, FORMAT, {name: value for name, value in run.manifest.items() if name != "dtypes"}, run.arrays)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -128,47 +107,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         VectorFileError: the file is missing, damaged, of another format or contradicts itself; one line that names it.
     """
+    manifest, arrays = read_arrays(path, FORMAT)
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise OperandError(f"metadata key 'format' is {metadata.get('format', 'missing')!r}; allowed: {FORMAT!r}")
-            codes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        return _from_parts(metadata, codes)
-    except SafetensorError as error:
-        raise VectorFileError(f"{path}: no readable safetensors file ({' '.join(str(error).split())}); it may be truncated") from error
-    except OSError as error:
-        raise VectorFileError(f"{path}: cannot be read ({error.strerror or error})") from error
+        if set(arrays) not in ({*_TENSORS}, {*_TENSORS, *_SCALES}):
+            raise OperandError(
+                f"tensors are {', '.join(sorted(arrays)) or 'none'}; allowed: {', '.join(_TENSORS)}, and both scales or none"
+            )
+        check_texts(manifest, _TEXTS)
+        known: dict[str, Any] = {
+            name: manifest[name] for name in (*_TEXTS, "instruction", "fast_accum", "seed", "versions") if name in manifest
+        }
+        return Run(**(known | arrays))
     except MmabitsError as error:
         raise VectorFileError(f"{path}: {error}") from error
-
-
-def _sha256(codes: Mapping[str, Array], manifest: str) -> str:
-    return hashlib.sha256(f"{data_sha256(codes)}\n{manifest}".encode()).hexdigest()
-
-
-def _from_parts(metadata: Mapping[str, str], codes: dict[str, Array]) -> Run:
-    missing = [key for key in ("manifest", "sha256") if key not in metadata]
-    if missing:
-        raise OperandError(f"metadata key {missing[0]!r} is missing")
-    if _sha256(codes, metadata["manifest"]) != metadata["sha256"]:
-        raise OperandError("its sha256 is not that of its contents; it was damaged or changed")
-    try:
-        manifest = json.loads(metadata["manifest"])
-    except json.JSONDecodeError as error:
-        raise OperandError(f"metadata key 'manifest' is no JSON ({error})") from error
-    if not isinstance(manifest, dict) or not isinstance(dtypes := manifest.pop("dtypes", None), dict):
-        raise OperandError("metadata key 'manifest' names no dtypes")
-    if set(codes) not in ({*_TENSORS}, {*_TENSORS, *_SCALES}) or set(dtypes) != set(codes):
-        raise OperandError(f"tensors are {', '.join(sorted(codes)) or 'none'}; allowed: {', '.join(_TENSORS)}, and both scales or none")
-    arrays: dict[str, Any] = {}
-    for name, array in codes.items():
-        dtype = _DTYPES.get(str(dtypes[name]))
-        if dtype is None or array.dtype != np.dtype(f"uint{8 * dtype.itemsize}"):
-            raise OperandError(f"tensor {name!r} is {array.dtype} and stands for {dtypes[name]!r}, which does not go together")
-        arrays[name] = array.view(dtype)
-    absent = [name for name in _TEXTS if not isinstance(manifest.get(name), str)]
-    if absent:
-        raise OperandError(f"the manifest has no text {absent[0]!r}")
-    known = {name: manifest[name] for name in (*_TEXTS, "instruction", "fast_accum", "seed", "versions") if name in manifest}
-    return Run(**known, **arrays)

@@ -229,7 +229,7 @@ def write_recording(path: str | os.PathLike[str], recording: Recording) -> None:
     target = Path(path)
     # The library writes the memory of an array as it lies, strides or not.
     data = save({name: np.ascontiguousarray(codes) for name, codes in recording.tensors.items()}, recording.metadata)
-    _write_new(target, data)
+    write_new(target, data)
     write_manifest(target, recording, data)
 
 
@@ -250,7 +250,7 @@ def write_manifest(path: Path, recording: Recording, data: bytes | None = None) 
         raise VectorFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
     known = {key: text for key, text in recording.metadata.items() if key != "manifest"}
     manifest = {**known, **recording.manifest, "file": path.name, "file_sha256": hashlib.sha256(written).hexdigest()}
-    _write_new(manifest_path(path), json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
+    write_new(manifest_path(path), json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _name(temporary: Path, path: Path) -> None:
@@ -265,7 +265,7 @@ def _name(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes) -> None:
     """Write beside the target, flush to disk, and give it the name, which must be free."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import numpy_dtype
 from mmabits.isa import OperandError, OperandTypeError, UnsupportedInstruction, library_instruction, nearest
 from mmabits.kernels.quantize import Quantized
@@ -161,15 +160,7 @@ def block_scaled_matmul(a: RowBlocks, b: ColumnBlocks, *, arch: str | Dots, thro
     left, right = a.elements, b.elements
     if through == "e4m3":
         left, right = (each.astype(ml_dtypes.float8_e4m3fn) for each in (left, right))
-    instruction = dots.instruction
-    if instruction is None:
-        kinds = ("e4m3", "e4m3") if through == "e4m3" else (a.element.name, b.element.name)
-        instruction = library_instruction(dots.arch, *kinds, scale_type=_scale_name(a))
-    result: Floats = gemm(
-        left, right, instruction=instruction, arch=dots.arch, scale_a=a.block_scales, scale_b=b.block_scales,
-        promote_every=dots.promote_every, require=dots.require,
-    )  # fmt: skip
-    return result
+    return np.asarray(dots(left, right, scale_a=a.block_scales, scale_b=b.block_scales))
 
 
 def has_block_scaling(a: RowBlocks, b: ColumnBlocks, arch: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.api import gemm, operand_type
+from mmabits.emulator.api import gemm, operand_type, scale_type
 from mmabits.isa import Evidence, Instruction, OperandError, library_instruction
 
 Array = npt.NDArray[Any]
@@ -34,7 +34,10 @@ class Dots:
     require: str | Evidence = Evidence.INFERRED
     """As for `mmabits.gemm`."""
 
-    def __call__(self, a: Array, b: Array, c: Array | None = None, *, accumulator: str | None = None) -> Array:
+    def __call__(
+        self, a: Array, b: Array, c: Array | None = None, *, accumulator: str | None = None, scale_a: Array | None = None,
+        scale_b: Array | None = None,
+    ) -> Array:  # fmt: skip
         """D = A B + C.
 
         Args:
@@ -42,6 +45,8 @@ class Dots:
             b: (..., K, N).
             c: (..., M, N) in the accumulator's type; zeros if None.
             accumulator: `"f16"` where it is not the usual one.
+            scale_a: (..., M, K / block) block scales of a block-scaled instruction, which takes K as it stands.
+            scale_b: (..., K / block, N), of the same type.
 
         Returns:
             (..., M, N), in the accumulator's type.
@@ -49,16 +54,31 @@ class Dots:
         Raises:
             MmabitsError: as `mmabits.gemm`.
         """
-        instruction = self.instruction
-        if instruction is None:
-            instruction = library_instruction(self.arch, operand_type(a, "a"), operand_type(b, "b"), c_type=accumulator)
         if c is None and accumulator == "f16":
             c = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float16)
-        a, b = self._in_order(a, b)
-        result: Array = gemm(a, b, c, instruction=instruction, arch=self.arch, promote_every=self.promote_every, require=self.require)
+        instruction = self.instruction_for(a, b, accumulator=accumulator, scale=scale_a)
+        if scale_a is None:
+            a, b = self.in_order(a, b)
+        result: Array = gemm(
+            a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=self.promote_every,
+            require=self.require,
+        )  # fmt: skip
         return result
 
-    def _in_order(self, a: Array, b: Array) -> tuple[Array, Array]:
+    def instruction_for(
+        self, a: Array, b: Array, *, accumulator: str | None = None, scale: Array | None = None
+    ) -> str | Instruction:  # fmt: skip
+        """The instruction of a product.
+
+        Raises:
+            UnsupportedInstruction: the architecture has none for such operands.
+        """
+        if self.instruction is not None:
+            return self.instruction
+        kinds = operand_type(a, "a"), operand_type(b, "b")
+        return library_instruction(self.arch, *kinds, c_type=accumulator, scale_type=None if scale is None else scale_type(scale))
+
+    def in_order(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Both operands with K as the instructions take it; a last tile that is not full is filled with zeros."""
         if not self.k_order:
             return a, b

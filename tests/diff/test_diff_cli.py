@@ -135,9 +135,9 @@ def test_dot_products_go_to_replay(tmp_path, run_cli):
 
 def test_arguments_are_checked(tmp_path, run_cli):
     for words, said in (
-        ((), "either --against FILE or --record FOLDER"),
-        (("--against", "x", "--case", "mm-f16-k256"), "--case goes with --record"),
-        (("--record", tmp_path, "--arch", ARCH), "go with --against"),
+        ((), "Without a GPU, mmabits diff takes --against FILE"),
+        (("--against", "x", "--case", "mm-f16-k256"), "--against takes what a file holds"),
+        (("--record", tmp_path, "--arch", ARCH), "--record only records"),
         (("--record", tmp_path, "--case", "mm-f17-k256"), "did you mean"),
         (("--against", tmp_path / "missing.safetensors"), "missing.safetensors"),
     ):

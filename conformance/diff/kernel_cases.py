@@ -1,0 +1,628 @@
+"""The kernels of kernels/ as rows that `mmabits diff` runs on a GPU and under `emulate`: operands by seed, the call, the composition."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from mmabits.emulator.layouts import pack_fp4, swizzle_scales
+from mmabits.isa import OperandError, nearest
+from mmabits.kernels.schemes import attention, fp8, fp8_blockwise, gptq, moe, mxfp6_mxfp4, mxfp8, nvfp4, w4a8, w4a16, w8a8
+from mmabits.kernels.schemes.blocks import block_scaled_matmul
+from mmabits.kernels.schemes.dots import Dots
+from mmabits.kernels.schemes.packing_awq_gptq import AwqTensors, GptqTensors
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+M, N, K = 40, 72, 288
+"""Of most products: the tiles at the edges, and the last step over K, are not full."""
+EVERY: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
+FROM_ADA: Final = EVERY[1:]
+BLACKWELL: Final = ("sm_100a", "sm_120a")
+_BF16: Final = ml_dtypes.bfloat16
+
+
+class MakeDots(Protocol):
+    """Makes the dots of the architecture at hand."""
+
+    def __call__(self, **fields: Any) -> Dots:
+        """`Dots(arch=..., **fields)`."""
+
+
+Composition = Callable[[str, MakeDots], Arrays]
+"""(architecture, dots) to the kernel's outputs by name, through mmabits.gemm."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """Operands, and what a composition makes of the same ones."""
+
+    inputs: Arrays
+    """As the call stores them, by the names of its parameters."""
+    composition: Composition | None = None
+    """None: there is no second way to compute it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCase:
+    """One call of a kernel."""
+
+    name: str
+    kernel: str
+    """`module:function` from `mmabits.kernels` on; the first part is the framework."""
+    draw: Callable[[int], Drawn]
+    outputs: tuple[str, ...] = ("out",)
+    """Names of what the call returns."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the call."""
+    architectures: tuple[str, ...] = EVERY
+    """Where both emulation and composition can compute it."""
+    note: str = ""
+
+    @property
+    def framework(self) -> str:
+        """`triton` or `jax`."""
+        return self.kernel.split(".")[0]
+
+    @property
+    def is_pallas(self) -> bool:
+        """Whether its launcher takes `interpret`, which it needs without a GPU."""
+        return self.framework == "jax" and "interpret" in inspect.signature(self.function).parameters
+
+    @property
+    def call(self) -> str:
+        """For manifests and tables."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"mmabits.kernels.{self.kernel.replace(':', '.')}({options})"
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The launcher; imports its framework."""
+        module, _, name = self.kernel.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(f"mmabits.kernels.{module}"), name)
+        return found
+
+
+def case_of_kernel(name: str) -> KernelCase:
+    """The case of a name.
+
+    Raises:
+        OperandError: there is none.
+    """
+    if name not in KERNEL_CASES:
+        raise OperandError(f"unknown case {name!r}{nearest(name, KERNEL_CASES)}; known: {', '.join(KERNEL_CASES)}")
+    return KERNEL_CASES[name]
+
+
+# Operands ----------------------------------------------------------------------------------------------------------------
+
+
+def _wide(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
+    """Normal numbers, each times a power of two of its own."""
+    return (rng.standard_normal(shape) * 2.0 ** rng.integers(-9, 9, shape)).astype(np.float32)
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _stored(array: Array) -> Array:
+    """Contiguous; e2m1 two to a byte along the last axis, ue8m0 as bytes: as Triton takes them."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == ml_dtypes.float4_e2m1fn:
+        return np.asarray(pack_fp4(array))
+    return array.view(np.uint8) if array.dtype == ml_dtypes.float8_e8m0fnu else array
+
+
+def _triton(**arrays: Array) -> Arrays:
+    return {name: _stored(array) for name, array in arrays.items()}
+
+
+def _order(arch: str, width: int, *, tile: int = 128) -> tuple[int, ...]:
+    """How mma.sync takes K where operands are unpacked in registers, `width` neighbours of K to a thread; elsewhere as it stands."""
+    from mmabits.emulator.hooks.triton.plans import k_order
+
+    return tuple(k_order(width, 16, tile, 16)) if arch in ("sm_80", "sm_89") else ()
+
+
+def _triton_casts_through_f16(arch: str) -> bool:
+    """Triton before 3.9 has no direct cast from f32 to e4m3 on Ada."""
+    import triton
+
+    return arch == "sm_89" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+
+# Plain matrices ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(dtype: Any) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        a, b = _wide(rng, M, K).astype(dtype), _wide(rng, K, N).astype(dtype)
+        return Drawn(inputs={"a": a, "b": b}, composition=lambda arch, dots: {"out": dots()(a, b)})
+
+    return draw
+
+
+def _split(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    a, b = _wide(rng, M, K).astype(np.float16), _wide(rng, K, N).astype(np.float16)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        total = np.zeros((M, N), np.float32)
+        for start in range(0, K, 96):  # three blocks of 32
+            part = slice(start, start + 96)
+            with np.errstate(all="ignore"):
+                total = total + dots()(np.ascontiguousarray(a[:, part]), b[part])
+        return {"out": total}
+
+    return Drawn(inputs={"a": a, "b": b}, composition=composition)
+
+
+# FP8 ---------------------------------------------------------------------------------------------------------------------
+
+
+def _fp8_rows(a: str, b: str) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x, w = fp8.quantize(_wide(rng, M, K), per="row", format=a), fp8.quantize(_wide(rng, K, N), per="column", format=b)
+        inputs = _triton(x=x.elements, x_scales=x.scales.ravel(), w=w.elements.T, w_scales=w.scales.ravel())
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": fp8.fp8_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+def _fp8_accurate(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = fp8.quantize(_wide(rng, M, K)), fp8.quantize(_wide(rng, K, N))
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"out": fp8.fp8_matmul(x, w, arch=dots(promote_every=128 if arch == "sm_90a" else None))}
+
+    inputs = _triton(x=x.elements, x_scales=x.scales.ravel(), w=w.elements.T, w_scales=w.scales.ravel())
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _fp8_tiles(recipe: str) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = fp8_blockwise.quantize_activations(_wide(rng, M, 256), recipe=recipe)
+        w = fp8_blockwise.quantize_weights(_wide(rng, 256, N), recipe=recipe)
+        inputs = _triton(x=x.elements, x_scales=x.scales, w=w.elements.T, w_scales=w.scales.T)
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": fp8_blockwise.fp8_blockwise_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+# Block scales ------------------------------------------------------------------------------------------------------------
+
+
+def _mxfp8(a: str, b: str, *, swizzled: bool = False) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x, w = mxfp8.quantize_rows(_wide(rng, M, K), format=a), mxfp8.quantize_columns(_wide(rng, K, N), format=b)
+        scales = [x.block_scales, np.ascontiguousarray(w.block_scales.T)]
+        if swizzled:
+            scales = [np.asarray(swizzle_scales(each)) for each in scales]
+        inputs = _triton(a=x.elements, a_scales=scales[0], b=w.elements.T, b_scales=scales[1])
+        return Drawn(
+            inputs=inputs, composition=lambda arch, dots: {"out": mxfp8.mxfp8_matmul(x, w, arch=dots(k_order=_order(arch, 4)))}
+        )  # fmt: skip
+
+    return draw
+
+
+def _mxfp6(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = mxfp6_mxfp4.quantize_rows(_wide(rng, M, K), format="e2m3")
+    w = mxfp6_mxfp4.quantize_columns(_wide(rng, K, N), format="e3m2")
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        through = "e4m3" if arch in BLACKWELL else "bf16"
+        return {"out": mxfp6_mxfp4.mx_matmul(x, w, arch=dots(k_order=_order(arch, 4)), through=through)}
+
+    inputs = _triton(
+        a=mxfp6_mxfp4.pack_fp6(x.elements, "e2m3"), a_scales=x.block_scales, b=mxfp6_mxfp4.pack_fp6(w.elements.T, "e3m2"),
+        b_scales=w.block_scales.T,
+    )  # fmt: skip
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _mxfp4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = mxfp6_mxfp4.quantize_rows(_wide(rng, M, K)), mxfp6_mxfp4.quantize_columns(_wide(rng, K, N))
+    return Drawn(
+        inputs=_triton(a=x.elements, a_scales=x.block_scales, b=w.elements.T, b_scales=w.block_scales.T),
+        composition=lambda arch, dots: {"out": mxfp6_mxfp4.mx_matmul(x, w, arch=dots(k_order=_order(arch, 8)))},
+    )
+
+
+def _nvfp4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = nvfp4.quantize_rows(_wide(rng, M, K)), nvfp4.quantize_columns(_wide(rng, K, N))
+    wholes = [np.full(1, each.tensor_scale) for each in (x, w)]
+    return Drawn(
+        inputs=_triton(
+            a=x.elements, a_scales=x.block_scales, a_scale=wholes[0], b=w.elements.T, b_scales=w.block_scales.T, b_scale=wholes[1]
+        ),
+        composition=lambda arch, dots: {"out": nvfp4.nvfp4_matmul(x, w, arch=dots(k_order=_order(arch, 8)))},
+    )
+
+
+def _mixed_scaled(*, transposed: bool) -> Callable[[int], Drawn]:
+    """e4m3 x e5m2 with ue8m0 scales; K is whole tiles. `transposed`: B as libraries store weights."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x, w = mxfp8.quantize_rows(_wide(rng, M, 256)), mxfp8.quantize_columns(_wide(rng, 256, N), format="e5m2")
+        left, right = _stored(x.elements), _stored(w.elements.T if transposed else w.elements)
+        ending = "scales" if transposed else "scale"
+        return Drawn(
+            inputs={"a": left, f"a_{ending}": _stored(x.block_scales), "b": right, f"b_{ending}": _stored(w.block_scales.T)},
+            composition=lambda arch, dots: {"out": block_scaled_matmul(x, w, arch=dots(k_order=_order(arch, 4)))},
+        )
+
+    return draw
+
+
+# INT4 and INT8 -----------------------------------------------------------------------------------------------------------
+
+
+def _rows_with_outliers(rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    x = _normal(rng, M, 256)
+    x[:, [3, 77]] *= 20
+    return x
+
+
+def _awq(dtype: Any, rows: int = M, columns: int = N, *, promote_every: int | None = None) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        weights, x = w4a16.quantize_int4(_normal(rng, 256, columns)), _normal(rng, rows, 256).astype(dtype)
+        packed = AwqTensors.pack(weights)
+        return Drawn(
+            inputs={"x": x, "qweight": packed.qweight, "qzeros": packed.qzeros, "scales": packed.scales},
+            composition=lambda arch, dots: {"out": w4a16.w4a16_matmul(x, weights, arch=dots(promote_every=promote_every))},
+        )
+
+    return draw
+
+
+def _gptq(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = _rows_with_outliers(rng)
+    weights = gptq.gptq_quantize(_normal(rng, 256, N), gptq.hessian(x), group=64, act_order=True)
+    packed, half = GptqTensors.pack(weights, zeros_minus_one=False), x.astype(np.float16)
+    return Drawn(
+        inputs={"x": half, "qweight": packed.qweight, "qzeros": packed.qzeros, "scales": packed.scales, "g_idx": packed.g_idx},
+        composition=lambda arch, dots: {"out": w4a16.w4a16_matmul(half, weights, arch=dots())},
+    )
+
+
+def _int8(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = w8a8.quantize_int8(_rows_with_outliers(rng), axis=0), w8a8.quantize_int8(_normal(rng, 256, N), axis=1)
+    return Drawn(
+        inputs={"x": x.codes, "x_scales": x.scales, "w": w.codes, "w_scales": w.scales},
+        composition=lambda arch, dots: {"out": w8a8.w8a8_matmul(x, w, arch=dots())},
+    )
+
+
+def _llm_int8(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    half, plain = _rows_with_outliers(rng).astype(np.float16), _normal(rng, 256, N)
+    x, w, w16 = w8a8.split_outliers(half), w8a8.quantize_int8(plain, axis=1), plain.astype(np.float16)
+    inputs: Arrays = {
+        "x": x.regular.codes, "x_scales": x.regular.scales, "w": w.codes, "w_scales": w.scales, "outliers": x.outliers,
+        "columns": x.columns, "w16": w16,
+    }  # fmt: skip
+    return Drawn(
+        inputs=inputs, composition=lambda arch, dots: {"out": w8a8.llm_int8_matmul(x, w16, w, arch=dots(), f16=dots())}
+    )  # fmt: skip
+
+
+def _w4a8(group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = w8a8.quantize_int8(_rows_with_outliers(rng), axis=0)
+        w = w4a8.quantize_w4a8(_normal(rng, 256, N), group=group)
+        inputs: Arrays = {"x": x.codes, "x_scales": x.scales, "words": w.pack(), "output_scales": w.output_scales}
+        if w.group_scales is not None:
+            inputs["group_scales"] = w.group_scales
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": w4a8.w4a8_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+# Attention ---------------------------------------------------------------------------------------------------------------
+
+
+def _heads(seed: int) -> tuple[Array, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(_normal(rng, heads, 100, 64) for heads in (4, 2, 2))
+
+
+def _sage(seed: int) -> Drawn:
+    queries, keys, values = _heads(seed)
+    q, k, v = attention.quantize_queries(queries), attention.quantize_keys(keys), values.astype(np.float16)
+    return Drawn(
+        inputs={"q": q.codes, "q_scales": q.scales, "k": k.codes, "k_scales": k.scales, "v": v},
+        composition=lambda arch, dots: {"out": attention.sage_attention(q, k, v, arch=dots())},
+    )
+
+
+def _sage2(seed: int) -> Drawn:
+    queries, keys, values = _heads(seed)
+    q, k, v = attention.quantize_queries(queries), attention.quantize_keys(keys), attention.quantize_values(values)
+    inputs: Arrays = {
+        "q": q.codes, "q_scales": q.scales, "k": k.codes, "k_scales": k.scales, "v": v.codes,
+        "output_scales": attention.sage2_output_scales(v),
+    }  # fmt: skip
+    return Drawn(
+        inputs=inputs,
+        composition=lambda arch, dots: {
+            "out": attention.sage2_attention(q, k, v, arch=dots(), through_f16=_triton_casts_through_f16(arch))
+        },
+    )
+
+
+def _fp8_cache(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    cache = attention.empty_cache(40, 16, 2, 64, key_scale=1 / 64, value_scale=1 / 64)
+    tables, lengths = rng.permutation(40)[:14].reshape(2, 7).astype(np.int32), np.array([100, 71], np.int32)
+    for row, length in enumerate(lengths):
+        token = np.arange(length)
+        fresh = _normal(rng, 2, length, 2, 64)
+        cache.write(tables[row][token // 16].astype(np.int64) * 16 + token % 16, fresh[0], fresh[1])
+    q = attention.quantize_fp8_queries(_normal(rng, 8, 5, 64), scale=1 / 64).reshape(2, 4, 5, 64)
+    inputs: Arrays = {
+        "q": q, "k_cache": cache.keys, "v_cache": cache.values, "tables": tables, "lengths": lengths,
+        "factor": np.array([attention.fp8_score_factor(64, 1 / 64, cache.key_scale)]), "value_scale": np.array([cache.value_scale]),
+    }  # fmt: skip
+    return Drawn(
+        inputs=inputs,
+        composition=lambda arch, dots: {
+            "out": attention.fp8_attention(
+                q, cache, tables, lengths, query_scale=1 / 64, arch=dots(), through_f16=_triton_casts_through_f16(arch)
+            )
+        },
+    )
+
+
+# Mixture of experts ------------------------------------------------------------------------------------------------------
+
+
+def _routed(rng: np.random.Generator) -> tuple[moe.Routing, Arrays]:
+    routing = moe.route(_normal(rng, M, 4), top_k=2)
+    aligned = moe.align(routing)
+    return routing, {"weights": routing.weights, "choices": aligned.choices, "block_experts": aligned.experts}
+
+
+def _moe_w4a16(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    experts = moe.Int4Experts.pack([w4a16.quantize_int4(_normal(rng, 256, N)) for _ in range(4)])
+    x, (routing, where) = _normal(rng, M, 256).astype(np.float16), _routed(rng)
+    return Drawn(
+        inputs={"x": x, "qweight": experts.qweight, "qzeros": experts.qzeros, "scales": experts.scales, **where},
+        composition=lambda arch, dots: {"out": moe.moe_w4a16(x, experts, routing, arch=dots())},
+    )
+
+
+def _moe_mxfp4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    experts = moe.quantize_mxfp4_experts(_normal(rng, 4, 256, N))
+    x, (routing, where) = _normal(rng, M, 256).astype(_BF16), _routed(rng)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        # Where mma.sync takes B from registers, e2m1 unpacked there puts 8 neighbours of K in a thread.
+        order = _order("sm_80", 8, tile=64) if arch in ("sm_80", "sm_89", "sm_120a") else ()
+        return {"out": moe.moe_mxfp4(x, experts, routing, arch=dots(k_order=order))}
+
+    return Drawn(inputs={"x": x, "codes": experts.codes, "scales": experts.scales, **where}, composition=composition)
+
+
+# Quantizers --------------------------------------------------------------------------------------------------------------
+
+
+def _quantizer(rows: int, columns: int, wanted: Callable[[Array], Arrays]) -> Callable[[int], Drawn]:
+    """Values with zeros, subnormals, an infinity and a NaN among them."""
+
+    def draw(seed: int) -> Drawn:
+        values = _wide(np.random.default_rng(seed), rows, columns)
+        values[1], values[2, :32], values[3, 5], values[4, 40], values[5] = 0, values[2, :32] * np.float32(2.0**-122), np.nan, -np.inf, -0.0
+        return Drawn(inputs={"values": values}, composition=lambda arch, dots: {k: _stored(v) for k, v in wanted(values).items()})
+
+    return draw
+
+
+def _elements_and_scales(quantized: Any) -> Arrays:
+    return {"elements": quantized.elements, "scales": quantized.scales}
+
+
+def _quantized_by(quantize: Callable[[Array], Any], *, transposed: bool = False) -> Callable[[Array], Arrays]:
+    def wanted(values: Array) -> Arrays:
+        found = quantize(values)
+        return _elements_and_scales(found.T if transposed else found)
+
+    return wanted
+
+
+def _fp8_quantized(values: Array) -> Arrays:
+    found = fp8.quantize(values, per="row")
+    return {"elements": found.elements, "scales": found.scales.ravel()}
+
+
+def _nvfp4_quantized(values: Array) -> Arrays:
+    found = nvfp4.quantize_rows(values)
+    return {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
+
+
+# JAX ---------------------------------------------------------------------------------------------------------------------
+
+
+def _jax_fp8(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = fp8.quantize(_wide(rng, M, 256), per="row"), fp8.quantize(_wide(rng, 256, N), per="column")
+    return Drawn(
+        inputs={"x": x.elements, "x_scales": x.scales, "w": w.elements, "w_scales": w.scales},
+        composition=lambda arch, dots: {"out": fp8.fp8_matmul(x, w, arch=dots())},
+    )
+
+
+def _jax_linear(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w, grad = _wide(rng, M, 256), _wide(rng, 256, N), _wide(rng, M, N)
+    scales = [fp8.quantize(values, format=form).scales for values, form in ((x, "e4m3"), (w, "e4m3"), (grad, "e5m2"))]
+    qx, qw = (fp8.quantize(values, scale=scale[0, 0]) for values, scale in zip((x, w), scales, strict=False))
+    return Drawn(
+        inputs={"x": x, "w": w, "x_scale": scales[0], "w_scale": scales[1], "grad_scale": scales[2]},
+        composition=lambda arch, dots: {"out": fp8.fp8_matmul(qx, qw, arch=dots())},
+    )
+
+
+def _jax_mxfp8(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    a, b = mxfp8.quantize_rows(_wide(rng, M, 256)), mxfp8.quantize_columns(_wide(rng, 256, N), format="e5m2").T
+    return Drawn(
+        inputs={"a": a.elements, "a_scales": a.block_scales, "b": b.elements, "b_scales": b.block_scales},
+        composition=lambda arch, dots: {"out": mxfp8.mxfp8_matmul(a, b.T, arch=dots())},
+    )
+
+
+def _jax_nvfp4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    a, b = nvfp4.quantize_rows(_wide(rng, M, 256)), nvfp4.quantize_columns(_wide(rng, 256, N)).T
+    inputs: Arrays = {
+        "a": a.elements, "a_scales": a.block_scales, "a_scale": np.asarray(a.tensor_scale), "b": b.elements, "b_scales": b.block_scales,
+        "b_scale": np.asarray(b.tensor_scale),
+    }  # fmt: skip
+    return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": nvfp4.nvfp4_matmul(a, b.T, arch=dots())})
+
+
+def _jax_quantized(seed: int) -> Drawn:
+    values, scale = _wide(np.random.default_rng(seed), 8, 64), np.array([[0.37]], np.float32)
+    return Drawn(
+        inputs={"values": values, "scale": scale},
+        composition=lambda arch, dots: {"out": fp8.quantize(values, scale=scale[0, 0]).elements},
+    )
+
+
+# The rows ----------------------------------------------------------------------------------------------------------------
+
+
+def _cases() -> Iterator[KernelCase]:
+    for name, dtype in (("f16", np.float16), ("bf16", _BF16), ("tf32", np.float32), ("e4m3", ml_dtypes.float8_e4m3fn)):
+        where = FROM_ADA if name == "e4m3" else EVERY
+        yield KernelCase(name=f"triton-matmul-{name}", kernel="triton.matmul:matmul", draw=_plain(dtype), architectures=where)
+    yield KernelCase(
+        name="triton-persistent-f16", kernel="triton.persistent:persistent_matmul", draw=_plain(np.float16), options={"programs": 3}
+    )
+    yield KernelCase(
+        name="triton-split-k-f16", kernel="triton.split_k:split_k_matmul", draw=_split, options={"parts": 3, "block": (64, 64, 32)},
+        note="parts in order; atomics add in whatever order they come, which no emulation can give",
+    )  # fmt: skip
+    formats = {"a_format": "e4m3", "b_format": "e5m2"}
+    yield KernelCase(
+        name="triton-dot-scaled-e4m3-e5m2", kernel="triton.scaled:scaled_matmul", draw=_mixed_scaled(transposed=False), options=formats,
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(
+        name="triton-block-scaled-e4m3-e5m2", kernel="triton.block_scaled:block_scaled_matmul", draw=_mixed_scaled(transposed=True),
+        options=formats, architectures=FROM_ADA,
+    )  # fmt: skip
+    for name, kinds in (("fp8", ("e4m3", "e4m3")), ("fp8-gradient", ("e5m2", "e4m3"))):
+        yield KernelCase(name=f"triton-{name}", kernel="triton.fp8:fp8_matmul", draw=_fp8_rows(*kinds), architectures=FROM_ADA)
+    yield KernelCase(
+        name="triton-fp8-accurate", kernel="triton.fp8:fp8_matmul", draw=_fp8_accurate, options={"fast_accumulation": False},
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    for recipe in ("divide", "power-of-two"):
+        yield KernelCase(
+            name=f"triton-fp8-tiles-{recipe}", kernel="triton.fp8_blockwise:fp8_blockwise_matmul", draw=_fp8_tiles(recipe),
+            architectures=FROM_ADA,
+        )  # fmt: skip
+    mx = "triton.mxfp8:mxfp8_matmul"
+    yield KernelCase(name="triton-mxfp8", kernel=mx, draw=_mxfp8("e4m3", "e4m3"), architectures=FROM_ADA)
+    yield KernelCase(
+        name="triton-mxfp8-swizzled", kernel=mx, draw=_mxfp8("e4m3", "e5m2", swizzled=True), options={"swizzled": True},
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(
+        name="triton-mxfp6", kernel="triton.mxfp6_mxfp4:mxfp6_matmul", draw=_mxfp6, options={"a_format": "e2m3", "b_format": "e3m2"},
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(name="triton-mxfp4", kernel="triton.mxfp6_mxfp4:mxfp4_matmul", draw=_mxfp4)
+    yield KernelCase(
+        name="triton-nvfp4", kernel="triton.nvfp4:nvfp4_matmul", draw=_nvfp4, architectures=FROM_ADA,
+        note="before Blackwell it takes Triton 3.8",
+    )  # fmt: skip
+    yield KernelCase(name="triton-w4a16-awq-f16", kernel="triton.w4a16:awq_matmul", draw=_awq(np.float16))
+    yield KernelCase(name="triton-w4a16-awq-bf16", kernel="triton.w4a16:awq_matmul", draw=_awq(_BF16))
+    yield KernelCase(name="triton-w4a16-gptq-f16", kernel="triton.w4a16:gptq_matmul", draw=_gptq, options={"zeros_minus_one": False})
+    yield KernelCase(name="triton-w8a8", kernel="triton.w8a8:w8a8_matmul", draw=_int8)
+    yield KernelCase(name="triton-llm-int8", kernel="triton.w8a8:llm_int8_matmul", draw=_llm_int8)
+    for group in (0, 64):
+        yield KernelCase(
+            name=f"triton-w4a8-{'group' if group else 'channel'}", kernel="triton.w4a8:w4a8_matmul", draw=_w4a8(group),
+        )  # fmt: skip
+    softmax = "the GPU's exp2 is not modelled: only with it alike do P and what follows agree"
+    yield KernelCase(name="triton-sage", kernel="triton.attention:sage_attention", draw=_sage, note=softmax)
+    yield KernelCase(name="triton-sage2", kernel="triton.attention:sage2_attention", draw=_sage2, architectures=FROM_ADA, note=softmax)
+    yield KernelCase(
+        name="triton-fp8-attention", kernel="triton.attention:fp8_attention", draw=_fp8_cache, architectures=FROM_ADA, note=softmax
+    )
+    yield KernelCase(name="triton-moe-w4a16", kernel="triton.moe:moe_w4a16", draw=_moe_w4a16)
+    yield KernelCase(name="triton-moe-mxfp4", kernel="triton.moe:moe_mxfp4", draw=_moe_mxfp4)
+    pair = ("elements", "scales")
+    yield KernelCase(
+        name="triton-quantize-fp8", kernel="triton.fp8:quantize_rows", draw=_quantizer(32, 256, _fp8_quantized), outputs=pair,
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    for side in ("activations", "weights"):
+        yield KernelCase(
+            name=f"triton-quantize-fp8-tiles-{side}", kernel=f"triton.fp8_blockwise:quantize_{side}", outputs=pair,
+            architectures=FROM_ADA, draw=_quantizer(256, 256, _quantized_by(getattr(fp8_blockwise, f"quantize_{side}"))),
+        )  # fmt: skip
+    for name, module, by_rows, by_columns in (
+        ("mxfp8", "mxfp8", mxfp8.quantize_rows, mxfp8.quantize_columns),
+        ("mxfp4", "mxfp6_mxfp4", mxfp6_mxfp4.quantize_rows, mxfp6_mxfp4.quantize_columns),
+    ):
+        inner = "" if name == "mxfp8" else "mxfp4_"
+        yield KernelCase(
+            name=f"triton-quantize-{name}-rows", kernel=f"triton.{module}:quantize_{inner}rows", outputs=pair, architectures=FROM_ADA,
+            draw=_quantizer(32, 256, _quantized_by(by_rows)),
+        )  # fmt: skip
+        yield KernelCase(
+            name=f"triton-quantize-{name}-columns", kernel=f"triton.{module}:quantize_{inner}columns", outputs=pair,
+            architectures=FROM_ADA,
+            draw=_quantizer(64, 96, _quantized_by(by_columns, transposed=True)),
+        )  # fmt: skip
+    yield KernelCase(
+        name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
+        outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
+    yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
+    yield KernelCase(name="jax-mxfp8", kernel="jax.block_scaled:mxfp8_matmul", draw=_jax_mxfp8, architectures=BLACKWELL)
+    yield KernelCase(name="jax-nvfp4", kernel="jax.block_scaled:nvfp4_matmul", draw=_jax_nvfp4, architectures=BLACKWELL)
+    yield KernelCase(
+        name="jax-w4a16-awq", kernel="jax.w4a16:awq_matmul", draw=_awq(np.float16, 64, 64, promote_every=128), options={"block_k": 128},
+        note="Pallas",
+    )  # fmt: skip
+    yield KernelCase(name="jax-w8a8", kernel="jax.w8a8:w8a8_matmul", draw=_int8)
+    yield KernelCase(name="jax-llm-int8", kernel="jax.w8a8:llm_int8_matmul", draw=_llm_int8)
+    yield KernelCase(name="jax-w4a8", kernel="jax.w8a8:w4a8_matmul", draw=_w4a8(64))
+    yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
+
+
+KERNEL_CASES: Final = {case.name: case for case in _cases()}
+"""Every case by its name."""
+
+__all__ = ["KERNEL_CASES", "Drawn", "KernelCase", "MakeDots", "case_of_kernel"]
