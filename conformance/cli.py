@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -141,34 +140,26 @@ def show(
         print("\n".join(tables.instruction_lines(found, arch)))
 
 
-@contextmanager
-def _file_progress(total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, if that is a terminal; yields what to call after each file."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("replaying", total=total)
-        yield lambda: progress.advance(task)
-
-
-def replay_paths(paths: Sequence[Path], limit: int, as_json: bool) -> int:
+def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
     """Replay, print, and return the exit status."""
     from mmabits.conformance import replay
+    from mmabits.conformance.pages import check_page, write
+    from mmabits.conformance.progress import progress
 
+    check_page(page)
     files = replay.find_files(paths)
     reports = []
-    with _file_progress(len(files)) as advance:
+    with progress(len(files), "replaying") as advance:
         for report in replay.replay_files(files, limit=limit):
             reports.append(report)
             advance()
     for report in reports:
         if report.error is not None:
             print(f"error: {report.error}", file=sys.stderr)
+    if page is not None:
+        from mmabits.conformance.replay_page import replay_page
+
+        write(page, replay_page(reports))
     if as_json:
         _print_json(replay.reports_json(reports))
     else:
@@ -179,6 +170,8 @@ def replay_paths(paths: Sequence[Path], limit: int, as_json: bool) -> int:
             for difference in report.differences:
                 print("", *replay.difference_lines(report, difference), sep="\n")
         print(replay.summary(reports))
+        if page is not None:
+            print(f"wrote {page}")
     return replay.exit_status(reports)
 
 
@@ -189,6 +182,7 @@ def replay_(
     ] = None,
     as_json: Json = False,
     limit: Annotated[int, typer.Option(min=0, help="How many differing rows of each file to describe.")] = 3,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
 ) -> None:
     """Run recorded dot products through the engine. Exit status: 0 all equal, 1 some differ, 2 unreadable input."""
     from mmabits.conformance.replay import FOLDER_VARIABLE, recordings_folder
@@ -197,7 +191,7 @@ def replay_(
     folder = None if paths else recordings_folder()
     if not paths and folder is None:
         raise VectorFileError(f"no recordings to replay: name files or folders, or set {FOLDER_VARIABLE}")
-    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json))
+    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json, report))
 
 
 @app.command()

@@ -39,8 +39,9 @@ def diff(
     if list_cases:
         _list(as_json=as_json)
         return
-    if report is not None and report.suffix != ".html":
-        raise OperandError(f"--report is written as .html, got {str(report)!r}")
+    from mmabits.conformance.pages import check_page
+
+    check_page(report)
     if against is not None:
         if record is not None or case or emulated:
             raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")

@@ -32,6 +32,7 @@ Array = npt.NDArray[Any]
 
 FORMAT: Final = "kernel-run/1"
 KINDS: Final = ("hardware", "emulator")
+_CELLS: Final = 32
 _TEXTS: Final = ("case", "arch", "call", "kind", "gpu")
 
 
@@ -294,11 +295,17 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> KernelDifferen
     """
     case, target = case_of_kernel(run.case), arch or run.arch
     outputs, report = emulated(case, run.inputs, target)
-    found = {name: compare(_flat(run.outputs[name]), _flat(outputs[name])) for name in case.outputs}
+    found = {name: _compared(run.outputs[name], outputs[name]) for name in case.outputs}
     composed, products = _composed(case, run, target)
-    composition = None if composed is None else {name: compare(_flat(array), _flat(outputs[name])) for name, array in composed.items()}
+    composition = None if composed is None else {name: _compared(array, outputs[name]) for name, array in composed.items()}
     done = KernelDifference(run=run, arch=target, outputs=found, composition=composition, report=report)
     return replace(done, attribution=_attributed(done, products, outputs))
+
+
+def _compared(left: Array, right: Array) -> Difference:
+    """By tiles so small that there are up to _CELLS of them along each side."""
+    rows, columns = (max(1, 1 << ((size - 1) // _CELLS).bit_length()) for size in _flat(right).shape)
+    return compare(_flat(left), _flat(right), tile=(rows, columns))
 
 
 def _flat(array: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 from mmabits.conformance.diff.comparing import Difference, Kind
@@ -134,7 +135,7 @@ def _difference(found: Difference) -> Iterator[Block]:
         caption=f"Output tiles of {found.tile[0]} x {found.tile[1]} by their first row and column; the stronger, the more differs.",
     )
     if found.ulps:
-        parts = [Bar(label=part.label, value=part.count) for part in found.ulps]
+        parts = [Bar(label=part.label, value=part.count) for part in dropwhile(lambda part: not part.count, found.ulps)]
         yield ChartBlock(
             svg=bars(parts, label="differing values by ulp"), caption=f"Differing values by their distance in ulp of {found.dtype}."
         )

@@ -18,16 +18,19 @@ def identify(
     ] = None,
     arch: Annotated[str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, sm_90a, ...")] = None,
     gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
     from mmabits.conformance.identify import identify as run
+    from mmabits.conformance.pages import check_page, write
     from mmabits.conformance.record.replaying import read_dots
     from mmabits.isa import parse
     from mmabits.isa.errors import OperandError
 
     if (recording is None) == (instruction is None) or (instruction is None) != (arch is None and gpu is None) or None not in (arch, gpu):
         raise OperandError("identify takes a file, or --instruction with either --arch or --gpu")
+    check_page(report)
     device: Any
     if recording is not None:
         vectors = read_dots(recording)
@@ -39,6 +42,11 @@ def identify(
         device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
         scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
     )  # fmt: skip
+    if report is not None:
+        from mmabits.conformance.identify.page import identification_page
+
+        asked = str(recording) if recording is not None else f"{row.ptx} of {f'the emulated {arch}' if gpu is None else f'GPU {gpu}'}"
+        write(report, identification_page(found, asked=asked))
     if as_json:
         print(json.dumps({
             "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
@@ -47,6 +55,8 @@ def identify(
         }, indent=2))  # fmt: skip
     else:
         print(found)
+        if report is not None:
+            print(f"wrote {report}")
     raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mmabits.isa import MmabitsError
+from mmabits.isa import MmabitsError, OperandError
 
 
 def render(template: str, *, package: str = __name__, **values: Any) -> str:
@@ -40,6 +40,27 @@ def render(template: str, *, package: str = __name__, **values: Any) -> str:
     )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return environment.get_template(template).render(version=__version__, today=today, **values)
+
+
+def check_page(path: str | Path | None) -> None:
+    """Refuse a place for a page before the work whose result it shall show.
+
+    Args:
+        path: where the page shall go; None: nowhere.
+
+    Raises:
+        OperandError: it does not end in `.html`, is a folder, or lies where nothing can be written.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if target.suffix != ".html":
+        raise OperandError(f"a page is written as .html, got {str(path)!r}")
+    if target.is_dir():
+        raise OperandError(f"{path} is a folder; a page is a file")
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise OperandError(f"{path} cannot be written: {there} is {'no folder' if not there.is_dir() else 'read-only'}")
 
 
 def write(path: str | Path, text: str) -> Path:

@@ -17,7 +17,7 @@ COLORS: Final = ("var(--accent)", "var(--accent-2)", "var(--held)", "var(--good)
 """Of series, in turn."""
 WIDTH: Final = 720
 _BAR: Final = 24
-_CHARACTER: Final = 7.2
+_CHARACTER: Final = 8.0
 """Width of one at 13 px, about."""
 
 

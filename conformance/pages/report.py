@@ -71,6 +71,8 @@ class TextBlock:
     lines: tuple[str, ...]
     title: str = ""
     """Where there is one, the lines are folded away under it."""
+    is_open: bool = False
+    """Not folded at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +156,9 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def folded(title: str, lines: Sequence[str]) -> TextBlock:
+def folded(title: str, lines: Sequence[str], *, is_open: bool = False) -> TextBlock:
     """Lines under a title that opens them."""
-    return TextBlock(lines=tuple(lines), title=title)
+    return TextBlock(lines=tuple(lines), title=title, is_open=is_open)
 
 
 __all__ = [

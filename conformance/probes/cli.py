@@ -38,17 +38,29 @@ def _table(scores: Sequence[Score]) -> Table:
 
 def vectors_score(
     paths: Annotated[list[Path] | None, typer.Argument(help="Files or folders; without any, the pack that ships.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 where a mutant survives that some operands could kill.")] = False,
 ) -> None:
     """Say which wrong models a set of dot products kills, and which survive. Exit status: 0, or 2 for unreadable input."""
     from rich.console import Console
 
+    from mmabits.conformance.pages import check_page, write
     from mmabits.conformance.probes.pack import FOLDER
     from mmabits.conformance.probes.score import score_files
+    from mmabits.conformance.progress import progress
     from mmabits.conformance.replay import find_files
 
-    scores = list(score_files(find_files(paths or [FOLDER])))
+    check_page(report)
+    files, scores = find_files(paths or [FOLDER]), []
+    with progress(len(files), "scoring") as advance:
+        for score in score_files(files):
+            scores.append(score)
+            advance()
+    if report is not None:
+        from mmabits.conformance.probes.page import score_page
+
+        write(report, score_page(scores))
     failed = [score for score in scores if score.error is not None]
     for score in failed:
         print(f"error: {score.error}", file=sys.stderr)
@@ -67,6 +79,8 @@ def vectors_score(
         wrong = sum(score.differing for score in good)
         print(f"{sum(len(score.killed) for score in good)} killed, {sum(len(score.open) for score in good)} survive, "
               f"{sum(len(score.equivalent) for score in good)} that no operands kill; {wrong} rows differ from the model")  # fmt: skip
+    if report is not None and not as_json:
+        print(f"wrote {report}")
     if failed:
         raise typer.Exit(EXIT_ERROR)
     raise typer.Exit(EXIT_OPEN if strict and any(score.open for score in good) else 0)

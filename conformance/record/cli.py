@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -21,22 +20,6 @@ AUTO: Final = "auto"
 EXIT_FAILED: Final = 2
 
 
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error, if that is a terminal; yields what to call after each step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
-
-
 def _chosen(arch: str, only: str | None, spelled: Sequence[str], *, every_n: bool) -> list[Instruction]:
     from mmabits.conformance.record.session import recordable
     from mmabits.isa import parse
@@ -46,8 +29,9 @@ def _chosen(arch: str, only: str | None, spelled: Sequence[str], *, every_n: boo
     return [parse(text) for text in spelled] if spelled else recordable(arch, only=only, every_n=every_n)
 
 
-def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], *, every_n: bool, every: bool) -> int:
+def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], report: Path | None, *, every_n: bool, every: bool) -> int:
     """Compile and print the table; the exit status."""
+    from mmabits.conformance.progress import progress
     from mmabits.conformance.record.listing import kernel_rows, kernels_markdown
     from mmabits.conformance.record.session import TARGETS, representatives
 
@@ -57,8 +41,14 @@ def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], *, every_
         return [instruction for instruction in representatives(target) if only is None or only in instruction.ptx]
 
     archs = TARGETS if arch == AUTO else (arch,)
-    with _progress(sum(len(of(target)) for target in archs), "compiling") as advance:
+    with progress(sum(len(of(target)) for target in archs), "compiling") as advance:
         rows = kernel_rows(of, archs, advance=advance)
+    if report is not None:
+        from mmabits.conformance.pages import write
+        from mmabits.conformance.record.nvrtc import compiler_version
+        from mmabits.conformance.record.page import kernels_page
+
+        write(report, kernels_page(rows, compiler=compiler_version()))
     print(kernels_markdown(rows))
     wrong = sum(bool(row.problems) for row in rows)
     print(f"\n{len(rows)} kernels, {wrong} with problems")
@@ -88,24 +78,29 @@ def record(
     chain: Annotated[int, typer.Option(min=1, help="Instructions along K, each adding to the one before.")] = 1,
     every_n: Annotated[bool, typer.Option("--every-n", help="Every N of wgmma and tcgen05.mma, not three of them.")] = False,
     device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     emulated: Annotated[bool, typer.Option("--emulated", help="The emulator instead of a GPU; the files say so.")] = False,
     list_kernels: Annotated[bool, typer.Option("--list-kernels", help="Compile one kernel of each form and list them; no GPU.")] = False,
     compile_only: Annotated[bool, typer.Option("--compile-only", help="Compile and list every kernel that would run; no GPU.")] = False,
 ) -> None:
     """Run instructions on a GPU and record operands and results. Interrupted, the same call goes on. Exit status: 0 all recorded, 2 not."""
+    from mmabits.conformance.pages import check_page
+
+    check_page(report)
     spelled = instruction or []
     if list_kernels or compile_only:
-        raise typer.Exit(_list_kernels(arch, only, spelled, every_n=every_n, every=compile_only))
+        raise typer.Exit(_list_kernels(arch, only, spelled, report, every_n=every_n, every=compile_only))
     if out is None:
         raise OperandError("--out is missing: the folder for the recordings")
-    raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, every_n=every_n, emulated=emulated))
+    raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, report, every_n=every_n, emulated=emulated))
 
 
 def _record(
     out: Path, arch: str, only: str | None, spelled: Sequence[str], generators: Sequence[str] | None, seed: int, tiles: int | None,
-    chain: int, index: int, *, every_n: bool, emulated: bool,
+    chain: int, index: int, report: Path | None, *, every_n: bool, emulated: bool,
 ) -> int:  # fmt: skip
     """Record; the exit status."""
+    from mmabits.conformance.progress import progress
     from mmabits.conformance.record.device import Device, EmulatedDevice
     from mmabits.conformance.record.driver import CudaDevice
     from mmabits.conformance.record.generators import GENERATORS
@@ -120,6 +115,14 @@ def _record(
     chosen = _chosen(device.info.arch, only, spelled, every_n=every_n)
     jobs = make_jobs(chosen, arch=device.info.arch, generators=generators or tuple(GENERATORS), seed=seed, tiles=tiles, chain=chain)
     print(f"{device.info.name}, {device.info.arch}: {len(jobs)} recordings", file=sys.stderr)
-    with _progress(len(jobs), "recording") as advance:
+    with progress(len(jobs), "recording") as advance:
         outcomes = record_jobs(device, jobs, out, command=shlex.join(["mmabits", *sys.argv[1:]]), advance=lambda _: advance())
-    return _print_outcomes(outcomes, jobs, out)
+    if report is not None:
+        from mmabits.conformance.pages import write
+        from mmabits.conformance.record.page import record_page
+
+        write(report, record_page(device.info, outcomes, out))
+    status = _print_outcomes(outcomes, jobs, out)
+    if report is not None:
+        print(f"wrote {report}")
+    return status

@@ -270,7 +270,7 @@ def test_one_case_that_fails_does_not_stop_the_others(capsys: pytest.CaptureFixt
         (("--against", "x", "--case", "triton-fp8"), "--against takes what a file holds"),
         (("--record", "x", "--json"), "--record only records"),
         (("--case", "triton-fp9"), "unknown case 'triton-fp9'; did you mean triton-fp8"),
-        (("--emulated", "--arch", "sm_90a", "--report", "page.pdf"), "--report is written as .html, got 'page.pdf'"),
+        (("--emulated", "--arch", "sm_90a", "--report", "page.pdf"), "a page is written as .html, got 'page.pdf'"),
     ],
 )
 def test_wrong_use_is_refused(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
