@@ -21,6 +21,7 @@ from jax import numpy as jnp  # noqa: E402
 Array = np.ndarray[Any, Any]
 F16, BF16, F32 = np.float16, ml_dtypes.bfloat16, np.float32
 E4M3, E5M2, E2M1, E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e8m0fnu
+VERSION = tuple(int(part) for part in jax.__version__.split(".")[:2])
 FAMILY = {"sm_80": "mma.sync", "sm_90a": "wgmma", "sm_100a": "tcgen05.mma", "sm_120a": "mma.sync"}
 
 
@@ -162,8 +163,9 @@ def test_scaled_dot_general_and_its_gradients() -> None:
         (a, scale_a), (b, scale_b) = quantized_mx(left), quantized_mx(right)
         return reference("sm_100a", a[None], b[None], scale_a[None], scale_b[None])[0]
 
-    with pytest.raises(NotImplementedError, match="scaled_matmul"):
-        jax.jit(product)(x, w)
+    if VERSION < (0, 11):  # from then on JAX multiplies what it has dequantized where there is no GPU
+        with pytest.raises(NotImplementedError, match="scaled_matmul"):
+            jax.jit(product)(x, w)
     with emulate("sm_100a") as session:
         got, pull = jax.vjp(jax.jit(product), x, w)
         grad_x, grad_w = pull(g)
