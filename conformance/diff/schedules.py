@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -29,16 +31,58 @@ ASSUMED_PROMOTION: Final = {(8, 9): 128, (9, 0): 128}
 """Elements of K after which FP8 products without fast accumulation are taken to promote, as CUTLASS does; by compute capability."""
 
 
+WORKSPACES: Final[dict[str, np.dtype[Any]]] = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+"""Types narrower than f32 in which sums of parts are kept: the result's own, where it is one of these."""
+
+
+class Order(enum.StrEnum):
+    """How the parts of a split K are added up."""
+
+    FORWARD = "in order"
+    """((0 + 1) + 2) + 3"""
+    REVERSE = "in reverse"
+    """((3 + 2) + 1) + 0"""
+    NEIGHBOURS = "by a tree of neighbours"
+    """(0 + 1) + (2 + 3); a part without a neighbour waits."""
+    HALVES = "by a tree of halves"
+    """(0 + 2) + (1 + 3): the second half onto the first, as reductions across threads do; of an odd number the middle one waits."""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether sums of several parts are added to each other."""
+        return self in (Order.NEIGHBOURS, Order.HALVES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a product is put together from instructions."""
+    """How a product is put together from instructions.
+
+    Raises:
+        OperandError: no parts, or a type that is no workspace.
+    """
 
     instruction: Instruction
     promote_every: int | None = None
     split_k: int = 1
     """Parts of K, as even as whole instructions allow, each with an accumulator of its own; their sums are added in f32."""
-    reverse: bool = False
-    """The last part first."""
+    order: Order = Order.FORWARD
+    workspace: str | None = None
+    """`f16` or `bf16`: what parts are rounded to before they are added; None: they stay f32."""
+    keeps_total: bool = False
+    """It is the total that the workspace holds: the first part and every sum are rounded to it, the other parts are not."""
+
+    def __post_init__(self) -> None:
+        if self.split_k < 1:
+            raise OperandError(f"K is split into one part or more, got {self.split_k}")
+        if self.workspace is not None and self.workspace not in WORKSPACES:
+            raise OperandError(f"a workspace is {' or '.join(WORKSPACES)}, got {self.workspace!r}")
+        if self.keeps_total and (self.workspace is None or self.order.is_tree):
+            raise OperandError("a total is kept in a workspace, and by sums in order or in reverse")
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the last part comes first."""
+        return self.order is Order.REVERSE
 
     @property
     def words(self) -> str:
@@ -46,7 +90,8 @@ class Schedule:
         promotion = "no promotion" if self.promote_every is None else f"promoted every {self.promote_every} of K"
         if self.split_k == 1:
             return promotion
-        return f"{promotion}, K split by {self.split_k} and added {'in reverse' if self.reverse else 'in order'}"
+        kept = "" if self.workspace is None else f", {'the total' if self.keeps_total else 'parts'} rounded to {self.workspace}"
+        return f"{promotion}, K split by {self.split_k} and added {self.order.value}{kept}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +108,7 @@ class Fit:
         plan = self.schedule
         return {
             "instruction": plan.instruction.ptx, "promote_every": plan.promote_every, "split_k": plan.split_k, "reverse": plan.reverse,
+            "order": plan.order.value, "workspace": plan.workspace, "keeps_total": plan.keeps_total,
             "differing": self.differing, "elements": self.elements,
         }  # fmt: skip
 
@@ -108,7 +154,7 @@ def recompute(
         MmabitsError: as `mmabits.gemm`.
     """
     parts = _parts(a, b, schedule, arch, scale_a, scale_b)
-    return _finished(_added(parts, schedule), scale_a, scale_b, dtype)
+    return _finished(add_parts(parts, schedule), scale_a, scale_b, dtype)
 
 
 def fitting_schedules(
@@ -141,11 +187,11 @@ def fitting_schedules(
     left, right, sample = a[rows], np.ascontiguousarray(b[:, columns]), np.ascontiguousarray(result[np.ix_(rows, columns)])
     scales = _rows_of(scale_a, rows, 0), _rows_of(scale_b, columns, 1)
     found: list[tuple[int, int, Schedule]] = []
-    for group in _candidates(a, b, arch, instruction, scale_a):
+    for group in _candidates(a, b, arch, instruction, scale_a, _workspace_of(result.dtype)):
         parts = _parts(left, right, group[0], arch, *scales)
         for plan in group:
-            got = _finished(_added(parts, plan), *scales, result.dtype)
-            found.append((compare(sample, got).differing, len(found), plan))
+            got = _finished(add_parts(parts, plan), *scales, result.dtype)
+            found.append((_missed(sample, got), len(found), plan))
     best = sorted(found, key=lambda entry: (entry[0], _complexity(entry[2]), entry[1]))[:FINALISTS]
     fits = []
     for _, _, plan in best:
@@ -154,8 +200,23 @@ def fitting_schedules(
     return sorted(fits, key=lambda fit: (fit.differing, _complexity(fit.schedule)))
 
 
-def _complexity(plan: Schedule) -> tuple[bool, int, bool]:
-    return (plan.promote_every is not None, plan.split_k, plan.reverse)
+def _complexity(plan: Schedule) -> tuple[bool, bool, bool, int, int]:
+    """What is rarer comes later: workspaces and trees after all that add parts one by one in f32."""
+    rare = (plan.workspace is not None, plan.order.is_tree)
+    return (*rare, plan.promote_every is not None, plan.split_k, _ORDERS.index(plan.order) + len(_ORDERS) * plan.keeps_total)
+
+
+_ORDERS: Final = tuple(Order)
+
+
+def _workspace_of(dtype: np.dtype[Any]) -> str | None:
+    return next((name for name, kind in WORKSPACES.items() if kind == dtype), None)
+
+
+def _missed(left: Array, right: Array) -> int:
+    """How many elements differ in a bit; `compare` would class them too."""
+    bits = f"uint{8 * left.dtype.itemsize}"
+    return int(np.count_nonzero(left.view(bits) != np.ascontiguousarray(right).view(bits)))
 
 
 def _block_type(scale: Array | None) -> str | None:
@@ -183,7 +244,7 @@ def _instructions(a: Array, b: Array, arch: str, instruction: str | Instruction 
 
 
 def _candidates(
-    a: Array, b: Array, arch: str, instruction: str | Instruction | None, scale_a: Array | None
+    a: Array, b: Array, arch: str, instruction: str | Instruction | None, scale_a: Array | None, workspace: str | None
 ) -> Iterator[tuple[Schedule, ...]]:
     """Schedules in groups that share their partial sums."""
     k = a.shape[1]
@@ -194,15 +255,43 @@ def _candidates(
         is_rounded = lower(row, arch).datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
         intervals = (None, *(every for every in PROMOTIONS if is_rounded and every < k and every % row.k == 0))
         for every, split in product(intervals, SPLITS):
-            panels = _panels(k, row, split)
-            if split > 1 and (row.d_type.is_integer or len(panels) != split or (every is not None and every >= panels[0].stop)):
+            cuts = panels(k, row, split)
+            if split > 1 and (row.d_type.is_integer or len(cuts) != split or (every is not None and every >= cuts[0].stop)):
                 continue
-            # Two parts give the same sum in either order.
-            orders = (False, True) if split > 2 else (False,)
-            yield tuple(Schedule(instruction=row, promote_every=every, split_k=split, reverse=reverse) for reverse in orders)
+            yield tuple(
+                Schedule(instruction=row, promote_every=every, split_k=split, order=order, workspace=kept, keeps_total=keeps_total)
+                for order, kept, keeps_total in _additions(split, workspace)
+            )
 
 
-def _panels(k: int, row: Instruction, split: int) -> list[slice]:
+def _additions(split: int, workspace: str | None) -> Iterator[tuple[Order, str | None, bool]]:
+    """(order, workspace, keeps_total) of sums of so many parts that need not be the same."""
+    if split == 1:
+        yield Order.FORWARD, None, False
+        return
+    # Of two parts every order gives one sum, of three neighbours are added as in order; a total that is rounded knows which came first.
+    orders = [order for order, least in _LEAST_PARTS.items() if split >= least]
+    for order in orders:
+        yield order, None, False
+        if workspace is not None:
+            yield order, workspace, False
+    if workspace is not None:
+        yield Order.FORWARD, workspace, True
+        yield Order.REVERSE, workspace, True
+
+
+_LEAST_PARTS: Final = {Order.FORWARD: 2, Order.REVERSE: 3, Order.NEIGHBOURS: 4, Order.HALVES: 3}
+"""Parts from which an order can give a sum that those above it do not."""
+
+
+def panels(k: int, row: Instruction, split: int) -> list[slice]:
+    """The parts of K; fewer than asked for where K has too few instructions.
+
+    Args:
+        k: elements of K.
+        row: the instruction.
+        split: how many parts.
+    """
     # A part ends where a block of scales does, and an instruction's K is a whole number of blocks.
     instructions = math.ceil(k / row.k)
     size = math.ceil(instructions / split) * row.k
@@ -212,7 +301,7 @@ def _panels(k: int, row: Instruction, split: int) -> list[slice]:
 def _parts(a: Array, b: Array, plan: Schedule, arch: str, scale_a: Array | None, scale_b: Array | None) -> list[Array]:
     """The sum of every part of K."""
     parts = []
-    for panel in _panels(a.shape[1], plan.instruction, plan.split_k):
+    for panel in panels(a.shape[1], plan.instruction, plan.split_k):
         scales: dict[str, Any] = {}
         if scale_a is not None and scale_b is not None and plan.instruction.block:
             blocks = slice(panel.start // plan.instruction.block, -(-panel.stop // plan.instruction.block))
@@ -222,15 +311,43 @@ def _parts(a: Array, b: Array, plan: Schedule, arch: str, scale_a: Array | None,
     return parts
 
 
-def _added(parts: list[Array], plan: Schedule) -> Array:
+def add_parts(parts: Sequence[Array], plan: Schedule) -> Array:
+    """The sum of the parts of K, as a schedule adds them.
+
+    Args:
+        parts: the sum of each part, from the first along K to the last, all of one shape and type.
+        plan: says how they are added and what they are rounded to.
+
+    Returns:
+        The same shape: in f32 or the parts' wider type; of a single part, that part.
+    """
     if len(parts) == 1:
         return parts[0]
     kind = np.promote_types(parts[0].dtype, np.float32) if parts[0].dtype.kind == "f" else parts[0].dtype
-    total = np.zeros_like(parts[0], dtype=kind)
+    kept = None if plan.workspace is None else WORKSPACES[plan.workspace]
+
+    def rounded(value: Array) -> Array:
+        return value if kept is None else value.astype(kept).astype(kind)
+
     with np.errstate(all="ignore"):
-        for number, part in enumerate(reversed(parts) if plan.reverse else parts):
-            total = part.astype(kind) if number == 0 else total + part.astype(kind)
+        held = [part.astype(kind) if plan.keeps_total else rounded(part.astype(kind)) for part in parts]
+        if plan.order.is_tree:
+            return _tree(held, plan.order)
+        first, *others = reversed(held) if plan.reverse else held
+        total = rounded(first)
+        for part in others:
+            total = rounded(total + part) if plan.keeps_total else total + part
     return total
+
+
+def _tree(held: list[Array], order: Order) -> Array:
+    while len(held) > 1:
+        half = -(-len(held) // 2)
+        if order is Order.HALVES:
+            held = [held[at] + held[at + half] if at + half < len(held) else held[at] for at in range(half)]
+        else:
+            held = [held[at] + held[at + 1] if at + 1 < len(held) else held[at] for at in range(0, len(held), 2)]
+    return held[0]
 
 
 def _finished(product: Array, scale_a: Array | None, scale_b: Array | None, dtype: npt.DTypeLike | None) -> Array:

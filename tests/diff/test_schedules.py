@@ -8,7 +8,7 @@ import pytest
 
 import mmabits
 from mmabits.conformance.diff import Schedule, fitting_schedules, recompute
-from mmabits.conformance.diff.schedules import ASSUMED_PROMOTION, assumed_schedule
+from mmabits.conformance.diff.schedules import ASSUMED_PROMOTION, Order, add_parts, assumed_schedule, panels
 from mmabits.isa import OperandError, library_instruction
 
 ARCH = "sm_90a"
@@ -81,6 +81,105 @@ def test_block_scales_are_split_with_k():
     second = mmabits.gemm(a[:, 96:], b[96:], scale_a=scale_a[:, 3:], scale_b=scale_b[3:], **given)
     got = recompute(a, b, schedule=split, arch="sm_100a", scale_a=scale_a, scale_b=scale_b)
     assert (got == first + second).all()
+
+
+def four_parts(a, b):
+    return [mmabits.gemm(a[:, k : k + 256], b[k : k + 256], instruction="wgmma", arch=ARCH) for k in range(0, 1024, 256)]
+
+
+def planted_trees(parts):
+    first, second, third, fourth = parts
+    return {Order.NEIGHBOURS: (first + second) + (third + fourth), Order.HALVES: (first + third) + (second + fourth)}
+
+
+@pytest.mark.parametrize("order", [Order.NEIGHBOURS, Order.HALVES])
+def test_a_tree_is_found(order):
+    a, b = operands(np.float16)
+    fits = fitting_schedules(a, b, planted_trees(four_parts(a, b))[order], arch=ARCH)
+    fitting = [fit.schedule for fit in fits if fit.differing == 0]
+    # Two parts, each promoted half-way, are the same sums as a tree of four neighbours.
+    same = {(2, Order.FORWARD, 256)} if order is Order.NEIGHBOURS else set()
+    assert {(plan.split_k, plan.order, plan.promote_every) for plan in fitting} == {(4, order, None), *same}
+    assert f"no promotion, K split by 4 and added {order.value}" in {plan.words for plan in fitting}
+    assert fits[len(fitting) - 1].as_json["order"] == order.value
+
+
+def test_parts_rounded_before_they_are_added_are_found():
+    a, b = operands(ml_dtypes.bfloat16)
+    first, second, third, fourth = (part.astype(ml_dtypes.bfloat16).astype(np.float32) for part in four_parts(a, b))
+    result = (((first + second) + third) + fourth).astype(ml_dtypes.bfloat16)
+    fits = fitting_schedules(a, b, result, arch=ARCH)
+    best = fits[0].schedule
+    assert fits[0].differing == 0
+    assert (best.split_k, best.order, best.workspace, best.keeps_total) == (4, Order.FORWARD, "bf16", False)
+    assert all(fit.differing for fit in fits if fit.schedule.workspace is None) and "parts rounded to bf16" in best.words
+
+
+def test_a_total_kept_in_the_results_type_is_found():
+    a, b = operands(np.float16)
+    parts = four_parts(a, b)
+    total = parts[0].astype(np.float16)
+    for part in parts[1:]:
+        total = (total.astype(np.float32) + part).astype(np.float16)
+    fits = fitting_schedules(a, b, total, arch=ARCH)
+    best = fits[0].schedule
+    assert fits[0].differing == 0 and (best.split_k, best.order, best.workspace, best.keeps_total) == (4, Order.FORWARD, "f16", True)
+    assert all(fit.differing for fit in fits if not fit.schedule.keeps_total) and "the total rounded to f16" in best.words
+
+
+def test_workspaces_are_not_tried_where_the_result_is_f32():
+    a, b = operands(np.float16, k=128)
+    result = mmabits.gemm(a, b, instruction="wgmma", arch=ARCH) * np.float32(1.5)
+    assert all(fit.schedule.workspace is None and fit.differing for fit in fitting_schedules(a, b, result, arch=ARCH))
+
+
+def test_rarer_schedules_never_come_before_simpler_ones_that_fit():
+    """Small integers are added exactly: everything fits, and the first is as it was before trees and workspaces were tried."""
+    rng = np.random.default_rng(5)
+    a, b = rng.integers(-2, 3, (40, 1024)).astype(np.float16), rng.integers(-2, 3, (1024, 48)).astype(np.float16)
+    result = mmabits.gemm(a, b, instruction="wgmma", arch=ARCH).astype(np.float16)
+    fits = fitting_schedules(a, b, result, arch=ARCH)
+    assert all(fit.differing == 0 and fit.schedule.workspace is None and not fit.schedule.order.is_tree for fit in fits)
+    assert fits[0].schedule == Schedule(instruction=library_instruction(ARCH, "f16", "f16"))
+
+
+@pytest.mark.parametrize(
+    ("order", "count", "grouped"),
+    [
+        (Order.FORWARD, 5, "((((0+1)+2)+3)+4)"),
+        (Order.REVERSE, 5, "((((4+3)+2)+1)+0)"),
+        (Order.NEIGHBOURS, 5, "(((0+1)+(2+3))+4)"),
+        (Order.HALVES, 5, "(((0+3)+2)+(1+4))"),
+        (Order.HALVES, 3, "((0+2)+1)"),
+        (Order.NEIGHBOURS, 4, "((0+1)+(2+3))"),
+        (Order.HALVES, 4, "((0+2)+(1+3))"),
+        (Order.HALVES, 8, "(((0+4)+(2+6))+((1+5)+(3+7)))"),
+    ],
+)
+def test_orders_add_as_they_say(order, count, grouped):
+    rng = np.random.default_rng(6)
+    parts = [rng.standard_normal((16, 16), np.float32) for _ in range(count)]
+    plan = Schedule(instruction=library_instruction(ARCH, "f16", "f16"), split_k=count, order=order)
+    spelled = "".join(f"parts[{letter}]" if letter.isdigit() else letter for letter in grouped)
+    assert (add_parts(parts, plan) == eval(spelled, {"parts": parts})).all()
+
+
+def test_parts_of_k_are_whole_instructions():
+    row = library_instruction(ARCH, "f16", "f16")
+    assert panels(100, row, 3) == [slice(0, 48), slice(48, 96), slice(96, 100)]
+    assert panels(32, row, 5) == [slice(0, 16), slice(16, 32)]
+
+
+def test_schedules_that_say_nothing_are_refused():
+    row = library_instruction(ARCH, "f16", "f16")
+    for wrong, said in (
+        ({"split_k": 0}, "one part or more, got 0"),
+        ({"workspace": "e4m3"}, "f16 or bf16, got 'e4m3'"),
+        ({"keeps_total": True}, "kept in a workspace"),
+        ({"keeps_total": True, "workspace": "f16", "order": Order.HALVES}, "in order or in reverse"),
+    ):
+        with pytest.raises(OperandError, match=said):
+            Schedule(instruction=row, **wrong)
 
 
 def test_a_result_of_another_shape_is_refused():
