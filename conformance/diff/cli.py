@@ -196,23 +196,22 @@ def _console() -> Console:
 
 
 def _replayed(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:
-    """Tiles and dot products: their own replay and its reports."""
-    from mmabits.conformance import replay
+    """Tiles and dot products."""
+    from mmabits.conformance.diff.replayed import compare_vectors, vector_lines
 
-    reports = list(replay.replay_files(replay.find_files([path])))
-    for one in reports:
-        if one.error is not None:
-            print(f"error: {one.error}", file=sys.stderr)
-    done = [one for one in reports if one.error is None]
-    if done and (arch is not None or report is not None):
-        raise OperandError("--arch and --report are for runs (gemm-run/1); tiles and dot products are replayed as they were recorded")
+    found = compare_vectors(path, arch=arch)
+    if report is not None:
+        from mmabits.conformance.diff.replayed_page import vectors_page
+        from mmabits.conformance.pages import write
+
+        write(report, vectors_page(found))
     if as_json:
-        print(json.dumps(replay.reports_json(reports), indent=2, allow_nan=False))
-        return replay.exit_status(reports)
-    if done:
-        _console().print(replay.reports_table(done))
-    for one in done:
-        for difference in one.differences:
-            print("", *replay.difference_lines(one, difference), sep="\n")
-    print(replay.summary(reports))
-    return replay.exit_status(reports)
+        print(json.dumps(found.as_json, indent=2, allow_nan=False))
+    else:
+        print(*vector_lines(found), sep="\n")
+        if found.explanation is not None:
+            print("\nthe first of them, as emulated:")
+            _console().print(found.explanation)
+        if report is not None:
+            print(f"wrote {report}")
+    return 0 if found.is_equal else EXIT_DIFFER

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 from mmabits.conformance.diff.comparing import Difference, Kind
 from mmabits.conformance.diff.kernel_runs import KernelDifference, attribution_text
-from mmabits.conformance.diff.page import difference_page
+from mmabits.conformance.diff.page import difference_map, difference_page, ulp_histogram
 from mmabits.conformance.diff.run_differences import RunDifference
-from mmabits.conformance.pages.charts import Bar, bars, heat_map
+from mmabits.conformance.diff.steps import AlongK, error_chart, parting_chart
 from mmabits.conformance.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, plural, report_page
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def differences_page(found: Sequence[AnyDifference], failed: Sequence[tuple[str,
     """
     first = found[0] if len(found) == 1 and not failed else None
     if isinstance(first, RunDifference):
-        return difference_page(first.run, first.schedule, first.arch, first.found, first.fits, first.explanation)
+        return difference_page(first.run, first.schedule, first.arch, first.found, first.fits, first.explanation, along=first.along)
     different = [one for one in found if not one.is_equal]
     sections = [Section(title="Cases", blocks=(_summary(found),))] if len(found) > 1 else []
     if failed:
@@ -95,7 +94,7 @@ def _sections(one: AnyDifference, *, is_alone: bool) -> Iterator[Section]:
                     caption="Schedules that were tried, the best first.",
                 )
             )  # fmt: skip
-        yield Section(title=f"{name}{one.verdict}", blocks=(*blocks, *_explained(one.explanation)))
+        yield Section(title=f"{name}{one.verdict}", blocks=(*blocks, *_along(one.along), *_explained(one.explanation)))
         return
     yield Section(title=f"{name}emulated with", blocks=(_emulated(one),))
     for output, difference in one.outputs.items():
@@ -123,22 +122,12 @@ def _difference(found: Difference) -> Iterator[Block]:
         return
     classes = [(kind, count) for kind, count in found.counts.items() if count and kind is not Kind.EQUAL]
     yield TableBlock(headings=("class", "elements"), rows=tuple((kind.value, count) for kind, count in classes), numeric=frozenset({1}))
-    sizes = [
-        [
-            min(found.tile[0], found.shape[0] - i * found.tile[0]) * min(found.tile[1], found.shape[1] - j * found.tile[1])
-            for j in range(len(line))
-        ]
-        for i, line in enumerate(found.tiles)
-    ]
     yield ChartBlock(
-        svg=heat_map(found.tiles, sizes, tile=found.tile, label="differing elements by output tile"),
+        svg=difference_map(found),
         caption=f"Output tiles of {found.tile[0]} x {found.tile[1]} by their first row and column; the stronger, the more differs.",
     )
     if found.ulps:
-        parts = [Bar(label=part.label, value=part.count) for part in dropwhile(lambda part: not part.count, found.ulps)]
-        yield ChartBlock(
-            svg=bars(parts, label="differing values by ulp"), caption=f"Differing values by their distance in ulp of {found.dtype}."
-        )
+        yield ChartBlock(svg=ulp_histogram(found), caption=f"Differing values by their distance in ulp of {found.dtype}.")
     rows = tuple(
         (
             one.row, one.column, one.kind.value, Cell(text=one.hardware, is_code=True), Cell(text=one.emulated, is_code=True),
@@ -150,6 +139,19 @@ def _difference(found: Difference) -> Iterator[Block]:
         headings=("row", "column", "class", "recorded", "emulated", "recorded", "emulated", "ulp"), rows=rows,
         numeric=frozenset({0, 1, 5, 6, 7}), caption="The first differences.",
     )  # fmt: skip
+
+
+def _along(along: AlongK | None) -> Iterator[Block]:
+    """Where along K the sums part."""
+    if along is None:
+        return
+    yield NoteBlock(text=f"Along K: {' '.join(along.words)}")
+    parts = parting_chart(along)
+    if parts:
+        yield ChartBlock(svg=parts, caption="Followed elements by where the two schedules part.")
+    chart = error_chart(along)
+    if chart:
+        yield ChartBlock(svg=chart, caption="The first differing element: the sum so far less the exact sum of the same elements.")
 
 
 def _explained(explanation: Explanation | None) -> Iterator[Block]:

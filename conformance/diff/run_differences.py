@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.runs import Run
 from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
+from mmabits.conformance.diff.steps import AlongK, along_k
 
 if TYPE_CHECKING:
     from mmabits.conformance.explain import Explanation
@@ -27,6 +28,8 @@ class RunDifference:
     fits: tuple[Fit, ...]
     """Schedules by how few elements they miss; empty where every bit is equal."""
     explanation: Explanation | None
+    along: AlongK | None = None
+    """Where along K the sums part, as far as it can be told."""
 
     @property
     def is_equal(self) -> bool:
@@ -60,7 +63,7 @@ class RunDifference:
         return {
             "run": self.run.manifest, "arch": self.arch, "instruction": self.schedule.instruction.ptx,
             "promote_every": self.schedule.promote_every, "verdict": self.verdict, **self.found.as_json,
-            "fits": [fit.as_json for fit in self.fits],
+            "fits": [fit.as_json for fit in self.fits], "along_k": None if self.along is None else self.along.as_json,
         }  # fmt: skip
 
 
@@ -87,9 +90,13 @@ def compare_run(run: Run, *, arch: str | None = None) -> RunDifference:
     fits = fitting_schedules(
         run.a, run.b, run.result, arch=target, instruction=run.instruction, scale_a=run.scale_a, scale_b=run.scale_b
     )  # fmt: skip
+    along = along_k(
+        run.a, run.b, run.result, schedule=schedule, arch=target, fits=fits, scale_a=run.scale_a, scale_b=run.scale_b
+    )  # fmt: skip
     return RunDifference(
-        run=run, arch=target, schedule=schedule, found=found, fits=tuple(fits), explanation=_explained(run, schedule, target, found)
-    )
+        run=run, arch=target, schedule=schedule, found=found, fits=tuple(fits),
+        explanation=_explained(run, schedule, target, found), along=along,
+    )  # fmt: skip
 
 
 def _explained(run: Run, schedule: Schedule, arch: str, found: Difference) -> Explanation:
@@ -123,6 +130,10 @@ def run_lines(done: RunDifference) -> Iterator[str]:
     yield from (f"  {fit.differing:>9} differ  {fit.schedule.instruction.ptx}, {fit.schedule.words}" for fit in done.fits)
     if sum(fit.differing == 0 for fit in done.fits) > 1:
         yield "  several give every bit; this result does not tell them apart"
+    if done.along is not None:
+        yield ""
+        yield "along K:"
+        yield from (f"  {sentence}" for sentence in done.along.words)
     yield ""
     yield "first differences (recorded, emulated):"
     for one in found.first:

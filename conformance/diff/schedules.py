@@ -70,12 +70,16 @@ class Schedule:
     """`f16` or `bf16`: what parts are rounded to before they are added; None: they stay f32."""
     keeps_total: bool = False
     """It is the total that the workspace holds: the first part and every sum are rounded to it, the other parts are not."""
+    converted: str | None = None
+    """`f16` or `bf16`: what FP8 operands are converted to before they are multiplied; None: they are multiplied as they are."""
 
     def __post_init__(self) -> None:
         if self.split_k < 1:
             raise OperandError(f"K is split into one part or more, got {self.split_k}")
         if self.workspace is not None and self.workspace not in WORKSPACES:
             raise OperandError(f"a workspace is {' or '.join(WORKSPACES)}, got {self.workspace!r}")
+        if self.converted is not None and self.converted not in WORKSPACES:
+            raise OperandError(f"operands are converted to {' or '.join(WORKSPACES)}, got {self.converted!r}")
         if self.keeps_total and (self.workspace is None or self.order.is_tree):
             raise OperandError("a total is kept in a workspace, and by sums in order or in reverse")
 
@@ -84,10 +88,16 @@ class Schedule:
         """Whether the last part comes first."""
         return self.order is Order.REVERSE
 
+    def operand(self, array: Array) -> Array:
+        """An operand as it is multiplied."""
+        return array if self.converted is None else array.astype(WORKSPACES[self.converted])
+
     @property
     def words(self) -> str:
         """In words."""
         promotion = "no promotion" if self.promote_every is None else f"promoted every {self.promote_every} of K"
+        if self.converted is not None:
+            promotion = f"operands converted to {self.converted}, {promotion}"
         if self.split_k == 1:
             return promotion
         kept = "" if self.workspace is None else f", {'the total' if self.keeps_total else 'parts'} rounded to {self.workspace}"
@@ -109,6 +119,7 @@ class Fit:
         return {
             "instruction": plan.instruction.ptx, "promote_every": plan.promote_every, "split_k": plan.split_k, "reverse": plan.reverse,
             "order": plan.order.value, "workspace": plan.workspace, "keeps_total": plan.keeps_total,
+            "converted": plan.converted,
             "differing": self.differing, "elements": self.elements,
         }  # fmt: skip
 
@@ -200,9 +211,9 @@ def fitting_schedules(
     return sorted(fits, key=lambda fit: (fit.differing, _complexity(fit.schedule)))
 
 
-def _complexity(plan: Schedule) -> tuple[bool, bool, bool, int, int]:
-    """What is rarer comes later: workspaces and trees after all that add parts one by one in f32."""
-    rare = (plan.workspace is not None, plan.order.is_tree)
+def _complexity(plan: Schedule) -> tuple[bool, bool, bool, bool, int, int]:
+    """What is rarer comes later: converted operands, then workspaces and trees, after all that add parts one by one in f32."""
+    rare = (plan.converted is not None, plan.workspace is not None, plan.order.is_tree)
     return (*rare, plan.promote_every is not None, plan.split_k, _ORDERS.index(plan.order) + len(_ORDERS) * plan.keeps_total)
 
 
@@ -229,18 +240,24 @@ def _rows_of(scale: Array | None, chosen: npt.NDArray[Any], axis: int) -> Array 
     return np.ascontiguousarray(np.take(scale, chosen, axis=axis))
 
 
-def _instructions(a: Array, b: Array, arch: str, instruction: str | Instruction | None, scale_a: Array | None) -> Iterator[Instruction]:
+def _instructions(
+    a: Array, b: Array, arch: str, instruction: str | Instruction | None, scale_a: Array | None
+) -> Iterator[tuple[Instruction, str | None]]:
+    """Instructions that take the operands, and what they are converted to for that."""
     types, scales = (operand_type(a, "a"), operand_type(b, "b")), _block_type(scale_a)
     if instruction is not None:
-        yield resolve(instruction, arch=arch, a_type=types[0], b_type=types[1], scale_type=scales)
+        yield resolve(instruction, arch=arch, a_type=types[0], b_type=types[1], scale_type=scales), None
         return
-    for family, accumulator in product(NEWEST_FIRST, (None, "f16")):
+    is_fp8 = scales is None and set(types) <= {"e4m3", "e5m2"}
+    tried: list[tuple[tuple[str, str], str | None, str | None]] = [(types, accumulator, None) for accumulator in (None, "f16")]
+    tried += [((name, name), None, name) for name in WORKSPACES if is_fp8]  # libraries without a product of FP8 convert first
+    for (pair, accumulator, converted), family in product(tried, NEWEST_FIRST):
         try:
-            row = resolve(str(family), arch=arch, a_type=types[0], b_type=types[1], c_type=accumulator, scale_type=scales)
+            row = resolve(str(family), arch=arch, a_type=pair[0], b_type=pair[1], c_type=accumulator, scale_type=scales)
             lower(row, arch)
         except (UnsupportedInstruction, UnknownInstruction):
             continue
-        yield row
+        yield row, converted
 
 
 def _candidates(
@@ -249,19 +266,22 @@ def _candidates(
     """Schedules in groups that share their partial sums."""
     k = a.shape[1]
     rows = tuple(_instructions(a, b, arch, instruction, scale_a))
-    if not rows:
+    if all(converted is not None for _, converted in rows):
         library_instruction(arch, operand_type(a, "a"), operand_type(b, "b"), scale_type=_block_type(scale_a))  # says what is missing
-    for row in rows:
+    for row, converted in rows:
         is_rounded = lower(row, arch).datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
-        intervals = (None, *(every for every in PROMOTIONS if is_rounded and every < k and every % row.k == 0))
-        for every, split in product(intervals, SPLITS):
+        promoted = [every for every in PROMOTIONS if is_rounded and converted is None and every < k and every % row.k == 0]
+        for every, split in product((None, *promoted), SPLITS):
             cuts = panels(k, row, split)
             if split > 1 and (row.d_type.is_integer or len(cuts) != split or (every is not None and every >= cuts[0].stop)):
                 continue
             yield tuple(
-                Schedule(instruction=row, promote_every=every, split_k=split, order=order, workspace=kept, keeps_total=keeps_total)
+                Schedule(
+                    instruction=row, promote_every=every, split_k=split, order=order, workspace=kept, keeps_total=keeps_total,
+                    converted=converted,
+                )
                 for order, kept, keeps_total in _additions(split, workspace)
-            )
+            )  # fmt: skip
 
 
 def _additions(split: int, workspace: str | None) -> Iterator[tuple[Order, str | None, bool]]:
@@ -306,7 +326,7 @@ def _parts(a: Array, b: Array, plan: Schedule, arch: str, scale_a: Array | None,
         if scale_a is not None and scale_b is not None and plan.instruction.block:
             blocks = slice(panel.start // plan.instruction.block, -(-panel.stop // plan.instruction.block))
             scales = {"scale_a": scale_a[:, blocks], "scale_b": scale_b[blocks]}
-        left, right = np.ascontiguousarray(a[:, panel]), np.ascontiguousarray(b[panel])
+        left, right = plan.operand(np.ascontiguousarray(a[:, panel])), plan.operand(np.ascontiguousarray(b[panel]))
         parts.append(gemm(left, right, instruction=plan.instruction, arch=arch, promote_every=plan.promote_every, **scales))
     return parts
 

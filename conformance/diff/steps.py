@@ -162,6 +162,7 @@ def _part(
         blocks = slice(part.start // block, -(-part.stop // block))
         given = {"scale_a": scales[0][row : row + 1, blocks], "scale_b": np.ascontiguousarray(scales[1][blocks, column : column + 1])}
     left, right = np.ascontiguousarray(a[row : row + 1, part]), np.ascontiguousarray(b[part, column : column + 1])
+    left, right = schedule.operand(left), schedule.operand(right)
     return explain(left, right, instruction=schedule.instruction, arch=arch, promote_every=schedule.promote_every, **given).trace
 
 
@@ -215,7 +216,7 @@ def _states(found: Trace, size: int) -> Iterator[_State]:
 
 
 def _last_at_each_k(points: Sequence[Point]) -> Iterator[Point]:
-    for now, then in zip(points, [*points[1:], None], strict=True):
+    for now, then in zip(points, [*points[1:], *([None] if points else [])], strict=True):
         if then is None or then.k != now.k:
             yield now
 

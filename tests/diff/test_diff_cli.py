@@ -100,9 +100,10 @@ def test_a_split_is_named_and_explained(tmp_path, run_cli):
     status, out, _ = run_cli("--against", path, "--json")
     found = json.loads(out)
     assert status == 1 and found["fits"][0]["differing"] == 0 and found["fits"][0]["split_k"] == 4
+    assert found["along_k"]["fitting"] == "no promotion, K split by 4 and added in order"
     assert found["differing"] == sum(map(sum, found["tiles"])) == found["elements"] - found["classes"]["equal"] > 0
     text = page.read_text()
-    assert f"{found['differing']:,} of 5,600 elements differ" in text and text.count("<svg") == 3
+    assert f"{found['differing']:,} of 5,600 elements differ" in text and text.count("<svg") == 5 and "Along K" in text
     assert found["first"][0]["hardware"] in text and "http://" not in text.replace("http://www.w3.org", "")
 
 

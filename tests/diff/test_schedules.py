@@ -193,3 +193,16 @@ def test_the_assumed_promotion_is_that_of_the_torch_hook():
     from mmabits.emulator.hooks.torch.scaled import PROMOTED
 
     assert ASSUMED_PROMOTION == PROMOTED
+
+
+@pytest.mark.parametrize(("name", "kind"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_fp8_operands_that_were_converted_first_are_found(name, kind):
+    rng = np.random.default_rng(5)
+    a = (rng.standard_normal((48, 512)) * 2.0 ** rng.integers(-6, 6, (48, 512))).astype(ml_dtypes.float8_e4m3fn)
+    b = rng.standard_normal((512, 40)).astype(ml_dtypes.float8_e5m2)
+    result = mmabits.gemm(a.astype(kind), b.astype(kind), instruction="wgmma", arch="sm_90a")
+    best = fitting_schedules(a, b, result, arch="sm_90a")[0]
+    assert best.differing == 0 and best.schedule.words.startswith("operands converted to ")
+    assert best.as_json["converted"] == best.schedule.converted and best.schedule.instruction.a_type.name == best.schedule.converted
+    direct = mmabits.gemm(a, b, instruction="wgmma", arch="sm_90a")
+    assert (direct != result).any() and fitting_schedules(a, b, direct, arch="sm_90a")[0].schedule.converted is None

@@ -239,6 +239,13 @@ def test_infinities_stop_a_course_and_part_it():
     assert "not finite" in str(at)
 
 
+def test_an_element_without_a_finite_step_has_an_empty_course():
+    a, b = np.ones((2, 64), np.float16), np.ones((64, 2), np.float16)
+    a[0, 0] = np.nan
+    found = course(a, b, schedule=assumed_schedule(a, b, arch="sm_90a"), arch="sm_90a", row=0, column=1)
+    assert [point.value for point in found.points if point.k] == [] and found.end is None
+
+
 def test_courses_of_different_elements_are_refused():
     a, b = operands(np.float16, k=32)
     plan = assumed_schedule(a, b, arch=ARCH)
