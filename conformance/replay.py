@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
+from mmabits.conformance.distances import Distances, distances
 from mmabits.conformance.vectors import SUFFIX, DotVectors, read_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode
@@ -94,6 +95,8 @@ class FileReport:
     differing: int = 0
     differences: tuple[Difference, ...] = ()
     """The first of them."""
+    distances: Distances = field(default_factory=Distances)
+    """How far apart all of them are."""
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -102,6 +105,7 @@ class FileReport:
         return {
             **{name: getattr(self, name) for name in names},
             "evidence": None if self.evidence is None else str(self.evidence),
+            **self.distances.as_json,
             "differences": [difference.as_json for difference in self.differences],
         }
 
@@ -186,11 +190,12 @@ def replay(vectors: DotVectors, *, path: str = "", limit: int = 3) -> FileReport
         UnsupportedInstruction: the architecture lacks the instruction.
     """
     lowering = lower(parse(vectors.instruction), vectors.arch)
-    differing = 0
+    differing, apart = 0, Distances()
     differences: list[Difference] = []
     for start in range(0, vectors.rows, _CHUNK):
         part = slice(start, min(start + _CHUNK, vectors.rows))
         computed = _run(vectors, lowering, part)
+        apart += distances(vectors.d[part], computed, vectors.d_type)
         for row in np.flatnonzero(computed != vectors.d[part]):
             differing += 1
             if len(differences) < limit:
@@ -198,7 +203,7 @@ def replay(vectors: DotVectors, *, path: str = "", limit: int = 3) -> FileReport
     return FileReport(
         path=path, kind=vectors.kind, gpu=vectors.gpu, arch=vectors.arch, instruction=vectors.instruction,
         a_type=vectors.a_type.name, b_type=vectors.b_type.name, c_type=vectors.c_type.name, d_type=vectors.d_type.name,
-        evidence=lowering.evidence, rows=vectors.rows, differing=differing, differences=tuple(differences),
+        evidence=lowering.evidence, rows=vectors.rows, differing=differing, differences=tuple(differences), distances=apart,
     )  # fmt: skip
 
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Final
 
-from mmabits.conformance.pages.charts import Bar, bars
-from mmabits.conformance.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, folded, plural, report_page
-from mmabits.conformance.replay import FileReport, difference_lines
-from mmabits.isa import OperandError
+from mmabits.conformance.distances import Distances
+from mmabits.conformance.pages.charts import Bar, Stack, bars, stacks
+from mmabits.conformance.pages.report import (
+    Block,
+    Cell,
+    ChartBlock,
+    Count,
+    NoteBlock,
+    Report,
+    Section,
+    TableBlock,
+    folded,
+    not_done,
+    plural,
+    report_page,
+)
+from mmabits.conformance.replay import Difference, FileReport, describe_code, difference_lines
+from mmabits.isa import OperandError, format_spec
 
 _CHARTED: Final = 40
 """Bars at most; of more groups those with most rows."""
+_DESCRIBED: Final = 60
+"""Differences step by step at most, the first of each file before the second of any."""
+_HARDWARE: Final = "hardware"
 
 
 def replay_page(reports: Sequence[FileReport]) -> str:
-    """The page: rows by GPU, every file, the first differences step by step.
+    """The page: rows by GPU, how far differing results are apart, the first of them step by step, every file.
 
     Args:
         reports: as `replay.replay_files` gives them; those of files that could not be replayed are named as such.
@@ -28,72 +46,146 @@ def replay_page(reports: Sequence[FileReport]) -> str:
         raise OperandError("a page of a replay needs one report or more, got none")
     done = [report for report in reports if report.error is None]
     failed = [report for report in reports if report.error is not None]
-    rows, differing = sum(report.rows for report in done), sum(report.differing for report in done)
-    sections = [Section(title="Rows by GPU", blocks=_by_gpu(done))] if done else []
-    if failed:
-        lines = tuple((Cell(text=Path(report.path).name, is_code=True), str(report.error)) for report in failed)
-        sections.append(Section(title="Not replayed", blocks=(TableBlock(headings=("file", "why"), rows=lines),)))
+    differing = sum(report.differing for report in done)
+    sections = [not_done("Not replayed", "file", [(Path(one.path).name, str(one.error)) for one in failed])] if failed else []
     if differing:
-        sections.append(Section(title="First differences", blocks=tuple(_differences(done))))
+        sections += _different([report for report in done if report.differing])
     if done:
-        sections.append(Section(title="Files", blocks=(_files(done),)))
+        sections += [Section(title="Rows by GPU", blocks=tuple(_by_gpu(done))), Section(title="Files", blocks=(_files(done),))]
     return report_page(Report(
         title="Recordings against the emulator",
         lead="Recorded operands run through the emulator, and every bit of the results compared.",
-        verdict=_verdict(rows, differing, len(failed)), tone="bad" if differing or failed else "good",
-        facts=(("files", f"{len(reports):,}"), ("rows", f"{rows:,}"), ("differ", f"{differing:,}"), ("made by", _kinds(done))),
-        sections=tuple(sections),
+        notice=_notice(done), verdict=_verdict(done, len(failed)), tone="bad" if differing or failed else "good",
+        counts=(
+            Count(value=len(done), what="files replayed"), Count(value=sum(report.rows for report in done), what="rows"),
+            Count(value=differing, what="rows differ", tone="bad" if differing else "good" if done else ""),
+            *([Count(value=len(failed), what="files not replayed", tone="bad")] if failed else []),
+        ),
+        facts=tuple(_facts(done)), sections=tuple(sections),
     ))  # fmt: skip
 
 
-def _verdict(rows: int, differing: int, failed: int) -> str:
-    found = f"{differing:,} of {plural(rows, 'row')} differ" if differing else f"{plural(rows, 'row')}, every bit equal"
-    return f"{found}; {plural(failed, 'file')} not replayed" if failed else found
+def _verdict(done: Sequence[FileReport], failed: int) -> str:
+    rows, differing = sum(report.rows for report in done), sum(report.differing for report in done)
+    files = sum(report.differing > 0 for report in done)
+    if not done:
+        return f"Nothing replayed: {plural(failed, 'file')} could not be"
+    found = f"{differing:,} of {plural(rows, 'row')} differ, in {plural(files, 'file')}"
+    text = found if differing else f"{plural(rows, 'row')}, every bit equal"
+    return f"{text}; {plural(failed, 'file')} not replayed" if failed else text
 
 
-def _kinds(reports: Sequence[FileReport]) -> str:
-    kinds = {kind: sum(report.rows for report in reports if report.kind == kind) for kind in dict.fromkeys(one.kind for one in reports)}
-    return ", ".join(f"{kind} ({plural(rows, 'row')})" for kind, rows in kinds.items()) or "nothing"
+def _notice(done: Sequence[FileReport]) -> str:
+    others = [report for report in done if report.kind != _HARDWARE]
+    if not others:
+        return ""
+    kinds = ", ".join(sorted({report.kind for report in others}))
+    which = "All files" if len(others) == len(done) else f"{len(others):,} of {len(done):,} files"
+    return f"{which} hold results that a program computed (kind {kinds}), no GPU: they are compared, but prove nothing about hardware."
 
 
-def _by_gpu(reports: Sequence[FileReport]) -> tuple[Block, ...]:
+def _facts(done: Sequence[FileReport]) -> Iterator[tuple[str, str]]:
+    if not done:
+        return
+    rows: dict[str, int] = {}
+    evidence: dict[str, int] = {}
+    for report in done:
+        rows[report.kind] = rows.get(report.kind, 0) + report.rows
+        evidence[str(report.evidence)] = evidence.get(str(report.evidence), 0) + report.rows
+    yield "results made by", ", ".join(f"{kind} ({plural(count, 'row')})" for kind, count in rows.items())
+    yield "evidence of the rows of isa/", ", ".join(f"{level} ({plural(count, 'row')})" for level, count in evidence.items())
+    yield "architectures", ", ".join(dict.fromkeys(report.arch for report in done))
+
+
+# By GPU --------------------------------------------------------------------------------------------------------------
+
+
+def _gpu(report: FileReport) -> str:
+    return report.gpu if report.kind == _HARDWARE else f"{report.gpu} ({report.kind})"
+
+
+def _by_gpu(reports: Sequence[FileReport]) -> Iterator[Block]:
     gpus: dict[str, list[FileReport]] = {}
     for report in reports:
-        gpus.setdefault(report.gpu if report.kind == "hardware" else f"{report.gpu} ({report.kind})", []).append(report)
-    groups = sorted(gpus.items(), key=lambda group: -sum(report.rows for report in group[1]))[:_CHARTED]
-    drawn = []
-    for gpu, files in groups:
+        gpus.setdefault(_gpu(report), []).append(report)
+    parts = []
+    for gpu, files in sorted(gpus.items(), key=lambda group: -sum(report.rows for report in group[1]))[:_CHARTED]:
         rows, differing = sum(report.rows for report in files), sum(report.differing for report in files)
-        text = f"{rows:,} rows, {differing:,} differ" if differing else f"{rows:,} rows, equal"
-        drawn.append(Bar(label=gpu, value=rows, text=text, color="var(--bad)" if differing else "var(--good)"))
-    chart = ChartBlock(svg=bars(drawn, label="rows by GPU"), caption="Rows replayed; green: every bit equal, red: some differ.")
-    if any(report.kind != "hardware" for report in reports):
-        note = "Files that an emulator computed are compared like the others, but prove nothing about hardware."
-        return chart, NoteBlock(text=note, tone="soft")
-    return (chart,)
+        told = f"{differing:,} of {plural(rows, 'row')} differ" if differing else f"{plural(rows, 'row')}, equal"
+        parts.append(Stack(label=gpu, values=(rows - differing, differing), text=told))
+    chart = stacks(parts, names=("equal", "differ"), colors=("var(--accent)", "var(--bad)"), label="rows by GPU")
+    left = f" {len(gpus) - _CHARTED:,} GPUs with fewer rows are left out here." if len(gpus) > _CHARTED else ""
+    yield ChartBlock(svg=chart, caption=f"Rows replayed, of {plural(len(gpus), 'GPU or program', 'GPUs or programs')}.{left}")
 
 
 def _files(reports: Sequence[FileReport]) -> TableBlock:
     rows = tuple(
         (
-            Path(report.path).stem, report.gpu, Cell(text=report.instruction, is_code=True), report.arch, str(report.evidence), report.rows,
-            Cell(text=f"{report.differing:,}", tone="bad" if report.differing else "good"),
+            Path(report.path).stem, Cell(text=f"{report.differing:,}", tone="bad" if report.differing else "good"), report.rows,
+            _gpu(report), report.arch, Cell(text=report.instruction, is_code=True), str(report.evidence),
         )
-        for report in reports
+        for report in sorted(reports, key=lambda report: not report.differing)
     )  # fmt: skip
-    headings = ("file", "GPU", "instruction", "arch", "evidence", "rows", "differ")
-    return TableBlock(headings=headings, rows=rows, numeric=frozenset({5, 6}))
+    caption = "Files that differ come first." if any(report.differing for report in reports) else ""
+    headings = ("file", "differ", "rows", "GPU", "architecture", "instruction", "evidence")
+    return TableBlock(headings=headings, rows=rows, numeric=frozenset({1, 2}), caption=caption)
 
 
-def _differences(reports: Sequence[FileReport]) -> list[Block]:
-    """Each folded away under its first line; the first of all stands open."""
-    found: list[Block] = []
-    for report in reports:
-        for difference in report.differences:
-            title, *lines = difference_lines(report, difference)
-            found.append(folded(title, lines, is_open=not found))
-    if not found:
-        found.append(
-            NoteBlock(text="None of the differing rows can be shown step by step: chains record no result on the way.", tone="soft")
+# What differs --------------------------------------------------------------------------------------------------------
+
+
+def _different(reports: Sequence[FileReport]) -> Iterator[Section]:
+    """How far apart, by the type of D, whose ulp it is; then the first differences."""
+    formats = dict.fromkeys(report.d_type for report in reports)
+    blocks: list[Block] = []
+    for form in formats:
+        apart = sum((report.distances for report in reports if report.d_type == form), Distances())
+        blocks += _apart(apart, form)
+    yield Section(title="How far apart", blocks=tuple(blocks))
+    yield Section(title="First differences", blocks=tuple(_first(reports)))
+
+
+def _apart(apart: Distances, form: str) -> Iterator[Block]:
+    yield TableBlock(
+        headings=(f"class of {form} results", "rows"), rows=tuple(apart.rows()), numeric=frozenset({1}),
+        caption=f"The largest difference of two values is {apart.largest_ulp:,} ulp of {form}." if apart.ulps else "",
+    )  # fmt: skip
+    parts = [Bar(label=f"{part.label} ulp", value=part.count) for part in dropwhile(lambda part: not part.count, apart.ulps)]
+    if len(parts) > 1:
+        chart = bars(parts, label=f"differing {form} values by ulp")
+        yield ChartBlock(svg=chart, caption=f'Rows of the class "value" by the distance of both results, in ulp of {form}.')
+
+
+def _first(reports: Sequence[FileReport]) -> Iterator[Block]:
+    """Each folded away under its results; the first of all stands open."""
+    every = [(number, report, difference) for report in reports for number, difference in enumerate(report.differences)]
+    every.sort(key=lambda one: one[0])
+    for number, (_, report, difference) in enumerate(every[:_DESCRIBED]):
+        yield folded(_title(report, difference), difference_lines(report, difference), is_open=number == 0)
+    silent = sum(not report.differences for report in reports)
+    notes = []
+    if len(every) > _DESCRIBED:
+        notes.append(f"{len(every) - _DESCRIBED:,} more of {len(every):,} described differences are left out here; --json has all.")
+    if silent:
+        notes.append(
+            f"Of {plural(silent, 'file')} that {'differs' if silent == 1 else 'differ'} no row is described: "
+            "none was asked for (--limit 0), or the file holds chains, which record no result on the way."
         )
-    return found
+    if notes:
+        yield NoteBlock(text=" ".join(notes), tone="soft")
+
+
+def _title(report: FileReport, difference: Difference) -> str:
+    form = format_spec(report.d_type)
+    place = f"{Path(report.path).stem}, row {difference.row:,}"
+    recorded, computed = (_result(describe_code(code, form)) for code in (difference.recorded, difference.computed))
+    return f"{place}: recorded {recorded}, computed {computed}"
+
+
+def _result(described: str) -> str:
+    """Value and code, without the fields."""
+    code, _, value = described.split("  ")
+    return f"{value} ({code})"
+
+
+__all__ = ["replay_page"]

@@ -34,8 +34,11 @@ def explain(
     from rich.console import Console
 
     from mmabits.conformance.explain import explain as explained
+    from mmabits.conformance.pages import check_page
     from mmabits.isa import lower, resolve
 
+    for path in save or ():
+        check_page(path, suffixes=(".html", ".svg"))
     right_type = b_type or a_type
     row = resolve(instruction, arch=arch, a_type=a_type, b_type=right_type, scale_type=scale_type)
     lower(row, arch)

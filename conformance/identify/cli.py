@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+if TYPE_CHECKING:
+    from mmabits.conformance.identify.page import Asked
 
 EXIT_CONTRADICTED: Final = 1
 
@@ -45,8 +48,7 @@ def identify(
     if report is not None:
         from mmabits.conformance.identify.page import identification_page
 
-        asked = str(recording) if recording is not None else f"{row.ptx} of {f'the emulated {arch}' if gpu is None else f'GPU {gpu}'}"
-        write(report, identification_page(found, asked=asked))
+        write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
     if as_json:
         print(json.dumps({
             "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
@@ -58,6 +60,22 @@ def identify(
         if report is not None:
             print(f"wrote {report}")
     raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
+
+
+def _asked(device: Any, recording: Path | None, instruction: str, arch: str | None) -> Asked:
+    """Who answered, for the page."""
+    from mmabits.conformance.identify.page import Asked
+
+    if recording is not None:
+        facts = (("instruction", device.instruction), ("recorded on", f"{device.gpu} ({device.arch})"), ("source", device.source))
+        return Asked(device=str(recording), kind=device.kind, facts=tuple(fact for fact in facts if fact[1]), recording=device)
+    if arch is not None:
+        return Asked(
+            device=f"{instruction}, emulated for {arch}", kind="emulator", facts=(("instruction", instruction), ("emulated", arch))
+        )
+    info = device.info
+    facts = (("instruction", instruction), ("device", f"{info.name} ({info.arch})"), ("driver", info.driver))
+    return Asked(device=f"{instruction} of {info.name}", kind=info.kind, facts=facts)
 
 
 def gpu_device(instruction: str, index: int = 0) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,25 +45,31 @@ def render(template: str, *, package: str = __name__, **values: Any) -> str:
     return environment.get_template(template).render(version=__version__, today=today, **values)
 
 
-def check_page(path: str | Path | None) -> None:
+def check_page(path: str | Path | None, *, suffixes: Sequence[str] = (".html",)) -> None:
     """Refuse a place for a page before the work whose result it shall show.
 
     Args:
-        path: where the page shall go; None: nowhere.
+        path: where the page shall go; folders that are missing will be made. None: nowhere.
+        suffixes: what its name may end in.
 
     Raises:
-        OperandError: it does not end in `.html`, is a folder, or lies where nothing can be written.
+        OperandError: another ending, a folder of that name, or a place where nothing can be written.
     """
     if path is None:
         return
     target = Path(path)
-    if target.suffix != ".html":
-        raise OperandError(f"a page is written as .html, got {str(path)!r}")
+    if target.suffix not in suffixes:
+        raise OperandError(f"a page is written as {' or '.join(suffixes)}, got {str(path)!r}")
     if target.is_dir():
         raise OperandError(f"{path} is a folder; a page is a file")
     there = next(folder for folder in target.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise OperandError(f"{path} cannot be written: {there} is {'no folder' if not there.is_dir() else 'read-only'}")
+    if not there.is_dir():
+        raise OperandError(f"{path} cannot be written: {there} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: the whole file system may be read-only
+            pass
+    except OSError as error:
+        raise OperandError(f"{path} cannot be written: {there} takes no files ({error.strerror or error})") from error
 
 
 def write(path: str | Path, text: str) -> Path:
@@ -69,10 +78,18 @@ def write(path: str | Path, text: str) -> Path:
     Args:
         path: where to; folders are made.
         text: its content.
+
+    Raises:
+        MmabitsError: it cannot be written (a full disk, no permission); nothing half-written is left.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise MmabitsError(f"{path} cannot be written ({error.strerror or error})") from error
     return target

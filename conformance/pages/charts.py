@@ -1,6 +1,6 @@
 """Charts as SVG in the colours of the page around them, light or dark; plain text, no library, no network.
 
-Every function returns an `<svg>` element whose texts are escaped. Widths are those of a desktop page; the page lets wide ones scroll.
+Every function returns an `<svg>` element whose texts are escaped. Bars take the width of the page; what is wider than it scrolls.
 """
 
 from __future__ import annotations
@@ -16,9 +16,20 @@ from mmabits.isa import OperandError
 COLORS: Final = ("var(--accent)", "var(--accent-2)", "var(--held)", "var(--good)", "var(--bad)", "var(--soft)")
 """Of series, in turn."""
 WIDTH: Final = 720
-_BAR: Final = 24
-_CHARACTER: Final = 8.0
+_BAR: Final = 38
+"""Height of a bar with its label above it."""
+_LEGEND: Final = 26
+"""Height of a row of a legend."""
+_GAP: Final = 16
+"""Between its entries."""
+_PHONE: Final = 340.0
+"""What a chart can be wide on a telephone."""
+_CHARACTER: Final = 7.6
 """Width of one at 13 px, about."""
+_LONGEST: Final = 48
+"""Characters of a label; of longer ones the middle is left out."""
+_ALL_DRAWN: Final = 4096
+"""Tiles of a heat map up to which those without a count are drawn one by one too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,17 @@ class Bar:
     text: str = ""
     """At its end; empty: the value."""
     color: str = COLORS[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A bar of parts, one after the other."""
+
+    label: str
+    values: tuple[float, ...]
+    """One for each part, at least 0."""
+    text: str = ""
+    """At its end; empty: the sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +74,7 @@ class Mark:
 
 
 def bars(parts: Sequence[Bar], *, label: str) -> str:
-    """Horizontal bars, one below the other.
+    """Horizontal bars as wide as the page, one below the other, each under its label.
 
     Args:
         parts: from top to bottom.
@@ -64,22 +86,87 @@ def bars(parts: Sequence[Bar], *, label: str) -> str:
     if not parts or not all(math.isfinite(part.value) and part.value >= 0 for part in parts):
         raise OperandError("a bar chart takes one bar or more, of finite values from 0 upward")
     most = max(part.value for part in parts) or 1.0
-    left = min(320.0, 12 + _CHARACTER * max(len(part.label) for part in parts))
-    room = WIDTH - left - 14 - _CHARACTER * max(len(_bar_text(part)) for part in parts)
-    drawn = []
-    for number, part in enumerate(parts):
-        y = number * _BAR
-        width = max(room * part.value / most, 2.0 if part.value else 0.0)
-        drawn.append(
-            f'<text x="{left - 8:.1f}" y="{y + 16}" text-anchor="end">{escape(part.label)}</text>'
-            f'<rect x="{left:.1f}" y="{y + 4}" width="{width:.1f}" height="{_BAR - 8}" rx="2" fill="{escape(part.color)}"/>'
-            f'<text x="{left + width + 6:.1f}" y="{y + 16}">{escape(_bar_text(part))}</text>'
-        )
-    return _svg(WIDTH, _BAR * len(parts) + 4, label, drawn)
+    texts = [part.text or _number(part.value) for part in parts]
+    drawn = [
+        _bar(number * _BAR, part.label, text, [(part.value / most, part.color, "")])
+        for number, (part, text) in enumerate(zip(parts, texts, strict=True))
+    ]
+    return _wide_svg(_BAR * len(parts), [part.label for part in parts], texts, label, drawn)
 
 
-def _bar_text(part: Bar) -> str:
-    return part.text or _number(part.value)
+def stacks(parts: Sequence[Stack], *, names: Sequence[str], colors: Sequence[str] = COLORS, label: str) -> str:
+    """Horizontal bars of several parts each, with a legend.
+
+    Args:
+        parts: from top to bottom.
+        names: of the parts, as many as each bar has values.
+        colors: theirs.
+        label: what the chart shows, for those who cannot see it.
+
+    Raises:
+        OperandError: no bars, values below 0 or not finite, or another number of values, names or colours.
+    """
+    if not parts or not all(math.isfinite(value) and value >= 0 for part in parts for value in part.values):
+        raise OperandError("a chart of stacked bars takes one bar or more, of finite values from 0 upward")
+    if any(len(part.values) != len(names) for part in parts) or len(names) > len(colors):
+        raise OperandError(f"stacked bars of {len(names)} names take as many values each, and colours for them")
+    sums = [sum(part.values) for part in parts]
+    texts = [part.text or _number(total) for part, total in zip(parts, sums, strict=True)]
+    labels = [part.label for part in parts]
+    width = max(_PHONE, _narrowest(labels, texts))
+    drawn = _legend([(name, color, False) for name, color in zip(names, colors, strict=False)], start=0, y=9, width=width)
+    top = _LEGEND * _legend_rows(names, 0, width)
+    most = max(sums) or 1.0
+    for number, (part, text) in enumerate(zip(parts, texts, strict=True)):
+        segments = [
+            (value / most, color, f"{_number(value)} {name}") for value, color, name in zip(part.values, colors, names, strict=False)
+        ]
+        drawn.append(_bar(top + number * _BAR, part.label, text, segments))
+    return _wide_svg(top + _BAR * len(parts), labels, texts, label, drawn)
+
+
+def _bar(y: int, label: str, text: str, segments: Sequence[tuple[float, str, str]]) -> str:
+    """A label, the text at the other end, and below them the bar on its track. Segments are shares of the width, colours and titles."""
+    short = shortened(label)
+    title = f"<title>{escape(label)}</title>" if short != label else ""
+    drawn = [
+        f'<text x="0" y="{y + 14}">{escape(short)}{title}</text>'
+        f'<text x="100%" y="{y + 14}" text-anchor="end" fill="var(--soft)">{escape(text)}</text>'
+        f'<rect x="0" y="{y + 20}" width="100%" height="9" rx="2" fill="var(--line)" fill-opacity="0.55"/>'
+    ]
+    start = 0.0
+    for share, color, name in segments:
+        if share:
+            told = f"<title>{escape(name)}</title>" if name else ""
+            drawn.append(
+                f'<rect x="{100 * start:.3f}%" y="{y + 20}" width="{100 * share:.3f}%" height="9" rx="2" fill="{escape(color)}" '
+                f'style="width:max(2px,{100 * share:.3f}%)">{told}</rect>'
+            )
+        start += share
+    return "".join(drawn)
+
+
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """A text without its middle where it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) // 2
+    return f"{text[:head]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - 1 - head) :]}"
+
+
+def _narrowest(labels: Sequence[str], texts: Sequence[str]) -> float:
+    """The width at which no label runs into the text at the other end."""
+    longest = max((len(shortened(label)) for label in labels), default=0) + max((len(text) for text in texts), default=0)
+    return max(300.0, 16 + _CHARACTER * longest)
+
+
+def _wide_svg(height: int, labels: Sequence[str], texts: Sequence[str], label: str, parts: Sequence[str]) -> str:
+    """As wide as the place it stands in, but never so narrow that texts would meet."""
+    return (
+        f'<svg role="img" aria-label="{escape(label)}" font-size="13" fill="currentColor" '
+        f'style="display:block;width:100%;max-width:52rem;min-width:{_narrowest(labels, texts):.0f}px;height:{height}px">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def heat_map(
@@ -103,9 +190,15 @@ def heat_map(
     left = 12 + _CHARACTER * len(str((rows - 1) * tile[0]))
     size = max(3.0, min(44.0, (WIDTH - left - 8) / columns, 480 / rows))
     gap = 1.0 if size > 6 else 0.0
-    drawn = []
+    drawn: list[str] = []
+    if rows * columns > _ALL_DRAWN:
+        drawn.append(
+            f'<rect x="{left:.1f}" y="22" width="{columns * size:.1f}" height="{rows * size:.1f}" fill="var(--line)" fill-opacity="0.55"/>'
+        )
     for i, (line, whole) in enumerate(zip(counts, sizes, strict=True)):
         for j, (count, elements) in enumerate(zip(line, whole, strict=True)):
+            if not count and rows * columns > _ALL_DRAWN:
+                continue
             shade = f'"var(--bad)" fill-opacity="{0.18 + 0.82 * count / elements:.3f}"' if count else '"var(--line)" fill-opacity="0.55"'
             at = f"rows from {i * tile[0]}, columns from {j * tile[1]}"
             drawn.append(
@@ -137,14 +230,18 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, label: str, mar
     x, y = ([value for line in series for value in getattr(line, axis)] for axis in "xy")
     if not all(map(math.isfinite, (*x, *y, *(mark.x for mark in marks)))):
         raise OperandError("a line chart takes finite values")
-    across, up = _Axis.over(x, 64.0, WIDTH - 16.0), _Axis.over([*y, 0.0], 268.0, 44.0)
+    legend = [(line.label, COLORS[number % len(COLORS)], bool(number % 2)) for number, line in enumerate(series)]
+    rows = _legend_rows([line.label for line in series], 64, WIDTH) if len(series) > 1 else 0
+    top, bottom = 32.0 + _LEGEND * rows, 256.0 + _LEGEND * rows
+    across, up = _Axis.over([*x, *(mark.x for mark in marks)], 64.0, WIDTH - 16.0), _Axis.over([*y, 0.0], bottom, top)
     drawn = [_grid_line(up, tick, WIDTH) for tick in up.ticks()]
-    drawn += [f'<text x="{across.at(tick):.1f}" y="288" text-anchor="middle">{_number(tick)}</text>' for tick in across.ticks()]
     drawn += [
-        f'<text x="{(64 + WIDTH - 16) / 2:.0f}" y="310" text-anchor="middle" fill="var(--soft)">{escape(x_label)}</text>',
+        f'<text x="{across.at(tick):.1f}" y="{bottom + 20:.0f}" text-anchor="middle">{_number(tick)}</text>' for tick in across.ticks()
+    ]
+    drawn += [
+        f'<text x="{(64 + WIDTH - 16) / 2:.0f}" y="{bottom + 42:.0f}" text-anchor="middle" fill="var(--soft)">{escape(x_label)}</text>',
         f'<text x="0" y="14" fill="var(--soft)">{escape(y_label)}</text>',
     ]
-    drawn += [_mark(mark, across) for mark in marks]
     for number, line in enumerate(series):
         color = COLORS[number % len(COLORS)]
         points = " ".join(f"{across.at(px):.1f},{up.at(py):.1f}" for px, py in zip(line.x, line.y, strict=True))
@@ -156,7 +253,8 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, label: str, mar
                 f"<title>{_number(px)}: {_number(py)}</title></circle>"
                 for px, py in zip(line.x, line.y, strict=True)
             ]
-    return _svg(WIDTH, 318, label, drawn + (_legend(series) if len(series) > 1 else []))
+    drawn += [_mark(mark, across, top, bottom, number) for number, mark in enumerate(sorted(marks, key=lambda mark: mark.x))]
+    return _svg(WIDTH, bottom + 50, label, drawn + (_legend(legend, start=64, y=30, width=WIDTH) if rows else []))
 
 
 def _grid_line(up: _Axis, tick: float, width: int) -> str:
@@ -167,26 +265,45 @@ def _grid_line(up: _Axis, tick: float, width: int) -> str:
     )
 
 
-def _mark(mark: Mark, across: _Axis) -> str:
+def _mark(mark: Mark, across: _Axis, top: float, bottom: float, number: int) -> str:
+    """Its name stands beside it; names of neighbours stand on three heights."""
     x = across.at(mark.x)
     is_right = x > WIDTH / 2
     anchor, shift = ("end", -6) if is_right else ("start", 6)
     return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="44" y2="268" stroke="var(--bad)" stroke-dasharray="3 3"/>'
-        f'<text x="{x + shift:.1f}" y="56" text-anchor="{anchor}" fill="var(--bad)">{escape(mark.label)}</text>'
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.0f}" y2="{bottom:.0f}" stroke="var(--bad)" stroke-dasharray="3 3"/>'
+        f'<text x="{x + shift:.1f}" y="{top + 12 + 16 * (number % 3):.0f}" text-anchor="{anchor}" fill="var(--bad)" '
+        'paint-order="stroke" stroke="var(--paper)" stroke-width="4" stroke-linejoin="round">'
+        f"{escape(shortened(mark.label))}</text>"
     )
 
 
-def _legend(series: Sequence[Line]) -> list[str]:
-    drawn, x = [], 64.0
-    for number, line in enumerate(series):
-        color = COLORS[number % len(COLORS)]
-        dash = ' stroke-dasharray="6 3"' if number % 2 else ""
+def _legend_places(names: Sequence[str], start: float, width: float) -> list[tuple[int, float]]:
+    """(row, x) of each entry of a legend; what does not fit goes into the next row."""
+    places, row, x = [], 0, start
+    for name in names:
+        size = 28 + _CHARACTER * len(shortened(name)) + _GAP
+        if x > start and x + size - _GAP > width:
+            row, x = row + 1, start
+        places.append((row, x))
+        x += size
+    return places
+
+
+def _legend_rows(names: Sequence[str], start: float, width: float) -> int:
+    return 1 + max((row for row, _ in _legend_places(names, start, width)), default=-1)
+
+
+def _legend(entries: Sequence[tuple[str, str, bool]], *, start: float, y: float, width: float) -> list[str]:
+    """Name, colour, and whether the line is broken, of each entry."""
+    drawn = []
+    for (name, color, is_broken), (row, x) in zip(entries, _legend_places([name for name, _, _ in entries], start, width), strict=True):
+        at = y + _LEGEND * row
+        dash = ' stroke-dasharray="6 3"' if is_broken else ""
         drawn.append(
-            f'<line x1="{x:.0f}" x2="{x + 22:.0f}" y1="30" y2="30" stroke="{color}" stroke-width="2.4"{dash}/>'
-            f'<text x="{x + 28:.0f}" y="34">{escape(line.label)}</text>'
+            f'<line x1="{x:.0f}" x2="{x + 22:.0f}" y1="{at:.0f}" y2="{at:.0f}" stroke="{escape(color)}" stroke-width="4"{dash}/>'
+            f'<text x="{x + 28:.0f}" y="{at + 4:.0f}">{escape(shortened(name))}</text>'
         )
-        x += 44 + _CHARACTER * len(line.label)
     return drawn
 
 
@@ -207,10 +324,10 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Four to ten round numbers inside, zero exactly zero."""
-        rough = (self.high - self.low) / 5
+        """Three to eight round numbers inside, zero exactly zero."""
+        rough = (self.high - self.low) / 6
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+        step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
         return [number * step for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 

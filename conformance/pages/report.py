@@ -14,6 +14,12 @@ from mmabits.isa import OperandError
 
 TONES: Final = ("", "good", "bad", "soft")
 """How a text is coloured."""
+_TALL: Final = 24
+"""Rows of a table beyond which it scrolls in a box of its own."""
+_LONG: Final = 44
+"""Characters of a cell beyond which its text is folded into lines."""
+_LISTED: Final = 4
+"""Sections from which on the page begins with a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +38,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class TableBlock:
-    """A table. Columns of numbers are set to the right.
+    """A table. Columns of numbers are set to the right. A long one scrolls in a box of its own.
 
     Raises:
-        OperandError: a row of another length than the headings, or numeric columns that are not there.
+        OperandError: a row of another length than the headings, numeric columns that are not there, or a limit below 1.
     """
 
     headings: tuple[str, ...]
@@ -43,6 +49,8 @@ class TableBlock:
     numeric: frozenset[int] = frozenset()
     """Which columns hold numbers, from 0."""
     caption: str = ""
+    most: int = 1000
+    """Rows that the page shows; how many it leaves out is said below the table."""
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.headings)]
@@ -50,6 +58,25 @@ class TableBlock:
             raise OperandError(f"a table of {len(self.headings)} columns has a row of {len(wrong[0])}")
         if not self.numeric <= set(range(len(self.headings))):
             raise OperandError(f"numeric columns are {sorted(self.numeric)}; the table has {len(self.headings)}")
+        if self.most < 1:
+            raise OperandError(f"a table shows at least one row, got {self.most}")
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it scrolls in a box."""
+        return len(self.rows) > _TALL
+
+    @property
+    def below(self) -> str:
+        """The caption, and what else must be said of a long table: how many rows it has, and how many the page leaves out."""
+        shown = min(len(self.rows), self.most)
+        left = f"; {len(self.rows) - shown:,} more of {len(self.rows):,} are left out of this page" if shown < len(self.rows) else ""
+        return " ".join(
+            filter(
+                None,
+                (self.caption, f"{shown:,} rows{'; the table scrolls' if self.is_tall else ''}{left}." if self.is_tall or left else ""),
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +99,7 @@ class TextBlock:
     title: str = ""
     """Where there is one, the lines are folded away under it."""
     is_open: bool = False
-    """Not folded at first."""
+    """Under a title, but not folded away at first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +114,18 @@ class NoteBlock:
 
 
 Block = TableBlock | ChartBlock | TextBlock | NoteBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """A number that matters, and what it counts."""
+
+    value: int | str
+    what: str
+    tone: str = ""
+
+    def __post_init__(self) -> None:
+        _check_tone(self.tone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +147,10 @@ class Report:
     """The result in a few words."""
     tone: str = ""
     """Of the verdict."""
+    notice: str = ""
+    """What a reader must know before believing any of it."""
+    counts: tuple[Count, ...] = ()
+    """The numbers, large."""
     facts: tuple[tuple[str, str], ...] = ()
     """Names and values: what ran, where, with which versions."""
     sections: tuple[Section, ...] = ()
@@ -123,13 +166,19 @@ def report_page(report: Report) -> str:
         MmabitsError: jinja2 is not installed.
     """
     sections = [{"title": section.title, "blocks": [_block(block) for block in section.blocks]} for section in report.sections]
-    return render("report.html.j2", report=report, sections=sections)
+    counts = [{"value": _cell(count.value).text, "what": count.what, "tone": count.tone} for count in report.counts]
+    return render("report.html.j2", report=report, counts=counts, sections=sections, is_listed=len(sections) >= _LISTED)
 
 
 def _block(block: Block) -> dict[str, object]:
     match block:
         case TableBlock():
-            return {"kind": "table", "block": block, "rows": [[_cell(cell) for cell in row] for row in block.rows]}
+            return {
+                "kind": "table",
+                "block": block,
+                "below": block.below,
+                "rows": [[_cell(cell) for cell in row] for row in block.rows[: block.most]],
+            }
         case ChartBlock():
             return {"kind": "chart", "block": block}
         case TextBlock():
@@ -138,12 +187,25 @@ def _block(block: Block) -> dict[str, object]:
             return {"kind": "note", "block": block}
 
 
-def _cell(value: Cell | str | int | float) -> Cell:
-    if isinstance(value, Cell):
-        return value
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """A cell as the template takes it."""
+
+    text: str
+    style: str
+    is_code: bool
+
+
+def _cell(value: Cell | str | int | float) -> _Shown:
+    cell = value if isinstance(value, Cell) else Cell(text=_text(value))
+    is_long = len(cell.text) > _LONG and not cell.is_code
+    return _Shown(text=cell.text, style=" ".join(filter(None, (cell.tone, "long" if is_long else ""))), is_code=cell.is_code)
+
+
+def _text(value: str | int | float) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return Cell(text=str(value))
-    return Cell(text=f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def _check_tone(tone: str) -> None:
@@ -161,6 +223,19 @@ def folded(title: str, lines: Sequence[str], *, is_open: bool = False) -> TextBl
     return TextBlock(lines=tuple(lines), title=title, is_open=is_open)
 
 
+def not_done(title: str, what: str, errors: Sequence[tuple[str, str]]) -> Section:
+    """A section of what failed, each with its whole error.
+
+    Args:
+        title: of the section.
+        what: each is.
+        errors: names and texts.
+    """
+    rows = tuple((Cell(text=name, is_code=True), Cell(text=error, tone="bad")) for name, error in errors)
+    return Section(title=title, blocks=(TableBlock(headings=(what, "why"), rows=rows),))
+
+
 __all__ = [
-    "Block", "Cell", "ChartBlock", "NoteBlock", "Report", "Section", "TableBlock", "TextBlock", "folded", "plural", "report_page",
+    "Block", "Cell", "ChartBlock", "Count", "NoteBlock", "Report", "Section", "TableBlock", "TextBlock", "folded", "not_done", "plural",
+    "report_page",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mmabits.conformance.record.device import Device
+from mmabits.conformance.record.device import Device, DeviceInfo
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.session import check_layout, run_tiles
 from mmabits.conformance.record.tiles import TileOperands, diagonal_tiles, diagonals
@@ -37,6 +37,11 @@ class AskedInstruction:
         self._kernel = Kernel(instruction=instruction, arch=device.info.arch)
         device.prepare(self._kernel)
         check_layout(device, self._kernel)
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What answers."""
+        return self._device.info
 
     def __call__(self, a: Array, b: Array, c: Array, scale_a: Array | None = None, scale_b: Array | None = None) -> Array:
         """Dot products on the device.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from mmabits.isa.errors import OperandError
+from mmabits.isa.errors import MmabitsError, OperandError
 
 if TYPE_CHECKING:
+    from mmabits.conformance.record.device import DeviceInfo
     from mmabits.conformance.record.session import Job, Outcome
     from mmabits.isa import Instruction
 
@@ -52,6 +54,8 @@ def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], report: P
     print(kernels_markdown(rows))
     wrong = sum(bool(row.problems) for row in rows)
     print(f"\n{len(rows)} kernels, {wrong} with problems")
+    if report is not None:
+        print(f"wrote {report}")
     return EXIT_FAILED if wrong or not rows else 0
 
 
@@ -115,14 +119,31 @@ def _record(
     chosen = _chosen(device.info.arch, only, spelled, every_n=every_n)
     jobs = make_jobs(chosen, arch=device.info.arch, generators=generators or tuple(GENERATORS), seed=seed, tiles=tiles, chain=chain)
     print(f"{device.info.name}, {device.info.arch}: {len(jobs)} recordings", file=sys.stderr)
-    with progress(len(jobs), "recording") as advance:
-        outcomes = record_jobs(device, jobs, out, command=shlex.join(["mmabits", *sys.argv[1:]]), advance=lambda _: advance())
-    if report is not None:
-        from mmabits.conformance.pages import write
-        from mmabits.conformance.record.page import record_page
+    outcomes: list[Outcome] = []
+    try:
+        with progress(len(jobs), "recording") as advance:
 
-        write(report, record_page(device.info, outcomes, out))
+            def ended(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                advance()
+
+            record_jobs(device, jobs, out, command=shlex.join(["mmabits", *sys.argv[1:]]), advance=ended)
+    except MmabitsError as error:
+        if report is not None:
+            with suppress(MmabitsError):  # the disk may be full; why the run broke off matters more
+                _write_page(report, device.info, outcomes, out, len(jobs), str(error))
+                print(f"wrote {report}")
+        raise
+    if report is not None:
+        _write_page(report, device.info, outcomes, out, len(jobs))
     status = _print_outcomes(outcomes, jobs, out)
     if report is not None:
         print(f"wrote {report}")
     return status
+
+
+def _write_page(report: Path, info: DeviceInfo, outcomes: Sequence[Outcome], out: Path, planned: int, broken: str = "") -> None:
+    from mmabits.conformance.pages import write
+    from mmabits.conformance.record.page import record_page
+
+    write(report, record_page(info, outcomes, out, planned=planned, broken=broken))

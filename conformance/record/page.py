@@ -2,141 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from mmabits.conformance.pages.charts import Bar, bars
-from mmabits.conformance.pages.report import Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, plural, report_page
+from mmabits.conformance.pages.charts import Bar, Stack, bars, stacks
+from mmabits.conformance.pages.report import (
+    Block,
+    Cell,
+    ChartBlock,
+    Count,
+    Report,
+    Section,
+    TableBlock,
+    folded,
+    not_done,
+    plural,
+    report_page,
+)
 from mmabits.conformance.record.device import EMULATOR, DeviceInfo
 from mmabits.conformance.record.listing import KernelRow
-from mmabits.conformance.record.recording import read_recording
+from mmabits.conformance.record.recording import manifest_path
 from mmabits.conformance.record.session import Outcome
-from mmabits.isa import MmabitsError
 
-_TONES = {"recorded": "good", "kept": "soft", "failed": "bad"}
+_TONES: Final = {"recorded": "good", "kept": "soft", "failed": "bad"}
+"""States of a recording."""
+_CHARTED: Final = 40
+"""Bars at most."""
+_SUMS: Final = 2000
+"""Checksums that are written out at most."""
+_HASHES: Final = {"ptx_sha256": "PTX", "sass_sha256": "machine code", "file_sha256": "file"}
+"""Of a manifest; the emulator compiles nothing."""
+_DIGITS: Final = 12
+"""Of a hash in a table."""
+_UNKNOWN: Final = ("", "none", "None")
+"""What manifests say of what there was not."""
 
 
-def record_page(info: DeviceInfo, outcomes: Sequence[Outcome], folder: Path) -> str:
+@dataclass(frozen=True)
+class _Read:
+    """A job's end, and what the manifest beside its file says; nothing where there is none."""
+
+    outcome: Outcome
+    manifest: dict[str, Any]
+    size: int
+
+    def count(self, key: str) -> int:
+        """A number of the manifest."""
+        value = self.manifest.get(key, 0)
+        return value if isinstance(value, int) else 0
+
+    def text(self, key: str) -> str:
+        """A text of the manifest, empty where it says none."""
+        value = str(self.manifest.get(key, ""))
+        return "" if value in _UNKNOWN else value
+
+
+def record_page(info: DeviceInfo, outcomes: Sequence[Outcome], folder: Path, *, planned: int | None = None, broken: str = "") -> str:
     """The page: the device, every recording with its counts and hashes, and what failed, in full.
 
     Args:
         info: of the device.
-        outcomes: as `record` gives them.
+        outcomes: as `record` gives them, or those so far of a run that broke off.
         folder: where the files lie.
+        planned: how many recordings were to be made; None: as many as there are outcomes.
+        broken: why the run broke off, if it did.
     """
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in _TONES}
-    read = [(outcome, _manifest(outcome)) for outcome in outcomes]
-    sections = []
-    if counts["failed"]:
-        rows = tuple((Cell(text=one.path.name, is_code=True), one.error) for one in outcomes if one.state == "failed")
-        sections.append(Section(title="Failed", blocks=(TableBlock(headings=("recording", "why"), rows=rows),)))
-    if any(manifest for _, manifest in read):
-        sections += [Section(title="Results by family", blocks=(_families(read),)), Section(title="Recordings", blocks=(_files(read),))]
-    results = sum(manifest.get("results", 0) for _, manifest in read)
-    checked = sum(manifest.get("layout_check_results", 0) for _, manifest in read)
-    lead = f"Operands and results of tensor-core instructions, kept in {folder} for everybody to replay."
-    note = "The emulator stood in for the GPU: these files say so, and prove nothing about hardware."
+    read = [_read(outcome) for outcome in outcomes]
+    finished = [one for one in read if one.outcome.state != "failed"]
+    failed = [one.outcome for one in read if one.outcome.state == "failed"]
+    missing = (len(outcomes) if planned is None else planned) - len(outcomes)
+    errors = [*([("the run", broken)] if broken else []), *((one.path.name, one.error.removeprefix(f"{one.path}: ")) for one in failed)]
+    sections = [not_done("Failed", "recording", errors)] if errors else []
+    if finished:
+        sections += [
+            Section(title="What was recorded", blocks=(_families(finished),)),
+            Section(title="Recordings", blocks=(_files(finished), *_sums(finished))),
+        ]
     return report_page(Report(
-        title=f"Recorded on {info.name}", lead=f"{lead} {note}" if info.kind == EMULATOR else lead,
-        verdict=f"{plural(len(outcomes), 'recording')}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items()),
-        tone="bad" if counts["failed"] else "good",
-        facts=(
-            ("device", f"{info.name}, {info.arch}, compute capability {info.compute_capability}"),
-            ("kind", "the emulator, standing in for a GPU" if info.kind == EMULATOR else "hardware"),
-            *([] if info.kind == EMULATOR else [("driver", f"{info.driver}, up to CUDA {info.cuda}")]), ("results", f"{results:,}"),
-            ("layout check", f"{checked:,} small sums agreed exactly, before anything was recorded"),
-            *_common(read),
-        ),
-        sections=tuple(sections) or (Section(title="Nothing", blocks=(NoteBlock(text="Nothing was recorded.", tone="soft"),)),),
+        title=f"Recorded on {info.name}" if info.kind != EMULATOR else f"Recorded from the emulator, {info.arch}",
+        lead=f"Operands and results of tensor-core instructions, kept in {folder} for everybody to replay.", notice=_notice(info),
+        verdict=_verdict(outcomes, missing, broken), tone="bad" if errors or not finished else "good",
+        counts=tuple(_counts(read, missing)), facts=tuple(_facts(info, finished)), sections=tuple(sections),
     ))  # fmt: skip
 
 
-def _manifest(outcome: Outcome) -> dict[str, Any]:
-    """Of a finished file; empty where there is none."""
+def _read(outcome: Outcome) -> _Read:
     if outcome.state == "failed":
-        return {}
+        return _Read(outcome, {}, 0)
     try:
-        found = read_recording(outcome.path)
-    except MmabitsError:
-        return {}
-    return {**found.manifest, "data_sha256": found.data_sha256}
+        manifest = json.loads(manifest_path(outcome.path).read_text(encoding="utf-8"))
+        size = outcome.path.stat().st_size
+    except (OSError, ValueError):
+        return _Read(outcome, {}, 0)
+    return _Read(outcome, manifest if isinstance(manifest, dict) else {}, size)
 
 
-def _common(read: Sequence[tuple[Outcome, dict[str, Any]]]) -> tuple[tuple[str, str], ...]:
-    """What the manifests say of where the files come from, each text once."""
-    names = (("nvrtc", "NVRTC"), ("commit", "commit"), ("command", "command"))
-    found = []
-    for key, label in names:
-        texts = list(dict.fromkeys(str(manifest[key]) for _, manifest in read if manifest.get(key, "none") != "none"))
-        if texts:
-            found.append((label, texts[0] if len(texts) == 1 else f"{texts[0]} and {len(texts) - 1} more"))
-    return tuple(found)
+def _notice(info: DeviceInfo) -> str:
+    if info.kind != EMULATOR:
+        return ""
+    return "The emulator stood in for a GPU: nothing ran on hardware. The files say so, and prove nothing about hardware."
 
 
-def _families(read: Sequence[tuple[Outcome, dict[str, Any]]]) -> ChartBlock:
-    counts: dict[str, int] = {}
-    for outcome, manifest in read:
-        row = outcome.job.instruction
-        name = f"{str(row.family).removesuffix('.mma_async')} {row.a_type.name} x {row.b_type.name} to {row.d_type.name}"
-        counts[name] = counts.get(name, 0) + manifest.get("results", 0)
-    drawn = [Bar(label=name, value=count) for name, count in counts.items() if count]
-    return ChartBlock(svg=bars(drawn, label="results by operands"), caption="Elements of D in the files, by family and operand types.")
+def _verdict(outcomes: Sequence[Outcome], missing: int, broken: str) -> str:
+    states = ", ".join(f"{sum(one.state == state for one in outcomes):,} {state}" for state in _TONES)
+    text = f"{plural(len(outcomes) + missing, 'recording')}: {states}"
+    if broken:
+        return f"{text}, {missing:,} not begun or not finished: the run broke off"
+    return text
 
 
-def _files(read: Sequence[tuple[Outcome, dict[str, Any]]]) -> TableBlock:
-    rows = tuple(
-        (
-            Cell(text=outcome.job.instruction.ptx, is_code=True), outcome.job.generator, outcome.job.seed, outcome.job.tiles,
-            manifest.get("results", 0), Cell(text=outcome.state, tone=_TONES[outcome.state]),
-            *(Cell(text=str(manifest.get(key, "-"))[:12], is_code=True) for key in ("sass_sha256", "data_sha256")),
-        )
-        for outcome, manifest in read
-        if outcome.state != "failed"
+def _counts(read: Sequence[_Read], missing: int) -> Iterator[Count]:
+    for state, tone in _TONES.items():
+        count = sum(one.outcome.state == state for one in read)
+        if count or state == "recorded":
+            yield Count(value=count, what=state, tone=tone if state == "failed" else "")
+    if missing:
+        yield Count(value=missing, what="missing", tone="bad")
+    yield Count(value=sum(one.count("results") for one in read), what="results")
+    yield Count(value=sum(one.count("layout_check_results") for one in read), what="sums agreed in layout checks")
+    yield Count(value=size_text(sum(one.size for one in read)), what="in files")
+
+
+def size_text(size: int) -> str:
+    """Bytes in the unit that fits: `512 B`, `1.5 MB`."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def _facts(info: DeviceInfo, finished: Sequence[_Read]) -> Iterator[tuple[str, str]]:
+    if info.kind == EMULATOR:
+        yield "computed by", f"the emulator, {info.name}, as {info.arch}"
+    else:
+        yield "GPU", f"{info.name}, {info.arch}, compute capability {info.compute_capability}"
+        yield "driver", f"{info.driver}, up to CUDA {info.cuda}"
+    names = (
+        ("nvrtc", "NVRTC"), ("compiler_options", "compiler options"), ("version", "mmabits"), ("commit", "commit"), ("seed", "seed"),
+        ("chain", "instructions of a chain"), ("recorded_at", "recorded at"), ("command", "command"),
     )  # fmt: skip
-    headings = ("instruction", "generator", "seed", "tiles", "results", "state", "machine code", "data")
-    caption = "Hashes are the first digits of a SHA-256; the whole ones are in the manifests."
-    return TableBlock(headings=headings, rows=rows, numeric=frozenset({2, 3, 4}), caption=caption)
+    for key, label in names:
+        texts = list(dict.fromkeys(text for one in finished if (text := one.text(key)) not in ("", "[]")))
+        if key == "recorded_at" and len(texts) > 1:
+            yield label, f"{min(texts)} to {max(texts)}"
+        elif texts:
+            yield label, texts[0] if len(texts) == 1 else f"{texts[0]}, and {plural(len(texts) - 1, 'other')}"
+
+
+def _families(finished: Sequence[_Read]) -> ChartBlock:
+    """Results by operand types, recorded now and kept from before."""
+    counts: dict[str, list[int]] = {}
+    for one in finished:
+        row = one.outcome.job.instruction
+        scales = f", {row.scale_type.name} scales" if row.scale_type else ""
+        name = f"{str(row.family).removesuffix('.mma_async')} {row.a_type.name} x {row.b_type.name} into {row.d_type.name}{scales}"
+        counts.setdefault(name, [0, 0])[one.outcome.state == "kept"] += one.count("results")
+    largest = sorted(counts.items(), key=lambda group: -sum(group[1]))
+    parts = [Stack(label=name, values=tuple(values)) for name, values in largest[:_CHARTED]]
+    left = f" {len(counts) - _CHARTED:,} more are left out here." if len(counts) > _CHARTED else ""
+    chart = stacks(parts, names=("recorded", "kept"), colors=("var(--accent)", "var(--cut)"), label="results by operands")
+    return ChartBlock(svg=chart, caption=f"Elements of D in the files, by family and types.{left}")
+
+
+def _files(finished: Sequence[_Read]) -> TableBlock:
+    hashes = {key: name for key, name in _HASHES.items() if any(one.text(key) for one in finished)}
+    rows = tuple(_row(one, tuple(hashes)) for one in finished)
+    headings = ("instruction", "generator", "state", "tiles", "results", "layout check", "size", *hashes.values())
+    caption = (
+        "Layout check: sums of small integers that agreed exactly before anything was recorded. Hashes are the first "
+        f"{_DIGITS} digits of SHA-256 sums; the manifest beside each file has them whole."
+    )
+    return TableBlock(headings=headings, rows=rows, numeric=frozenset({3, 4, 5, 6}), caption=caption)
+
+
+def _row(one: _Read, hashes: Sequence[str]) -> tuple[Cell | str | int, ...]:
+    job, state = one.outcome.job, one.outcome.state
+    return (
+        Cell(text=job.instruction.ptx, is_code=True), job.generator, Cell(text=state, tone=_TONES[state]), job.tiles, one.count("results"),
+        one.count("layout_check_results"), size_text(one.size),
+        *(Cell(text=one.text(key)[:_DIGITS] or "-", is_code=True) for key in hashes),
+    )  # fmt: skip
+
+
+def _sums(finished: Sequence[_Read]) -> Iterator[Block]:
+    """As `sha256sum --check` reads them, in the folder."""
+    lines = [f"{one.text('file_sha256')}  {one.outcome.path.name}" for one in finished if one.text("file_sha256")]
+    if not lines:
+        return
+    left = f", the first {_SUMS:,} of {len(lines):,}" if len(lines) > _SUMS else ""
+    yield folded(f"SHA-256 of the files, for sha256sum --check{left}", lines[:_SUMS])
+
+
+# Kernels -------------------------------------------------------------------------------------------------------------
 
 
 def kernels_page(rows: Sequence[KernelRow], *, compiler: str) -> str:
-    """The page of `--list-kernels`: every kernel compiled, its size, and the machine instructions in it.
+    """The page of `--list-kernels` and `--compile-only`: every kernel compiled, its size, and the machine instructions in it.
 
     Args:
         rows: as `kernel_rows` gives them.
         compiler: NVRTC's version.
     """
     wrong = [row for row in rows if row.problems]
-    sizes: dict[str, list[int]] = {}
+    refused, silent = sum(row.cubin_bytes is None for row in rows), sum(row.cubin_bytes is not None and not row.opcodes for row in rows)
+    sections = []
+    if wrong:
+        table = TableBlock(
+            headings=("target", "instruction", "problem"),
+            rows=tuple((row.arch, Cell(text=row.instruction.ptx, is_code=True), "; ".join(row.problems)) for row in wrong),
+        )
+        sections.append(Section(title="Problems", blocks=(table,)))
+    if rows:
+        sections += [
+            Section(title="By target", blocks=(_targets(rows),)), Section(title="Machine instructions", blocks=tuple(_opcodes(rows))),
+            Section(title="Kernels", blocks=(_kernels(rows),)),
+        ]  # fmt: skip
+    return report_page(Report(
+        title="Kernels of mmabits record, compiled", lead="Compiled for their exact targets without a GPU; nothing here ran.",
+        notice=f"No disassembler took {plural(silent, 'kernel')}: what machine instructions they hold was not looked at." if silent else "",
+        verdict=f"{plural(len(rows), 'kernel')}, {len(wrong):,} with problems", tone="bad" if wrong or not rows else "good",
+        counts=(
+            Count(value=len(rows) - refused, what="kernels compiled"),
+            Count(value=refused, what="refused by the compiler", tone="bad" if refused else "good"),
+            Count(value=len(wrong) - refused, what="with other machine instructions", tone="bad" if len(wrong) > refused else "good"),
+            Count(value=size_text(sum(row.cubin_bytes or 0 for row in rows)), what="of machine code"),
+        ),
+        facts=(("compiler", f"NVRTC {compiler}"), ("targets", ", ".join(dict.fromkeys(row.arch for row in rows)) or "none")),
+        sections=tuple(sections),
+    ))  # fmt: skip
+
+
+def _targets(rows: Sequence[KernelRow]) -> ChartBlock:
+    parts = []
+    for arch in dict.fromkeys(row.arch for row in rows):
+        good, bad = (sum(row.arch == arch and bool(row.problems) is has for row in rows) for has in (False, True))
+        text = plural(good + bad, "kernel") + (f", {bad:,} with problems" if bad else "")
+        parts.append(Stack(label=arch, values=(good, bad), text=text))
+    chart = stacks(parts, names=("without problems", "with problems"), colors=("var(--accent)", "var(--bad)"), label="kernels by target")
+    return ChartBlock(svg=chart, caption="Kernels compiled for each target.")
+
+
+def _opcodes(rows: Sequence[KernelRow]) -> Iterator[Block]:
+    """How many kernels hold each, whatever its count in them."""
+    counts: dict[str, int] = {}
     for row in rows:
-        sizes.setdefault(row.arch, []).append(row.cubin_bytes or 0)
-    drawn = [
-        Bar(label=arch, value=len(found), text=f"{plural(len(found), 'kernel')}, up to {max(found):,} bytes")
-        for arch, found in sizes.items()
-    ]
+        for name in {part.split(" x")[0] for part in row.opcodes.split(", ") if part}:
+            counts[name] = counts.get(name, 0) + 1
+    if not counts:
+        return
+    largest = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    parts = [Bar(label=name, value=count) for name, count in largest[:_CHARTED]]
+    left = f" {len(counts) - _CHARTED:,} rarer ones are left out here." if len(counts) > _CHARTED else ""
+    caption = f"Kernels with each instruction that multiplies matrices, as disassembled.{left}"
+    yield ChartBlock(svg=bars(parts, label="kernels by machine instruction"), caption=caption)
+
+
+def _kernels(rows: Sequence[KernelRow]) -> TableBlock:
     lines = tuple(
         (
             row.arch, Cell(text=row.instruction.ptx, is_code=True),
             Cell(text="refused", tone="bad") if row.cubin_bytes is None else row.cubin_bytes,
-            Cell(text=row.opcodes or "not disassembled", is_code=True),
-            Cell(text="; ".join(row.problems) or "as the row says", tone="bad" if row.problems else "good"),
+            Cell(text=row.opcodes or "-", is_code=True), _verdict_of(row),
         )
         for row in sorted(rows, key=lambda row: not row.problems)
     )  # fmt: skip
-    sections = [
-        Section(
-            title="By architecture", blocks=(ChartBlock(svg=bars(drawn, label="kernels by architecture"), caption="Kernels compiled."),)
-        )
-    ]
-    table = TableBlock(
-        headings=("target", "instruction", "cubin, bytes", "machine instructions", "check"), rows=lines, numeric=frozenset({2})
-    )
-    return report_page(Report(
-        title="Kernels of mmabits record, compiled", lead="Compiled for their exact targets without a GPU; nothing here ran.",
-        verdict=f"{plural(len(rows), 'kernel')}, {len(wrong):,} with problems", tone="bad" if wrong else "good",
-        facts=(("compiler", f"NVRTC {compiler}"), ("targets", ", ".join(sizes))),
-        sections=(*(sections if drawn else []), Section(title="Kernels", blocks=(table,))),
-    ))  # fmt: skip
+    headings = ("target", "instruction", "cubin, bytes", "machine instructions", "check")
+    return TableBlock(headings=headings, rows=lines, numeric=frozenset({2}))
 
 
-__all__ = ["kernels_page", "record_page"]
+def _verdict_of(row: KernelRow) -> Cell:
+    if row.problems:
+        return Cell(text=plural(len(row.problems), "problem"), tone="bad")
+    return Cell(text="as its row says", tone="good") if row.opcodes else Cell(text="not disassembled", tone="soft")
+
+
+__all__ = ["kernels_page", "record_page", "size_text"]

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.distances import Distances, distances
 from mmabits.conformance.record.device import EMULATOR
 from mmabits.conformance.record.recording import Recording, is_recording, read_recording
 from mmabits.conformance.record.tiles import Codes, emulate_tiles
@@ -45,25 +46,31 @@ def report_of(recording: Recording, *, path: str = "", limit: int = 3) -> FileRe
     results are not recorded.
     """
     instruction = recording.instruction
-    places = [place for part in _differing(recording) for place in part]
+    places: list[tuple[int, int, int]] = []
+    apart = Distances()
+    for part, far in _differing(recording):
+        places.extend(part)
+        apart += far
     describable = [] if recording.chain > 1 else places[:limit]
     return FileReport(
         path=path, kind=recording.kind, gpu=recording.gpu, arch=recording.arch, instruction=instruction.ptx,
         a_type=instruction.a_type.name, b_type=instruction.b_type.name, c_type=instruction.c_type.name, d_type=instruction.d_type.name,
         evidence=lower(instruction, recording.arch).evidence, rows=int(recording.d.size), differing=len(places),
-        differences=tuple(_described(recording, describable)),
+        differences=tuple(_described(recording, describable)), distances=apart,
     )  # fmt: skip
 
 
-def _differing(recording: Recording) -> Iterator[list[tuple[int, int, int]]]:
-    """Tile, row and column of every element that differs, in batches of tiles."""
+def _differing(recording: Recording) -> Iterator[tuple[list[tuple[int, int, int]], Distances]]:
+    """Tile, row and column of every element that differs, and how far they are apart, in batches of tiles."""
     tiles = recording.operands.tiles
     batch = max(1, _BATCH_RESULTS // (recording.instruction.m * recording.instruction.n))
     for start in range(0, tiles, batch):
         stop = min(start + batch, tiles)
         computed = emulate_tiles(recording.instruction, recording.arch, recording.operands.part(start, stop))
-        wrong: Any = np.argwhere(computed != recording.d[start:stop]) + np.array([start, 0, 0])
-        yield [(int(tile), int(row), int(column)) for tile, row, column in wrong]
+        kept = recording.d[start:stop]
+        wrong: Any = np.argwhere(computed != kept) + np.array([start, 0, 0])
+        places = [(int(tile), int(row), int(column)) for tile, row, column in wrong]
+        yield places, distances(kept, computed, recording.instruction.d_type)
 
 
 def _described(recording: Recording, places: list[tuple[int, int, int]]) -> Iterator[Difference]:

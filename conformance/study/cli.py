@@ -18,6 +18,7 @@ def study(
     size: Annotated[str, typer.Option(help="quick or full.")] = "full",
 ) -> None:
     """Run a study that ships, and write its page: what accumulation, formats and scale recipes do to products."""
+    from mmabits.conformance.pages import check_page
     from mmabits.conformance.study.report import run
     from mmabits.conformance.study.shipped import STUDIES
 
@@ -28,6 +29,7 @@ def study(
     if name not in STUDIES:
         raise OperandError(f"unknown study {name!r}{nearest(name, STUDIES)}; known: {', '.join(STUDIES)}")
     folder = out or Path(f"study-{name}")
+    check_page(folder / "index.html")
     table = run(STUDIES[name], out=folder, size=size)
     chosen = STUDIES[name]
     print(chosen.title)
