@@ -323,7 +323,7 @@ def _composed(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Ar
     def dots(**fields: Any) -> Dots:
         return KeptDots(arch=arch, products=products, **fields)
 
-    return drawn.composition(architecture(arch).target, dots), products
+    return drawn.composition(architecture(arch).target, dots) or None, products
 
 
 def _same(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:

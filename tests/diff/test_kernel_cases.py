@@ -73,6 +73,13 @@ def comparisons() -> Iterator[object]:
             yield pytest.param(case, arch, marks=() if arch == quick else pytest.mark.slow, id=f"{case.name}-{arch}")
 
 
+def casts_through_f16() -> bool:
+    """Triton before 3.9 has no direct cast from f32 to e4m3 on Ada."""
+    import triton
+
+    return tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+
 def is_too_old_for(case: KernelCase, arch: str) -> bool:
     """Triton before 3.8 cannot compile NVFP4 where there is no instruction for it."""
     if case.name != "triton-nvfp4" or arch in ("sm_100a", "sm_120a"):
@@ -89,7 +96,10 @@ def test_a_stand_in_gives_the_bits_of_the_emulated_call_and_of_the_composition(c
         pytest.skip("Triton before 3.8 cannot compile NVFP4 without an instruction for it")
     found = compare_kernel(record_kernel(case, stand_in=arch))
     assert found.is_equal and found.attribution is None and found.elements > 100
-    assert found.composition is not None and all(one.is_equal for one in found.composition.values()), found.verdict
+    if found.composition is None:
+        assert arch == "sm_89" and "triton-quantize" in case.name and casts_through_f16()
+        return
+    assert all(one.is_equal for one in found.composition.values()), found.verdict
     assert found.verdict == "every bit equal; emulated kernel and composition agree"
     assert bool(found.report.emulated) != ("quantize" in case.name) and not found.report.skipped
     assert set(found.outputs) == set(case.outputs)
