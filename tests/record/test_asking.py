@@ -161,12 +161,25 @@ def test_modified_instructions_have_the_probes_of_the_plain_one(tmp_path: Path) 
 
 
 def test_the_command_identifies_a_gpus_instruction(
-    fake_driver: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], needs_nvrtc: None
+    fake_driver: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], needs_nvrtc: None, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(driver, "_bindings", lambda: fake_driver((9, 0)))
     with pytest.raises(SystemExit) as ended:
-        main(["identify", "--instruction", "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "--gpu", "0", "--json"])
+        main(
+            [
+                "identify",
+                "--instruction",
+                "wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8",
+                "--gpu",
+                "0",
+                "--json",
+                "--report",
+                str(tmp_path / "page.html"),
+            ]
+        )
     assert ended.value.code == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Fake GPU (sm_90a)" in text and "proves nothing about hardware" not in text
     assert "sm_90a.wgmma.int.s32" in json.loads(capsys.readouterr().out)["matches"]
     with pytest.raises(SystemExit) as ended:
         main(["identify", "--instruction", "tcgen05.mma.cta_group::1.kind::i8.m128n16k32.s32.s8.s8", "--gpu", "0"])

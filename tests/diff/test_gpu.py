@@ -1,0 +1,44 @@
+"""On an NVIDIA GPU: every case of `mmabits diff` against the emulator. Nothing here has run yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mmabits.conformance.diff.frameworks import framework_named
+from mmabits.conformance.diff.run_differences import RunDifference, run_lines
+from mmabits.conformance.diff.running import ALL_CASES, AnyCase, compare_any, is_possible, record_any
+from mmabits.isa import DeviceUnavailable
+
+pytestmark = pytest.mark.gpu
+SOFTMAX = ("triton-sage", "triton-sage2", "triton-fp8-attention")
+"""Their exp2 is the GPU's own, which is not modelled."""
+
+
+@pytest.fixture(scope="module")
+def architectures() -> dict[str, Any]:
+    """The GPU's architecture as each framework finds it, or why it finds none."""
+    found: dict[str, Any] = {}
+    for name in ("torch", "triton", "jax"):
+        try:
+            found[name] = framework_named(name, "this test").gpu().arch
+        except DeviceUnavailable as error:
+            found[name] = error
+    return found
+
+
+@pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES)
+def test_the_gpu_gives_the_emulated_bits(case: AnyCase, architectures: dict[str, Any]) -> None:
+    arch = architectures[case.framework]
+    if isinstance(arch, DeviceUnavailable):
+        pytest.skip(str(arch))
+    if not is_possible(case, arch):
+        pytest.skip(f"{arch} lacks what it multiplies")
+    found = compare_any(record_any(case, seed=0, stand_in=None))
+    if isinstance(found, RunDifference):  # which schedule a library takes is its own affair, but one that was tried must fit
+        assert found.is_equal or found.fits[0].differing == 0, "\n".join(run_lines(found))
+    elif case.name in SOFTMAX and not found.is_equal:
+        pytest.xfail(f"{found.verdict}; exp2 of the GPU is not modelled")
+    else:
+        assert found.is_equal, found.verdict
