@@ -73,7 +73,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> int:
-    from mmabits.conformance.diff.running import choose, keep, record_any
+    from mmabits.conformance.diff.running import choose, record_into
     from mmabits.conformance.progress import progress
 
     chosen = choose(names, stand_in=stand_in)
@@ -81,7 +81,7 @@ def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> 
     with progress(len(chosen.cases), "recording") as advance:
         for case in chosen.cases:
             try:
-                done = keep(record_any(case, seed=seed, stand_in=stand_in), folder)
+                done = record_into(case, folder, seed=seed, stand_in=stand_in)
                 print(f"{done.state} {done.path}")
             except MmabitsError as error:
                 failed[case.name] = str(error)

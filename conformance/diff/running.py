@@ -127,6 +127,26 @@ class Kept:
     """`wrote` or `kept`."""
 
 
+def record_into(case: AnyCase, folder: Path, *, seed: int, stand_in: str | None) -> Kept:
+    """Run a case and write the run into a folder; where it was finished before, nothing runs.
+
+    Raises:
+        DeviceUnavailable: the framework or a GPU is missing.
+        VectorFileError: another run is there, the file is damaged, or it cannot be written.
+        MmabitsError: the architecture lacks the product.
+    """
+    path = path_of(case.name, seed, folder)
+    if path.exists():
+        framework = framework_named(case.framework, case.name)
+        if stand_in is None:
+            gpu = framework.gpu()
+            known = {"arch": gpu.arch, "gpu": gpu.name, "kind": "hardware"}
+        else:
+            known = {"arch": stand_in, "gpu": f"emulator of {stand_in}", "kind": "emulator"}
+        return _kept(path, {**known, "case": case.name, "call": case.call, "seed": seed, "versions": framework.versions()})
+    return keep(record_any(case, seed=seed, stand_in=stand_in), folder)
+
+
 def keep(run: AnyRun, folder: Path) -> Kept:
     """Write a run into a folder, unless the same run is there already.
 
@@ -135,14 +155,7 @@ def keep(run: AnyRun, folder: Path) -> Kept:
     """
     path = path_of(run.case, run.seed, folder)
     if path.exists():
-        there = read_any(path)
-        if there is None:
-            raise VectorFileError(f"{path}: is there already, and is no run")
-        differing = [name for name, value in run.manifest.items() if there.manifest.get(name) != value]
-        if differing:
-            name = differing[0]
-            raise VectorFileError(f"{path}: is there already, with {name} {there.manifest.get(name)!r} (now: {run.manifest[name]!r})")
-        return Kept(path=path, state="kept")
+        return _kept(path, run.manifest)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,6 +165,17 @@ def keep(run: AnyRun, folder: Path) -> Kept:
     else:
         write_run(path, run)
     return Kept(path=path, state="wrote")
+
+
+def _kept(path: Path, wanted: Mapping[str, Any]) -> Kept:
+    """A finished file, if it is what would be written now."""
+    there = read_any(path)
+    if there is None:
+        raise VectorFileError(f"{path}: is there already, and is no run")
+    name = next((name for name, value in wanted.items() if there.manifest.get(name) != value), None)
+    if name is not None:
+        raise VectorFileError(f"{path}: is there already, with {name} {there.manifest.get(name)!r} (now: {wanted[name]!r})")
+    return Kept(path=path, state="kept")
 
 
 def path_of(case: str, seed: int, folder: Path) -> Path:
@@ -169,5 +193,5 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 __all__ = [
     "ALL_CASES", "AnyCase", "AnyDifference", "AnyRun", "Choice", "Kept", "case_row", "choose", "compare_any", "is_possible", "keep",
-    "path_of", "read_any", "record_any",
+    "path_of", "read_any", "record_any", "record_into",
 ]  # fmt: skip

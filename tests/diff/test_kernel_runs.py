@@ -12,7 +12,7 @@ import pytest
 
 import mmabits
 from mmabits.conformance.cli import main
-from mmabits.conformance.diff import frameworks
+from mmabits.conformance.diff import frameworks, running
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES
 from mmabits.conformance.diff.kernel_runs import (
     FORMAT,
@@ -24,7 +24,7 @@ from mmabits.conformance.diff.kernel_runs import (
     record_kernel,
     write_kernel_run,
 )
-from mmabits.conformance.diff.running import ALL_CASES, is_possible, keep
+from mmabits.conformance.diff.running import ALL_CASES, is_possible, keep, record_into
 from mmabits.isa import DeviceUnavailable, OperandError, UnknownArchitecture
 from mmabits.isa.errors import VectorFileError
 
@@ -167,6 +167,25 @@ def test_the_same_run_is_kept_and_another_is_not_replaced(tmp_path: Path) -> Non
     with pytest.raises(VectorFileError, match="is there already, with gpu 'emulator of sm_90a' \\(now: 'H200'\\)"):
         keep(replace(original, gpu="H200"), tmp_path)
     assert first.path.read_bytes() == bits
+
+
+def test_a_finished_case_does_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = KERNEL_CASES["triton-fp8"]
+    first = record_into(case, tmp_path, seed=0, stand_in="sm_90a")
+
+    def never(*_: object, **__: object) -> None:
+        raise RuntimeError("it runs again")
+
+    monkeypatch.setattr(running, "record_any", never)
+    again = record_into(case, tmp_path, seed=0, stand_in="sm_90a")
+    assert (first.state, again.state, again.path) == ("wrote", "kept", first.path)
+    with pytest.raises(VectorFileError, match="is there already, with arch 'sm_90a' \\(now: 'sm_100a'\\)"):
+        record_into(case, tmp_path, seed=0, stand_in="sm_100a")
+    with pytest.raises(RuntimeError, match="it runs again"):
+        record_into(case, tmp_path, seed=1, stand_in="sm_90a")
+    first.path.write_bytes(b"12345")
+    with pytest.raises(VectorFileError, match="is there already, and is no run"):
+        record_into(case, tmp_path, seed=0, stand_in="sm_90a")
 
 
 # Frameworks and GPUs that are not there ------------------------------------------------------------------------------------
