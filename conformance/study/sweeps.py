@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -104,15 +105,15 @@ def sweep(
         The table: the rows of every point, in the order of `at`, whatever the order in which they were computed.
 
     Raises:
-        JournalMismatch: `out` holds results of another function or other points.
+        JournalMismatch: `out` holds results of another function or other points, or another sweep writes into it.
     """
     keys = [_key(point) for point in at]
-    journal = _Journal(out, function, keys)
-    todo = [(key, point) for key, point in zip(keys, at, strict=True) if key not in journal.done]
-    with _bar(len(keys), len(keys) - len(todo), what, progress) as advance:
-        for key, rows in _results(function, todo, client):
-            journal.add(key, rows)
-            advance()
+    with closing(_Journal(out, function, keys)) as journal:
+        todo = [(key, point) for key, point in zip(keys, at, strict=True) if key not in journal.done]
+        with _bar(len(keys), len(keys) - len(todo), what, progress) as advance:
+            for key, rows in _results(function, todo, client):
+                journal.add(key, rows)
+                advance()
     return Table(rows=tuple(row for key in keys for row in journal.done[key]))
 
 
@@ -157,20 +158,26 @@ class _Journal:
     def __init__(self, out: str | Path | None, function: Callable[..., Any], keys: Sequence[str]) -> None:
         self.done: dict[str, list[Row]] = {}
         self.path: Path | None = None
+        self._held: int | None = None
         if out is None:
             return
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / _JOURNAL
         if not hasattr(function, "__qualname__"):
             raise OperandError(f"results are kept under a function's name, and {function!r} has none; pass a function made with def")
+        self._held = _held(folder)
+        self.path = folder / _JOURNAL
         name = f"{function.__module__}.{function.__qualname__}"
         digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
         heading = {"sweep": name, "points": digest}
-        if self.path.exists():
-            self._read(self.path, heading)
-        else:
-            write(self.path, json.dumps(heading) + "\n")
+        try:
+            if self.path.exists():
+                self._read(self.path, heading)
+            else:
+                write(self.path, json.dumps(heading) + "\n")
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self, path: Path, heading: Mapping[str, str]) -> None:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -187,6 +194,12 @@ class _Journal:
         if len(kept) < len(lines):
             write(path, "".join(kept))
 
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
     def add(self, key: str, rows: list[Row]) -> None:
         """Keep a point's rows."""
         self.done[key] = rows
@@ -195,6 +208,28 @@ class _Journal:
                 file.write(json.dumps({"point": key, "rows": rows}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _held(folder: Path) -> int | None:
+    """A descriptor that keeps other processes from sweeping into a folder until it is closed; None where there are no such locks.
+
+    Raises:
+        JournalMismatch: another sweep has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # as on Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise JournalMismatch(f"another sweep writes into {folder}; wait for it, or choose another folder") from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -151,3 +151,21 @@ def test_axes_and_rows_may_hold_numpys_numbers_and_nothing_that_is_not_plain(tmp
         sweep(counted, [{"k": object()}])
     with pytest.raises(OperandError, match="a row holds plain values"):
         sweep(lambda k: [{"k": np.ones(3)}], points(k=[1]))
+
+
+def _square(x):
+    return [{"x": x, "square": x * x}]
+
+
+def _sweeps_again(folder, x):
+    return sweep(_sweeps_again, points(folder=[folder], x=[1]), out=folder, progress=False).rows
+
+
+def test_two_sweeps_do_not_write_into_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    with pytest.raises(JournalMismatch, match="another sweep writes into"):
+        sweep(_sweeps_again, points(folder=[str(tmp_path)], x=[1]), out=tmp_path, progress=False)
+    with pytest.raises(JournalMismatch, match="holds results of"):
+        sweep(_square, points(x=[1]), out=tmp_path, progress=False)
+    found = sweep(_square, points(x=[3]), out=tmp_path / "other", progress=False)
+    assert sweep(_square, points(x=[3]), out=tmp_path / "other", progress=False) == found
