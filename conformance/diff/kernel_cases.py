@@ -24,9 +24,12 @@ Arrays = dict[str, Array]
 
 M, N, K = 40, 72, 288
 """Of most products: the tiles at the edges, and the last step over K, are not full."""
-EVERY: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
-FROM_ADA: Final = EVERY[1:]
-BLACKWELL: Final = ("sm_100a", "sm_120a")
+EVERY: Final = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a")
+"""All that Triton compiles tensor-core instructions for."""
+FROM_ADA: Final = EVERY[2:]
+BLACKWELL: Final = EVERY[4:]
+_MMA_SYNC: Final = (*EVERY[:3], "sm_120a", "sm_121a")
+"""Where Triton has no other instruction for f16 and bf16."""
 _BF16: Final = ml_dtypes.bfloat16
 
 
@@ -126,11 +129,14 @@ def _triton(**arrays: Array) -> Arrays:
     return {name: _stored(array) for name, array in arrays.items()}
 
 
-def _order(arch: str, width: int, *, tile: int = 128) -> tuple[int, ...]:
-    """How mma.sync takes K where operands are unpacked in registers, `width` neighbours of K to a thread; elsewhere as it stands."""
+def _order(arch: str, width: int, *, tile: int = 128, is_native_on: tuple[str, ...] = BLACKWELL) -> tuple[int, ...]:
+    """How mma.sync takes K where operands are unpacked in registers, `width` neighbours of K to a thread; elsewhere as it stands.
+
+    Architectures of `is_native_on` have an instruction for the operands as they are.
+    """
     from mmabits.emulator.hooks.triton.plans import k_order
 
-    return tuple(k_order(width, 16, tile, 16)) if arch in ("sm_80", "sm_89") else ()
+    return tuple(k_order(width, 16, tile, 16)) if arch in _MMA_SYNC and arch not in is_native_on else ()
 
 
 def _triton_casts_through_f16(arch: str) -> bool:
@@ -421,8 +427,7 @@ def _moe_mxfp4(seed: int) -> Drawn:
     x, (routing, where) = _normal(rng, M, 256).astype(_BF16), _routed(rng)
 
     def composition(arch: str, dots: MakeDots) -> Arrays:
-        # Where mma.sync takes B from registers, e2m1 unpacked there puts 8 neighbours of K in a thread.
-        order = _order("sm_80", 8, tile=64) if arch in ("sm_80", "sm_89", "sm_120a") else ()
+        order = _order(arch, 8, tile=64, is_native_on=())  # none multiplies bf16 by e2m1
         return {"out": moe.moe_mxfp4(x, experts, routing, arch=dots(k_order=order))}
 
     return Drawn(inputs={"x": x, "codes": experts.codes, "scales": experts.scales, **where}, composition=composition)
