@@ -62,7 +62,8 @@ def assert_within_tolerance(
         return allowed
     given = to_numpy(d, "d")[0].astype(np.float64)
     with np.errstate(all="ignore"):
-        excess = np.where(outside, np.abs(given - allowed.reference) / allowed.bound, -1.0)
+        excess = np.where(outside, np.abs(given - allowed.reference) / allowed.finite, -1.0)
+        excess[outside & ~(np.isfinite(given) & np.isfinite(allowed.reference))] = np.inf
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.nan_to_num(excess, nan=np.inf, posinf=np.inf))), excess.shape))
     raise ToleranceExceeded(_message(given, allowed, outside, worst, _element(worst, a, b, c, **settings)))
 
@@ -86,14 +87,13 @@ def _element(worst: tuple[int, ...], a: Any, b: Any, c: Any, **settings: Any) ->
 
 
 def _message(given: npt.NDArray[Any], allowed: Tolerance, outside: npt.NDArray[Any], worst: tuple[int, ...], found: Trace) -> str:
-    value, exact, bound = given[worst], allowed.reference[worst], allowed.bound[worst]
-    times = abs(value - exact) / bound if bound else np.inf
+    value, exact = given[worst], allowed.reference[worst]
     lines = [
         f"{int(outside.sum())} of {outside.size} elements lie farther from the exact result than {allowed.instruction} on "
         f"{allowed.arch} allows; the worst is {list(worst)}:",
         f"  result  {value:.9g}",
         f"  exact   {exact:.9g}",
-        f"  allowed {bound:.3g} away, found {abs(value - exact):.3g} away ({times:.3g} times that)",
+        f"  allowed {_allowed(value, allowed, worst)}",
         f"  the instruction itself gives {found.result}; how, in {len(found.steps)} steps:",
     ]
     for event in found.events[:_STEPS_SHOWN]:
@@ -108,6 +108,20 @@ def _message(given: npt.NDArray[Any], allowed: Tolerance, outside: npt.NDArray[A
     if len(found.events) > _STEPS_SHOWN:
         lines.append(f"    ... and {len(found.events) - _STEPS_SHOWN} more")
     return "\n".join(lines)
+
+
+def _allowed(value: float, allowed: Tolerance, worst: tuple[int, ...]) -> str:
+    """What one element may be, and how far the result is from that where a distance says something."""
+    bound, exact = allowed.finite[worst], allowed.reference[worst]
+    special = {"NaN": allowed.may_be_nan, "+infinity": allowed.may_be_above, "-infinity": allowed.may_be_below}
+    named = [name for name, flags in special.items() if flags[worst]]
+    if bound < 0:
+        return f"{' or '.join(named)} alone"
+    others = f", or {' or '.join(named)}" if named else ""
+    if not np.isfinite(value):
+        return f"{bound:.3g} away{others}"
+    times = abs(value - exact) / bound if bound else np.inf
+    return f"{bound:.3g} away{others}, found {abs(value - exact):.3g} away ({times:.3g} times that)"
 
 
 __all__ = ["ToleranceExceeded", "assert_within_tolerance"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from mmabits.isa.whatif import zeros_cut
 
 Doubles = npt.NDArray[np.float64]
 Exponents = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
 
 _NONE: Final = -(1 << 20)
 """Exponent of a term that is zero: below all others."""
@@ -29,6 +30,8 @@ _SLACK: Final = 1 + 2.0**-40
 """More than all roundings of a bound's own computation."""
 _DOUBLE: Final = 2.0**-53
 _TINY: Final = 2.0**-1074
+_NOTHING: Final = -1.0
+"""The bound on finite results where none is allowed: no distance is that small."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,16 +40,29 @@ class Tolerance:
 
     bound: Doubles
     """(..., M, N): the distance to `reference` that the datapath's arithmetic cannot exceed, or not with the given probability;
-    infinite where a result may overflow, where the operands hold an infinity or NaN."""
+    infinite where a result may overflow, and where the exact result is an infinity or NaN. See `violations` for what is allowed there."""
     reference: Doubles
-    """(..., M, N): the exact result, as near as float64 holds it (what it misses is inside `bound`)."""
+    """(..., M, N): the exact result, as near as float64 holds it (what it misses is inside `bound`): NaN where an operand is, for
+    0 x infinity and for infinities of both signs; otherwise an infinity where an operand is one."""
     instruction: Instruction
     arch: str
     probability: float | None
     """Of exceeding the bound, for each element; None: none at all."""
+    finite: Doubles
+    """(..., M, N): as `bound`, of a result that is finite although it might have overflowed; -1 where a finite result is wrong."""
+    may_be_nan: Flags
+    """(..., M, N): where the exact result is NaN, or infinities of both signs may meet by overflow."""
+    may_be_above: Flags
+    """(..., M, N): where the exact result is +infinity, or the largest possible sum overflows."""
+    may_be_below: Flags
+    """(..., M, N): likewise of -infinity."""
 
-    def violations(self, d: Any) -> npt.NDArray[np.bool_]:
-        """Where a result lies outside, (..., M, N). A result that is not finite is inside only where the bound is infinite.
+    def violations(self, d: Any) -> Flags:
+        """Where a result lies outside, (..., M, N).
+
+        Where the exact result is NaN or an infinity, it alone is inside; but for +infinity also NaN, if another part of the sum can
+        overflow to -infinity, and the reverse. Where the exact result is finite, a finite result is inside within the bound, an
+        infinity only if the sum can overflow that way, and NaN only if it can overflow both ways.
 
         Args:
             d: (..., M, N) result of a kernel, any real dtype; NumPy, torch or JAX.
@@ -58,7 +74,10 @@ class Tolerance:
         if given.shape != self.bound.shape:
             raise OperandError(f"the result has shape {given.shape}, the product {self.bound.shape}")
         with np.errstate(invalid="ignore"):
-            return np.asarray(~(np.abs(given - self.reference) <= self.bound) & np.isfinite(self.bound))
+            is_near = np.isfinite(given) & ((np.abs(given - self.reference) <= self.finite) | np.isinf(self.finite))
+        inside = is_near | (self.may_be_nan & np.isnan(given))
+        inside |= (self.may_be_above & (given == np.inf)) | (self.may_be_below & (given == -np.inf))
+        return np.asarray(~inside)
 
 
 def tolerance(
@@ -100,15 +119,31 @@ def tolerance(
     if row.scale_input_d:
         raise OperandError(f"{row} scales its accumulator at every instruction: there is no one exact result to be near to")
     shape = (*call.batch, call.m, call.n)
-    out_bound, out_exact = np.empty(shape), np.empty(shape)
+    doubles = {name: np.empty(shape) for name in ("bound", "reference", "finite")}
+    flags = {name: np.empty(shape, np.bool_) for name in ("may_be_nan", "may_be_above", "may_be_below")}
     for index in np.ndindex(*call.batch):
-        part = _Operands.of(call, index)
         with np.errstate(all="ignore"):
-            account = _chain(part, call.lowering, call.promote, probability)
-            bound, exact = account.bound(probability) * _SLACK, account.prefix
-            bound[~np.isfinite(exact) | ~part.finite()] = np.inf
-        out_bound[index], out_exact[index] = bound, exact
-    return Tolerance(bound=out_bound, reference=out_exact, instruction=row, arch=call.lowering.arch, probability=probability)
+            found = _bounds(_Operands.of(call, index), call.lowering, call.promote, probability)
+        for name, array in (doubles | flags).items():
+            array[index] = found[name]
+    return Tolerance(**doubles, **flags, instruction=row, arch=call.lowering.arch, probability=probability)
+
+
+def _bounds(part: _Operands, lowering: Lowering, promote: int, probability: float | None) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a `Tolerance` for one product."""
+    is_nan, above, below = part.specials()
+    special = is_nan | above | below
+    account = _chain(part.without_specials(), lowering, promote, probability)
+    exact = np.where(special, np.where(is_nan, np.nan, np.where(above, np.inf, -np.inf)), account.prefix)
+    # Finite operands whose exact sum float64 cannot hold: f64 instructions alone, and nothing is known of the result.
+    unknown = ~special & ~np.isfinite(exact)
+    finite = np.where(special, _NOTHING, np.where(unknown, np.inf, account.finite(probability) * _SLACK))
+    mixed = np.where(special, (above & account.below) | (below & account.above), account.both)
+    return {
+        "bound": np.where(special | unknown, np.inf, account.bound(probability) * _SLACK), "reference": exact, "finite": finite,
+        "may_be_nan": is_nan | mixed | unknown, "may_be_above": above | unknown | (~special & account.above),
+        "may_be_below": below | unknown | (~special & account.below),
+    }  # fmt: skip
 
 
 def tolerance_of_shape(
@@ -249,10 +284,45 @@ class _Operands:
             a=left, b=right, c=c, exponent_a=exponents[0], exponent_b=exponents[1], scales=scales, lsb=bits, exact=True, row=row,
         )  # fmt: skip
 
-    def finite(self) -> npt.NDArray[np.bool_]:
-        """(M, N): rows and columns without infinities and NaN."""
-        rows, columns = np.isfinite(self.a).all(axis=1, keepdims=True), np.isfinite(self.b).all(axis=0, keepdims=True)
-        return np.asarray(rows & columns & np.isfinite(self.c))
+    def specials(self) -> tuple[Flags, Flags, Flags]:
+        """Where, (M, N), the exact result is NaN, +infinity and -infinity (section 5 of docs/numerics.md)."""
+        is_nan, above, below = np.isnan(self.c), self.c == np.inf, self.c == -np.inf
+        if np.isfinite(self.a).all() and np.isfinite(self.b).all():
+            return is_nan, above, below
+        a, b = _Parts.of(self.a), _Parts.of(self.b)
+        is_nan |= a.nan.any(axis=1, keepdims=True) | b.nan.any(axis=0, keepdims=True)
+        is_nan |= _meet(a.infinite, b.zero) | _meet(a.zero, b.infinite)
+        for sign in (1, -1):
+            # One factor is infinite, the other anything with a sign; zeros and NaN, whose sign is 0 here, are done with.
+            above |= _meet(a.infinite & (a.sign == sign), b.sign == sign) | _meet(a.sign == sign, b.infinite & (b.sign == sign))
+            below |= _meet(a.infinite & (a.sign == sign), b.sign == -sign) | _meet(a.sign == sign, b.infinite & (b.sign == -sign))
+        is_nan |= above & below
+        return is_nan, above & ~is_nan, below & ~is_nan
+
+    def without_specials(self) -> _Operands:
+        """The same with zeros for infinities and NaN: the part of the sum that is finite."""
+        a, b, c = (np.where(np.isfinite(array), array, 0.0) for array in (self.a, self.b, self.c))
+        return replace(self, a=a, b=b, c=c)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Parts:
+    """An operand by kind."""
+
+    nan: Flags
+    infinite: Flags
+    zero: Flags
+    sign: Doubles
+    """0 of zeros and NaN."""
+
+    @staticmethod
+    def of(values: Doubles) -> _Parts:
+        return _Parts(nan=np.isnan(values), infinite=np.isinf(values), zero=values == 0, sign=np.nan_to_num(np.sign(values), nan=0.0))
+
+
+def _meet(a: Flags, b: Flags) -> Flags:
+    """Where, (M, N), some k has both."""
+    return np.asarray(a.astype(np.float32) @ b.astype(np.float32) > 0)
 
 
 def _exponents(values: Doubles, form: FormatSpec, unpacked: FormatSpec | None) -> Exponents:
@@ -276,6 +346,12 @@ class _Account:
         """Expected loss under the probabilistic model."""
         self.squares = np.zeros_like(start)
         """Sum of the squared ranges of the losses."""
+        self.above = np.zeros(start.shape, np.bool_)
+        """Whether the accumulator may have overflowed to +infinity. `worst` is of an accumulator that has not overflowed."""
+        self.below = np.zeros(start.shape, np.bool_)
+        """Likewise to -infinity."""
+        self.both = np.zeros(start.shape, np.bool_)
+        """Whether infinities of both signs may have been added."""
         self.cut = False
         """Whether the accumulator has been through a step, and so has no more fraction bits than the unit's results."""
 
@@ -294,7 +370,11 @@ class _Account:
         return np.asarray(np.maximum(np.abs(self.prefix) - (self.worst + self.double) * _SLACK, 0))
 
     def bound(self, probability: float | None) -> Doubles:
-        """What the distance does not exceed."""
+        """What the distance does not exceed: infinite where the accumulator may have overflowed."""
+        return np.where(self.above | self.below, np.inf, self.finite(probability))
+
+    def finite(self, probability: float | None) -> Doubles:
+        """What the distance does not exceed if the accumulator has not overflowed."""
         if probability is None:
             return self.worst + self.double
         likely = np.abs(self.mean) + np.sqrt(self.squares * (math.log(2 / probability) / 2))
@@ -352,6 +432,9 @@ def _add(total: _Account, chain: _Account, form: FormatSpec) -> None:
     total.double += chain.double + _DOUBLE * np.abs(total.prefix)
     total.mean += chain.mean
     total.squares += chain.squares
+    total.both |= chain.both | (total.above & chain.below) | (total.below & chain.above)
+    total.above |= chain.above
+    total.below |= chain.below
     half = _last_place(total.magnitude(), form, form.fraction_bits) / 2
     total.lose(-half, half, (2 * half) ** 2)
     _overflow(total, form)
@@ -364,7 +447,9 @@ def _last_place(magnitude: Doubles, form: FormatSpec, fraction_bits: int) -> Dou
 
 
 def _overflow(account: _Account, form: FormatSpec) -> None:
-    account.worst[account.magnitude() > form.max_finite] = np.inf
+    reach = (account.worst + account.double) * _SLACK + np.abs(account.prefix) * (_SLACK - 1)
+    account.above |= account.prefix + reach > form.max_finite
+    account.below |= reach - account.prefix > form.max_finite
 
 
 def _step(account: _Account, part: _Operands, lowering: Lowering, at: npt.NDArray[np.int64]) -> None:

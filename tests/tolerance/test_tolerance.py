@@ -16,7 +16,7 @@ from mmabits.isa import OperandError, instructions
 _FP8 = ml_dtypes.float8_e4m3fn
 _LINES = [line for line in instructions() if line.modelled and line.example is not None]
 _UNITS = list({(line.datapath, line.machine, line.scale): line for line in _LINES}.values())
-_KINDS = ("plain", "wide", "cancelling", "sparse", "edge", "raw_finite")
+_KINDS = ("plain", "wide", "cancelling", "sparse", "edge", "raw_finite", "raw")
 
 
 def _product(line, kind, shape, rng):
@@ -58,7 +58,7 @@ def test_the_engine_stays_inside_with_promotion():
     rng = operands.generator("tolerance promotion")
     for line in _UNITS:
         if line.example.d_type.name == "f32" and line.arch in ("sm_89", "sm_90a", "sm_100a"):
-            for kind in ("plain", "wide", "cancelling"):
+            for kind in ("plain", "wide", "cancelling", "edge", "raw"):
                 assert _count_violations(line, kind, (8, 8, 4 * line.example.k), rng, promote_every=2 * line.example.k)[0] == 0
 
 
@@ -206,6 +206,107 @@ def test_each_planted_bug_is_found_and_explained(bug):
     text = str(caught.value)
     assert "of 4096 elements lie farther from the exact result than wgmma" in text
     assert "step 0: k = 0..31, largest exponent" in text
+
+
+# Infinities and NaN ------------------------------------------------------------------------------------------------------
+
+_OTHERS = (np.nan, np.inf, -np.inf, 0.0, 123.0, np.finfo(np.float32).max)
+
+
+def _allowed(tolerance, reference=None):
+    """Which of `_OTHERS` and the exact result are inside, of a product of one element."""
+    tried = _OTHERS if reference is None else (*_OTHERS, reference)
+    return [value for value in tried if not tolerance.violations(np.full(tolerance.bound.shape, value)).any()]
+
+
+def _is_exactly(found, wanted):
+    return str(found) == str(wanted)  # nan is not equal to itself
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "wanted"),
+    [
+        ([np.nan, 1], [0, 1], 0, np.nan), ([1, 1], [1, np.nan], 0, np.nan), ([1, 1], [1, 1], np.nan, np.nan),
+        ([np.inf, 1], [0, 1], 0, np.nan), ([0, 1], [-np.inf, 1], 0, np.nan), ([np.inf, np.inf], [1, -1], 0, np.nan),
+        ([-np.inf, 1], [2, 1], np.inf, np.nan), ([np.inf, 1], [2, 1], 0, np.inf), ([-np.inf, 1], [-np.inf, 1], 0, np.inf),
+        ([1, np.inf], [1, -3], 0, -np.inf), ([2, 1], [-np.inf, 1], -np.inf, -np.inf), ([1, 1], [1, 1], -np.inf, -np.inf),
+    ],
+)  # fmt: skip
+def test_where_the_exact_result_is_not_finite_it_alone_is_inside(a, b, c, wanted):
+    """The classes of IEEE 754: NaN of a NaN, of 0 x infinity and of infinities of both signs."""
+    given = np.array([a]), np.array([b]).T, np.array([[c]])
+    for dtype, more in (
+        (ml_dtypes.float8_e5m2, {}),
+        (np.float16, {}),
+        (ml_dtypes.bfloat16, {}),
+        (ml_dtypes.float8_e5m2, {"promote_every": 32}),
+    ):
+        allowed = mmabits.tolerance(given[0].astype(dtype), given[1].astype(dtype), given[2].astype(np.float32), **_GIVEN, **more)
+        assert _is_exactly(_allowed(allowed), [wanted])
+        assert _is_exactly(allowed.reference[0, 0], np.float64(wanted))
+        assert allowed.bound[0, 0] == np.inf
+
+
+def test_a_lost_nan_and_a_wrong_infinity_are_found_and_explained():
+    a, b, _ = _inputs()
+    a = a.astype(ml_dtypes.float8_e5m2)
+    a[2, 3], a[7, 0] = np.nan, np.inf
+    d = mmabits.gemm(a, b, **_GIVEN)
+    assert_within_tolerance(d, a, b, **_GIVEN)
+    for row, wrong, text in ((2, 123.0, "allowed NaN alone"), (2, np.inf, "allowed NaN alone"), (7, -d[7], "allowed +infinity alone"),
+                             (7, np.nan, "allowed +infinity alone"), (8, np.inf, "away\n")):  # fmt: skip
+        bad = d.copy()
+        bad[row] = wrong
+        with pytest.raises(ToleranceExceeded) as caught:
+            assert_within_tolerance(bad, a, b, **_GIVEN)
+        assert "64 of 4096 elements lie farther from the exact result than wgmma" in str(caught.value)
+        assert text in str(caught.value)
+
+
+def _f16(*values):
+    return np.array([values], np.float16), np.ones((len(values), 1), np.float16)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_accumulator_that_may_overflow_may_be_finite_near_the_exact_result_or_that_infinity(sign):
+    """65504 is the largest f16: from 65520 on a sum is rounded to infinity."""
+    a, b = _f16(*[sign * 60000.0, sign * 5024.0])
+    c = np.zeros((1, 1), np.float16)
+    given = {"instruction": "wgmma", "arch": "sm_90a"}
+    assert mmabits.gemm(a, b, c, **given)[0, 0] == sign * 65024.0
+    a[0, 1] = sign * 5504.0
+    assert _allowed(mmabits.tolerance(a, b, c, **given), sign * 65504.0) == [sign * np.inf, sign * 65504.0]
+    assert mmabits.gemm(a, b, c, **given)[0, 0] == sign * 65504.0
+    a[0, 1] = sign * 6000.0
+    allowed = mmabits.tolerance(a, b, c, **given)
+    assert mmabits.gemm(a, b, c, **given)[0, 0] == sign * np.inf
+    assert _allowed(allowed) == [sign * np.inf]
+    assert allowed.bound[0, 0] == np.inf
+
+
+def test_infinities_of_both_signs_by_overflow_may_meet_where_chains_are_added():
+    """Each chain of 32 overflows its way; one chain through all of K cannot come back from its infinity."""
+    a, b = np.full((1, 64), 3e38, ml_dtypes.bfloat16), np.full((64, 1), 2, ml_dtypes.bfloat16)
+    a[0, 32:] *= -1
+    promoted, chained = (mmabits.tolerance(a, b, **_GIVEN, promote_every=every) for every in (32, None))
+    assert np.isnan(mmabits.gemm(a, b, **_GIVEN, promote_every=32)[0, 0])
+    assert not promoted.violations(np.full((1, 1), np.nan)).any()
+    assert mmabits.gemm(a, b, **_GIVEN)[0, 0] == np.inf
+    assert chained.violations(np.full((1, 1), np.nan)).all()
+    assert not chained.violations(np.full((1, 1), np.inf)).any()
+    # An infinity among the operands meets one by overflow.
+    a[0, 0] = np.inf
+    assert np.isnan(mmabits.gemm(a, b, **_GIVEN, promote_every=32)[0, 0])
+    assert _is_exactly(_allowed(mmabits.tolerance(a, b, **_GIVEN, promote_every=32)), [np.nan, np.inf])
+
+
+def test_integers_are_never_nan_nor_infinite():
+    a, b = np.full((1, 32), 127, np.int8), np.full((32, 1), 127, np.int8)
+    for c, near in ((0, 32 * 127**2), (2**31 - 1, -1.0)):
+        allowed = mmabits.tolerance(a, b, np.full((1, 1), c, np.int32), **_GIVEN)
+        assert allowed.violations(np.full((1, 1), np.nan)).all()
+        assert allowed.violations(np.full((1, 1), np.inf)).all()
+        assert not allowed.violations(np.full((1, 1), near)).any()
 
 
 def test_what_is_not_finite_has_no_bound():
