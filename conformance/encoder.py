@@ -106,9 +106,10 @@ class Fp8RowLinear(Linear):
         self.weight, self.scale = _fp8(weight, weight.abs().amax(1, keepdim=True))
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """`_scaled_mm`, rowwise."""
+        """`_scaled_mm`, then the scales of rows and columns: the bits of a rowwise product, whose f32 result not every PyTorch has."""
         codes, scale = _fp8(rows, rows.abs().amax(1, keepdim=True))
-        return torch._scaled_mm(codes, self.weight.t(), scale, self.scale.t().contiguous(), out_dtype=torch.float32)
+        one = torch.ones((), dtype=torch.float32, device=rows.device)
+        return torch._scaled_mm(codes, self.weight.t(), one, one, out_dtype=torch.float32) * scale * self.scale.t()
 
 
 def _torch_bits(array: npt.NDArray[Any], dtype: torch.dtype) -> torch.Tensor:

@@ -104,6 +104,71 @@ def test_rowwise(out_dtype):
     assert_same(second, want)
 
 
+def by_rows(sa, sb, *, second=False, out_dtype=torch.bfloat16, b_type=ml_dtypes.float8_e4m3fn, bias=None):
+    """A rowwise product by `_scaled_mm`, or by `F.scaled_mm`."""
+    _, _, ta, tb = pair(b_type=b_type)
+    if second:
+        return F.scaled_mm(ta, tb, sa, TYPE.RowWise, sb, TYPE.RowWise, bias=bias, output_dtype=out_dtype)
+    return torch._scaled_mm(ta, tb, sa, sb, bias=bias, out_dtype=out_dtype)
+
+
+def every_second(scales):
+    """The same scales with gaps between them."""
+    gapped = torch.zeros(2 * scales.numel())[::2].reshape(scales.shape)
+    return gapped.copy_(scales)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_rowwise_scales_are_a_column_and_a_row_without_gaps(second):
+    """What ScaledBlas.cpp takes: scale_a (M, 1), scale_b (1, N), or (N, 1) where the recipe is named and cuBLASLt multiplies."""
+    sa, sb = torch_of(scale(M, 1)), torch_of(scale(1, N, seed=8))
+    refused = "must have shape .* contiguous" if second else "fit no recipe"
+    with emulated():
+        want = by_rows(sa, sb, second=second)
+        for a, b in (
+            (sa.t(), sb),
+            (sa[:, 0], sb),
+            (sa, sb[0]),
+            (sa, sb.t()),
+            (every_second(sa), sb),
+            (sa, every_second(sb)),
+            (sa[:-1], sb),
+        ):
+            with pytest.raises(OperandError, match=refused):
+                by_rows(a, b, second=second)
+        if second:
+            assert_same(by_rows(sa, sb.reshape(N, 1), second=True), want)
+    with emulated("sm_100a"), pytest.raises(OperandError, match=refused):
+        by_rows(sa, sb.reshape(N, 1), second=second)
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("arch", ["sm_89", "sm_100a", "sm_120a"])
+def test_rowwise_results_are_of_the_types_that_pytorchs_kernel_has(arch, second, monkeypatch):
+    from mmabits.emulator.hooks.torch import scaled
+
+    sa, sb, bias = torch_of(scale(M, 1)), torch_of(scale(1, N, seed=8)), torch.zeros(N, dtype=torch.float16)
+    for version, taken in (
+        ((2, 9), [torch.bfloat16]),
+        ((2, 13), [torch.bfloat16]),
+        ((2, 14), [torch.bfloat16, torch.float16, torch.float32]),
+    ):
+        monkeypatch.setattr(scaled, "VERSION", version)
+        for out_dtype in (torch.bfloat16, torch.float16, torch.float32, E4M3, E5M2):
+            with emulated(arch):
+                if out_dtype in taken:
+                    assert by_rows(sa, sb, second=second, out_dtype=out_dtype).dtype == out_dtype
+                    continue
+                error = EmulationError if (version, out_dtype) == ((2, 13), torch.float16) else OperandTypeError
+                with pytest.raises(error, match="writes bfloat16 bits on CUDA" if error is EmulationError else "out_dtype of a rowwise"):
+                    by_rows(sa, sb, second=second, out_dtype=out_dtype)
+    monkeypatch.setattr(scaled, "VERSION", (2, 13))
+    with emulated(arch):
+        assert by_rows(sa, sb, second=second, out_dtype=torch.float16, bias=bias).dtype == torch.float16
+        with pytest.raises(OperandTypeError, match=r"B of a rowwise product on .* must be torch\.float8_e4m3fn"):
+            by_rows(sa, sb, second=second, b_type=ml_dtypes.float8_e5m2)
+
+
 def test_bias_is_added_in_f32():
     a, b, ta, tb = pair()
     sa, sb, bias = scale(M, 1), scale(1, N, seed=8), torch.from_numpy(scale(N, seed=9)).bfloat16()
@@ -141,6 +206,9 @@ def test_deepseeks_blocks(kind_a, kind_b):
         part = gemm(a[:, panel], b[:, panel].T, **WGMMA)
         total = fused_multiply_add(part, full_a[:, block, None] * full_b[None, :, block], total)
 
+    def first_form(scales, kind):  # the outer dimension or K in neighbouring places
+        return torch_of(scales.T).t() if kind == "1x128" else torch_of(scales)
+
     def second_form(scales, kind):  # F.scaled_mm wants 128x128 scales K first, K padded to a multiple of four
         if kind == "1x128":
             return torch_of(scales.T).t()
@@ -149,7 +217,7 @@ def test_deepseeks_blocks(kind_a, kind_b):
     ta, tb = torch_of(a), torch_of(b).t()
     types = {"1x128": TYPE.BlockWise1x128, "128x128": TYPE.BlockWise128x128}
     with emulated() as session:
-        first = torch._scaled_mm(ta, tb, torch_of(sa.T).t(), torch_of(sb).t(), out_dtype=torch.float32)
+        first = torch._scaled_mm(ta, tb, first_form(sa, kind_a), first_form(sb, kind_b).t(), out_dtype=torch.float32)
         second = F.scaled_mm(
             ta, tb, second_form(sa, kind_a), types[kind_a], second_form(sb, kind_b), types[kind_b], output_dtype=torch.float32
         )
@@ -157,7 +225,15 @@ def test_deepseeks_blocks(kind_a, kind_b):
     assert_same(second, total)
     assert [(line.m, line.n, line.k, line.count) for line in session.report().emulated] == [(m, n, k, 1)] * 2
     with emulated("sm_100a"), pytest.raises(EmulationError, match=r"DeepSeek style .* is for compute capability 9\.x"):
-        torch._scaled_mm(ta, tb, torch_of(sa.T).t(), torch_of(sb).t(), out_dtype=torch.float32)
+        torch._scaled_mm(ta, tb, first_form(sa, kind_a), first_form(sb, kind_b).t(), out_dtype=torch.float32)
+    inner = {"1x128": torch_of, "128x128": lambda scales: torch_of(scales.T).t()}
+    with emulated(), pytest.raises(OperandError, match="fit no recipe"):
+        torch._scaled_mm(ta, tb, inner[kind_a](sa), first_form(sb, kind_b).t(), out_dtype=torch.float32)
+    with emulated(), pytest.raises(OperandError, match=r"scale_b must have strides \(1, "):
+        torch_scale = second_form(sb, kind_b).contiguous()
+        F.scaled_mm(ta, tb, second_form(sa, kind_a), types[kind_a], torch_scale, types[kind_b], output_dtype=torch.float32)
+    with emulated(), pytest.raises(OperandTypeError, match=r"B of .*128 must be torch\.float8_e4m3fn, got torch\.float8_e5m2"):
+        F.scaled_mm(ta, tb.view(torch.uint8).view(E5M2), second_form(sa, kind_a), types[kind_a], second_form(sb, kind_b), types[kind_b])
 
 
 def test_fused_multiply_add_rounds_once():
@@ -197,9 +273,12 @@ def test_mxfp8(arch, form):
     mx, swizzle = TYPE.BlockWise1x32, SWIZZLE.SWIZZLE_32_4_4
     with emulated(arch) as session:
         first = torch._scaled_mm(ta, tb, sa, sb, out_dtype=torch.float32)
-        second = F.scaled_mm(ta, tb, sa, mx, sb, mx, swizzle, swizzle, output_dtype=torch.float32)
+        if form == "e4m3":
+            assert_same(F.scaled_mm(ta, tb, sa, mx, sb, mx, swizzle, swizzle, output_dtype=torch.float32), want)
+        else:
+            with pytest.raises(OperandTypeError, match=r"B of MXFP8 must be torch\.float8_e4m3fn, got torch\.float8_e5m2"):
+                F.scaled_mm(ta, tb, sa, mx, sb, mx, swizzle, swizzle, output_dtype=torch.float32)
     assert_same(first, want)
-    assert_same(second, want)
     assert session.report().emulated[0].instruction.scale_type.name == "ue8m0"
 
 
@@ -354,6 +433,11 @@ def test_scaled_grouped_rowwise(fast):
     assert_same(second, want)
     with emulated("sm_120a"), pytest.raises(EmulationError, match=r"9\.x and 10\.x"):
         torch._scaled_grouped_mm(torch_of(a), tb, torch_of(sa), torch_of(sb), offs=ENDS)
+    with emulated(), pytest.raises(OperandTypeError, match=r"rowwise groups must be torch\.float8_e4m3fn"):
+        torch._scaled_grouped_mm(torch_of(a), tb.view(torch.uint8).view(E5M2), torch_of(sa), torch_of(sb), offs=ENDS)
+    for bad_a, bad_b in ((torch_of(sa).repeat_interleave(2)[::2], torch_of(sb)), (torch_of(sa), torch_of(sb).t().contiguous().t())):
+        with emulated(), pytest.raises(OperandError, match="must be contiguous along its last dimension"):
+            torch._scaled_grouped_mm(torch_of(a), tb, bad_a, bad_b, offs=ENDS)
 
 
 def test_scaled_grouped_by_k():

@@ -156,6 +156,8 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
     a, b = call.values["self"], call.values["mat2"]
     _check_capability(call)
     instruction = instruction_for(call, recipe, a, b)
+    if not recipe.block and not a.dtype == b.dtype == torch.float8_e4m3fn:
+        raise OperandTypeError(f"{call.site}: rowwise groups must be torch.float8_e4m3fn, got {a.dtype} and {b.dtype}")
     if call.values["out_dtype"] not in (None, torch.bfloat16):
         raise OperandTypeError(f"{call.site}: out_dtype must be torch.bfloat16, got {call.values['out_dtype']}")
     if recipe.block and (a.dim() != 2 or call.values["offs"] is None):
@@ -181,6 +183,8 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
 
 def _row_scales(call: Call, scale: torch.Tensor, matrix: torch.Tensor, group: Group, index: Any, rows: int, name: str) -> Floats:
     """f32 scales of a group's rows of A or columns of B: (groups, rows) of a 3-D operand, otherwise one line of all."""
+    if scale.dim() and scale.shape[-1] > 1 and scale.stride(-1) != 1:
+        raise OperandError(f"{call.site}: {name} must be contiguous along its last dimension, got strides {tuple(scale.stride())}")
     if matrix.dim() == 3:
         outer = matrix.shape[1] if name == "scale_a" else matrix.shape[2]
         whole = floats(call, scale, (matrix.shape[0], outer), name)

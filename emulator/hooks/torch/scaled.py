@@ -5,6 +5,7 @@ What scales mean, their shapes and which GPU takes which recipe follow PyTorch's
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ TENSOR, ROW, BLOCK_16, BLOCK_32, BLOCK_1X128, BLOCK_128X128 = range(6)
 SWIZZLED: Final = 1
 """torch.nn.functional.SwizzleType.SWIZZLE_32_4_4."""
 
+_CUBLASLT_ROWWISE: Final = 9
+"""The major compute capability on which cuBLASLt has rowwise products."""
 PROMOTED: Final = {(8, 9): 128, (9, 0): 128}
 """GPUs on which `use_fast_accum=False` means something, and after how many elements of K they promote then: as CUTLASS does."""
 
@@ -48,6 +51,8 @@ class Recipe:
     scale_dtype: torch.dtype
     block: int = 0
     """Elements of K with one scale that the tensor core applies; 0: software applies the scales."""
+    named_elements: dict[torch.dtype, str] | None = None
+    """Elements where the recipe is named (`_scaled_mm_v2`); None: the same."""
     capabilities: tuple[int, ...] = (8, 9, 10, 11, 12)
     """Major compute capabilities for which PyTorch has the recipe."""
     where: str = ""
@@ -57,14 +62,19 @@ class Recipe:
         return hash((self.name, self.a, self.b))
 
 
-_HOPPER: Final[dict[str, Any]] = {"capabilities": (9,), "where": "DeepSeek style (1x128, 128x128) scaling is for compute capability 9.x"}
+_E4M3: Final = {torch.float8_e4m3fn: "e4m3"}
+_HOPPER: Final[dict[str, Any]] = {
+    "named_elements": _E4M3, "capabilities": (9,), "where": "DeepSeek style (1x128, 128x128) scaling is for compute capability 9.x",
+}  # fmt: skip
 RECIPES: Final = (
     Recipe(name="tensorwise", a=(TENSOR,), b=(TENSOR,), elements=FP8, scale_dtype=torch.float32),
     Recipe(name="rowwise", a=(ROW,), b=(ROW,), elements=FP8, scale_dtype=torch.float32),
     Recipe(name="128x128 x 1x128", a=(BLOCK_128X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
     Recipe(name="1x128 x 128x128", a=(BLOCK_1X128,), b=(BLOCK_128X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
     Recipe(name="1x128 x 1x128", a=(BLOCK_1X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
-    Recipe(name="MXFP8", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP8, scale_dtype=torch.float8_e8m0fnu, block=32),
+    Recipe(
+        name="MXFP8", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP8, named_elements=_E4M3, scale_dtype=torch.float8_e8m0fnu, block=32,
+    ),
     Recipe(
         name="MXFP4", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP4, scale_dtype=torch.float8_e8m0fnu, block=32,
         capabilities=(10,), where="MXFP4 scaling is for compute capability 10.x",
@@ -72,6 +82,13 @@ RECIPES: Final = (
     Recipe(name="NVFP4", a=(BLOCK_16,), b=(BLOCK_16,), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
     Recipe(name="NVFP4", a=(BLOCK_16, TENSOR), b=(BLOCK_16, TENSOR), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
 )  # fmt: skip
+
+ROWWISE_OUTPUTS: Final = {torch.bfloat16: (2, 5), torch.float16: (2, 10), torch.float32: (2, 14)}
+"""What rowwise products give where PyTorch's CUTLASS kernel computes them (RowwiseScaledMM.cu), and the PyTorch that first had it.
+On Hopper it is cuBLASLt, from CUDA 12.9 on."""
+ROWWISE_F16_WITHOUT_BIAS: Final = (2, 14)
+"""PyTorch before this writes bfloat16 bits into a float16 result that has no bias."""
+VERSION: Final = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 PER_TENSOR: Final = "scale_a * scale_b in f32, then the product times it, then bias"
 PER_ROW: Final = "the product times scale_a, times scale_b, then bias, each rounded to f32"
@@ -95,6 +112,27 @@ def check_capability(call: Call, recipe: Recipe) -> None:
         call.session.refuse(call.site, f"{call.signature.name} ({recipe.name})", recipe.where)
 
 
+def check_rowwise(call: Call, b: torch.Tensor, out_dtype: torch.dtype, bias: torch.Tensor | None) -> None:
+    """Refuse what PyTorch's CUTLASS kernel of rowwise products does not take; cuBLASLt on Hopper takes more.
+
+    Raises:
+        OperandTypeError: B or the result in another type.
+        EmulationError: a result that PyTorch gets wrong.
+    """
+    if capability(call.session.arch)[0] == _CUBLASLT_ROWWISE:
+        return
+    if b.dtype != torch.float8_e4m3fn:
+        raise OperandTypeError(f"{call.site}: B of a rowwise product on {call.session.arch} must be torch.float8_e4m3fn, got {b.dtype}")
+    version = ".".join(map(str, VERSION))
+    if ROWWISE_OUTPUTS.get(out_dtype, (math.inf,)) > VERSION:
+        allowed = " or ".join(str(dtype) for dtype, since in ROWWISE_OUTPUTS.items() if since <= VERSION)
+        raise OperandTypeError(
+            f"{call.site}: out_dtype of a rowwise product on {call.session.arch} must be {allowed} with PyTorch {version}, got {out_dtype}"
+        )
+    if out_dtype == torch.float16 and bias is None and VERSION < ROWWISE_F16_WITHOUT_BIAS:
+        call.session.refuse(call.site, "a rowwise product to float16 without bias", f"PyTorch {version} writes bfloat16 bits on CUDA")
+
+
 @lru_cache(maxsize=256)
 def _instruction(arch: str, a_form: str, b_form: str, scale_type: str | None) -> Instruction | UnsupportedInstruction:
     try:
@@ -111,9 +149,11 @@ def instruction_for(call: Call, recipe: Recipe, a: torch.Tensor, b: torch.Tensor
         OperandTypeError: operands of other types.
     """
     check_capability(call, recipe)
+    is_named = "recipe_a" in call.values
+    elements = recipe.named_elements if is_named and recipe.named_elements is not None else recipe.elements
     for tensor, name in ((a, "A"), (b, "B")):
-        if tensor.dtype not in recipe.elements:
-            allowed = " or ".join(str(dtype) for dtype in recipe.elements)
+        if tensor.dtype not in elements:
+            allowed = " or ".join(str(dtype) for dtype in elements)
             raise OperandTypeError(f"{call.site}: {name} of {recipe.name} must be {allowed}, got {tensor.dtype}")
     if a.dtype == b.dtype == torch.float8_e5m2:
         call.session.refuse(call.site, call.signature.name, "PyTorch multiplies no two float8_e5m2 matrices")
@@ -301,6 +341,8 @@ def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[A
     instruction = instruction_for(call, recipe, a, b)
     out_dtype = _out_dtype(call, a)
     _check_bias(call, call.values["bias"], b.shape[1], out_dtype)
+    if recipe.a == (ROW,):
+        check_rowwise(call, b, out_dtype, call.values["bias"])
     if recipe.elements is FP4 and call.values["use_fast_accum"]:
         raise OperandError(f"{call.site}: PyTorch takes no use_fast_accum with float4_e2m1fn_x2")
     if recipe.elements is FP4 and recipe.block == BLOCK_SIZES[BLOCK_32] and call.values["bias"] is not None:
@@ -355,21 +397,37 @@ def _seen_recipe(call: Call, m: int, n: int, k: int) -> Recipe:
     scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
     dtype = call.values["self"].dtype
     blocks = -(-k // BLOCK)
-    shapes_a = {TENSOR: None, ROW: (m, 1), BLOCK_1X128: (m, blocks), BLOCK_128X128: (-(-m // BLOCK), blocks)}
-    shapes_b = {TENSOR: None, ROW: (1, n), BLOCK_1X128: (blocks, n), BLOCK_128X128: (blocks, -(-n // BLOCK))}
-
-    def fits(scale: torch.Tensor, shape: tuple[int, int] | None) -> bool:
-        return scale.numel() == 1 if shape is None else tuple(scale.shape) == shape
-
     for recipe in RECIPES:
         if len(recipe.a) > 1 or dtype not in recipe.elements or not scale_a.dtype == scale_b.dtype == recipe.scale_dtype:
             continue
-        if recipe.block or (fits(scale_a, shapes_a[recipe.a[0]]) and fits(scale_b, shapes_b[recipe.b[0]])):
+        if recipe.block or (_fits(scale_a, recipe.a[0], m, blocks) and _fits(scale_b, recipe.b[0], n, blocks, transposed=True)):
             return recipe
     raise OperandError(
-        f"{call.site}: scales {scale_a.dtype} {tuple(scale_a.shape)} and {scale_b.dtype} {tuple(scale_b.shape)} fit no recipe for "
-        f"{dtype}, M = {m}, N = {n}, K = {k}: rowwise wants ({m}, 1) and (1, {n}), 1x128 ({m}, {blocks}) and ({blocks}, {n})"
+        f"{call.site}: scales {scale_a.dtype} {_laid_out(scale_a)} and {scale_b.dtype} {_laid_out(scale_b)} fit no recipe for "
+        f"{dtype}, M = {m}, N = {n}, K = {k}: rowwise wants ({m}, 1) and (1, {n}), contiguous; 1x128 ({m}, {blocks}) and "
+        f"({blocks}, {n}), with a stride of 1 along M and N; 128x128 one for each block, with a stride of 1 along K"
     )
+
+
+def _laid_out(scale: torch.Tensor) -> str:
+    return f"{tuple(scale.shape)} with strides {tuple(scale.stride())}"
+
+
+def _fits(scale: torch.Tensor, kind: int, outer: int, blocks: int, *, transposed: bool = False) -> bool:
+    """Whether f32 scales have the shape and strides that PyTorch takes for a recipe's: `outer` rows of A or columns of B."""
+    if kind == TENSOR:
+        return scale.numel() == 1
+    if scale.dim() != 2:
+        return False
+    sizes, strides = tuple(scale.shape), tuple(scale.stride())
+    if transposed:
+        sizes, strides = sizes[::-1], strides[::-1]
+    shape, wanted = {
+        ROW: ((outer, 1), (1, 1)),
+        BLOCK_1X128: ((outer, blocks), (1, outer)),
+        BLOCK_128X128: ((-(-outer // BLOCK), blocks), (blocks, 1)),
+    }[kind]
+    return sizes == shape and all(size <= 1 or stride == want for size, stride, want in zip(sizes, strides, wanted, strict=True))
 
 
 def _block_scales(
@@ -443,11 +501,17 @@ def _named_floats(call: Call, kind: int, scale: torch.Tensor, rows: int, k: int,
     if kind == TENSOR:
         return one_float(call, scale, name)
     if kind == ROW:
-        if scale.dim() != 2 or scale.numel() != rows:
-            raise OperandError(f"{call.site}: {name} must have {rows} elements in two dimensions, got shape {tuple(scale.shape)}")
+        wanted = [(rows, 1)] if name == "scale_a" else [(1, rows)]
+        if name == "scale_b" and capability(call.session.arch)[0] == _CUBLASLT_ROWWISE:
+            wanted.append((rows, 1))
+        is_fit = tuple(scale.shape) in wanted and scale.is_contiguous()
+        if not is_fit or (name == "scale_b" and scale.stride(1) != 1):
+            allowed = " or ".join(map(str, wanted))
+            raise OperandError(f"{call.site}: {name} must have shape {allowed} and be contiguous, got {_laid_out(scale)}")
         return floats(call, scale.reshape(rows, 1), (rows, 1), name)
-    if kind == BLOCK_1X128:
-        return floats(call, scale, (rows, blocks), name)
     padded = -(-blocks // 4) * 4  # cuBLAS reads 128x128 scales K first, K padded to a multiple of 4
-    whole = floats(call, scale, (padded, -(-rows // BLOCK)), name)
-    return np.repeat(whole[:blocks].T, BLOCK, axis=0)[:rows]
+    shape = (rows, blocks) if kind == BLOCK_1X128 else (padded, -(-rows // BLOCK))
+    whole = floats(call, scale, shape, name)
+    if (shape[0] > 1 and scale.stride(0) != 1) or (shape[1] > 1 and scale.stride(1) != shape[0]):
+        raise OperandError(f"{call.site}: {name} must have strides (1, {shape[0]}), got {_laid_out(scale)}")
+    return whole if kind == BLOCK_1X128 else np.repeat(whole[:blocks].T, BLOCK, axis=0)[:rows]
