@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mmabits.emulator.codecs import decode, encode, from_codes
 from mmabits.isa.errors import OperandError, OperandTypeError, nearest
 from mmabits.isa.formats import FormatSpec, format_spec
+from mmabits.kernels.schemes.checks import positive
 
 Floats = npt.NDArray[np.float32]
 
@@ -283,7 +284,7 @@ def quantize_nvfp4(
         magnitudes = _square_amax(magnitudes, axis, given.ndim)
     is_finite = np.isfinite(magnitudes)
     safe = np.where(is_finite[..., None], blocks, np.float32(0))
-    tensor_scale = _tensor_scale(_finite_amax(given) if amax is None else _checked_amax(amax), element.max_finite * scale.max_finite)
+    tensor_scale = _tensor_scale(_finite_amax(given) if amax is None else positive(amax, "amax"), element.max_finite * scale.max_finite)
     with np.errstate(under="ignore", over="ignore"):
         wanted = (np.where(is_finite, magnitudes, np.float32(0)) / largest) / tensor_scale
         scale_codes = encode(wanted, scale, satfinite=True)
@@ -309,10 +310,3 @@ def _random_blocks(random_bits: npt.NDArray[np.uint32], shape: tuple[int, ...], 
         arrived = f"{random_bits.dtype} {random_bits.shape}" if isinstance(random_bits, np.ndarray) else type(random_bits).__name__
         raise OperandError(f"random_bits must be uint32 of shape {shape}, got {arrived}")
     return _blocks(random_bits, NVFP4_BLOCK, axis)
-
-
-def _checked_amax(amax: float | np.float32) -> np.float32:
-    known = np.float32(amax)
-    if not (np.isfinite(known) and known > 0):
-        raise OperandError(f"amax must be positive and finite, got {amax}")
-    return known

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.isa import OperandError
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked, positive
 from mmabits.kernels.schemes.dots import Dots, as_dots
 
 BLOCK_QUERIES: Final = 64
@@ -46,14 +46,17 @@ class Int8Blocks:
     codes: npt.NDArray[np.int8]
     """(heads, rows, D)."""
     scales: Floats
-    """(heads, ceil(rows / block))."""
+    """(heads, ceil(rows / block)), finite."""
     block: int
     """Rows with one scale."""
 
     def __post_init__(self) -> None:
-        """Check dtypes and shapes."""
+        """Check dtypes, shapes and scales."""
+        if self.block < 1:
+            raise OperandError(f"block must be positive, got {self.block}")
         heads, rows, _ = checked(self.codes, "codes", (np.int8,), 3).shape
         check_shape(checked(self.scales, "scales", (np.float32,), 2), "scales", (heads, -(-rows // self.block)))
+        check_finite(self.scales, "scales")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +66,13 @@ class E4M3Columns:
     codes: Array
     """(heads, rows, D) float8_e4m3fn."""
     scales: Floats
-    """(heads, D)."""
+    """(heads, D), finite."""
+
+    def __post_init__(self) -> None:
+        """Check dtypes, shapes and scales."""
+        heads, _, width = checked(self.codes, "codes", (_E4M3,), 3).shape
+        check_shape(checked(self.scales, "scales", (np.float32,), 2), "scales", (heads, width))
+        check_finite(self.scales, "scales")
 
 
 def _heads(array: Any, name: str, dtypes: tuple[Any, ...] = (np.float32,)) -> Array:
@@ -96,10 +105,10 @@ def quantize_blocks(rows: Array, *, block: int, factor: float = 1.0) -> Int8Bloc
     Args:
         rows: (heads, rows, D) float32, finite.
         block: rows with one scale; the last block may be shorter.
-        factor: multiplied into `rows` first: 1 / sqrt(D) * log2(e) for queries.
+        factor: multiplied into `rows` first, positive and finite: 1 / sqrt(D) * log2(e) for queries.
 
     Raises:
-        OperandTypeError, OperandError: something else.
+        OperandTypeError, OperandError: something else, products with `factor` that are not finite.
     """
     given = _heads(rows, "rows")
     if block < 1:
@@ -107,7 +116,9 @@ def quantize_blocks(rows: Array, *, block: int, factor: float = 1.0) -> Int8Bloc
     heads, count, width = given.shape
     blocks = -(-count // block)
     x = np.zeros((heads, blocks * block, width), np.float32)
-    x[:, :count] = given * np.float32(factor)
+    with np.errstate(over="ignore", under="ignore"):
+        x[:, :count] = given * positive(factor, "factor")
+    check_finite(x, "rows times the factor")
     grouped = x.reshape(heads, blocks, block * width)
     with np.errstate(under="ignore"):
         wanted = np.abs(grouped).max(axis=2) / np.float32(127)
@@ -169,14 +180,18 @@ class PagedCache:
     values: Array
     """Likewise."""
     key_scale: np.float32
-    """One for the whole cache: key = code * scale."""
+    """One for the whole cache, positive and finite: key = code * scale."""
     value_scale: np.float32
     """Likewise."""
 
     def __post_init__(self) -> None:
-        """Check dtypes and shapes."""
+        """Check dtypes, shapes and scales."""
         checked(self.keys, "keys", (_E4M3,), 4)
         check_shape(checked(self.values, "values", (_E4M3,), 4), "values", self.keys.shape)
+        for name in ("key_scale", "value_scale"):
+            if not isinstance(scale := getattr(self, name), np.float32):
+                raise OperandTypeError(f"{name} must be a NumPy float32, got {type(scale).__name__}")
+            positive(scale, name)
 
     def write(self, slots: Array, keys: Array, values: Array) -> None:
         """Quantize tokens into the cache: code = e4m3(x / scale), saturating.
@@ -193,8 +208,7 @@ class PagedCache:
         places = checked(slots, "slots", (np.int64,), 1)
         for array, name in ((keys, "keys"), (values, "values")):
             check_shape(_heads(array, name), name, (places.size, heads, width))
-        if places.min() < 0 or places.max() >= pages * page:
-            raise OperandError(f"slots are 0 to {pages * page - 1}, got {places.min()} to {places.max()}")
+        check_range(places, "slots", 0, pages * page - 1)
         with np.errstate(over="ignore", under="ignore"):
             self.keys.reshape(-1, heads, width)[places] = _to_e4m3(keys / self.key_scale)
             self.values.reshape(-1, heads, width)[places] = _to_e4m3(values / self.value_scale)
@@ -210,8 +224,7 @@ class PagedCache:
         needed = -(-length // page)
         if length < 1 or needed > row.size:
             raise OperandError(f"a sequence of {length} tokens needs {needed} pages of {page}, the table has {row.size}")
-        if row[:needed].min() < 0 or row[:needed].max() >= pages:
-            raise OperandError(f"pages are 0 to {pages - 1}, the table names {row[:needed].min()} to {row[:needed].max()}")
+        check_range(row[:needed], "pages", 0, pages - 1)
 
         def rows(cache: Array) -> Array:
             return np.ascontiguousarray(cache[row[:needed]].reshape(needed * page, *cache.shape[2:])[:length].swapaxes(0, 1))
@@ -223,20 +236,24 @@ def empty_cache(pages: int, page: int, heads: int, width: int, *, key_scale: flo
     """A cache of zeros.
 
     Raises:
-        OperandError: sizes or scales that are not positive.
+        OperandError: sizes that are not positive, scales that are not positive and finite as float32.
     """
-    if min(pages, page, heads, width) < 1 or not (key_scale > 0 and value_scale > 0):
-        raise OperandError(f"sizes and scales must be positive, got {(pages, page, heads, width)}, {key_scale} and {value_scale}")
+    if min(pages, page, heads, width) < 1:
+        raise OperandError(f"sizes must be positive, got {(pages, page, heads, width)}")
+    scales = positive(key_scale, "key_scale"), positive(value_scale, "value_scale")
     zeros = np.zeros((2, pages, page, heads, width), _E4M3)
-    return PagedCache(keys=zeros[0], values=zeros[1], key_scale=np.float32(key_scale), value_scale=np.float32(value_scale))
+    return PagedCache(keys=zeros[0], values=zeros[1], key_scale=scales[0], value_scale=scales[1])
 
 
 def quantize_fp8_queries(queries: Array, *, scale: float) -> Array:
-    """Queries in e4m3 with one static scale: e4m3(q / scale), saturating; (heads, queries, D)."""
-    if not scale > 0:
-        raise OperandError(f"scale must be positive, got {scale}")
+    """Queries in e4m3 with one static scale: e4m3(q / scale), saturating; (heads, queries, D).
+
+    Raises:
+        OperandTypeError, OperandError: something else than finite float32 of three dimensions, a scale that is not positive and finite
+            as float32.
+    """
     with np.errstate(over="ignore", under="ignore"):
-        return _to_e4m3(_heads(queries, "queries") / np.float32(scale))
+        return _to_e4m3(_heads(queries, "queries") / positive(scale, "scale"))
 
 
 # Compositions ---------------------------------------------------------------------------------------------------------
@@ -434,8 +451,14 @@ def sage2_output_scales(v: E4M3Columns) -> Floats:
 
 
 def fp8_score_factor(width: int, query_scale: float, key_scale: np.float32) -> np.float32:
-    """What FP8 scores are multiplied by: (`query_factor` * scale of the queries) * scale of the keys."""
-    return np.float32((query_factor(width) * np.float32(query_scale)) * key_scale)
+    """What FP8 scores are multiplied by: (`query_factor` * scale of the queries) * scale of the keys.
+
+    Raises:
+        OperandError: scales, or a product of them, that are not positive and finite in float32.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        factor = np.float32((query_factor(width) * positive(query_scale, "query_scale")) * positive(key_scale, "key_scale"))
+    return positive(factor, "the factor of the scores")
 
 
 def fp8_attention(

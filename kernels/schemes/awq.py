@@ -36,9 +36,15 @@ def channel_scales(magnitudes: Array, alpha: float) -> npt.NDArray[np.float32]:
     """`s = max(magnitude^alpha, 1e-4)`, divided by the geometric mean of its largest and smallest; (K,) float32.
 
     Args:
-        magnitudes: (K,) mean magnitude of each channel of the activations.
+        magnitudes: (K,) mean magnitude of each channel of the activations, finite, 0 or more.
         alpha: 0 (all ones) to 1.
+
+    Raises:
+        OperandError: something else.
     """
+    check_finite(magnitudes, "magnitudes")
+    if (magnitudes < 0).any() or not 0 <= alpha <= 1:
+        raise OperandError(f"magnitudes must not be negative and alpha 0 to 1, got {magnitudes.min()} and {alpha}")
     powers = np.maximum(magnitudes.astype(np.float64) ** alpha, _LEAST)
     return np.asarray(powers / np.sqrt(powers.max() * powers.min()), dtype=np.float32)
 

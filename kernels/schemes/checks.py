@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,50 @@ def check_multiple(size: int, block: int, what: str, of: str) -> None:
     """
     if block < 1 or size % block:
         raise OperandError(f"{what} must be a multiple of {of} {block}, got {size}")
+
+
+def check_range(array: Array, name: str, first: int, last: int) -> None:
+    """Refuse integers outside `first` to `last`, both included.
+
+    Raises:
+        OperandError: there are some.
+    """
+    if array.size and (array.min() < first or array.max() > last):
+        wrong = (array < first) | (array > last)
+        where = tuple(np.argwhere(wrong)[0].tolist())
+        raise OperandError(f"{name} are {first} to {last}, got {array[where]} at index {where}")
+
+
+def positive(value: Any, name: str) -> np.float32:
+    """A number as the float32 that values are divided by: a scale, a largest magnitude.
+
+    Raises:
+        OperandError: no number, or one that is not positive and finite as float32: below 2^-150 it is zero there.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise OperandError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    with np.errstate(over="ignore", under="ignore"):
+        known = np.float32(number)
+    if not (np.isfinite(known) and known > 0):
+        rounded = "" if float(known) == number else f" ({known} as float32)"
+        raise OperandError(f"{name} must be positive and finite, got {number}{rounded}")
+    return known
+
+
+def check_positive(array: Array, name: str) -> None:
+    """Refuse what nothing can be divided by: zeros, negative numbers, infinities and NaN.
+
+    Raises:
+        OperandError: there are some.
+    """
+    wrong = ~(np.isfinite(array) & (array > 0))
+    if wrong.any():
+        where = tuple(np.argwhere(wrong)[0].tolist())
+        raise OperandError(f"{name} must be positive and finite, got {array[where]} at index {where}")
 
 
 def check_finite(array: Array, name: str) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mmabits.emulator.codecs import encode, from_codes
 from mmabits.isa import FormatSpec, OperandError, format_spec, nearest
 from mmabits.kernels.quantize import FP8_FORMATS
-from mmabits.kernels.schemes.checks import checked
+from mmabits.kernels.schemes.checks import check_finite, check_positive, checked, positive
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.scaling import Floats, dynamic, finite_amax, scale_recipe, static
 
@@ -24,6 +24,8 @@ GRANULARITIES: Final[dict[str, tuple[int, ...]]] = {"tensor": (0, 1), "row": (1,
 """What has one scale, and the axes over which its largest magnitude is taken."""
 _ONE: Final = np.float32(1)
 _DTYPES: Final = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+_LEAST_MULTIPLIER: Final = np.finfo(np.float32).smallest_normal
+"""Of delayed scaling: its reciprocal, the scale, is finite."""
 
 
 def fp8_format(name: str | FormatSpec) -> FormatSpec:
@@ -43,13 +45,13 @@ class Fp8Matrix:
     """An FP8 matrix; value = element * scale of its tensor, row or column.
 
     Raises:
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes, scales that are not finite.
     """
 
     elements: npt.NDArray[Any]
     """(R, C), float8_e4m3fn or float8_e5m2."""
     scales: Floats
-    """(1, 1), (R, 1) or (1, C)."""
+    """(1, 1), (R, 1) or (1, C), finite."""
 
     def __post_init__(self) -> None:
         """Check."""
@@ -58,6 +60,7 @@ class Fp8Matrix:
         rows, columns = self.elements.shape
         if self.scales.shape not in ((1, 1), (rows, 1), (1, columns)):
             raise OperandError(f"scales must have shape (1, 1), ({rows}, 1) or (1, {columns}), got {self.scales.shape}")
+        check_finite(self.scales, "scales")
 
     @property
     def T(self) -> Fp8Matrix:  # noqa: N802 - as NumPy calls it
@@ -88,14 +91,14 @@ def quantize(
         values: (R, C) float32.
         format: `"e4m3"` (activations, weights) or `"e5m2"` (gradients).
         per: `"tensor"`, `"row"` (activations per token) or `"column"` (weights per output channel).
-        recipe: one of `scaling.RECIPES`.
+        recipe: one of `scaling.RECIPES`, which say what becomes of magnitudes below the smallest normal float32.
         scale: the dequantizing scale of static scaling, float32 of shape (), (R,) for `per="row"` or (C,) for `per="column"`, positive
-            and finite; None: dynamic, from `values`.
-        least_amax: amax is taken to be at least this.
+            and finite, subnormal if need be; None: dynamic, from `values`.
+        least_amax: amax is taken to be at least this: finite, 0 or more.
 
     Raises:
         OperandTypeError: another dtype.
-        OperandError: another shape, format, recipe or granularity; a scale that is no positive finite number.
+        OperandError: another shape, format, recipe or granularity; a scale that is no positive finite number, such a `least_amax`.
     """
     given = checked(values, "values", (np.float32,), 2)
     spec, how = fp8_format(format), scale_recipe(recipe)
@@ -104,9 +107,18 @@ def quantize(
     if scale is not None:
         scales = _static_scales(scale, per, given.shape)
         return Fp8Matrix(elements=static(given, scales, spec, how), scales=scales)
-    amax = np.maximum(finite_amax(given, GRANULARITIES[per]), np.float32(least_amax))
+    amax = np.maximum(finite_amax(given, GRANULARITIES[per]), checked_least_amax(least_amax))
     elements, scales = dynamic(given, amax, spec, how)
     return Fp8Matrix(elements=elements, scales=scales)
+
+
+def checked_least_amax(least_amax: float) -> np.float32:
+    """A floor under largest magnitudes as float32: 0, or positive and finite there.
+
+    Raises:
+        OperandError: something else.
+    """
+    return np.float32(0) if isinstance(least_amax, (int, float)) and least_amax == 0 else positive(least_amax, "least_amax")
 
 
 def _static_scales(scale: npt.NDArray[np.float32] | np.float32, per: str, shape: tuple[int, ...]) -> Floats:
@@ -114,8 +126,7 @@ def _static_scales(scale: npt.NDArray[np.float32] | np.float32, per: str, shape:
     wanted = {"tensor": (1, 1), "row": (shape[0], 1), "column": (1, shape[1])}[per]
     if scales.ndim > 1 or scales.size not in (1, wanted[0] * wanted[1]):
         raise OperandError(f"scale for each {per} must have shape () or ({wanted[0] * wanted[1]},), got {scales.shape}")
-    if not (np.isfinite(scales) & (scales > 0)).all():
-        raise OperandError(f"scales must be positive and finite, got {scales[~(np.isfinite(scales) & (scales > 0))].flat[0]}")
+    check_positive(scales, "scales")
     return np.ascontiguousarray(np.broadcast_to(scales.reshape(wanted if scales.size > 1 else (1, 1)), wanted))
 
 
@@ -124,8 +135,8 @@ class DelayedScaling:
     """Delayed scaling: a tensor is scaled by what its predecessors were like. One state for each tensor of a network.
 
     A step quantizes with `multiplier`, `element = round(x * multiplier)`, `scale = 1 / multiplier`, and then records the tensor's
-    largest finite magnitude and sets, with amax from the history, `multiplier = (max / amax) / 2^margin`. It stays as it is while
-    amax is 0.
+    largest finite magnitude and sets, with amax from the history, `multiplier = (max / amax) / 2^margin`, kept within 2^-126 and the
+    largest float32. It stays as it is while amax is 0.
 
     Source: NVIDIA Transformer Engine, recipe DelayedScaling and its kernel delayed_scaling.cu. There an infinity or NaN enters the
     history and holds the scale; here it is left out.
@@ -148,6 +159,10 @@ class DelayedScaling:
             raise OperandError(f"length must be at least 1, got {self.length}")
         if self.algorithm not in ("max", "most_recent"):
             raise OperandError(f"algorithm must be 'max' or 'most_recent', got {self.algorithm!r}")
+        if positive(self.multiplier, "multiplier") < _LEAST_MULTIPLIER:
+            raise OperandError(f"multiplier must be at least 2^-126, whose reciprocal is finite, got {self.multiplier}")
+        if any(not (np.isfinite(amax) and amax >= 0) for amax in self.history):
+            raise OperandError(f"the history must be finite magnitudes, got {self.history}")
 
     def step(self, values: npt.NDArray[Any]) -> tuple[Fp8Matrix, DelayedScaling]:
         """A tensor quantized, and the state for the next.
@@ -165,14 +180,19 @@ class DelayedScaling:
         return Fp8Matrix(elements=from_codes(codes, spec), scales=scale), self.record(finite_amax(given, None).reshape(-1)[0])
 
     def record(self, amax: np.float32) -> DelayedScaling:
-        """The state after a tensor of that largest magnitude."""
+        """The state after a tensor of that largest magnitude.
+
+        Raises:
+            OperandError: it is negative or not finite.
+        """
         history = (np.float32(amax), *self.history)[: self.length]
         largest = max(history) if self.algorithm == "max" else history[0]
         multiplier = self.multiplier
         if largest > 0:
             with np.errstate(over="ignore", under="ignore"):
                 exact = np.float32(fp8_format(self.format).max_finite) / np.float32(largest)
-                multiplier = np.float32(np.ldexp(np.minimum(exact, np.finfo(np.float32).max), -self.margin))
+                wanted = np.ldexp(np.minimum(exact, np.finfo(np.float32).max), -self.margin)
+                multiplier = np.float32(np.clip(wanted, _LEAST_MULTIPLIER, np.finfo(np.float32).max))
         return replace(self, multiplier=multiplier, history=history)
 
 

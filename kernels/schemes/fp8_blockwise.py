@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from mmabits.emulator.fma import fma
 from mmabits.isa import FormatSpec, OperandError, OperandTypeError
-from mmabits.kernels.schemes.checks import check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import check_finite, check_multiple, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
-from mmabits.kernels.schemes.fp8 import FORWARD, fp8_format
+from mmabits.kernels.schemes.fp8 import FORWARD, checked_least_amax, fp8_format
 from mmabits.kernels.schemes.scaling import Floats, dynamic, finite_amax, scale_recipe
 
 BLOCK: Final = 128
@@ -29,13 +29,13 @@ class TiledFp8:
     """An FP8 matrix with a float32 scale for each tile.
 
     Raises:
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes, scales that are not finite.
     """
 
     elements: npt.NDArray[Any]
     """(R, C), float8_e4m3fn or float8_e5m2."""
     scales: Floats
-    """(ceil(R / rows of a tile), ceil(C / columns of a tile))."""
+    """(ceil(R / rows of a tile), ceil(C / columns of a tile)), finite."""
     tile: tuple[int, int]
     """One of `TILES`."""
 
@@ -46,6 +46,7 @@ class TiledFp8:
         _check_tile(self.tile)
         rows, columns = self.elements.shape
         check_shape(self.scales, "scales", (-(-rows // self.tile[0]), -(-columns // self.tile[1])))
+        check_finite(self.scales, "scales")
 
     @property
     def T(self) -> TiledFp8:  # noqa: N802 - as NumPy calls it
@@ -86,12 +87,12 @@ def quantize(
             as activations (weight gradients).
         format: `"e4m3"` or `"e5m2"`.
         recipe: one of `scaling.RECIPES`: `"divide"`, `"reciprocal"` and `"power-of-two"` are DeepSeek's and DeepGEMM's.
-        least_amax: largest magnitudes are taken to be at least this.
+        least_amax: largest magnitudes are taken to be at least this: finite, 0 or more.
 
     Raises:
         OperandTypeError: another dtype.
-        OperandError: a tile of one row or column along which 128 is no divisor; another tile, format or recipe. A 128 x 128 tile may
-            stick out of the matrix.
+        OperandError: a tile of one row or column along which 128 is no divisor; another tile, format, recipe or floor. A 128 x 128 tile
+            may stick out of the matrix.
     """
     given, spec, how = checked(values, "values", (np.float32,), 2), fp8_format(format), scale_recipe(recipe)
     _check_tile(tile)
@@ -101,7 +102,7 @@ def quantize(
     padded = np.zeros((-(-rows // down) * down, -(-columns // across) * across), np.float32)
     padded[:rows, :columns] = given
     tiles = padded.reshape(padded.shape[0] // down, down, padded.shape[1] // across, across)
-    amax = np.maximum(finite_amax(tiles, (1, 3)), np.float32(least_amax))
+    amax = np.maximum(finite_amax(tiles, (1, 3)), checked_least_amax(least_amax))
     elements, scales = dynamic(tiles, amax, spec, how)
     return TiledFp8(
         elements=np.ascontiguousarray(elements.reshape(padded.shape)[:rows, :columns]), scales=scales[:, 0, :, 0].copy(), tile=tile

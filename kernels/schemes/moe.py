@@ -18,7 +18,7 @@ from mmabits.emulator.codecs import decode
 from mmabits.emulator.layouts import pack_fp4, unpack_fp4
 from mmabits.isa import OperandError
 from mmabits.kernels.quantize import MX_BLOCK, quantize_mx
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.packing_awq_gptq import AwqTensors
 from mmabits.kernels.schemes.w4a16 import Int4Weights, check_activations
@@ -46,8 +46,9 @@ class Routing:
         """Check dtypes, shapes and the numbers of experts."""
         checked(self.experts, "experts", (np.int32,), 2)
         check_shape(checked(self.weights, "routing weights", (np.float32,), 2), "routing weights", self.experts.shape)
-        if self.experts.size == 0 or self.experts.min() < 0 or self.experts.max() >= self.count:
-            raise OperandError(f"every token needs experts out of 0 to {self.count - 1}, got shape {self.experts.shape}")
+        if self.experts.shape[1] == 0:
+            raise OperandError(f"every token needs an expert, got shape {self.experts.shape}")
+        check_range(self.experts, "experts", 0, self.count - 1)
 
 
 def route(logits: Array, *, top_k: int) -> Routing:
@@ -75,7 +76,11 @@ def route(logits: Array, *, top_k: int) -> Routing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Alignment:
-    """Choices sorted by expert, in blocks that have one expert each."""
+    """Choices sorted by expert, in blocks that have one expert each.
+
+    Raises:
+        OperandTypeError, OperandError: dtypes and shapes, negative experts.
+    """
 
     choices: npt.NDArray[np.int32]
     """(blocks * block,) token * top_k + place; the number of choices where a block is filled up."""
@@ -83,6 +88,12 @@ class Alignment:
     """(blocks,)."""
     block: int
     """Rows of a block."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        blocks = checked(self.experts, "experts", (np.int32,), 1).size
+        check_shape(checked(self.choices, "choices", (np.int32,), 1), "choices", (blocks * self.block,))
+        check_range(self.experts, "experts", 0, np.iinfo(np.int32).max)
 
 
 def align(routing: Routing, *, block: int = BLOCK_TOKENS) -> Alignment:

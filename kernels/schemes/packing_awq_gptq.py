@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError
-from mmabits.kernels.schemes.checks import Array, check_multiple, check_shape, checked
+from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.w4a16 import MAX_CODE, Int4Weights
 
 WORD: Final = 8
@@ -32,25 +32,34 @@ def pack_words(codes: Array, *, axis: int, order: tuple[int, ...] = ASCENDING) -
     """Eight codes of four bits to an int32 word.
 
     Args:
-        codes: unsigned integers 0 to 15, a length along `axis` that is a multiple of 8.
+        codes: integers 0 to 15, a length along `axis` that is a multiple of 8.
         axis: along which eight neighbours share a word.
         order: the neighbour that each nibble holds, from the lowest nibble.
 
     Raises:
-        OperandError: a length that is no multiple of 8, a code above 15.
+        OperandTypeError: no integers.
+        OperandError: a length that is no multiple of 8, another axis or order, a code below 0 or above 15.
     """
+    if not isinstance(codes, np.ndarray) or codes.dtype.kind not in "iu":
+        raise OperandTypeError(f"codes must be a NumPy array of integers, got {getattr(codes, 'dtype', type(codes).__name__)}")
+    _check_packing(codes, axis, order)
     check_multiple(codes.shape[axis], WORD, f"the length along axis {axis}", "the codes of a word,")
-    if codes.max(initial=0) > MAX_CODE:
-        raise OperandError(f"codes of four bits are 0 to {MAX_CODE}, got {codes.max()}")
+    check_range(codes, "codes of four bits", 0, MAX_CODE)
     last = np.moveaxis(codes, axis, -1)
-    eights = last.reshape(*last.shape[:-1], -1, WORD).astype(np.uint32)[..., list(order)]
+    eights = last.reshape(*last.shape[:-1], last.shape[-1] // WORD, WORD).astype(np.uint32)[..., list(order)]
     shifts = np.arange(0, 4 * WORD, 4, dtype=np.uint32)
     words = np.bitwise_or.reduce(eights << shifts, axis=-1).astype(np.uint32)
     return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
 
 
 def unpack_words(words: Words, *, axis: int, order: tuple[int, ...] = ASCENDING) -> npt.NDArray[np.uint8]:
-    """The inverse of `pack_words`."""
+    """The inverse of `pack_words`.
+
+    Raises:
+        OperandTypeError: another dtype than int32.
+        OperandError: another axis or order.
+    """
+    _check_packing(checked(words, "words", (np.int32,)), axis, order)
     last = np.ascontiguousarray(np.moveaxis(words, axis, -1)).view(np.uint32)
     nibbles = (last[..., None] >> np.arange(0, 4 * WORD, 4, dtype=np.uint32)) & np.uint32(MAX_CODE)
     eights = np.empty(nibbles.shape, np.uint8)
@@ -59,12 +68,19 @@ def unpack_words(words: Words, *, axis: int, order: tuple[int, ...] = ASCENDING)
     return np.ascontiguousarray(np.moveaxis(flat, -1, axis))
 
 
+def _check_packing(array: Array, axis: int, order: tuple[int, ...]) -> None:
+    if not -array.ndim <= axis < array.ndim:
+        raise OperandError(f"axis {axis} is outside an array of {array.ndim} dimensions")
+    if sorted(order) != list(ASCENDING):
+        raise OperandError(f"order must be a permutation of 0 to {WORD - 1}, got {order}")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AwqTensors:
     """The tensors of one layer of an AWQ checkpoint.
 
     Raises:
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes, scales that are not finite.
     """
 
     qweight: Words
@@ -85,6 +101,7 @@ class AwqTensors:
         check_shape(self.scales, "scales", (groups, words * WORD))
         check_shape(self.qzeros, "qzeros", (groups, words))
         check_multiple(k, max(groups, 1), "K of qweight", "the number of groups")
+        check_finite(self.scales, "scales")
 
     @classmethod
     def pack(cls, weights: Int4Weights) -> AwqTensors:
@@ -115,7 +132,7 @@ class GptqTensors:
     """The tensors of one layer of a GPTQ checkpoint.
 
     Raises:
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes, groups in `g_idx` that are not there, scales that are not finite.
     """
 
     qweight: Words
@@ -125,7 +142,7 @@ class GptqTensors:
     scales: npt.NDArray[np.float16]
     """(K / group, N)."""
     g_idx: npt.NDArray[np.int32]
-    """(K,)."""
+    """(K,) groups, 0 to K / group - 1."""
     zeros_minus_one: bool = True
     """Whether `qzeros` holds zero points minus one (`gptq`) or as they are (`gptq_v2`)."""
 
@@ -143,6 +160,8 @@ class GptqTensors:
         check_shape(self.qzeros, "qzeros", (groups, n // WORD))
         check_shape(self.g_idx, "g_idx", (words * WORD,))
         check_multiple(words * WORD, max(groups, 1), "K of qweight", "the number of groups")
+        check_range(self.g_idx, "groups of g_idx", 0, groups - 1)
+        check_finite(self.scales, "scales")
 
     @classmethod
     def pack(cls, weights: Int4Weights, *, zeros_minus_one: bool = True) -> GptqTensors:
@@ -205,7 +224,7 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
         zeros_minus_one: how GPTQ zeros are stored: False where config.json has `"checkpoint_format": "gptq_v2"`.
 
     Raises:
-        OperandError: a layer with a `qweight` that lacks another of its tensors.
+        OperandError: a layer with a `qweight` that lacks another of its tensors, or whose tensors do not fit each other.
         OperandTypeError: tensors of other types.
     """
     from safetensors import safe_open
@@ -220,5 +239,8 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
             if missing:
                 raise OperandError(f"{path} has {name}.qweight without {', '.join(missing)}")
             tensors = {field: file.get_tensor(f"{name}.{field}") for field in fields}
-            layers[name] = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
+            try:
+                layers[name] = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
+            except (OperandError, OperandTypeError) as error:
+                raise type(error)(f"{path}: {name}: {error}") from None
     return layers

@@ -16,18 +16,29 @@ Floats = npt.NDArray[np.float32]
 
 _SMALLEST: Final = np.float32(2.0**-149)
 _LARGEST: Final = np.finfo(np.float32).max
+_SMALLEST_NORMAL: Final = np.finfo(np.float32).smallest_normal
+_LIFT: Final = np.float32(2.0**24)
+"""Raises any subnormal float32 scale to a normal one, whose reciprocal is finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleRecipe:
-    """One way to scale. Every operation is a single float32 one, rounded to nearest even."""
+    """One way to scale. Every operation is a single float32 one, rounded to nearest even.
+
+    All are right for amax from the smallest normal float32, 2^-126, up: dequantized values differ from the given ones by the rounding of
+    the elements. Below, a scale has the fewer bits the smaller it is, and none is below 2^-149: the largest elements may come out too
+    large and saturate, at two thirds of their value at worst.
+    """
 
     name: str
     what: str
     scale: Callable[[Floats, np.float32], Floats]
     """The dequantizing scale from amax (positive) and the format's largest number."""
     multiplier: Callable[[Floats, np.float32], Floats] | None
-    """What elements are multiplied by, from amax and the largest number; None: they are divided by the scale."""
+    """What elements are multiplied by, from amax and the largest number; None: nothing that the scale does not give."""
+    reciprocal: bool = False
+    """Whether elements are multiplied by the reciprocal of the scale, and not divided by it: always so of static scales where there is a
+    multiplier."""
     source: str
 
 
@@ -48,6 +59,12 @@ def _inverted(scale: Floats) -> Floats:
     return np.asarray(np.minimum(np.float32(1) / scale, _LARGEST))
 
 
+def _times_reciprocal(values: Floats, scale: Floats) -> Floats:
+    """Values times 1 / scale. Where the scale is subnormal both are raised by 2^24 first, exactly: its own reciprocal may overflow."""
+    lift = np.where(scale < _SMALLEST_NORMAL, _LIFT, np.float32(1))
+    return np.asarray((values * lift) * (np.float32(1) / (scale * lift)))
+
+
 RECIPES: Final[dict[str, ScaleRecipe]] = {
     row.name: row
     for row in (
@@ -56,8 +73,8 @@ RECIPES: Final[dict[str, ScaleRecipe]] = {
             source="DeepSeek-V3's inference code (act_quant_kernel)",
         ),
         ScaleRecipe(
-            name="reciprocal", what="scale = amax / max; x * (1 / scale)", scale=_quotient,
-            multiplier=lambda amax, largest: _inverted(_quotient(amax, largest)), source="DeepGEMM (per_token_cast_to_fp8), vLLM",
+            name="reciprocal", what="scale = amax / max; x * (1 / scale), a subnormal scale and x raised by 2^24 first", scale=_quotient,
+            multiplier=None, reciprocal=True, source="DeepGEMM (per_token_cast_to_fp8), vLLM",
         ),
         ScaleRecipe(
             name="multiply", what="m = max / amax; x * m; scale = 1 / m", multiplier=_inverse_quotient,
@@ -106,15 +123,16 @@ def dynamic(values: Floats, amax: Floats, spec: FormatSpec, recipe: ScaleRecipe)
     with np.errstate(all="ignore"):
         known = np.where(amax > 0, amax, largest)  # any number whose scale is 1
         scales = np.where(amax > 0, recipe.scale(known, largest), np.float32(1)).astype(np.float32)
-        if recipe.multiplier is None:
-            scaled = values / scales
-        else:
+        if recipe.multiplier is not None:
             scaled = values * np.where(amax > 0, recipe.multiplier(known, largest), np.float32(1)).astype(np.float32)
+        else:
+            scaled = _times_reciprocal(values, scales) if recipe.reciprocal else values / scales
     return from_codes(encode(scaled, spec, satfinite=True), spec), scales
 
 
 def static(values: Floats, scales: Floats, spec: FormatSpec, recipe: ScaleRecipe) -> npt.NDArray[Any]:
-    """Elements under scales that are given: divided by them, or multiplied by their float32 reciprocals."""
+    """Elements under scales that are given, positive and finite: divided by them, or multiplied by their float32 reciprocals."""
+    divides = recipe.multiplier is None and not recipe.reciprocal
     with np.errstate(all="ignore"):
-        scaled = values / scales if recipe.multiplier is None else values * _inverted(scales)
+        scaled = values / scales if divides else _times_reciprocal(values, scales)
     return from_codes(encode(scaled, spec, satfinite=True), spec)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import OperandError
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
 
 GROUP: Final = 128
@@ -27,13 +27,14 @@ class Int4Weights:
     """INT4 weights of a linear layer: weight[k, n] = (code[k, n] - zero[g, n]) * scale[g, n] with g = groups[k].
 
     Raises:
-        OperandTypeError, OperandError: dtypes, shapes, codes above 15, zeros above 16, groups that are not there.
+        OperandTypeError, OperandError: dtypes, shapes, codes above 15, zeros above 16, groups that are not there, scales that are not
+            finite.
     """
 
     codes: npt.NDArray[np.uint8]
     """(K, N), 0 to 15."""
     scales: npt.NDArray[np.float16]
-    """(K / group, N)."""
+    """(K / group, N), finite."""
     zeros: npt.NDArray[np.uint8]
     """(K / group, N), 0 to 16; 16 is what the GPTQ format can hold and AWQ's cannot."""
     group: int = GROUP
@@ -50,6 +51,7 @@ class Int4Weights:
         check_multiple(k, self.group, "K of the weights", "the group size")
         check_shape(self.scales, "scales", (k // self.group, n))
         check_shape(self.zeros, "zeros", (k // self.group, n))
+        check_finite(self.scales, "scales")
         if self.codes.max(initial=0) > MAX_CODE:
             raise OperandError(f"codes of INT4 weights are 0 to {MAX_CODE}, got {self.codes.max()}")
         if self.zeros.max(initial=0) > MAX_CODE + 1:
@@ -57,8 +59,7 @@ class Int4Weights:
         if self.g_idx is not None:
             checked(self.g_idx, "g_idx", (np.int32,), 1)
             check_shape(self.g_idx, "g_idx", (k,))
-            if self.g_idx.min() < 0 or self.g_idx.max() >= k // self.group:
-                raise OperandError(f"g_idx names groups 0 to {k // self.group - 1}, got {self.g_idx.min()} to {self.g_idx.max()}")
+            check_range(self.g_idx, "groups of g_idx", 0, k // self.group - 1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,7 +104,7 @@ def _group_parameters(low: Array, high: Array, symmetric: bool) -> tuple[Array, 
     with np.errstate(over="ignore", under="ignore"):
         wanted = np.maximum(-low, high) / np.float32(MAX_CODE / 2) if symmetric else (high - low) / np.float32(MAX_CODE)
         scales = np.where(wanted > 0, np.maximum(wanted, _SMALLEST_SCALE), np.float32(1)).astype(np.float16)
-    if not np.isfinite(scales).all():
+    if not np.isfinite(scales).all() or np.isnan(low).any() or np.isnan(high).any():
         raise OperandError(f"a group reaches from {low.min()} to {high.max()}, for which there is no f16 scale")
     if symmetric:
         return scales, np.full(scales.shape, SYMMETRIC_ZERO, np.uint8)
@@ -126,7 +127,7 @@ def group_parameters(values: Array, *, symmetric: bool = False) -> tuple[Array, 
         scales (..., N) float16 and zeros (..., N) uint8.
 
     Raises:
-        OperandError: values so large that the scale overflows.
+        OperandError: values so large that the scale overflows, or NaN.
     """
     return _group_parameters(values.min(axis=-2), values.max(axis=-2), symmetric)
 
@@ -135,10 +136,17 @@ def round_to_codes(values: Array, scales: Array, zeros: Array) -> npt.NDArray[np
     """`rint(w / scale) + zero` within 0 to 15; float32 operations, the quotient rounded before `rint`.
 
     Args:
-        values: float32, broadcastable with the others.
-        scales: float16.
+        values: float32, finite, broadcastable with the others.
+        scales: float16, finite, none 0.
         zeros: uint8.
+
+    Raises:
+        OperandError: something else.
     """
+    check_finite(values, "values")
+    check_finite(scales, "scales")
+    if not scales.all():
+        raise OperandError("scales must not be 0")
     with np.errstate(over="ignore", under="ignore"):
         steps = np.rint(values / scales.astype(np.float32))
     codes: npt.NDArray[np.uint8] = np.clip(steps + zeros.astype(np.float32), 0, MAX_CODE).astype(np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import OperandError
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.packing_awq_gptq import Words, pack_words, unpack_words
 from mmabits.kernels.schemes.w4a16 import GROUP
@@ -32,13 +32,13 @@ class W4A8Weights:
     """INT4 weights with scales for channels, and for groups where `group_scales` is there.
 
     Raises:
-        OperandTypeError, OperandError: dtypes, shapes, codes outside -7 to 7, group scales that leave INT8.
+        OperandTypeError, OperandError: dtypes, shapes, codes outside -7 to 7, scales that are not finite, group scales that leave INT8.
     """
 
     codes: npt.NDArray[np.int8]
     """(K, N), -7 to 7."""
     channel_scales: Floats
-    """(N,)."""
+    """(N,), finite."""
     group_scales: npt.NDArray[np.float16] | None = None
     """(K / group, N)."""
     group: int = 0
@@ -48,8 +48,8 @@ class W4A8Weights:
         """Check."""
         k, n = checked(self.codes, "codes", (np.int8,), 2).shape
         check_shape(checked(self.channel_scales, "channel_scales", (np.float32,), 1), "channel_scales", (n,))
-        if np.abs(self.codes).max(initial=0) > LARGEST:
-            raise OperandError(f"codes of W4A8 weights are -{LARGEST} to {LARGEST}, got {self.codes.min()} to {self.codes.max()}")
+        check_range(self.codes, "codes of W4A8 weights", -LARGEST, LARGEST)
+        check_finite(self.channel_scales, "channel_scales")
         if self.group_scales is not None:
             check_multiple(k, self.group, "K of the weights", "the group size")
             check_shape(checked(self.group_scales, "group_scales", (np.float16,), 2), "group_scales", (k // self.group, n))

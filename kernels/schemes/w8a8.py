@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import OperandError
-from mmabits.kernels.schemes.checks import Array, check_finite, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_positive, check_range, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
 
 LARGEST: Final = 127
@@ -26,13 +26,13 @@ class Int8Matrix:
     """An INT8 matrix with a scale for each row (activations, per token) or each column (weights, per output channel).
 
     Raises:
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes, scales that are not finite.
     """
 
     codes: npt.NDArray[np.int8]
     """(M, K) or (K, N)."""
     scales: Floats
-    """(M,) or (N,)."""
+    """(M,) or (N,), finite."""
     axis: int
     """The axis that has a scale for each index: 0 for activations, 1 for weights."""
 
@@ -43,6 +43,7 @@ class Int8Matrix:
         if self.axis not in (0, 1):
             raise OperandError(f"axis must be 0 (rows) or 1 (columns), got {self.axis}")
         check_shape(self.scales, "scales", (self.codes.shape[self.axis],))
+        check_finite(self.scales, "scales")
 
     def dequantize(self) -> Floats:
         """Code times scale, rounded once to float32."""
@@ -72,7 +73,7 @@ def quantize_int8(values: Array, *, axis: int, amax: Array | None = None) -> Int
         values: (M, K) or (K, N) float32, finite.
         axis: which index has a scale of its own.
         amax: float32 magnitudes that stand for 127, in place of the largest of each row or column (static scaling): one for
-            each, or a single one for all. Larger values saturate.
+            each, or a single one for all, finite, 0 or more. Larger values saturate.
 
     Raises:
         OperandTypeError, OperandError: something else.
@@ -88,7 +89,9 @@ def quantize_int8(values: Array, *, axis: int, amax: Array | None = None) -> Int
         if amax.shape not in ((), (1,), (given.shape[axis],)):
             raise OperandError(f"amax must have shape ({given.shape[axis]},) or (1,), got {amax.shape}")
         check_finite(amax, "amax")
-        amax = np.broadcast_to(np.abs(amax).reshape(-1), (given.shape[axis],))
+        if (amax < 0).any():
+            raise OperandError(f"amax must not be negative, got {amax.min()}")
+        amax = np.broadcast_to(amax.reshape(-1), (given.shape[axis],))
     scales = int8_scales(amax)
     codes = int8_codes(given, scales[:, None] if axis == 0 else scales[None, :])
     return Int8Matrix(codes=codes, scales=scales, axis=axis)
@@ -130,17 +133,22 @@ def smooth(activations: Array, weights: Array, factors: Array) -> tuple[Floats, 
     Args:
         activations: (M, K) float32.
         weights: (K, N) float32.
-        factors: (K,) float32.
+        factors: (K,) float32, positive and finite.
 
     Raises:
-        OperandTypeError, OperandError: something else.
+        OperandTypeError, OperandError: something else; quotients or products that are not finite in float32.
     """
     x, w = checked(activations, "activations", (np.float32,), 2), checked(weights, "weights", (np.float32,), 2)
     s = checked(factors, "factors", (np.float32,), 1)
     check_shape(s, "factors", (w.shape[0],))
     if x.shape[1] != w.shape[0]:
         raise OperandError(f"activations of shape {x.shape} and weights of shape {w.shape} do not have the same K")
-    return np.asarray(x / s, dtype=np.float32), np.asarray(w * s[:, None], dtype=np.float32)
+    check_positive(s, "factors")
+    with np.errstate(over="ignore", under="ignore"):
+        smoothed = np.asarray(x / s, dtype=np.float32), np.asarray(w * s[:, None], dtype=np.float32)
+    check_finite(smoothed[0], "activations over their factors")
+    check_finite(smoothed[1], "weights times their factors")
+    return smoothed
 
 
 # Products -------------------------------------------------------------------------------------------------------------
@@ -188,7 +196,11 @@ def w8a8_matmul(x: Int8Matrix, w: Int8Matrix, *, arch: str | Dots) -> Floats:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixedActivations:
-    """Activations of LLM.int8(): outlier columns apart in f16, the rest in INT8."""
+    """Activations of LLM.int8(): outlier columns apart in f16, the rest in INT8.
+
+    Raises:
+        OperandTypeError, OperandError: dtypes and shapes, columns that are not there or not in ascending order.
+    """
 
     regular: Int8Matrix
     """(M, K), zero in the outlier columns; scales from the rest of each row."""
@@ -196,6 +208,14 @@ class MixedActivations:
     """The outlier columns, ascending."""
     outliers: npt.NDArray[np.float16]
     """(M, number of outlier columns)."""
+
+    def __post_init__(self) -> None:
+        """Check."""
+        m, k = self.regular.codes.shape
+        check_range(checked(self.columns, "columns", (np.int32,), 1), "columns", 0, k - 1)
+        if (np.diff(self.columns) <= 0).any():
+            raise OperandError(f"columns must ascend, got {self.columns.tolist()}")
+        check_shape(checked(self.outliers, "outliers", (np.float16,), 2), "outliers", (m, self.columns.size))
 
 
 def split_outliers(activations: Array, *, threshold: float = OUTLIER) -> MixedActivations:

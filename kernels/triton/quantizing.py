@@ -11,6 +11,8 @@ import triton.language as tl
 INFINITY = tl.constexpr(0x7F800000)
 FRACTION = tl.constexpr(0x7FFFFF)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+LIFT = tl.constexpr(16777216.0)
 
 
 @triton.jit
@@ -48,8 +50,8 @@ def scaled_by(x, amax, MAX: tl.constexpr, RECIPE: tl.constexpr):  # type: ignore
             field = (bits >> 23) + tl.where((bits & FRACTION) != 0, 1, 0)
             scale = (tl.maximum(field, 1) << 23).to(tl.float32, bitcast=True)
         if RECIPE == "reciprocal":
-            factor = tl.minimum(tl.div_rn(one, scale), LARGEST)
-            scaled = x * tl.where(amax > 0, factor, 1.0)
+            lift = tl.where(scale < SMALLEST_NORMAL, LIFT, 1.0)
+            scaled = (x * lift) * tl.where(amax > 0, tl.div_rn(one, scale * lift), 1.0)
         else:
             scaled = tl.div_rn(x, tl.broadcast_to(tl.where(amax > 0, scale, 1.0), x.shape))
     return scaled, tl.where(amax > 0, scale, 1.0)
