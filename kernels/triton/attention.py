@@ -47,10 +47,10 @@ def sage_kernel(  # type: ignore[no-untyped-def]
     """A block of queries of a head: SageAttention with values in f16, or in e4m3 with two levels of accumulation."""
     number = tl.program_id(0)
     head = tl.program_id(1)
-    own = head // SHARE
+    own = (head // SHARE).to(tl.int64)
     i = number * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, D)
-    at = (head * QUERIES + i)[:, None] * D + d[None, :]
+    at = (head.to(tl.int64) * QUERIES + i)[:, None] * D + d[None, :]
     q = tl.load(q_ptr + at, mask=i[:, None] < QUERIES, other=0)
     q_scale = tl.load(q_scale_ptr + head * tl.cdiv(QUERIES, BLOCK_Q) + number)
     top = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
@@ -92,13 +92,13 @@ def fp8_kernel(  # type: ignore[no-untyped-def]
     number = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
-    own = head // (HEADS // KEY_HEADS)
+    own = (head // (HEADS // KEY_HEADS)).to(tl.int64)
     length = tl.load(lengths_ptr + sequence)
     factor = tl.load(factor_ptr)
     v_scale = tl.load(v_scale_ptr)
     i = number * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, D)
-    at = ((sequence * HEADS + head) * NEW + i)[:, None] * D + d[None, :]
+    at = ((sequence.to(tl.int64) * HEADS + head) * NEW + i)[:, None] * D + d[None, :]
     q = tl.load(q_ptr + at, mask=i[:, None] < NEW, other=0.0)
     place = length - NEW + i
     top = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
@@ -107,7 +107,7 @@ def fp8_kernel(  # type: ignore[no-untyped-def]
     end = tl.minimum(length, length - NEW + (number + 1) * BLOCK_Q)
     for start in range(0, end, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
-        page = tl.load(tables_ptr + sequence * PAGES + j // PAGE, mask=j < length, other=0)
+        page = tl.load(tables_ptr + sequence.to(tl.int64) * PAGES + j // PAGE, mask=j < length, other=0).to(tl.int64)
         row = ((page * PAGE + j % PAGE) * KEY_HEADS + own) * D
         k = tl.load(k_ptr + row[None, :] + d[:, None], mask=j[None, :] < length, other=0.0)
         scores = tl.dot(q, k) * factor

@@ -20,7 +20,7 @@ STORED = {"e4m3": ("float8_e4m3fn",), "e5m2": ("float8_e5m2",), "e2m1": ("uint8"
 @triton.jit
 def scales_of(scale_ptr, rows, block, ROWS, BLOCKS, SWIZZLED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Scales of some rows and some blocks of K, as codes: 0, which multiplies nothing but zeros, outside the matrix."""
-    i, k = rows[:, None], block[None, :]
+    i, k = rows.to(tl.int64)[:, None], block[None, :]
     if SWIZZLED:  # noqa: SIM108 - one expression would be long
         at = ((i // 128) * tl.cdiv(BLOCKS, 4) + k // 4) * 512 + (i % 32) * 16 + (i // 32 % 4) * 4 + k % 4
     else:
@@ -36,8 +36,8 @@ def block_scaled_kernel(  # type: ignore[no-untyped-def]
     """One tile of alpha a b^T; K is a multiple of GROUP."""
     A_PACK: tl.constexpr = 2 if A_FORMAT == "e2m1" else 1
     B_PACK: tl.constexpr = 2 if B_FORMAT == "e2m1" else 1
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         a_k = start // A_PACK + tl.arange(0, BLOCK_K // A_PACK)

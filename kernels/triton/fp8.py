@@ -26,8 +26,8 @@ def fp8_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of x w^T, scaled."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -48,7 +48,7 @@ def fp8_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def fp8_rows_kernel(x_ptr, out_ptr, scale_ptr, K, MAX: tl.constexpr, RECIPE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row, quantized with a scale of its own."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * K + k, mask=k < K, other=0.0)
     amax = tl.max(finite_bits(x), axis=0, keep_dims=True).to(tl.float32, bitcast=True)

@@ -24,8 +24,8 @@ def fp8_blockwise_kernel(  # type: ignore[no-untyped-def]
     x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, out_ptr, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One tile of x w^T; each 128 of K start from zero on the tensor cores and are scaled and added in float32."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for block in range(0, K // BLOCK):
         k = block * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def tiles_kernel(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS by 128 elements, with a scale for each row or, square, for all of them."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     block = tl.program_id(1)
     c = block * BLOCK + tl.arange(0, BLOCK)
     mask = (r[:, None] < R) & (c[None, :] < C)

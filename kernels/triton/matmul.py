@@ -43,11 +43,11 @@ def tile_product(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The f32 sums of one tile over [k_first, k_last), accumulated from dot to dot."""
-    i = row * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = (row * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    j = (column * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(k_first, k_last, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+        k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
         a_mask = (i[:, None] < M) & (k[None, :] < k_last)
         b_mask = (k[:, None] < k_last) & (j[None, :] < N)
         a = tl.load(a_ptr + i[:, None] * stride_am + k[None, :] * stride_ak, mask=a_mask, other=0.0)
@@ -61,8 +61,8 @@ def store_tile(  # type: ignore[no-untyped-def]
     c_ptr, tile, row, column, M, N, stride_cm, stride_cn, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """Write a tile in the type of C, inside the matrix."""
-    i = row * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = column * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = (row * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    j = (column * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     at = c_ptr + i[:, None] * stride_cm + j[None, :] * stride_cn
     tl.store(at, tile.to(c_ptr.dtype.element_ty), mask=(i[:, None] < M) & (j[None, :] < N))
 

@@ -22,9 +22,9 @@ def moe_w4a16_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One tile of the rows of an expert with INT4 weights, times their routing weights."""
     block = tl.program_id(0)
-    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     expert = tl.load(experts_ptr + block).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     token = choice // TOP_K
     there = choice < CHOICES
     qweight = qweight_ptr + expert * K * (N // 8)
@@ -47,9 +47,9 @@ def moe_mxfp4_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One tile of the rows of an expert with MXFP4 weights, times their routing weights."""
     block = tl.program_id(0)
-    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     expert = tl.load(experts_ptr + block).to(tl.int64)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     token = choice // TOP_K
     there = choice < CHOICES
     codes = codes_ptr + expert * N * (K // 2)
@@ -70,8 +70,8 @@ def moe_mxfp4_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The rows of a token, added in the order of its choices."""
-    token = tl.program_id(0)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(0).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     total = tl.load(rows_ptr + token * TOP_K * N + n, mask=n < N, other=0.0)
     for choice in tl.static_range(1, TOP_K):
         total = total + tl.load(rows_ptr + (token * TOP_K + choice) * N + n, mask=n < N, other=0.0)

@@ -26,7 +26,7 @@ def e4m3_of_fp6(bytes_ptr, rows, k, ROWS, K, EXPONENT_BITS: tl.constexpr):  # ty
     # A subnormal is its fraction times this.
     UNIT: tl.constexpr = 2.0 ** (1 - BIAS - FRACTION_BITS)
     shift = (k * 6) % 8
-    at = bytes_ptr + rows * (K // 4 * 3) + (k * 6) // 8
+    at = bytes_ptr + rows.to(tl.int64) * (K // 4 * 3) + (k * 6) // 8
     inside = (rows < ROWS) & (k < K)
     low = tl.load(at, mask=inside, other=0).to(tl.int32)
     high = tl.load(at + 1, mask=inside & (shift > 2), other=0).to(tl.int32)
@@ -45,8 +45,8 @@ def mxfp6_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of a b^T."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)

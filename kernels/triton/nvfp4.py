@@ -24,9 +24,9 @@ def nvfp4_kernel(  # type: ignore[no-untyped-def]
     x_ptr, out_ptr, scale_ptr, tensor_scale_ptr, R, K, x_row, x_k, SQUARE: tl.constexpr, BLOCK_R: tl.constexpr
 ):
     """NVFP4 of a matrix, 16 of K by BLOCK_R rows a program; square, all 16 rows share a scale."""
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     block = tl.program_id(1)
-    pair = block * 8 + tl.arange(0, 8)
+    pair = (block * 8 + tl.arange(0, 8)).to(tl.int64)
     mask = r[:, None] < R
     at = x_ptr + r[:, None] * x_row + 2 * pair[None, :] * x_k
     low = tl.load(at, mask=mask, other=0.0)

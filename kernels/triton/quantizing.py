@@ -98,17 +98,17 @@ def mx_kernel(  # type: ignore[no-untyped-def]
     PACK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """MX of a matrix, 32 of K by BLOCK_R rows a program: elements (R, K), two e2m1 to a byte, and scales (R, K / 32)."""
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    r = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     block = tl.program_id(1)
     mask = r[:, None] < R
     if PACK == 1:
-        k = block * 32 + tl.arange(0, 32)
+        k = (block * 32 + tl.arange(0, 32)).to(tl.int64)
         x = tl.load(x_ptr + r[:, None] * x_row + k[None, :] * x_k, mask=mask, other=0.0)
         codes = mx_scale_codes(tl.max(magnitude_bits(x), axis=1), EMAX, FRACTION_BITS, MAX, RECIPE)
         elements = mx_scaled(x, codes[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + r[:, None] * K + k[None, :], elements, mask=mask)
     else:
-        pair = block * 16 + tl.arange(0, 16)
+        pair = (block * 16 + tl.arange(0, 16)).to(tl.int64)
         at = x_ptr + r[:, None] * x_row + 2 * pair[None, :] * x_k
         low = tl.load(at, mask=mask, other=0.0)
         high = tl.load(at + x_k, mask=mask, other=0.0)

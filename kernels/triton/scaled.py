@@ -23,8 +23,8 @@ def scaled_kernel(  # type: ignore[no-untyped-def]
     """One tile of C a program; K is a multiple of BLOCK_K. Two e2m1 elements share a byte, neighbours in K."""
     A_PACK: tl.constexpr = 2 if A_FORMAT == "e2m1" else 1
     B_PACK: tl.constexpr = 2 if B_FORMAT == "e2m1" else 1
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    i = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    j = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     a_k = tl.arange(0, BLOCK_K // A_PACK)
     b_k = tl.arange(0, BLOCK_K // B_PACK)
     s_k = tl.arange(0, BLOCK_K // BLOCK_SCALE)

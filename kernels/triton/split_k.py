@@ -35,9 +35,9 @@ def split_k_kernel(  # type: ignore[no-untyped-def]
     acc = tile_product(
         a_ptr, b_ptr, row, column, M, N, first, last, stride_am, stride_ak, stride_bk, stride_bn, BLOCK_M, BLOCK_N, BLOCK_K
     )  # fmt: skip
-    i = row * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    at = c_ptr + part * stride_part + i[:, None] * stride_cm + j[None, :] * stride_cn
+    i = (row * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    j = (column * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    at = c_ptr + part.to(tl.int64) * stride_part + i[:, None] * stride_cm + j[None, :] * stride_cn
     inside = (i[:, None] < M) & (j[None, :] < N)
     if ATOMIC:
         tl.atomic_add(at, acc, mask=inside)
@@ -48,10 +48,10 @@ def split_k_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def sum_parts_kernel(parts_ptr, c_ptr, SIZE, stride_part, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """The parts added one after the other, from +0."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for part in range(PARTS):
-        total += tl.load(parts_ptr + part * stride_part + at, mask=at < SIZE, other=0.0)
+        total += tl.load(parts_ptr + tl.cast(part, tl.int64) * stride_part + at, mask=at < SIZE, other=0.0)
     tl.store(c_ptr + at, total, mask=at < SIZE)
 
 

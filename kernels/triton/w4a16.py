@@ -31,8 +31,8 @@ def awq_tile(qweight_ptr, qzeros_ptr, scales_ptr, k, n, K, N, GROUP: tl.constexp
     inside = (k[:, None] < K) & (n[None, :] < N)
     shift = awq_shift(n)[None, :]
     word = (n // 8)[None, :]
-    group = (k // GROUP)[:, None]
-    codes = tl.load(qweight_ptr + k[:, None] * (N // 8) + word, mask=inside, other=0) >> shift & 15
+    group = (k // GROUP).to(tl.int64)[:, None]
+    codes = tl.load(qweight_ptr + k.to(tl.int64)[:, None] * (N // 8) + word, mask=inside, other=0) >> shift & 15
     zeros = tl.load(qzeros_ptr + group * (N // 8) + word, mask=inside, other=0) >> shift & 15
     scales = tl.load(scales_ptr + group * N + n[None, :], mask=inside, other=0.0)
     return dequantized(codes, zeros, scales, DTYPE)
@@ -44,8 +44,8 @@ def awq_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the product with weights in AWQ's packing."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -61,15 +61,16 @@ def gptq_kernel(  # type: ignore[no-untyped-def]
     ADD_TO_ZERO: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the product with weights in GPTQ's packing."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0.0)
         inside = (k[:, None] < K) & (n[None, :] < N)
-        group = tl.load(g_idx_ptr + k, mask=k < K, other=0)[:, None]
-        codes = tl.load(qweight_ptr + (k // 8)[:, None] * N + n[None, :], mask=inside, other=0) >> ((k & 7) * 4)[:, None] & 15
+        group = tl.load(g_idx_ptr + k, mask=k < K, other=0).to(tl.int64)[:, None]
+        words = tl.load(qweight_ptr + (k // 8).to(tl.int64)[:, None] * N + n[None, :], mask=inside, other=0)
+        codes = words >> ((k & 7) * 4)[:, None] & 15
         zeros = tl.load(qzeros_ptr + group * (N // 8) + (n // 8)[None, :], mask=inside, other=0) >> ((n & 7) * 4)[None, :] & 15
         scales = tl.load(scales_ptr + group * N + n[None, :], mask=inside, other=0.0)
         w = dequantized(codes, zeros + ADD_TO_ZERO, scales, x_ptr.dtype.element_ty)

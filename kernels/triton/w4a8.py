@@ -19,20 +19,20 @@ def w4a8_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the scaled product; GROUP of 0: the weights have scales for channels alone."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0)
         inside = (k[:, None] < K) & (n[None, :] < N)
-        words = tl.load(w_ptr + (k // 8)[:, None] * N + n[None, :], mask=inside, other=0)
+        words = tl.load(w_ptr + (k // 8).to(tl.int64)[:, None] * N + n[None, :], mask=inside, other=0)
         # The nibble is shifted to the top of the word; shifting back keeps its sign.
         codes = words << (28 - (k & 7) * 4)[:, None] >> 28
         if GROUP == 0:
             w = (codes << 4).to(tl.int8)
         else:
-            scale = tl.load(group_scale_ptr + (k // GROUP)[:, None] * N + n[None, :], mask=inside, other=0.0)
+            scale = tl.load(group_scale_ptr + (k // GROUP).to(tl.int64)[:, None] * N + n[None, :], mask=inside, other=0.0)
             product = codes.to(tl.float16) * scale
             # An f16 of 1536 and more has no fraction bits: the sum is rounded to an integer, ties to even.
             w = ((product + 1536.0) - 1536.0).to(tl.int8)

@@ -20,7 +20,7 @@ def int8_sums(x_ptr, w_ptr, m, n, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0)
-        w = tl.load(w_ptr + k[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0)
+        w = tl.load(w_ptr + k.to(tl.int64)[:, None] * N + n[None, :], mask=(k[:, None] < K) & (n[None, :] < N), other=0)
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
     return acc
 
@@ -38,8 +38,8 @@ def w8a8_kernel(  # type: ignore[no-untyped-def]
     x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, out_ptr, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     """One tile of the scaled product."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = int8_sums(x_ptr, w_ptr, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     out = scaled(acc, x_scale_ptr, w_scale_ptr, m, n, M, N)
     tl.store(out_ptr + m[:, None] * N + n[None, :], out, mask=(m[:, None] < M) & (n[None, :] < N))
@@ -51,8 +51,8 @@ def llm_int8_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUTLIERS: tl.constexpr,
 ):  # fmt: skip
     """One tile of the INT8 product, scaled, plus the outlier columns' product in f16."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     acc = int8_sums(x_ptr, w_ptr, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     regular = scaled(acc, x_scale_ptr, w_scale_ptr, m, n, M, N)
     special = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -60,7 +60,7 @@ def llm_int8_kernel(  # type: ignore[no-untyped-def]
         o = start + tl.arange(0, BLOCK_OUTLIERS)
         row = tl.load(columns_ptr + o, mask=o < OUTLIERS, other=0)
         x = tl.load(outliers_ptr + m[:, None] * OUTLIERS + o[None, :], mask=(m[:, None] < M) & (o[None, :] < OUTLIERS), other=0.0)
-        w = tl.load(w16_ptr + row[:, None] * N + n[None, :], mask=(o[:, None] < OUTLIERS) & (n[None, :] < N), other=0.0)
+        w = tl.load(w16_ptr + row.to(tl.int64)[:, None] * N + n[None, :], mask=(o[:, None] < OUTLIERS) & (n[None, :] < N), other=0.0)
         special = tl.dot(x, w, special)
     tl.store(out_ptr + m[:, None] * N + n[None, :], regular + special, mask=(m[:, None] < M) & (n[None, :] < N))
 
