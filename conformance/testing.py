@@ -36,6 +36,8 @@ def assert_within_tolerance(
 ) -> Tolerance:
     """Fail where a result lies outside what `mmabits.tolerance` allows, and explain the worst element.
 
+    NaN must be where the exact result is NaN, and infinities where it is infinite or can overflow, of that sign: `Tolerance.violations`.
+
     Args:
         d: (..., M, N) result of the kernel under test, any real dtype; NumPy, torch or JAX.
         a: (..., M, K), as for `mmabits.tolerance`, and so on for the rest.

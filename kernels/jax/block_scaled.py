@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mmabits.isa import OperandError, OperandTypeError
 
@@ -25,6 +26,12 @@ def _check(a: Any, a_scales: Any, b: Any, b_scales: Any, kinds: tuple[str, ...],
         raise OperandError(f"a has K = {a.shape[1]} and b has K = {b.shape[1]}; they must agree")
 
 
+def _product(a: Any, a_scales: Any, b: Any, b_scales: Any) -> Any:
+    if 0 in (*a.shape, *b.shape):
+        return jnp.zeros((a.shape[0], b.shape[0]), jnp.float32)
+    return jax.nn.scaled_matmul(a[None], b[None], a_scales[None], b_scales[None])[0]
+
+
 def mxfp8_matmul(a: Any, a_scales: Any, b: Any, b_scales: Any) -> Any:
     """The product a b^T.
 
@@ -41,7 +48,7 @@ def mxfp8_matmul(a: Any, a_scales: Any, b: Any, b_scales: Any) -> Any:
         OperandTypeError, OperandError: arrays that do not fit.
     """
     _check(a, a_scales, b, b_scales, ("float8_e4m3fn", "float8_e5m2"), "float8_e8m0fnu", 32)
-    return jax.nn.scaled_matmul(a[None], b[None], a_scales[None], b_scales[None])[0]
+    return _product(a, a_scales, b, b_scales)
 
 
 def nvfp4_matmul(a: Any, a_scales: Any, a_scale: Any, b: Any, b_scales: Any, b_scale: Any) -> Any:
@@ -62,4 +69,4 @@ def nvfp4_matmul(a: Any, a_scales: Any, a_scale: Any, b: Any, b_scales: Any, b_s
         OperandTypeError, OperandError: arrays that do not fit.
     """
     _check(a, a_scales, b, b_scales, ("float4_e2m1fn",), "float8_e4m3fn", 16)
-    return jax.nn.scaled_matmul(a[None], b[None], a_scales[None], b_scales[None])[0] * (a_scale * b_scale)
+    return _product(a, a_scales, b, b_scales) * (a_scale * b_scale)

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import check_positive
 from mmabits.kernels.schemes.fp8 import BACKWARD, FORWARD, fp8_format
 
 FP8 = ("float8_e4m3fn", "float8_e5m2")
@@ -42,6 +44,8 @@ def fp8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
             raise OperandTypeError(f"{name} must be float32, got {scales.dtype}")
         if tuple(scales.shape) not in allowed:
             raise OperandError(f"{name} must have shape {' or '.join(map(str, allowed))}, got {tuple(scales.shape)}")
+    if 0 in (*x.shape, *w.shape):
+        return jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
     sums = jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return (sums * x_scales) * w_scales
 
@@ -53,16 +57,18 @@ def quantize(values: Any, scale: Any, *, format: str = FORWARD) -> Any:
 
     Args:
         values: float32.
-        scale: float32 that broadcasts.
+        scale: float32 that broadcasts, positive and finite; looked at where it is no traced value.
         format: `"e4m3"` or `"e5m2"`.
 
     Raises:
         OperandTypeError: another dtype.
-        OperandError: another format.
+        OperandError: another format, a scale that is not positive and finite.
     """
     if str(getattr(values, "dtype", type(values).__name__)) != "float32":
         raise OperandTypeError(f"values must be float32, got {getattr(values, 'dtype', type(values).__name__)}")
     spec = fp8_format(format)
+    if not isinstance(scale, jax.core.Tracer):
+        check_positive(np.asarray(scale), "scale")
     return jnp.clip(values / scale, -spec.max_finite, spec.max_finite).astype(spec.numpy_name)
 
 

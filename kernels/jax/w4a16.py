@@ -68,13 +68,15 @@ def awq_matmul(
         if array.ndim != 2:
             raise OperandError(f"{name} must have 2 dimensions, got shape {array.shape}")
     (m, k), (groups, n) = x.shape, scales.shape
-    if qweight.shape != (k, n // WORD) or qzeros.shape != (groups, n // WORD) or n % WORD or groups == 0 or k % groups:
+    if qweight.shape != (k, n // WORD) or qzeros.shape != (groups, n // WORD) or n % WORD or (k and (groups == 0 or k % groups)):
         shapes = f"x {x.shape}, qweight {qweight.shape}, qzeros {qzeros.shape}, scales {scales.shape}"
         raise OperandError(f"the shapes must be (M, K), (K, N / 8), (K / group, N / 8), (K / group, N), got {shapes}")
-    group = k // groups
+    group = k // max(groups, 1)
     for size, block, name in ((m, block_m, "M"), (n, block_n, "N"), (k, block_k, "K"), (block_n, WORD, "block_n")):
         if block < 1 or size % block:
             raise OperandError(f"{name} must be a multiple of its block {block}, got {size}")
+    if 0 in (m, n, k):
+        return jnp.zeros((m, n), jnp.float32)
     if max(group, block_k) % min(group, block_k):
         raise OperandError(f"block_k and the group size must be multiples one of the other, got {block_k} and {group}")
     call = pl.pallas_call(

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import check_range
 
 
 def _check(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> None:
@@ -21,6 +23,8 @@ def _check(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> N
 
 def int8_sums(x: Any, w: Any) -> Any:
     """The int32 sums of (M, K) by (K, N) int8."""
+    if 0 in (*x.shape, *w.shape):
+        return jnp.zeros((x.shape[0], w.shape[1]), jnp.int32)
     return jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
 
 
@@ -60,20 +64,22 @@ def llm_int8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any, outliers: Any,
         w: (K, N) int8.
         w_scales: (N,) float32.
         outliers: (M, O) float16.
-        columns: (O,) int32.
+        columns: (O,) int32, 0 to K - 1; looked at where they are no traced values.
         w16: (K, N) float16.
 
     Returns:
         (M, N) float32.
 
     Raises:
-        OperandTypeError, OperandError: arrays that do not fit.
+        OperandTypeError, OperandError: arrays that do not fit, columns that are not there.
     """
     regular = w8a8_matmul(x, x_scales, w, w_scales)
     _check(outliers, "outliers", "float16", (x.shape[0], None))
     _check(columns, "columns", "int32", (outliers.shape[1],))
     _check(w16, "w16", "float16", w.shape)
-    if outliers.shape[1] == 0:
+    if not isinstance(columns, jax.core.Tracer):
+        check_range(np.asarray(columns), "columns", 0, w.shape[0] - 1)
+    if 0 in (*outliers.shape, w.shape[1]):
         return regular
     return regular + jnp.dot(outliers, w16[columns], preferred_element_type=jnp.float32)
 
@@ -109,9 +115,9 @@ def w4a8_matmul(x: Any, x_scales: Any, words: Any, output_scales: Any, group_sca
     else:
         _check(group_scales, "group_scales", "float16", (None, n))
         groups = group_scales.shape[0]
-        if groups == 0 or k % groups:
+        if k and (groups == 0 or k % groups):
             raise OperandError(f"K must be a multiple of the number of groups {groups}, got {k}")
         # The product must be rounded to f16 before it is rounded to an integer: rint, unlike adding 1536, cannot be fused with it.
-        product = codes.astype(jnp.float16) * jnp.repeat(group_scales, k // groups, axis=0)
+        product = codes.astype(jnp.float16) * jnp.repeat(group_scales, k // max(groups, 1), axis=0)
         w = jnp.rint(jax.lax.reduce_precision(product, 5, 10)).astype(jnp.int8)
     return scaled(int8_sums(x, w), x_scales, output_scales)

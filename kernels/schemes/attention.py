@@ -78,8 +78,6 @@ class E4M3Columns:
 def _heads(array: Any, name: str, dtypes: tuple[Any, ...] = (np.float32,)) -> Array:
     given = checked(array, name, dtypes, 3)
     check_finite(given.astype(np.float32, copy=False), name)
-    if 0 in given.shape:
-        raise OperandError(f"{name} must not be empty, got shape {given.shape}")
     return given
 
 
@@ -94,6 +92,8 @@ def smooth_keys(keys: Array) -> Floats:
     Source: Zhang et al., SageAttention (arXiv 2410.02367), section 4.2.
     """
     k = _heads(keys, "keys")
+    if k.size == 0:
+        return k.copy()
     return np.asarray(k - k.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32))
 
 
@@ -121,7 +121,7 @@ def quantize_blocks(rows: Array, *, block: int, factor: float = 1.0) -> Int8Bloc
     check_finite(x, "rows times the factor")
     grouped = x.reshape(heads, blocks, block * width)
     with np.errstate(under="ignore"):
-        wanted = np.abs(grouped).max(axis=2) / np.float32(127)
+        wanted = np.abs(grouped).max(axis=2, initial=np.float32(0)) / np.float32(127)
         scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
         steps = grouped / scales[..., None]
     codes = np.clip(np.trunc(steps + np.copysign(np.float32(0.5), steps)), -127, 127).astype(np.int8)
@@ -129,8 +129,8 @@ def quantize_blocks(rows: Array, *, block: int, factor: float = 1.0) -> Int8Bloc
 
 
 def query_factor(width: int) -> np.float32:
-    """What scores are multiplied by for exp2: float32(1 / sqrt(D)) * log2(e)."""
-    return np.float32(np.float32(1 / np.sqrt(width)) * LOG2_E)
+    """What scores are multiplied by for exp2: float32(1 / sqrt(D)) * log2(e); that of D = 1 where D is 0 and there are none."""
+    return np.float32(np.float32(1 / np.sqrt(max(width, 1))) * LOG2_E)
 
 
 def quantize_queries(queries: Array, *, block: int = BLOCK_QUERIES) -> Int8Blocks:
@@ -166,7 +166,7 @@ def quantize_values(values: Array) -> E4M3Columns:
     """
     v = _heads(values, "values")
     with np.errstate(under="ignore"):
-        wanted = np.abs(v).max(axis=1) / E4M3_LARGEST
+        wanted = np.abs(v).max(axis=1, initial=np.float32(0)) / E4M3_LARGEST
         scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
         return E4M3Columns(codes=_to_e4m3(v / scales[:, None]), scales=scales)
 
@@ -210,8 +210,8 @@ class PagedCache:
             check_shape(_heads(array, name), name, (places.size, heads, width))
         check_range(places, "slots", 0, pages * page - 1)
         with np.errstate(over="ignore", under="ignore"):
-            self.keys.reshape(-1, heads, width)[places] = _to_e4m3(keys / self.key_scale)
-            self.values.reshape(-1, heads, width)[places] = _to_e4m3(values / self.value_scale)
+            self.keys[places // page, places % page] = _to_e4m3(keys / self.key_scale)
+            self.values[places // page, places % page] = _to_e4m3(values / self.value_scale)
 
     def sequence(self, table: Array, length: int) -> tuple[Array, Array]:
         """Keys and values of one sequence, (heads, length, D) each.
@@ -334,7 +334,8 @@ def _padded(rows: Array, start: int, count: int) -> Array:
 
 
 def _check_heads(queries: int, keys: int, causal: bool, q_heads: int, k_heads: int) -> None:
-    check_multiple(q_heads, k_heads, "the number of query heads", "the number of key heads")
+    if q_heads or k_heads:
+        check_multiple(q_heads, k_heads, "the number of query heads", "the number of key heads")
     if causal and queries != keys:
         raise OperandError(f"causal attention needs as many queries as keys, got {queries} and {keys}")
 
@@ -349,10 +350,13 @@ def _check_sage(q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool) -> None:
 
 
 def _sage(q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool, qk: Dots, weighted: Callable[[Floats, Array, Floats], Floats]) -> Floats:
-    """SageAttention with any product of p and values: (heads, queries, D) float32."""
+    """SageAttention with any product of p and values: (heads, queries, D) float32, zeros where there are no keys."""
     heads, queries, width = q.codes.shape
-    keys, share = k.codes.shape[1], heads // k.codes.shape[0]
+    keys = k.codes.shape[1]
     result = np.zeros(q.codes.shape, np.float32)
+    if keys == 0 or result.size == 0:
+        return result
+    share = heads // k.codes.shape[0]
     for head in range(heads):
         own = head // share
         for number in range(q.scales.shape[1]):
@@ -440,7 +444,7 @@ def sage2_attention(
     def weighted(p: Floats, block: Array, output: Floats) -> Floats:
         return np.asarray(output + dots(_p_to_e4m3(p * E4M3_LARGEST, through_f16), block))
 
-    share = q.codes.shape[0] // codes.shape[0]
+    share = q.codes.shape[0] // max(codes.shape[0], 1)
     return np.asarray(_sage(q, k, codes, causal, qk, weighted) * np.repeat(sage2_output_scales(v), share, axis=0)[:, None])
 
 
@@ -494,15 +498,18 @@ def fp8_attention(
     check_shape(checked(lengths, "lengths", (np.int32,), 1), "lengths", (sequences,))
     if checked(tables, "the page tables", (np.int32,), 2).shape[0] != sequences:
         raise OperandError(f"{sequences} sequences need as many page tables, got shape {tables.shape}")
-    check_multiple(heads, cache.keys.shape[2], "the number of query heads", "the number of key heads")
+    _check_heads(new, new, True, heads, cache.keys.shape[2])
     if width != cache.keys.shape[3]:
         raise OperandError(f"queries have D = {width} and the cache has {cache.keys.shape[3]}")
-    if block & (block - 1) or lengths.min() < new:
-        raise OperandError(f"block must be a power of two and sequences at least {new} tokens long, got {block} and {lengths.min()}")
+    if block < 1 or block & (block - 1) or lengths.min(initial=new) < new:
+        least = lengths.min(initial=new)
+        raise OperandError(f"block must be a power of two and sequences at least {new} tokens long, got {block} and {least}")
     qk = as_dots(arch)
     weigh = Dots(arch=qk.arch, require=qk.require) if pv is None else pv
     factor = fp8_score_factor(width, query_scale, cache.key_scale)
     result = np.zeros(q.shape, np.float32)
+    if result.size == 0:
+        return result
     for sequence, head in np.ndindex(sequences, heads):
         length = int(lengths[sequence])
         keys, values = (each[head // (heads // cache.keys.shape[2])] for each in cache.sequence(tables[sequence], length))

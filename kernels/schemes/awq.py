@@ -77,6 +77,9 @@ def awq_quantize(weights: Array, activations: Array, *, group: int = GROUP, symm
     check_multiple(w.shape[0], group, "K of the weights", "the group size")
     check_finite(w, "weights")
     check_finite(x, "activations")
+    if w.size == 0:  # nothing to lose, whatever the scales
+        plain = quantize_int4(w, group=group, symmetric=symmetric)
+        return AwqResult(weights=plain, channel_scales=np.ones(w.shape[0], np.float32), alpha=0.0, loss=0.0, losses=(0.0,) * grid)
     exact_x = x.astype(np.float64)
     wanted = exact_x @ w.astype(np.float64)
     magnitudes = np.abs(exact_x).mean(axis=0)

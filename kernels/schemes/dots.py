@@ -38,7 +38,7 @@ class Dots:
         self, a: Array, b: Array, c: Array | None = None, *, accumulator: str | None = None, scale_a: Array | None = None,
         scale_b: Array | None = None,
     ) -> Array:  # fmt: skip
-        """D = A B + C.
+        """D = A B + C: without elements where M, N or the batch has none, and C or zeros where only K has none.
 
         Args:
             a: (..., M, K), dtypes as for `mmabits.gemm`.
@@ -57,6 +57,8 @@ class Dots:
         if c is None and accumulator == "f16":
             c = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float16)
         instruction = self.instruction_for(a, b, accumulator=accumulator, scale=scale_a)
+        if 0 in (*a.shape, *b.shape):
+            return self._of_nothing(instruction, a, b, c, scale_a)
         if scale_a is None:
             a, b = self.in_order(a, b)
         result: Array = gemm(
@@ -64,6 +66,19 @@ class Dots:
             require=self.require,
         )  # fmt: skip
         return result
+
+    def _of_nothing(self, instruction: str | Instruction, a: Array, b: Array, c: Array | None, scale: Array | None) -> Array:
+        if a.shape[-1] != b.shape[-2]:
+            raise OperandError(f"a has K = {a.shape[-1]} and b has K = {b.shape[-2]}; they must agree")
+        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        if c is not None:
+            return np.array(np.broadcast_to(c, shape))
+        one = None if scale is None else np.ones((1, 1), scale.dtype)
+        kind: Array = gemm(
+            np.zeros((1, 1), a.dtype), np.zeros((1, 1), b.dtype), instruction=instruction, arch=self.arch, scale_a=one, scale_b=one,
+            promote_every=self.promote_every, require=self.require,
+        )  # fmt: skip
+        return np.zeros(shape, kind.dtype)
 
     def instruction_for(
         self, a: Array, b: Array, *, accumulator: str | None = None, scale: Array | None = None

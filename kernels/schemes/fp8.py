@@ -118,7 +118,7 @@ def checked_least_amax(least_amax: float) -> np.float32:
     Raises:
         OperandError: something else.
     """
-    return np.float32(0) if isinstance(least_amax, (int, float)) and least_amax == 0 else positive(least_amax, "least_amax")
+    return np.float32(0) if isinstance(least_amax, (int, float, np.floating)) and least_amax == 0 else positive(least_amax, "least_amax")
 
 
 def _static_scales(scale: npt.NDArray[np.float32] | np.float32, per: str, shape: tuple[int, ...]) -> Floats:

@@ -103,7 +103,7 @@ def gptq_quantize(
     dead = np.diag(curvature) == 0
     curvature[dead, dead] = 1.0
     left[dead] = 0.0
-    factor = inverse_factor(curvature, damping)
+    factor = inverse_factor(curvature, damping) if k else curvature
     groups = k // group
     state = _State(
         left=left, codes=np.zeros(w.shape, np.uint8), scales=np.ones((groups, w.shape[1]), np.float16),

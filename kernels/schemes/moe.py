@@ -112,7 +112,7 @@ def align(routing: Routing, *, block: int = BLOCK_TOKENS) -> Alignment:
         fill = np.full(-own.size % block, flat.size, np.int32)
         choices += [own, fill]
         experts += [expert] * ((own.size + fill.size) // block)
-    return Alignment(choices=np.concatenate(choices), experts=np.array(experts, np.int32), block=block)
+    return Alignment(choices=np.concatenate([np.empty(0, np.int32), *choices]), experts=np.array(experts, np.int32), block=block)
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

@@ -76,10 +76,11 @@ def pack_fp6(array: npt.ArrayLike, format: str | FormatSpec, axis: int = -1) -> 
     place = _axis(axis, codes.ndim)
     if codes.shape[place] % 4:
         raise OperandError(f"pack_fp6 needs a multiple of 4 elements along axis {axis}, got shape {codes.shape}")
-    last = np.moveaxis(codes, place, -1).reshape(*np.moveaxis(codes, place, -1).shape[:-1], -1, 4).astype(np.uint32)
-    words = last[..., 0] | last[..., 1] << np.uint32(6) | last[..., 2] << np.uint32(12) | last[..., 3] << np.uint32(18)
+    last = np.moveaxis(codes, place, -1)
+    fours = last.reshape(*last.shape[:-1], last.shape[-1] // 4, 4).astype(np.uint32)
+    words = fours[..., 0] | fours[..., 1] << np.uint32(6) | fours[..., 2] << np.uint32(12) | fours[..., 3] << np.uint32(18)
     packed = np.stack([words, words >> np.uint32(8), words >> np.uint32(16)], axis=-1).astype(np.uint8)
-    return np.ascontiguousarray(np.moveaxis(packed.reshape(*packed.shape[:-2], -1), -1, place))
+    return np.ascontiguousarray(np.moveaxis(packed.reshape(*last.shape[:-1], last.shape[-1] // 4 * 3), -1, place))
 
 
 def unpack_fp6(packed: npt.ArrayLike, format: str | FormatSpec, axis: int = -1) -> npt.NDArray[Any]:
@@ -104,10 +105,11 @@ def unpack_fp6(packed: npt.ArrayLike, format: str | FormatSpec, axis: int = -1) 
     if given.shape[place] % 3:
         raise OperandError(f"packed fp6 has a multiple of 3 bytes along axis {axis}, got shape {given.shape}")
     last = np.moveaxis(given, place, -1)
-    triples = last.reshape(*last.shape[:-1], -1, 3).astype(np.uint32)
+    triples = last.reshape(*last.shape[:-1], last.shape[-1] // 3, 3).astype(np.uint32)
     words = triples[..., 0] | triples[..., 1] << np.uint32(8) | triples[..., 2] << np.uint32(16)
     codes = np.stack([(words >> np.uint32(shift)) & np.uint32(63) for shift in (0, 6, 12, 18)], axis=-1).astype(np.uint8)
-    return from_codes(np.ascontiguousarray(np.moveaxis(codes.reshape(*codes.shape[:-2], -1), -1, place)), spec)
+    flat = codes.reshape(*last.shape[:-1], last.shape[-1] // 3 * 4)
+    return from_codes(np.ascontiguousarray(np.moveaxis(flat, -1, place)), spec)
 
 
 def _fp6(format: str | FormatSpec) -> FormatSpec:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
-from mmabits.kernels.schemes.w4a16 import MAX_CODE, Int4Weights
+from mmabits.kernels.schemes.w4a16 import GROUP, MAX_CODE, Int4Weights
 
 WORD: Final = 8
 """Codes in an int32 word."""
@@ -75,6 +75,11 @@ def _check_packing(array: Array, axis: int, order: tuple[int, ...]) -> None:
         raise OperandError(f"order must be a permutation of 0 to {WORD - 1}, got {order}")
 
 
+def _group_size(k: int, scales: Array) -> int:
+    """Elements of K with one scale; the usual number where there is no K."""
+    return k // scales.shape[0] if scales.shape[0] else GROUP
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AwqTensors:
     """The tensors of one layer of an AWQ checkpoint.
@@ -100,7 +105,8 @@ class AwqTensors:
         (k, words), groups = self.qweight.shape, self.scales.shape[0]
         check_shape(self.scales, "scales", (groups, words * WORD))
         check_shape(self.qzeros, "qzeros", (groups, words))
-        check_multiple(k, max(groups, 1), "K of qweight", "the number of groups")
+        if k:
+            check_multiple(k, groups, "K of qweight", "the number of groups")
         check_finite(self.scales, "scales")
 
     @classmethod
@@ -123,7 +129,7 @@ class AwqTensors:
         """To plain codes."""
         return Int4Weights(
             codes=unpack_words(self.qweight, axis=1, order=AWQ_ORDER), zeros=unpack_words(self.qzeros, axis=1, order=AWQ_ORDER),
-            scales=self.scales, group=self.qweight.shape[0] // self.scales.shape[0],
+            scales=self.scales, group=_group_size(self.qweight.shape[0], self.scales),
         )  # fmt: skip
 
 
@@ -159,7 +165,8 @@ class GptqTensors:
         check_shape(self.scales, "scales", (groups, n))
         check_shape(self.qzeros, "qzeros", (groups, n // WORD))
         check_shape(self.g_idx, "g_idx", (words * WORD,))
-        check_multiple(words * WORD, max(groups, 1), "K of qweight", "the number of groups")
+        if words:
+            check_multiple(words * WORD, groups, "K of qweight", "the number of groups")
         check_range(self.g_idx, "groups of g_idx", 0, groups - 1)
         check_finite(self.scales, "scales")
 
@@ -188,7 +195,7 @@ class GptqTensors:
         zeros = unpack_words(self.qzeros, axis=1) + np.uint8(self.zeros_minus_one)
         return Int4Weights(
             codes=unpack_words(self.qweight, axis=0), zeros=zeros, scales=self.scales, g_idx=self.g_idx,
-            group=self.g_idx.size // self.scales.shape[0],
+            group=_group_size(self.g_idx.size, self.scales),
         )  # fmt: skip
 
 
@@ -206,12 +213,13 @@ def write_checkpoint(path: str | Path, layers: Mapping[str, AwqTensors | GptqTen
 
 def quantization_config(layer: AwqTensors | GptqTensors) -> dict[str, Any]:
     """The `quantization_config` of config.json that tells loaders how such a layer is packed."""
-    groups = layer.scales.shape[0]
     if isinstance(layer, AwqTensors):
-        return {"quant_method": "awq", "bits": 4, "group_size": layer.qweight.shape[0] // groups, "zero_point": True, "version": "gemm"}
-    in_order = np.array_equal(layer.g_idx, np.arange(layer.g_idx.size) // (layer.g_idx.size // groups))
+        group = _group_size(layer.qweight.shape[0], layer.scales)
+        return {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    group = _group_size(layer.g_idx.size, layer.scales)
+    in_order = np.array_equal(layer.g_idx, np.arange(layer.g_idx.size) // group)
     return {
-        "quant_method": "gptq", "bits": 4, "group_size": layer.g_idx.size // groups, "desc_act": not in_order, "sym": False,
+        "quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": not in_order, "sym": False,
         "checkpoint_format": "gptq" if layer.zeros_minus_one else "gptq_v2",
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_indices, check_multiple, checked, float32_like, reads, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +126,21 @@ def _levels(block: int) -> int:
     return block.bit_length() - 1
 
 
+def _check_heads(heads: int, key_heads: int) -> None:
+    if heads or key_heads:
+        check_multiple(heads, key_heads, "the number of query heads", "the number of key heads")
+
+
+def _check_pages(tables: torch.Tensor, lengths: torch.Tensor, new: int, pages: int, page: int, check: bool | None) -> None:
+    """Refuse lengths that the new tokens or the tables do not fit, and pages that are not there where a sequence needs them."""
+    import torch
+
+    check_indices(lengths, "lengths", new, tables.shape[1] * page, check)
+    if reads(tables, check) and reads(lengths, check):
+        needed = torch.arange(tables.shape[1], device=tables.device) * page < lengths[:, None]
+        check_indices(tables.where(needed, 0), "pages", 0, pages - 1, check)
+
+
 def _launch_sage(
     q: torch.Tensor, q_scales: torch.Tensor, k: torch.Tensor, k_scales: torch.Tensor, v: torch.Tensor, v_scales: torch.Tensor, *,
     causal: bool, fp8: bool, block_q: int, block_k: int,
@@ -135,15 +150,18 @@ def _launch_sage(
     checked(q_scales, "q_scales", ("float32",), (heads, triton.cdiv(queries, block_q)))
     checked(k_scales, "k_scales", ("float32",), (key_heads, triton.cdiv(keys, block_k)))
     checked(v, "v", ("float8_e4m3fn",) if fp8 else ("float16",), (key_heads, keys, width))
-    check_multiple(heads, key_heads, "the number of query heads", "the number of key heads")
+    _check_heads(heads, key_heads)
     if causal and queries != keys:
         raise OperandError(f"causal attention needs as many queries as keys, got {queries} and {keys}")
     if width & (width - 1):
         raise OperandError(f"D must be a power of two, got {width}")
+    levels = _levels(block_k)
+    if 0 in (heads, queries, keys, width):
+        return zeros_like(q, heads, queries, width)
     out = float32_like(q, heads, queries, width)
     sage_kernel[(triton.cdiv(queries, block_q), heads)](
         q, q_scales, k, k_scales, v, v_scales, out, queries, keys, heads // key_heads,
-        CAUSAL=causal, FP8=fp8, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=_levels(block_k), enable_fp_fusion=False,
+        CAUSAL=causal, FP8=fp8, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=levels, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -204,7 +222,7 @@ def sage2_attention(
 
 def fp8_attention(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, tables: torch.Tensor, lengths: torch.Tensor, factor: torch.Tensor,
-    value_scale: torch.Tensor, *, block_q: int = 64, block_k: int = 64,
+    value_scale: torch.Tensor, *, check: bool | None = None, block_q: int = 64, block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Attention of new queries over an FP8 KV cache in pages.
 
@@ -212,10 +230,11 @@ def fp8_attention(
         q: (sequences, heads, new tokens, D) float8_e4m3fn, contiguous as all of them.
         k_cache: (pages, page, key heads, D) float8_e4m3fn.
         v_cache: likewise.
-        tables: (sequences, pages of a sequence) int32.
+        tables: (sequences, pages of a sequence) int32: pages that are there, as many as the length of the sequence needs.
         lengths: (sequences,) int32: tokens in the cache, the new ones included.
         factor: (1,) float32, `fp8_score_factor`.
         value_scale: (1,) float32.
+        check: whether to look at tables and lengths first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_q: queries of a program.
         block_k: keys at a time.
 
@@ -223,7 +242,7 @@ def fp8_attention(
         (sequences, heads, new tokens, D) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, pages that are not there, lengths beyond the tables.
     """
     sequences, heads, new, width = checked(q, "q", ("float8_e4m3fn",), (None, None, None, None)).shape
     pages, page, key_heads, _ = checked(k_cache, "k_cache", ("float8_e4m3fn",), (None, None, None, width)).shape
@@ -232,12 +251,16 @@ def fp8_attention(
     checked(lengths, "lengths", ("int32",), (sequences,))
     checked(factor, "factor", ("float32",), (1,))
     checked(value_scale, "value_scale", ("float32",), (1,))
-    check_multiple(heads, key_heads, "the number of query heads", "the number of key heads")
+    _check_heads(heads, key_heads)
     if width & (width - 1):
         raise OperandError(f"D must be a power of two, got {width}")
+    levels = _levels(block_k)
+    _check_pages(tables, lengths, new, pages, page, check)
+    if 0 in q.shape:
+        return zeros_like(q, sequences, heads, new, width)
     out = float32_like(q, sequences, heads, new, width)
     fp8_kernel[(triton.cdiv(new, block_q), heads, sequences)](
         q, k_cache, v_cache, tables, lengths, out, factor, value_scale, heads, key_heads, new, columns,
-        PAGE=page, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=_levels(block_k), enable_fp_fusion=False,
+        PAGE=page, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=levels, enable_fp_fusion=False,
     )  # fmt: skip
     return out

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
-from mmabits.kernels.triton.operands import checked, float32_like
+from mmabits.kernels.triton.operands import checked, float32_like, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def block_scaled_matmul(
     m, held_a = checked(a, "a", STORED[a_format], (None, None)).shape
     n, held_b = checked(b, "b", STORED[b_format], (None, None)).shape
     k, k_b = held_a * (2 if a_format == "e2m1" else 1), held_b * (2 if b_format == "e2m1" else 1)
-    if k != k_b or k % group or k == 0:
+    if k != k_b or k % group:
         raise OperandError(f"K of both must be one multiple of the block size {group}, got {k} and {k_b}")
     kinds = ("uint8",) if group == 32 else ("float8_e4m3fn",)
     for scales, name, rows in ((a_scales, "a_scales", m), (b_scales, "b_scales", n)):
@@ -93,6 +93,8 @@ def block_scaled_matmul(
         checked(scales, name, kinds, (size,) if swizzled else (rows, k // group))
     if alpha is not None:
         checked(alpha, "alpha", ("float32",), (1,))
+    if 0 in (m, n, k):
+        return zeros_like(a, m, n)
     out = float32_like(a, m, n)
     block_scaled_kernel[(triton.cdiv(m, block[0]), triton.cdiv(n, block[1]))](
         a, a_scales, b, b_scales, out, out if alpha is None else alpha, m, n, k, A_FORMAT=a_format, B_FORMAT=b_format, GROUP=group,

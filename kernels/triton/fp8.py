@@ -10,7 +10,7 @@ import triton.language as tl
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.fp8 import fp8_format
 from mmabits.kernels.schemes.scaling import scale_recipe
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, zeros_like
 from mmabits.kernels.triton.quantizing import finite_bits, scaled_by
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def quantize_rows(values: torch.Tensor, *, format: str = "e4m3", recipe: str = "
     rows, columns = checked(values, "values", ("float32",), (None, None)).shape
     out = torch.empty_like(values, dtype=getattr(torch, spec.numpy_name))
     scales = float32_like(values, rows)
+    if columns == 0:
+        return out, scales.fill_(1)
     fp8_rows_kernel[(rows,)](
         values, out, scales, columns, MAX=spec.max_finite, RECIPE=how.name, BLOCK=triton.next_power_of_2(columns), enable_fp_fusion=False
     )
@@ -112,6 +114,8 @@ def fp8_matmul(
             raise OperandError(f"{name} must have shape (1,) or ({count},), got {tuple(scales.shape)}")
     if not fast_accumulation:
         check_multiple(block_k, PROMOTION, "block_k without fast accumulation", "the promotion's")
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     fp8_kernel[(triton.cdiv(m, block_m), triton.cdiv(n, block_n))](
         x, x_scales, w, w_scales, out, m, n, k, PER_ROW=x_scales.shape[0] > 1, PER_COLUMN=w_scales.shape[0] > 1,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from mmabits.isa import OperandError
+from mmabits.kernels.schemes.fp8 import checked_least_amax
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK, LEAST_AMAX
 from mmabits.kernels.schemes.scaling import scale_recipe
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, zeros_like
 from mmabits.kernels.triton.quantizing import finite_bits, scaled_by
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def tiles_kernel(  # type: ignore[no-untyped-def]
 def _quantize(values: torch.Tensor, recipe: str, least_amax: float, *, square: bool) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    how = scale_recipe(recipe)
+    how, least = scale_recipe(recipe), checked_least_amax(least_amax)
     rows, columns = checked(values, "values", ("float32",), (None, None)).shape
     if not square:
         check_multiple(columns, BLOCK, "K", "the block size")
@@ -72,7 +72,7 @@ def _quantize(values: torch.Tensor, recipe: str, least_amax: float, *, square: b
     out = torch.empty_like(values, dtype=torch.float8_e4m3fn)
     scales = float32_like(values, triton.cdiv(rows, BLOCK) if square else rows, triton.cdiv(columns, BLOCK))
     tiles_kernel[(triton.cdiv(rows, step), triton.cdiv(columns, BLOCK))](
-        values, out, scales, rows, columns, least_amax, MAX=_E4M3_MAX, RECIPE=how.name, SQUARE=square, ROWS=step, BLOCK=BLOCK,
+        values, out, scales, rows, columns, float(least), MAX=_E4M3_MAX, RECIPE=how.name, SQUARE=square, ROWS=step, BLOCK=BLOCK,
         enable_fp_fusion=False,
     )  # fmt: skip
     return out, scales
@@ -86,13 +86,13 @@ def quantize_activations(
     Args:
         values: (M, K) float32, contiguous, K a multiple of 128.
         recipe: one of `scaling.RECIPES`.
-        least_amax: largest magnitudes are taken to be at least this.
+        least_amax: largest magnitudes are taken to be at least this: finite, 0 or more.
 
     Returns:
         Elements (M, K) and scales (M, K / 128) float32.
 
     Raises:
-        OperandTypeError, OperandError: a tensor or recipe that does not fit.
+        OperandTypeError, OperandError: a tensor, recipe or floor that does not fit.
     """
     return _quantize(values, recipe, least_amax, square=False)
 
@@ -103,13 +103,13 @@ def quantize_weights(values: torch.Tensor, *, recipe: str = "divide", least_amax
     Args:
         values: (N, K) float32, contiguous.
         recipe: one of `scaling.RECIPES`.
-        least_amax: largest magnitudes are taken to be at least this.
+        least_amax: largest magnitudes are taken to be at least this: finite, 0 or more.
 
     Returns:
         Elements (N, K) and scales (ceil(N / 128), ceil(K / 128)) float32.
 
     Raises:
-        OperandTypeError, OperandError: a tensor or recipe that does not fit.
+        OperandTypeError, OperandError: a tensor, recipe or floor that does not fit.
     """
     return _quantize(values, recipe, least_amax, square=True)
 
@@ -136,10 +136,10 @@ def fp8_blockwise_matmul(
     m, k = checked(x, "x", ("float8_e4m3fn",), (None, None)).shape
     n = checked(w, "w", ("float8_e4m3fn",), (None, k)).shape[0]
     check_multiple(k, BLOCK, "K", "the block size")
-    if k == 0:
-        raise OperandError("K must not be 0")
     checked(x_scales, "x_scales", ("float32",), (m, k // BLOCK))
     checked(w_scales, "w_scales", ("float32",), (triton.cdiv(n, BLOCK), k // BLOCK))
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     fp8_blockwise_kernel[(triton.cdiv(m, block_m), triton.cdiv(n, block_n))](
         x, x_scales, w, w_scales, out, m, n, k, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK=BLOCK, enable_fp_fusion=False

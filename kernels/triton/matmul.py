@@ -112,6 +112,8 @@ def matmul(a: torch.Tensor, b: torch.Tensor, *, activation: str = "", out_dtype:
     if activation not in ACTIVATIONS:
         raise OperandError(f"unknown activation {activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
     c = _empty(a, m, n, out_dtype)
+    if 0 in (m, n, k):
+        return c.zero_()
     matmul_kernel[_grid(m, n)](a, b, c, m, n, k, *a.stride(), *b.stride(), *c.stride(), ACTIVATION=activation)
     return c
 

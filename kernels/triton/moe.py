@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_indices, check_multiple, checked, float32_like, group_size, reads, zeros_like
 from mmabits.kernels.triton.w4a16 import awq_tile
 
 if TYPE_CHECKING:
@@ -79,14 +79,22 @@ def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.conste
 
 
 def _checked_routing(
-    tokens: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int
+    tokens: int, experts: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int, check: bool | None
 ) -> tuple[int, int]:
     """Choices of a token, and blocks."""
     top_k = checked(weights, "weights", ("float32",), (tokens, None)).shape[1]
     blocks = checked(block_experts, "block_experts", ("int32",), (None,)).shape[0]
     checked(choices, "choices", ("int32",), (blocks * block_m,))
-    if top_k == 0 or blocks == 0:
+    if top_k == 0 or (blocks == 0 and tokens):
         raise OperandError(f"every token needs an expert, got top_k = {top_k} and {blocks} blocks")
+    check_indices(block_experts, "experts of blocks", 0, experts - 1, check)
+    check_indices(choices, "choices", 0, tokens * top_k, check)
+    if reads(choices, check):
+        # What no block has would stay unwritten, and what two blocks have would be that of either.
+        times = choices.bincount(minlength=tokens * top_k + 1)[: tokens * top_k]
+        if (times != 1).any():
+            wrong = int((times != 1).nonzero()[0])
+            raise OperandError(f"choices must hold each of 0 to {tokens * top_k - 1} once, got {wrong} {int(times[wrong])} times")
     return top_k, blocks
 
 
@@ -98,7 +106,7 @@ def _summed(rows: torch.Tensor, tokens: int, top_k: int, n: int, block_n: int) -
 
 def moe_w4a16(
     x: torch.Tensor, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
-    block_experts: torch.Tensor, *, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+    block_experts: torch.Tensor, *, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Grouped GEMM with INT4 experts.
 
@@ -108,8 +116,9 @@ def moe_w4a16(
         qzeros: (experts, K / group, N / 8) int32.
         scales: (experts, K / group, N) float16.
         weights: (tokens, top_k) float32 routing weights.
-        choices: (blocks * block_m,) int32, of `align`.
-        block_experts: (blocks,) int32, of `align`.
+        choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
+        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.
         block_k: elements of K a step.
@@ -118,26 +127,28 @@ def moe_w4a16(
         (tokens, N) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, experts that are not there, choices that are missing or there twice.
     """
     tokens, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
     experts, _, words = checked(qweight, "qweight", ("int32",), (None, k, None)).shape
     n = 8 * words
     groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
     checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
-    check_multiple(k, max(groups, 1), "K", "the number of groups")
-    top_k, blocks = _checked_routing(tokens, weights, choices, block_experts, block_m)
+    group = group_size(k, groups)
+    top_k, blocks = _checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
+    if 0 in (tokens, n, k):
+        return zeros_like(x, tokens, n)
     rows = float32_like(x, tokens * top_k, n)
     moe_w4a16_kernel[(blocks, triton.cdiv(n, block_n))](
         x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
-        GROUP=k // groups, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+        GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
     )  # fmt: skip
     return _summed(rows, tokens, top_k, n, block_n)
 
 
 def moe_mxfp4(
     x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor,
-    *, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+    *, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Grouped GEMM with MXFP4 experts, which `tl.dot_scaled` converts to bfloat16.
 
@@ -146,8 +157,9 @@ def moe_mxfp4(
         codes: (experts, N, K / 2) uint8.
         scales: (experts, N, K / 32) uint8.
         weights: (tokens, top_k) float32 routing weights.
-        choices: (blocks * block_m,) int32, of `align`.
-        block_experts: (blocks,) int32, of `align`.
+        choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
+        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.
         block_k: elements of K a step.
@@ -156,13 +168,15 @@ def moe_mxfp4(
         (tokens, N) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, experts that are not there, choices that are missing or there twice.
     """
     tokens, k = checked(x, "x", ("bfloat16",), (None, None)).shape
     check_multiple(k, 32, "K", "the block size")
     experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
     checked(scales, "scales", ("uint8",), (experts, n, k // 32))
-    top_k, blocks = _checked_routing(tokens, weights, choices, block_experts, block_m)
+    top_k, blocks = _checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
+    if 0 in (tokens, n, k):
+        return zeros_like(x, tokens, n)
     rows = float32_like(x, tokens * top_k, n)
     moe_mxfp4_kernel[(blocks, triton.cdiv(n, block_n))](
         x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,

@@ -10,7 +10,7 @@ import triton.language as tl
 from mmabits.isa import OperandError, format_spec
 from mmabits.kernels.triton.block_scaled import block_scaled_matmul, scales_of
 from mmabits.kernels.triton.mxfp8 import BLOCK, quantize_mx
-from mmabits.kernels.triton.operands import checked, float32_like
+from mmabits.kernels.triton.operands import checked, float32_like, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -87,10 +87,12 @@ def mxfp6_matmul(
     m, held = checked(a, "a", ("uint8",), (None, None)).shape
     n = checked(b, "b", ("uint8",), (None, held)).shape[0]
     k = held * 4 // 3
-    if held % 24 or k == 0:
+    if held % 24:
         raise OperandError(f"K must be a multiple of the block size {BLOCK}, that is of 24 bytes, got {held} bytes")
     checked(a_scales, "a_scales", ("uint8",), (m, k // BLOCK))
     checked(b_scales, "b_scales", ("uint8",), (n, k // BLOCK))
+    if 0 in (m, n, k):
+        return zeros_like(a, m, n)
     out = float32_like(a, m, n)
     mxfp6_kernel[(triton.cdiv(m, block[0]), triton.cdiv(n, block[1]))](
         a, a_scales, b, b_scales, out, m, n, k, A_EXPONENT=int(a_format[1]), B_EXPONENT=int(b_format[1]), BLOCK_M=block[0],

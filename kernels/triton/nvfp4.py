@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
+from mmabits.kernels.schemes.checks import positive
 from mmabits.kernels.triton.block_scaled import block_scaled_matmul
-from mmabits.kernels.triton.operands import check_multiple, checked
+from mmabits.kernels.triton.operands import check_multiple, checked, reads
 from mmabits.kernels.triton.quantizing import INFINITY, e2m1_codes, magnitude_bits
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ def nvfp4_kernel(  # type: ignore[no-untyped-def]
 
 
 def tensor_scale(values: torch.Tensor) -> torch.Tensor:
-    """The scale of a tensor, (1,) float32: its largest finite magnitude over 6 * 448; 1 where that is zero."""
+    """The scale of a tensor, (1,) float32: its largest finite magnitude over 6 * 448; 1 where that is zero or the tensor empty."""
     import torch
 
+    if values.numel() == 0:
+        return torch.ones(1, dtype=torch.float32, device=values.device)
     amax = torch.where(values.isfinite(), values.abs(), 0.0).amax().reshape(1)
     # A division by a Python number may become a multiplication by its reciprocal on a GPU.
     quotient = torch.div(amax, torch.full_like(amax, _LARGEST))
@@ -59,7 +62,7 @@ def tensor_scale(values: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(
-    values: torch.Tensor, *, columns: bool = False, square: bool = False, scale: torch.Tensor | None = None
+    values: torch.Tensor, *, columns: bool = False, square: bool = False, scale: torch.Tensor | None = None, check: bool | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A matrix, or its transpose, in NVFP4; the bits of `schemes.nvfp4.quantize_rows` and, transposed, `quantize_columns`.
 
@@ -67,13 +70,14 @@ def quantize(
         values: (R, K) float32, or (K, R) with `columns`; contiguous, K a multiple of 16.
         columns: blocks lie along columns, and what comes out is transposed.
         square: 16 x 16 elements share a scale; R is a multiple of 16, too.
-        scale: (1,) float32, static; None: `tensor_scale(values)`.
+        scale: (1,) float32, static, positive and finite; None: `tensor_scale(values)`.
+        check: whether to look at `scale` first; None: if it is on the CPU, since for a GPU the host would have to wait.
 
     Returns:
         Elements (R, K / 2) uint8, the lower K in the low nibble; scales (R, K / 16) float8_e4m3fn; the scale of the tensor, (1,) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, a scale that is not positive and finite.
     """
     import torch
 
@@ -83,6 +87,8 @@ def quantize(
     if square:
         check_multiple(rows, BLOCK, "the number of rows", "the tile size")
     whole = tensor_scale(values) if scale is None else checked(scale, "scale", ("float32",), (1,))
+    if scale is not None and reads(scale, check):
+        positive(float(scale), "scale")
     out = torch.empty((rows, k // 2), dtype=torch.uint8, device=values.device)
     codes = torch.empty((rows, k // BLOCK), dtype=torch.uint8, device=values.device)
     step = BLOCK if square else 32

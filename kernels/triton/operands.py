@@ -40,6 +40,47 @@ def check_multiple(size: int, block: int, what: str, of: str) -> None:
         raise OperandError(f"{what} must be a multiple of {of} {block}, got {size}")
 
 
+def group_size(k: int, groups: int) -> int:
+    """Elements of K with one scale; 0 where there is no K.
+
+    Raises:
+        OperandError: K is no multiple of the number of groups.
+    """
+    if k == 0:
+        return 0
+    check_multiple(k, groups, "K", "the number of groups")
+    return k // groups
+
+
+def reads(tensor: torch.Tensor, check: bool | None) -> bool:
+    """Whether a launcher looks at the numbers of a tensor: as it is told, else where they lie on the CPU.
+
+    On a GPU looking makes the host wait for all that is under way.
+    """
+    return tensor.device.type == "cpu" if check is None else check
+
+
+def check_indices(tensor: torch.Tensor, name: str, first: int, last: int, check: bool | None = None) -> None:
+    """Refuse integers outside `first` to `last`, both included, where `reads` says that they are looked at.
+
+    Raises:
+        OperandError: there are some.
+    """
+    if not tensor.numel() or not reads(tensor, check):
+        return
+    low, high = (int(end) for end in tensor.aminmax())
+    if low < first or high > last:
+        where = tuple(((tensor < first) | (tensor > last)).nonzero()[0].tolist())
+        raise OperandError(f"{name} are {first} to {last}, got {int(tensor[where])} at index {where}")
+
+
+def zeros_like(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
+    """A float32 tensor of zeros beside another: the product over no K, and any product that is empty."""
+    import torch
+
+    return torch.zeros(shape, dtype=torch.float32, device=tensor.device)
+
+
 def float32_like(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
     """An uninitialized float32 tensor beside another."""
     import torch

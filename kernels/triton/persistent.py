@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from mmabits.isa import OperandError
 from mmabits.kernels.triton.matmul import checked_shapes, grouped_tile, store_tile, tile_product
 
 if TYPE_CHECKING:
@@ -44,12 +45,16 @@ def persistent_matmul(
         (M, N), float32.
 
     Raises:
-        OperandError: shapes that do not meet.
+        OperandError: shapes that do not meet, no programs.
     """
     import torch
 
     m, n, k = checked_shapes(a, b)
     c = torch.empty((m, n), dtype=torch.float32, device=a.device)
+    if programs < 1:
+        raise OperandError(f"programs must be positive, got {programs}")
+    if 0 in (m, n, k):
+        return c.zero_()
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(n, block[1])
     persistent_kernel[(min(programs, tiles),)](
         a, b, c, m, n, k, *a.stride(), *b.stride(), *c.stride(), BLOCK_M=block[0], BLOCK_N=block[1], BLOCK_K=block[2], GROUP_M=8,

@@ -79,8 +79,10 @@ def scaled_matmul(
     n, k_b = b.shape[1], b.shape[0] * (2 if b_format == "e2m1" else 1)
     if k != k_b:
         raise OperandError(f"a has K = {k} and b has K = {k_b}")
-    group = k // a_scale.shape[1]
-    if a_scale.shape != (m, k // group) or b_scale.shape != (n, k // group) or group not in (16, 32):
+    if k == 0 and a_scale.shape == (m, 0) and b_scale.shape == (n, 0):
+        return torch.zeros((m, n), dtype=torch.float32, device=a.device)
+    group = k // max(a_scale.shape[1], 1)
+    if group not in (16, 32) or a_scale.shape != (m, k // group) or b_scale.shape != (n, k // group):
         raise OperandError(
             f"scales must be ({m}, {k} / 32) and ({n}, {k} / 32), or / 16, got {tuple(a_scale.shape)} and {tuple(b_scale.shape)}"
         )

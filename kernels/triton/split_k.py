@@ -81,6 +81,8 @@ def split_k_matmul(
     if reduction not in REDUCTIONS:
         raise OperandError(f"unknown reduction {reduction!r}; there are {', '.join(REDUCTIONS)}")
     blocks = triton.cdiv(k, block[2])
+    if 0 in (m, n, k) and parts >= 1:
+        return torch.zeros((m, n), dtype=torch.float32, device=a.device)
     if not 1 <= parts <= blocks:
         raise OperandError(f"K = {k} has {blocks} blocks of {block[2]}, which do not make {parts} parts")
     part_k = triton.cdiv(blocks, parts) * block[2]

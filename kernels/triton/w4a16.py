@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_indices, check_multiple, checked, float32_like, group_size, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -103,11 +103,13 @@ def awq_matmul(
     n = 8 * checked(qweight, "qweight", ("int32",), (k, None)).shape[1]
     groups = checked(scales, "scales", ("float16",), (None, n)).shape[0]
     checked(qzeros, "qzeros", ("int32",), (groups, n // 8))
-    check_multiple(k, max(groups, 1), "K", "the number of groups")
+    group = group_size(k, groups)
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     grid = (triton.cdiv(m, block_m), triton.cdiv(n, block_n))
     awq_kernel[grid](
-        x, qweight, qzeros, scales, out, m, n, k, GROUP=k // groups, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
+        x, qweight, qzeros, scales, out, m, n, k, GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
         enable_fp_fusion=False,
     )  # fmt: skip
     return out
@@ -115,7 +117,7 @@ def awq_matmul(
 
 def gptq_matmul(
     x: torch.Tensor, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, *,
-    zeros_minus_one: bool = True, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+    zeros_minus_one: bool = True, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Activations times the weights of a layer of a GPTQ checkpoint.
 
@@ -126,6 +128,7 @@ def gptq_matmul(
         scales: (K / group, N) float16.
         g_idx: (K,) int32, groups that are there.
         zeros_minus_one: False for checkpoints of `gptq_v2`.
+        check: whether to look at `g_idx` first; None: if it is on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a tile.
         block_n: columns.
         block_k: elements of K a step.
@@ -134,7 +137,7 @@ def gptq_matmul(
         (M, N) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, groups that are not there.
     """
     m, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
     check_multiple(k, 8, "K", "the codes of a word,")
@@ -143,7 +146,10 @@ def gptq_matmul(
     groups = checked(scales, "scales", ("float16",), (None, n)).shape[0]
     checked(qzeros, "qzeros", ("int32",), (groups, n // 8))
     checked(g_idx, "g_idx", ("int32",), (k,))
-    check_multiple(k, max(groups, 1), "K", "the number of groups")
+    group_size(k, groups)
+    check_indices(g_idx, "groups of g_idx", 0, groups - 1, check)
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     grid = (triton.cdiv(m, block_m), triton.cdiv(n, block_n))
     gptq_kernel[grid](

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like
+from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, group_size, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,9 @@ def w4a8_matmul(
     group = 0
     if group_scales is not None:
         groups = checked(group_scales, "group_scales", ("float16",), (None, n)).shape[0]
-        check_multiple(k, max(groups, 1), "K", "the number of groups")
-        group = k // groups
+        group = group_size(k, groups)
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     grid = (triton.cdiv(m, block_m), triton.cdiv(n, block_n))
     w4a8_kernel[grid](

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from mmabits.kernels.triton.operands import checked, float32_like
+from mmabits.kernels.triton.operands import check_indices, checked, float32_like, zeros_like
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,8 @@ def w8a8_matmul(
         OperandTypeError, OperandError: tensors that do not fit.
     """
     m, n, k = _checked_int8(x, x_scales, w, w_scales)
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     grid = (triton.cdiv(m, block_m), triton.cdiv(n, block_n))
     w8a8_kernel[grid](
@@ -105,7 +107,7 @@ def w8a8_matmul(
 
 def llm_int8_matmul(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, outliers: torch.Tensor, columns: torch.Tensor,
-    w16: torch.Tensor, *, block_m: int = 64, block_n: int = 64, block_k: int = 64, block_outliers: int = 16,
+    w16: torch.Tensor, *, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64, block_outliers: int = 16,
 ) -> torch.Tensor:  # fmt: skip
     """LLM.int8(): INT8 where the activations are ordinary, f16 in their outlier columns.
 
@@ -117,6 +119,7 @@ def llm_int8_matmul(
         outliers: (M, O) float16, the outlier columns.
         columns: (O,) int32, which they are.
         w16: (K, N) float16, the weights unquantized.
+        check: whether to look at `columns` first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a tile.
         block_n: columns.
         block_k: elements of K a step.
@@ -126,14 +129,17 @@ def llm_int8_matmul(
         (M, N) float32.
 
     Raises:
-        OperandTypeError, OperandError: tensors that do not fit.
+        OperandTypeError, OperandError: tensors that do not fit, columns that are not there.
     """
     m, n, k = _checked_int8(x, x_scales, w, w_scales)
     count = checked(outliers, "outliers", ("float16",), (m, None)).shape[1]
     checked(columns, "columns", ("int32",), (count,))
     checked(w16, "w16", ("float16",), (k, n))
+    check_indices(columns, "columns", 0, k - 1, check)
     if count == 0:
         return w8a8_matmul(x, x_scales, w, w_scales, block_m=block_m, block_n=block_n, block_k=block_k)
+    if 0 in (m, n, k):
+        return zeros_like(x, m, n)
     out = float32_like(x, m, n)
     grid = (triton.cdiv(m, block_m), triton.cdiv(n, block_n))
     llm_int8_kernel[grid](

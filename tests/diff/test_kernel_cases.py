@@ -22,6 +22,7 @@ SHARED = {
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
     "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled",  # parts of the launchers beside them
     "triton.matmul:checked_shapes", "triton.operands:checked", "triton.operands:check_multiple", "triton.operands:float32_like",
+    "triton.operands:check_indices", "triton.operands:group_size", "triton.operands:reads", "triton.operands:zeros_like",
 }  # fmt: skip
 """Public functions that are no launchers."""
 

@@ -57,14 +57,19 @@ def to_24_bits(values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_reciprocal_is_that_of_float32_with_exponents_without_end(form: str, amax: float) -> None:
     dtype, largest, _, _ = FORMATS[form]
-    values = rows(amax)
-    found = fp8.quantize(values, format=form, per="row", recipe="reciprocal")
+    values = np.concatenate([rows(amax * (1 - i / 64), seed=i) for i in range(32)])
     scale = np.maximum(np.abs(values).max(axis=1, keepdims=True) / F32(largest), F32(2.0**-149))
+    values[:, 2:18] = scale * np.arange(17, 33, dtype=F32)  # in the middle between two elements, or nearly so
+    found = fp8.quantize(values, format=form, per="row", recipe="reciprocal")
     product = (values.astype(np.float64) * to_24_bits(1 / scale.astype(np.float64))).astype(F32)
     assert np.array_equal(found.scales, scale)
-    assert np.array_equal(found.elements.view(np.uint8), np.clip(product, -largest, largest).astype(dtype).view(np.uint8))
-    static = fp8.quantize(values, format=form, per="row", recipe="multiply", scale=scale[:, 0])
-    assert np.array_equal(static.elements.view(np.uint8), found.elements.view(np.uint8))
+    wanted = np.clip(product, -largest, largest).astype(dtype).view(np.uint8)
+    assert np.array_equal(found.elements.view(np.uint8), wanted)
+    for recipe in ("reciprocal", "multiply"):
+        static = fp8.quantize(values, format=form, per="row", recipe=recipe, scale=scale[:, 0])
+        assert np.array_equal(static.elements.view(np.uint8), wanted)
+    divided = fp8.quantize(values, format=form, per="row", scale=scale[:, 0])
+    assert amax < 2.0**-126 or not np.array_equal(divided.elements.view(np.uint8), wanted)
 
 
 def test_delayed_scaling_keeps_its_reciprocals_finite() -> None:
