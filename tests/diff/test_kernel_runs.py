@@ -241,7 +241,8 @@ def test_cases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "--list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert status == 0 and set(rows) == set(ALL_CASES)
-    assert rows["triton-mxfp4"]["architectures"] == ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
+    every = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a"]
+    assert rows["triton-mxfp4"]["architectures"] == every
     assert rows["dot-general-e4m3-k256"]["framework"] == "jax" and "sm_80" not in rows["dot-general-e4m3-k256"]["architectures"]
     assert not is_possible(ALL_CASES["triton-fp8"], "sm_80") and is_possible(ALL_CASES["mm-f16-k256"], "sm_70")
 
