@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mmabits.conformance.trace import Addition, Trace, trace
 from mmabits.emulator.api import prepare
 from mmabits.emulator.codecs import as_codes
-from mmabits.emulator.interop import to_numpy
+from mmabits.emulator.interop import as_doubles
 from mmabits.emulator.tolerance import Tolerance, tolerance
 from mmabits.isa import Instruction
 
@@ -62,7 +62,7 @@ def assert_within_tolerance(
     outside = allowed.violations(d)
     if not outside.any():
         return allowed
-    given = to_numpy(d, "d")[0].astype(np.float64)
+    given = as_doubles(d, "d")
     with np.errstate(all="ignore"):
         excess = np.where(outside, np.abs(given - allowed.reference) / allowed.finite, -1.0)
         excess[outside & ~(np.isfinite(given) & np.isfinite(allowed.reference))] = np.inf

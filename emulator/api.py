@@ -78,7 +78,8 @@ def mma(
         instruction: PTX spelling, or a short one where the operands decide the rest (`"wgmma"`).
         a: (..., M, K) with the instruction's M and K, in the dtype of its A type: float16, bfloat16, float32 (read as
             tf32), float64, int8, uint8, or an ml_dtypes type (float8_e4m3fn, float8_e5m2, float6_e3m2fn, float6_e2m3fn,
-            float4_e2m1fn, int4, uint4). NumPy, torch or JAX; leading dimensions are a batch.
+            float4_e2m1fn, int4, uint4). NumPy, torch (packed FP4, too: `float4_e2m1fn_x2`, along K) or JAX; leading dimensions
+            are a batch, which may be empty.
         b: (..., K, N), likewise.
         c: (..., M, N) accumulator, float32, float16, float64 or int32 as the instruction's C type; zeros if None.
         scale_a: (..., M, K / block) block scales, float8_e8m0fnu (ue8m0) or float8_e4m3fn (ue4m3).
@@ -94,7 +95,8 @@ def mma(
 
     Raises:
         UnknownInstruction, UnknownArchitecture, UnsupportedInstruction, InsufficientEvidence: the instruction.
-        OperandTypeError, OperandError: dtypes and shapes.
+        OperandTypeError, OperandError: dtypes and shapes; arrays that hold no numbers (meta, traced) or not plainly (sparse, masked).
+        NotEnoughMemory: the result, with the copies it takes, is larger than what is free.
         DeviceUnavailable: `device` is `"cuda"` and there is no GPU, or Numba lacks what it takes to use it.
 
     Source: the arithmetic of each row is in mmabits.isa; `mmabits show INSTRUCTION --arch ARCH` prints it.
@@ -102,8 +104,8 @@ def mma(
     _check_device(device)
     left, restore = to_numpy(a, "a")
     call = _Call(
-        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0,
-        chains=False,
+        instruction, arch, require, left, _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
+        _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0, chains=False,
     )  # fmt: skip
     call.check_tile()
     call.check_scale_codes(nan_scales)
@@ -155,8 +157,9 @@ def gemm(
     left, restore = to_numpy(a, "a")
     promote = _promotion(promote_every)
     call = _Call(
-        instruction, arch, require, left, _numpy(b, "b"), _numpy(c, "c"), _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote
-    )
+        instruction, arch, require, left, _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
+        _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote,
+    )  # fmt: skip
     call.check_scale_codes(nan_scales)
     return restore(call.run(device))
 
@@ -171,7 +174,7 @@ def prepare(
         MmabitsError: as `gemm`.
     """
     return _Call(
-        instruction, arch, Evidence.INFERRED, to_numpy(a, "a")[0], _numpy(b, "b"), _numpy(c, "c"),
+        instruction, arch, Evidence.INFERRED, to_numpy(a, "a")[0], _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
         _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), _promotion(promote_every),
     )  # fmt: skip
 
@@ -230,8 +233,8 @@ def resolved(
     return resolve(instruction, arch=arch, a_type=a_type, b_type=b_type, c_type=c_type, scale_type=scale_type)
 
 
-def _numpy(operand: Any, name: str) -> Array | None:
-    return None if operand is None else to_numpy(operand, name)[0]
+def _numpy(operand: Any, name: str, *, packed_along: int = -1) -> Array | None:
+    return None if operand is None else to_numpy(operand, name, packed_along=packed_along)[0]
 
 
 def _check_device(device: str) -> None:
@@ -266,7 +269,8 @@ def _type_name(array: Array, known: dict[np.dtype[Any], str], name: str) -> str:
     found = known.get(array.dtype)
     if found is None:
         allowed = ", ".join(sorted(str(dtype) for dtype in known))
-        raise OperandTypeError(f"{name} has dtype {array.dtype}; allowed are {allowed}")
+        swapped = "" if array.dtype.isnative else f"; its bytes are swapped: pass {name}.astype({array.dtype.newbyteorder('=').str!r})"
+        raise OperandTypeError(f"{name} has dtype {array.dtype}; allowed are {allowed}{swapped}")
     return found
 
 

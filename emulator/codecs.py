@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.interop import as_array
 from mmabits.isa.errors import OperandError, OperandTypeError, nearest
 from mmabits.isa.formats import FormatSpec, NonFinite, format_spec
 
@@ -135,7 +136,7 @@ def as_codes(array: npt.ArrayLike, format: str | FormatSpec) -> Codes:
         UnknownFormat: no such format.
     """
     spec = format_spec(format)
-    given = np.asarray(array)
+    given = as_array(array, "codes")
     own = _dtype(spec)
     if given.dtype == own and own != _code_dtype(spec):
         codes = given.view(_code_dtype(spec))
@@ -213,11 +214,12 @@ def decode(codes: npt.ArrayLike, format: str | FormatSpec) -> npt.NDArray[np.flo
     infinity, every code of a NaN gives NaN, and a zero keeps its sign.
 
     Args:
-        codes: any shape; unsigned integers, or an array of the format's own dtype (see `as_codes`).
+        codes: any shape; unsigned integers, or an array of the format's own dtype (see `as_codes`); NumPy, torch or JAX. Packed FP4 of
+            torch is unpacked along the last axis.
         format: name or row.
 
     Returns:
-        float64, same shape.
+        float64, NumPy, same shape.
 
     Raises:
         OperandTypeError: neither unsigned integers nor the format's dtype.
@@ -416,7 +418,7 @@ _ML_INTEGERS: Final = frozenset(np.dtype(getattr(ml_dtypes, name)) for name in (
 
 
 def _checked_values(values: npt.ArrayLike, spec: FormatSpec) -> npt.NDArray[Any]:
-    array = np.asarray(values)
+    array = as_array(values, "values")
     if array.dtype in _ML_INTEGERS:
         return array.astype(np.int8)
     is_real = array.dtype.kind in "iu" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8) or array.dtype in _ML_FLOATS
@@ -444,7 +446,7 @@ def _checked_random_bits(
         return None
     if random_bits is None:
         raise OperandError(f"rounding 'rs' to {spec.name} needs random_bits, a uint32 for every value, got none")
-    bits = np.asarray(random_bits)
+    bits = as_array(random_bits, "random_bits")
     if bits.dtype != np.uint32:
         raise OperandTypeError(f"random_bits must be uint32, got {bits.dtype}")
     try:
@@ -489,14 +491,15 @@ def encode(
     `random_bits` carries out of R bits, else toward zero. With uniform bits the chance of rounding away is D / 2^R.
 
     Args:
-        values: any shape; float16, bfloat16, float32, float64 or another ml_dtypes float, or integers of at most 64 bits.
+        values: any shape; float16, bfloat16, float32, float64 or another ml_dtypes float, or integers of at most 64 bits;
+            NumPy, torch or JAX.
         format: name or row.
         rounding: one of `CVT_ROUNDINGS[format]`.
         satfinite: the qualifier `.satfinite` (PTX demands it for the formats of at most 8 bits; without it here, see above).
         random_bits: uint32, broadcastable to the shape of `values`; for `rs` and only for it.
 
     Returns:
-        Unsigned integers of the container's width, same shape as `values`.
+        Unsigned integers of the container's width, NumPy, same shape as `values`.
 
     Raises:
         OperandTypeError: values or random bits of another dtype.

@@ -4,72 +4,178 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandTypeError
+from mmabits.isa.errors import OperandTypeError
 
 Array = npt.NDArray[Any]
-_TORCH_VIEWS = {
+_TORCH_VIEWS: Final = {
     "bfloat16": ("int16", ml_dtypes.bfloat16),
     "float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
     "float8_e5m2": ("uint8", ml_dtypes.float8_e5m2),
     "float8_e8m0fnu": ("uint8", ml_dtypes.float8_e8m0fnu),
 }
 """torch types that NumPy lacks: the torch integer type of their bits, and the ml_dtypes type."""
+_PACKED: Final = "float4_e2m1fn_x2"
+"""The torch type that holds two elements to a byte."""
 
 
-def to_numpy(operand: Any, name: str) -> tuple[Array, Callable[[Array], Any]]:
+def to_numpy(operand: Any, name: str, *, packed_along: int = -1) -> tuple[Array, Callable[[Array], Any]]:
     """(NumPy array, how to turn a result into the operand's kind of array).
 
     Args:
-        operand: NumPy array, torch tensor or JAX array.
+        operand: NumPy array, torch tensor or JAX array. A torch tensor may lie on a GPU, require gradients, be conjugated or negated
+            by view; packed FP4 (`float4_e2m1fn_x2`) becomes float4_e2m1fn, twice as long.
         name: what error messages call it.
+        packed_along: the axis along which packed FP4 shares bytes.
 
     Raises:
-        OperandTypeError: anything else, a JAX array that is being traced, or a torch type without a NumPy counterpart.
+        OperandTypeError: anything else, arrays that hold no numbers or not these alone (traced, meta, fake, sparse, nested, quantized,
+            masked), or a torch type without a NumPy counterpart.
     """
     if type(operand) is np.ndarray:
         return operand, _same
-    if isinstance(operand, np.ndarray) and not isinstance(operand, np.ma.MaskedArray):
+    if isinstance(operand, np.ma.MaskedArray):
+        raise OperandTypeError(
+            f"{name} must be a plain array, got numpy.ma.MaskedArray, whose mask would be lost; pass what filled(value) makes of it"
+        )
+    if isinstance(operand, np.ndarray):
         return np.asarray(operand), _same
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
     if torch is not None and isinstance(operand, torch.Tensor):
-        return _torch_to_numpy(operand, name), _torch_like(operand)
+        return torch_to_numpy(operand, name, packed_along=packed_along), _torch_like(operand)
     if jax is not None and isinstance(operand, jax.Array):
-        if isinstance(operand, jax.core.Tracer):
-            raise OperandTypeError(f"{name} is traced by JAX, which has no numbers yet: use mmabits.emulate, or jax.pure_callback")
-        return np.asarray(operand), lambda result: jax.numpy.asarray(result)
+        return _jax_to_numpy(operand, name), _jax_like
     raise OperandTypeError(f"{name} must be a NumPy, torch or JAX array, got {type(operand).__module__}.{type(operand).__qualname__}")
+
+
+def as_array(operand: Any, name: str) -> Array:
+    """A NumPy array of whatever `to_numpy` takes, and of numbers and sequences of numbers.
+
+    Raises:
+        OperandTypeError: as `to_numpy`, or what NumPy makes no array of.
+    """
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    is_array = isinstance(operand, np.ndarray) or (torch is not None and isinstance(operand, torch.Tensor))
+    if is_array or (jax is not None and isinstance(operand, jax.Array)):
+        return to_numpy(operand, name)[0]
+    try:
+        return np.asarray(operand)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OperandTypeError(f"{name} must be an array of numbers: {_line(error)}") from None
+
+
+def as_doubles(operand: Any, name: str) -> npt.NDArray[np.float64]:
+    """The float64 of an array of real numbers of any type: rounded only where it is of more than 64 bits.
+
+    Raises:
+        OperandTypeError: as `to_numpy`, or numbers that are not real.
+    """
+    given = to_numpy(operand, name)[0]
+    if given.dtype.kind not in "biuf" and given.dtype.type.__module__ != ml_dtypes.bfloat16.__module__:
+        raise OperandTypeError(f"{name} must be of real numbers, got dtype {given.dtype}")
+    return given.astype(np.float64)
+
+
+def as_bytes(operand: Any, name: str) -> Array:
+    """As `as_array`, but packed FP4 as the bytes that it lies in, uint8."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(operand, torch.Tensor) and operand.dtype == getattr(torch, _PACKED, None):
+        return torch_to_numpy(operand.view(torch.uint8), name)
+    return as_array(operand, name)
+
+
+def nibbles(packed: Array, axis: int) -> Array:
+    """The 4-bit codes of bytes that hold two each, the lower nibble first: twice as long along an axis, counted from 0."""
+    pairs = np.stack([packed & np.uint8(0xF), packed >> np.uint8(4)], axis=axis + 1)
+    return pairs.reshape(*packed.shape[:axis], 2 * packed.shape[axis], *packed.shape[axis + 1 :])
 
 
 def _same(result: Array) -> Array:
     return result
 
 
-def _torch_to_numpy(tensor: Any, name: str) -> Array:
+def _line(error: Exception) -> str:
+    """An error of another library in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# torch ---------------------------------------------------------------------------------------------------------------
+
+
+def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
+    """A tensor's bits, sharing its memory where possible.
+
+    Raises:
+        OperandTypeError: as `to_numpy`.
+    """
     torch = sys.modules["torch"]
+    reason = without_numbers(tensor)
+    if reason:
+        raise OperandTypeError(f"{name} must be a plain array, got {reason}")
     kind = str(tensor.dtype).removeprefix("torch.")
-    if kind == "float4_e2m1fn_x2":
-        raise OperandTypeError(
-            f"{name} is packed FP4 (torch.float4_e2m1fn_x2): pass mmabits.layouts.unpack_fp4({name}.view(torch.uint8).numpy())"
-        )
-    tensor = tensor.detach().cpu()
-    if kind in _TORCH_VIEWS:
-        bits, dtype = _TORCH_VIEWS[kind]
-        view: Array = tensor.contiguous().view(getattr(torch, bits)).numpy()
-        return view.view(dtype)
+    bits, dtype = _TORCH_VIEWS.get(kind, ("uint8" if kind == _PACKED else "", None))
     try:
-        array: Array = tensor.numpy()
+        tensor = tensor.detach().cpu()
+        if bits:
+            held: Array = tensor.view(getattr(torch, bits)).numpy()
+        else:
+            held = tensor.resolve_conj().resolve_neg().numpy()
     except TypeError:
-        raise OperandTypeError(f"{name} has torch type {kind}, which has no NumPy counterpart") from None
-    return array
+        raise OperandTypeError(f"{name}: torch type {kind} has no NumPy counterpart") from None
+    except (RuntimeError, ValueError) as error:  # tensors of other libraries, and those inside torch.func's transformations
+        raise OperandTypeError(
+            f"{name} must be a plain array, got a {type(tensor).__name__} that torch makes none of: {_line(error)}"
+        ) from None
+    if kind == _PACKED:
+        if not -held.ndim <= packed_along < held.ndim:
+            raise OperandTypeError(f"{name} must have a dimension to be packed FP4 (torch.{_PACKED}), got none")
+        return nibbles(held, packed_along % held.ndim).view(ml_dtypes.float4_e2m1fn)
+    return held if dtype is None else held.view(dtype)
+
+
+def without_numbers(tensor: Any) -> str:
+    """What a tensor is instead of a plain array, and what to do about it; empty where it is one."""
+    torch = sys.modules["torch"]
+    fakes = sys.modules.get("torch._subclasses.fake_tensor")
+    if fakes is not None and isinstance(tensor, fakes.FakeTensor):
+        return "a FakeTensor, a shape without numbers that torch.compile traces with"
+    if tensor.is_meta:
+        return "a tensor on the meta device, which has a shape and no numbers"
+    if tensor.is_nested:
+        return "a nested tensor; pass its parts one by one, or what to_padded_tensor makes of it"
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {tensor.layout}; pass what to_dense() makes of it"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({tensor.dtype}); pass what int_repr() or dequantize() makes of it"
+    return ""
 
 
 def _torch_like(tensor: Any) -> Callable[[Array], Any]:
     torch = sys.modules["torch"]
     device = tensor.device
     return lambda result: torch.from_numpy(result).to(device)
+
+
+# JAX -----------------------------------------------------------------------------------------------------------------
+
+
+def _jax_to_numpy(array: Any, name: str) -> Array:
+    jax = sys.modules["jax"]
+    if isinstance(array, jax.core.Tracer):
+        raise OperandTypeError(f"{name} is traced by JAX, which has no numbers yet: use mmabits.emulate, or jax.pure_callback")
+    try:
+        return np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:  # deleted, on other hosts' devices, or keys of random numbers
+        raise OperandTypeError(f"{name} must be a plain array, got one that JAX makes no NumPy array of: {_line(error)}") from None
+
+
+def _jax_like(result: Array) -> Any:
+    jax = sys.modules["jax"]
+    if result.dtype.itemsize == 8 and not jax.config.jax_enable_x64:  # JAX would round it to 32 bits
+        raise OperandTypeError(f"the result is {result.dtype}, which JAX holds with jax_enable_x64 only")
+    return jax.numpy.asarray(result)

@@ -1,4 +1,7 @@
-"""How fp4 operands and block scales lie in memory: two codes to a byte, and the 128x4 scale layout."""
+"""How fp4 operands and block scales lie in memory: two codes to a byte, and the 128x4 scale layout.
+
+Arrays are NumPy, torch or JAX; results are NumPy.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import as_codes, from_codes, numpy_dtype
+from mmabits.emulator.interop import as_array, as_bytes, nibbles
 from mmabits.isa.errors import OperandError, OperandTypeError
 from mmabits.isa.formats import FORMATS
 
@@ -54,7 +58,7 @@ def unpack_fp4(packed: npt.ArrayLike, axis: int = -1) -> npt.NDArray[Any]:
     """The e2m1 elements of bytes that hold two each; the inverse of `pack_fp4`.
 
     Args:
-        packed: uint8, at least one dimension.
+        packed: uint8, or torch's float4_e2m1fn_x2; at least one dimension.
         axis: the axis along which neighbours share a byte.
 
     Returns:
@@ -64,13 +68,10 @@ def unpack_fp4(packed: npt.ArrayLike, axis: int = -1) -> npt.NDArray[Any]:
         OperandTypeError: another dtype.
         OperandError: no such axis.
     """
-    given = np.asarray(packed)
+    given = as_bytes(packed, "packed fp4")
     if given.dtype != np.uint8:
         raise OperandTypeError(f"packed fp4 must be uint8, got {given.dtype}")
-    place = _checked_axis(axis, given.ndim)
-    nibbles = np.stack([given & np.uint8(0xF), given >> np.uint8(4)], axis=place + 1)
-    shape = (*given.shape[:place], 2 * given.shape[place], *given.shape[place + 1 :])
-    return from_codes(nibbles.reshape(shape), _FP4)
+    return from_codes(nibbles(given, _checked_axis(axis, given.ndim)), _FP4)
 
 
 _SCALE_DTYPES: Final = tuple(
@@ -79,7 +80,7 @@ _SCALE_DTYPES: Final = tuple(
 
 
 def _checked_scales(array: npt.ArrayLike) -> npt.NDArray[Any]:
-    given = np.asarray(array)
+    given = as_array(array, "block scales")
     if given.dtype not in _SCALE_DTYPES:
         raise OperandTypeError(f"block scales must be {', '.join(map(str, _SCALE_DTYPES))}, got {given.dtype}")
     return given
@@ -97,8 +98,8 @@ def swizzle_scales(scales: npt.ArrayLike, *, pad: int = 0) -> npt.NDArray[Any]:
 
     Args:
         scales: shape (..., rows, columns); uint8 codes, float8_e8m0fnu or float8_e4m3fn.
-        pad: the code of the padding, 0 to 255. The padding multiplies nothing, but kernels may read it; 0 is 2^-127 in
-            ue8m0 and 0 in ue4m3.
+        pad: the code of the padding, 0 to 255. The padding multiplies zeros, where it is read at all, so it must not be NaN (0xFF in
+            ue8m0, 0x7F in ue4m3); 0 is 2^-127 in ue8m0 and 0 in ue4m3.
 
     Returns:
         Shape (..., size): one line of bytes for each leading index, the dtype of `scales`.

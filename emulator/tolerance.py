@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import Array, prepare
 from mmabits.emulator.codecs import decode
-from mmabits.emulator.interop import to_numpy
+from mmabits.emulator.interop import as_doubles
 from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, architecture, format_spec
 from mmabits.isa.whatif import zeros_cut
 
@@ -68,9 +68,10 @@ class Tolerance:
             d: (..., M, N) result of a kernel, any real dtype; NumPy, torch or JAX.
 
         Raises:
+            OperandTypeError: not real numbers.
             OperandError: another shape.
         """
-        given = to_numpy(d, "d")[0].astype(np.float64)
+        given = as_doubles(d, "d")
         if given.shape != self.bound.shape:
             raise OperandError(f"the result has shape {given.shape}, the product {self.bound.shape}")
         with np.errstate(invalid="ignore"):

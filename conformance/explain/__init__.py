@@ -164,7 +164,8 @@ def _traced(
 
 def _matrix(operand: Any, name: str, side: int) -> npt.NDArray[Any]:
     """A matrix, also of a vector: a row of A or a column of B."""
-    array = to_numpy(operand, name)[0]
+    dimensions = getattr(operand, "ndim", 0)
+    array = to_numpy(operand, name, packed_along=-1 if side == 0 or dimensions < 2 else -2)[0]
     if array.ndim == 1:
         return array[None, :] if side == 0 else array[:, None]
     if array.ndim != 2:

@@ -19,6 +19,7 @@ from mmabits.conformance.probes.score import operands_of
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.vectors import DotVectors
 from mmabits.emulator.codecs import as_codes, from_codes
+from mmabits.emulator.interop import as_array
 from mmabits.isa import FormatSpec, format_spec, parse
 from mmabits.isa.errors import OperandError, OperandTypeError
 
@@ -129,9 +130,10 @@ def _by_keyword(device: Callable[..., Any]) -> bool:
 
 
 def _checked(codes: Any, rows: int, shape: Shape) -> Codes:
-    given = np.asarray(codes).reshape(-1) if np.ndim(codes) else np.asarray(codes)
+    given = as_array(codes, "what the device returns")
+    given = given.reshape(-1) if given.ndim else given
     if given.shape != (rows,):
-        raise OperandError(f"the device must return {rows} results, one for each dot product, got shape {np.shape(codes)}")
+        raise OperandError(f"the device must return {rows} results, one for each dot product, got shape {given.shape}")
     try:
         return np.array(as_codes(given, shape.d_type))
     except OperandTypeError as error:

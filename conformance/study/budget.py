@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mmabits.conformance.study.recipes import Doubles, Recipe, Stored, recipe_named
 from mmabits.emulator.api import gemm, operand_type, scale_type
+from mmabits.emulator.interop import to_numpy
 from mmabits.isa import (
     Arithmetic,
     Instruction,
@@ -85,7 +86,7 @@ class Budget:
 
 
 def study(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], *, recipe: str | Recipe = "fp8", arch: str = "sm_90a",
+    a: Any, b: Any, *, recipe: str | Recipe = "fp8", arch: str = "sm_90a",
     instruction: str | Instruction | None = None, promote_every: int | None = None, seed: int = 0,
 ) -> Budget:  # fmt: skip
     """How much of a product's error comes from what.
@@ -94,7 +95,7 @@ def study(
     truncation of the alignment. Then what changes if one thing is switched: another order of K, promotion, no promotion.
 
     Args:
-        a: (M, K) float32 activations; rows are the samples of the confidence intervals.
+        a: (M, K) float32 activations, NumPy, torch or JAX; rows are the samples of the confidence intervals.
         b: (K, N) float32 weights.
         recipe: a name in `mmabits.conformance.study.RECIPES`, or a Recipe.
         arch: architecture, or a name that `what_if` was given.
@@ -146,14 +147,14 @@ def study(
 
 
 def _checked(matrix: Any, name: str) -> npt.NDArray[np.float32]:
-    if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float32:
-        arrived = matrix.dtype if isinstance(matrix, np.ndarray) else type(matrix).__name__
-        raise OperandTypeError(f"{name} must be a NumPy array of float32, got {arrived}")
-    if matrix.ndim != 2 or not matrix.size:
-        raise OperandError(f"{name} must be a matrix with elements, got shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
-        raise OperandError(f"{name} must be finite, got {matrix[~np.isfinite(matrix)][0]}: an error of what is not finite has no parts")
-    return matrix
+    array: npt.NDArray[np.float32] = to_numpy(matrix, name)[0]
+    if array.dtype != np.float32:
+        raise OperandTypeError(f"{name} must be of float32, got {array.dtype}")
+    if array.ndim != 2 or not array.size:
+        raise OperandError(f"{name} must be a matrix with elements, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise OperandError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}: an error of what is not finite has no parts")
+    return array
 
 
 def _switched_promotion(product: _Product, measure: _Measure, result: Doubles, promote_every: int | None) -> Iterator[Part]:

@@ -77,7 +77,7 @@ def test_it_prints_as_a_table():
 
 def test_wrong_use_is_refused():
     a, b = _matrices(m=6, k=64, n=5)
-    with pytest.raises(OperandTypeError, match="a must be a NumPy array of float32, got float64"):
+    with pytest.raises(OperandTypeError, match="a must be of float32, got float64"):
         study(a.astype(np.float64), b)
     with pytest.raises(OperandError, match=r"a has K = 64 .* and b has K = 32"):
         study(a, b[:32])

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mmabits.emulator.interop import torch_to_numpy
 from mmabits.emulator.session import Session
 from mmabits.isa import OperandError, OperandTypeError
 
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
     from mmabits.emulator.hooks.torch.mode import EmulateMode
 
 Array = npt.NDArray[Any]
-
-_BITS: dict[torch.dtype, tuple[torch.dtype, Any]] = {
-    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
-    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
-    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
-    torch.float8_e8m0fnu: (torch.uint8, ml_dtypes.float8_e8m0fnu),
-}
-"""torch types that NumPy lacks: the integers of their bits, and the ml_dtypes type."""
 
 _EMULATOR = str(Path(__file__).parent.parent.parent) + os.sep
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -39,20 +31,9 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     """A tensor's bits as a NumPy array, on the CPU; shared memory where possible.
 
     Raises:
-        OperandTypeError: a type without a NumPy counterpart.
+        OperandTypeError: a type without a NumPy counterpart, or a tensor that is no plain array.
     """
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
-        tensor = tensor.cpu()
-    known = _BITS.get(tensor.dtype)
-    if known is not None:
-        bits: Array = tensor.view(known[0]).numpy()
-        return bits.view(known[1])
-    try:
-        array: Array = tensor.resolve_neg().numpy()
-    except TypeError:
-        raise OperandTypeError(f"{tensor.dtype} has no NumPy counterpart") from None
-    return array
+    return torch_to_numpy(tensor, "an operand")
 
 
 def caller(operation: str) -> str:

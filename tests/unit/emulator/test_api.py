@@ -92,8 +92,10 @@ REFUSALS: dict[str, tuple[type[MmabitsError], str, Callable[[], Any]]] = {
     # dtypes
     "a object": (OperandTypeError, "a has dtype object; allowed are .*float8_e4m3fn", lambda: wgmma(A.astype(object), B)),
     "b bool": (OperandTypeError, "b has dtype bool; allowed are .*float8_e4m3fn", lambda: wgmma(A, B.astype(bool))),
-    "a big-endian": (OperandTypeError, "a has dtype >f2; allowed are .*float16", lambda: wgmma(A.astype(">f2"), B)),
-    "c big-endian": (OperandTypeError, "c has dtype >f4; allowed are .*float32", lambda: wgmma(A, B, C.astype(">f4"))),
+    "a big-endian": (OperandTypeError, "a has dtype >f2; allowed are .*float16.*; its bytes are swapped: pass a.astype\\('<f2'\\)$",
+                     lambda: wgmma(A.astype(">f2"), B)),
+    "c big-endian": (OperandTypeError, "c has dtype >f4; allowed are .*float32.*; its bytes are swapped: pass c.astype\\('<f4'\\)$",
+                     lambda: wgmma(A, B, C.astype(">f4"))),
     "a of another instruction": (OperandTypeError, r"a of wgmma\S+ must be float8_e4m3fn \(e4m3\), got float16",
                                  lambda: wgmma(A.astype(np.float16), B)),
     "b of another instruction": (OperandTypeError, r"b of wgmma\S+ must be float8_e4m3fn \(e4m3\), got float8_e5m2",

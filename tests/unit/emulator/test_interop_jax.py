@@ -109,3 +109,33 @@ def test_other_types_are_refused() -> None:
     a = jax.numpy.zeros((16, 32), ml_dtypes.float8_e4m3fn)
     with pytest.raises(OperandTypeError, match="b has dtype bool; allowed are"):
         mmabits.gemm(a, jax.numpy.zeros((32, 8), bool), instruction="mma.sync", arch="sm_89")
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m1", "ue8m0", "bf16"])
+def test_codecs_take_arrays_of_the_formats_own_type(name: str) -> None:
+    codes = operands.draw("raw", name, (64,), operands.generator("jax codecs", name))
+    given = jax.numpy.asarray(from_codes(codes, name))
+    np.testing.assert_array_equal(mmabits.decode(given, name), np.asarray(given).astype(np.float64))
+    if name == "ue8m0":
+        assert mmabits.layouts.swizzle_scales(given.reshape(16, 4)).view(np.uint8)[16] == codes.view(np.uint8)[4]
+
+
+def test_arrays_that_are_gone_are_refused() -> None:
+    a, b = jax.numpy.ones((16, 32), np.float32), np.ones((32, 8), np.float32)
+    a.delete()
+    for call in (lambda: mmabits.gemm(a, b, instruction="mma.sync", arch="sm_80"), lambda: mmabits.encode(a, "e4m3")):
+        with pytest.raises(
+            OperandTypeError, match="must be a plain array, got one that JAX makes no NumPy array of: Array has been deleted"
+        ):
+            call()
+    with pytest.raises(OperandTypeError, match="got one that JAX makes no NumPy array of: JAX array with PRNGKey"):
+        mmabits.decode(jax.random.key(0), "f32")
+
+
+def test_f64_results_are_not_rounded_to_f32_in_silence() -> None:
+    text = "mma.sync.aligned.m8n8k4.row.col.rn.f64.f64.f64.f64"
+    arrays = draw(text, kind="plain")
+    with jax.enable_x64(True):
+        a = jax.numpy.asarray(arrays["a"])
+    with pytest.raises(OperandTypeError, match="the result is float64, which JAX holds with jax_enable_x64 only"):
+        mmabits.gemm(a, arrays["b"], instruction=text, arch="sm_80")
