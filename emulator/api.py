@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.interop import to_numpy
+from mmabits.emulator.memory import require
 from mmabits.isa import (
     Arithmetic,
     Evidence,
@@ -56,6 +57,8 @@ _ACCUMULATORS: dict[np.dtype[Any], str] = {
     np.dtype(np.float64): "f64",
     np.dtype(np.int32): "s32",
 }
+_MANY = 1 << 22
+"""Elements of operands and result up to which nobody asks for memory: not 64 MiB."""
 _CODES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
@@ -128,7 +131,7 @@ def gemm(
 ) -> Any:
     """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on.
 
-    Edges are padded with zeros, as kernels do.
+    Edges are padded with zeros, as kernels do. Without elements D is empty, and where only K has none it is C as it stands, or zeros.
 
     Args:
         a: (..., M, K), dtypes as for `mma`.
@@ -391,8 +394,6 @@ class _Call:
         for array, name in ((self.a, "a"), (self.b, "b")):
             if array.ndim < 2:
                 raise OperandError(f"{name} must have at least two dimensions, got shape {array.shape}")
-            if array.size == 0:
-                raise OperandError(f"{name} must not be empty, got shape {array.shape}")
         (self.m, self.k), (k_b, self.n) = self.a.shape[-2:], self.b.shape[-2:]
         if self.k != k_b:
             raise OperandError(f"a has K = {self.k} (shape {self.a.shape}) and b has K = {k_b} (shape {self.b.shape}); they must agree")
@@ -459,8 +460,12 @@ class _Call:
     def run(self, device: str = "cpu") -> Array:
         """The product."""
         run = _engine(device)
+        if self.is_nothing:
+            return self.accumulators()
         row, result_type = self.instruction, self.instruction.d_type
         batch, lead = self._layout()
+        if batch * (lead * (self.n + self.k) + self.k * self.n) > _MANY:
+            require(self._size(), f"the product of {self.a.shape} and {self.b.shape}")
         one = batch == 1
         a = self._flat(_operand(self.a, row.a_type), (batch, lead, self.k))
         b = self._flat(_operand(self.b, row.b_type), (batch, self.k, self.n), shared=one)
@@ -484,6 +489,33 @@ class _Call:
                 d += 0.0  # the fused multiply-adds of the zeros that pad K turn -0 to +0, but for rounding down
             d.view(np.uint64)[np.isnan(d)] = self.lowering.datapath.result_nan
         return d.astype(np.float16) if result_type.name == "f16" and not self.promote else d
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no instruction runs: D has no elements, or K has none and D is C."""
+        return 0 in (*self.batch, self.m, self.n, self.k)
+
+    def accumulators(self) -> Array:
+        """What the product starts from, in the type of D: C as it is, or zeros."""
+        held = _held_in(self.instruction.d_type)
+        is_half = self.instruction.d_type.name == "f16" and not self.promote
+        d = np.zeros((*self.batch, self.m, self.n), np.dtype(np.float16) if is_half else held)
+        if self.c is not None and self.instruction.scale_d:
+            np.copyto(d, self.c, casting="same_kind")
+        return d
+
+    def _size(self) -> int:
+        """Bytes of what `run` makes: D, and copies of operands that the engine cannot take as they are."""
+        items, lead = self._layout()
+        d = math.prod(self.batch) * self.m * self.n
+        total: int = d * _held_in(self.instruction.d_type).itemsize * (2 if self.promote and self.lowering.separate_add else 1)
+        total += 2 * d if self.instruction.d_type.name == "f16" and not self.promote else 0
+        for array, form, elements in (
+            (self.a, self.instruction.a_type, items * lead * self.k), (self.b, self.instruction.b_type, items * self.k * self.n),
+        ):  # fmt: skip
+            if form.is_integer or array.size != elements or not array.flags.c_contiguous:
+                total += elements * (2 if form.is_integer else array.itemsize)
+        return total
 
     def _layout(self) -> tuple[int, int]:
         """(items of a batch, rows of each) for the engine: with one B for all, the batch is just more rows."""

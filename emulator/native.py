@@ -135,6 +135,8 @@ class NativeProduct:
             parts of what they are here.
         """
         parts, count = self.tasks(batch, m, n, threads)
+        if k == 0:  # D stays what it is: there is nothing to do
+            count = 0
         blocks = -(-k // self.block) if self.block else 0
         words = (0, 0, 0, 0, 0, batch, m, n, k, blocks, 0, count, *parts, 0, *self.constants)
         return np.array(words, np.int64).view(CALL)

@@ -182,7 +182,8 @@ class Session:
                 a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
             ).instruction  # fmt: skip
         m, n = result.shape[-2:]
-        self.count(site, instruction, m, n, a.shape[-1], count=max(1, result.size // (m * n)), note=note)
+        if result.size and a.shape[-1]:  # else no instruction runs
+            self.count(site, instruction, m, n, a.shape[-1], count=result.size // (m * n), note=note)
         return result
 
     def check(self, instruction: Instruction) -> None:

@@ -30,8 +30,8 @@ class Tiling(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def tiling(batch: int, m: int, n: int, threads: int) -> Tiling:
-    """Large tasks, but enough of them for every thread."""
-    rows, tiles = min(ROWS, m), min(TILES, -(-n // WIDTH))
+    """Large tasks, but enough of them for every thread; none where there are no rows or columns."""
+    rows, tiles = max(1, min(ROWS, m)), max(1, min(TILES, -(-n // WIDTH)))
     while task_count(batch, m, n, Tiling(rows, tiles)) < 2 * threads and (tiles > 1 or rows > FEWEST_ROWS):
         rows, tiles = (rows, -(-tiles // 2)) if tiles > 1 else (-(-rows // 2), tiles)
     return Tiling(rows, tiles)
@@ -49,7 +49,7 @@ def lie_side_by_side(batch: int, n: int) -> bool:
 
 def side_by_side_tiling(m: int) -> Tiling:
     """Tasks of ITEMS items, of rows that take no more scratch than those of a large product."""
-    return Tiling(min(ROWS // ITEMS, m), 1)
+    return Tiling(max(1, min(ROWS // ITEMS, m)), 1)
 
 
 def side_by_side_count(batch: int, m: int, tiling: Tiling) -> int:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mmabits.emulator.api import Array, prepare
 from mmabits.emulator.codecs import decode
 from mmabits.emulator.interop import as_doubles
+from mmabits.emulator.memory import require
 from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, architecture, format_spec
 from mmabits.isa.whatif import zeros_cut
 
@@ -29,6 +30,8 @@ _NONE: Final = -(1 << 20)
 _SLACK: Final = 1 + 2.0**-40
 """More than all roundings of a bound's own computation."""
 _DOUBLE: Final = 2.0**-53
+_ARRAYS: Final = 24
+"""As many arrays of M x N doubles as the account of a step holds at once."""
 _TINY: Final = 2.0**-1074
 _NOTHING: Final = -1.0
 """The bound on finite results where none is allowed: no distance is that small."""
@@ -112,7 +115,7 @@ def tolerance(
         split-K, has a bound of its own.
 
     Raises:
-        MmabitsError: as `mmabits.gemm`; OperandError for a probability outside (0, 1).
+        MmabitsError: as `mmabits.gemm`; OperandError for a probability outside (0, 1); NotEnoughMemory.
     """
     _check_probability(probability)
     call = prepare(a, b, c, instruction=instruction, arch=arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every)
@@ -120,6 +123,10 @@ def tolerance(
     if row.scale_input_d:
         raise OperandError(f"{row} scales its accumulator at every instruction: there is no one exact result to be near to")
     shape = (*call.batch, call.m, call.n)
+    require(
+        (3 * 8 + 3) * math.prod(shape) + 8 * (_ARRAYS * call.m * call.n + 3 * call.k * (call.m + call.n)),
+        f"a tolerance for {call.m} x {call.n} x {call.k}",
+    )
     doubles = {name: np.empty(shape) for name in ("bound", "reference", "finite")}
     flags = {name: np.empty(shape, np.bool_) for name in ("may_be_nan", "may_be_above", "may_be_below")}
     for index in np.ndindex(*call.batch):

@@ -8,6 +8,7 @@ from mmabits.isa.errors import (
     EmulationError,
     InsufficientEvidence,
     MmabitsError,
+    NotEnoughMemory,
     OperandError,
     OperandTypeError,
     UnknownArchitecture,
@@ -38,6 +39,6 @@ __all__ = [
     # how well it is known
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors
-    "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "OperandError", "OperandTypeError",
+    "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "NotEnoughMemory", "OperandError", "OperandTypeError",
     "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
 ]  # fmt: skip

@@ -46,6 +46,10 @@ class OperandError(MmabitsError, ValueError):
     """An operand or option has the wrong shape, size or value."""
 
 
+class NotEnoughMemory(MmabitsError, MemoryError):
+    """A product's arrays are larger than the memory that is free, or that this process may take."""
+
+
 class EmulationError(MmabitsError, RuntimeError):
     """`emulate` cannot do what the program inside it asks for, or is itself used where it must not be."""
 

@@ -133,6 +133,8 @@ def explain(
     for name, index, size in (("row", row, left.shape[0]), ("column", column, right.shape[1])):
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
             raise OperandError(f"{name} must be an integer, got {index!r}")
+        if not size:
+            raise OperandError(f"a product of {left.shape[0]} x {right.shape[1]} has no element to explain")
         if not -size <= index < size:
             raise OperandError(f"{name} {index} of a product of {left.shape[0]} x {right.shape[1]}; allowed are 0 to {size - 1}")
     first = _traced(left, right, held, scales, instruction, arch, promote_every, row, column)

@@ -24,6 +24,7 @@ from jax.extend.core import primitives
 from mmabits.emulator.hooks.jax import account, choices, handler, matrices
 from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Refused
 from mmabits.emulator.hooks.jax.matrices import Dimensions
+from mmabits.emulator.memory import require
 from mmabits.emulator.native import native_product
 from mmabits.emulator.session import Session
 from mmabits.emulator.tasks import lie_side_by_side
@@ -182,6 +183,10 @@ class _Site:
         """The equation as JAX operations on its operands."""
         return mlir.lower_fun(function, multiple_results=False)(self.context, *self.operands)
 
+    def zeros(self) -> Any:
+        """The result of a sum of nothing."""
+        return self.traced(lambda *_: lax.full(self.out.shape, 0, self.out.dtype))
+
     def as_jax_does(self) -> Any:
         """The equation as JAX lowers it, uncounted."""
         return self.original(self.context, *self.operands, **self.parameters)
@@ -205,6 +210,7 @@ class _Site:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
         batch, m, n, k = shape
         self.session.check(choice.instruction)
+        require(8 * batch * m * n if choice.instruction.d_type.name == "f64" else 4 * batch * m * n, f"{self.name}: {self.operation}")
         product = native_product(choice.lowering, choice.promote_every, side_by_side=lie_side_by_side(batch, n))
         calls = handler.product_site(product, batch, m, n, matrices.held_k(choice, k))
         notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
@@ -237,12 +243,17 @@ def _dot_general(site: _Site) -> Any:
     if not _known(a, b):
         site.refuse("emulate needs shapes that are known when a program is compiled")
     dimensions = Dimensions.of(site.parameters["dimension_numbers"])
-    if 0 in a.shape or 0 in b.shape:
-        return site.as_jax_does()
+    if _is_nothing(site):
+        return site.zeros()
     vectors = not dimensions.free_a(a.ndim) and not dimensions.free_b(b.ndim)
     types = (np.dtype(a.dtype), np.dtype(b.dtype), np.dtype(site.out.dtype))
     choice = choices.product(site.session.arch, *types, site.parameters["precision"], vectors=vectors)
     return _product(site, choice, dimensions)
+
+
+def _is_nothing(site: _Site) -> bool:
+    """Whether an operand has no elements: the result has none either, or it is zero."""
+    return any(size == 0 for aval in site.avals[:2] for size in aval.shape if isinstance(size, int))
 
 
 def _known(*avals: Any) -> bool:
@@ -314,6 +325,8 @@ def _swapped(dimensions: Dimensions) -> tuple[tuple[int, ...], ...]:
 def _scaled_dot(site: _Site) -> Any:
     """lax.scaled_dot: as block-scaled products where cuDNN takes them, else by XLA's own expansion, which is JAX's."""
     dimensions = Dimensions.of(site.parameters["dimension_numbers"])
+    if _known(*site.avals) and _is_nothing(site):
+        return site.zeros()
     choice = _block_choice(site, dimensions)
     if isinstance(choice, Emulated):
         return _scaled_product(site, choice, dimensions)
@@ -326,6 +339,8 @@ _SCALED_MATMUL: Final = Dimensions(contracted_a=(2,), contracted_b=(2,), batch_a
 
 def _scaled_matmul(site: _Site) -> Any:
     """jax.nn.scaled_matmul and scaled_dot_general, which have no rule for the CPU: (B, M, K) and (B, N, K) with scales along K."""
+    if _known(*site.avals) and _is_nothing(site):
+        return site.zeros()
     choice = _block_choice(site, _SCALED_MATMUL)
     if isinstance(choice, Emulated):
         return _scaled_product(site, choice, _SCALED_MATMUL)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
+from mmabits.emulator.interop import without_numbers
 from mmabits.isa import Instruction, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
 
@@ -115,10 +116,21 @@ def compute(call: Call, a: torch.Tensor, b: torch.Tensor, instruction: Instructi
     return tensor_of(result, a)
 
 
+def _not_plain(*tensors: torch.Tensor | None) -> str:
+    """Why a product is none of plain matrices: for the report; empty where it is one."""
+    reasons = (without_numbers(tensor) for tensor in tensors if tensor is not None)
+    return next((f"an operand is {reason}" for reason in reasons if reason), "")
+
+
 def _matmul(call: Call, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, dimensions: int) -> Any:
     """One call of the family; `c` is None for mm and bmm."""
-    if not _fits(a, b, dimensions) or a.numel() == 0 or b.numel() == 0 or a.is_meta or a.is_sparse or b.is_sparse:
-        return call.stock()  # nothing is multiplied: PyTorch raises its own error, or there are no elements
+    if a.is_meta or b.is_meta:
+        return call.stock()
+    reason = _not_plain(a, b, c)
+    if reason:
+        return call.skip(reason)
+    if not _fits(a, b, dimensions) or a.numel() == 0 or b.numel() == 0:
+        return call.stock()  # nothing is multiplied: PyTorch raises its own error, or the result is empty, or that of C
     out_dtype = call.values.get("out_dtype") or a.dtype
     if c is not None and c.dtype not in (a.dtype, out_dtype):
         return call.stock()
@@ -162,7 +174,12 @@ def baddbmm(call: Call) -> Any:
 def addbmm(call: Call) -> Any:
     """`addbmm`: PyTorch adds the products of a batch one by one, each sum rounded to the result's type."""
     a, b, c = call.values["batch1"], call.values["batch2"], call.values["self"]
-    if not _fits(a, b, 3) or a.numel() == 0 or b.numel() == 0 or a.is_meta:
+    if a.is_meta or b.is_meta:
+        return call.stock()
+    reason = _not_plain(a, b, c)
+    if reason:
+        return call.skip(reason)
+    if not _fits(a, b, 3) or a.numel() == 0 or b.numel() == 0:
         return call.stock()
     found = route(call.session.arch, a.dtype)
     if found.instruction is None:
@@ -177,7 +194,7 @@ def addbmm(call: Call) -> Any:
 def int_mm(call: Call) -> Any:
     """`_int_mm`: s8 x s8 into s32."""
     a, b = call.values["self"], call.values["mat2"]
-    if not _fits(a, b, 2) or a.dtype != torch.int8 or a.numel() == 0 or b.numel() == 0 or a.is_meta:
+    if a.is_meta or b.is_meta or _not_plain(a, b) or not _fits(a, b, 2) or a.dtype != torch.int8 or a.numel() == 0 or b.numel() == 0:
         return call.stock()
     found = route(call.session.arch, torch.int8)
     if found.instruction is None:

@@ -71,6 +71,22 @@ def test_a_record_is_all_a_call_needs(kind: tuple[str, str, type, type]) -> None
     assert parts["d"].tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("side_by_side", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0].split(".row")[0])
+def test_sizes_of_zero(kind: tuple[str, str, type, type], side_by_side: bool) -> None:
+    """Nothing is written without rows, columns or items; without elements of K the accumulators stay as they are."""
+    product = native_product(lowered(kind), side_by_side=side_by_side)
+    for batch, m, n, k in ((1, 0, 8, 64), (1, 8, 0, 64), (0, 8, 8, 64), (0, 0, 0, 0), (1, 4, 8, 0), (3, 4, 8, 0)):
+        given = draw(product, kind, batch, m, n, k)
+        if given["d"].dtype.kind == "f" and given["d"].size:
+            given["d"].view(f"u{given['d'].itemsize}")[:] = np.uint64(0x7FF4_0000_7FA0_0001).astype(f"u{given['d'].itemsize}")
+        before = given["d"].copy()
+        record = product.record(batch, m, n, k, threads=3)
+        call(product, record, given)
+        assert given["d"].tobytes() == before.tobytes() and record["failed"][0] == 0
+        assert (np.ones(4) + 1.5 * 2.0**-53 > 1).all(), "this thread's rounding mode"
+
+
 def test_more_threads_have_more_tasks() -> None:
     product = native_product(lowered(FUSED))
     assert product.record(1, 128, 256, 32)["last"][0] == 2
