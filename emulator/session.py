@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import numpy as np
+
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.isa import (
     EmulationError,
@@ -35,6 +37,24 @@ if TYPE_CHECKING:
 
 FRAMEWORKS: Final = ("triton", "jax", "torch")
 """What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
+
+
+UNDEFINED: Final = ("zero", "poison")
+"""What `emulate` puts where a GPU puts nothing."""
+
+
+JUNK: Final = 0xA5
+"""Every byte of a poisoned number that cannot be NaN."""
+
+
+def poison(dtype: np.dtype[Any]) -> Any:
+    """What stands for an undefined value in a test that should see it: NaN, True for booleans, else bytes of JUNK; a scalar."""
+    if dtype == np.bool_:
+        return np.True_
+    junk = np.frombuffer(bytes([JUNK] * dtype.itemsize), dtype)
+    with np.errstate(all="ignore"):
+        nan = junk if dtype.kind in "iu" else np.array([np.nan]).astype(dtype)
+    return (nan if nan[0] != nan[0] else junk)[0]
 
 
 class NotEmulated(UserWarning):
@@ -79,12 +99,27 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undefined:
+    """Values that a GPU leaves open: nothing writes them, or it depends on the kernel what they are."""
+
+    site: str
+    operation: str
+    what: str
+    """Which values, and why they are open."""
+    here: str
+    """What stands there instead."""
+    count: int
+    """In how many calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a session did. Printed, it is a table."""
 
     arch: str
     emulated: tuple[Emulated, ...]
     skipped: tuple[Skipped, ...]
+    undefined: tuple[Undefined, ...] = ()
 
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
@@ -105,6 +140,13 @@ class Report:
             for missed in self.skipped:
                 left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), missed.reason)))
             yield left
+        if self.undefined:
+            open_ = Table(title="Undefined on a GPU", title_justify="left")
+            for heading in ("where", "operation", "calls", "what", "here"):
+                open_.add_column(heading, overflow="fold", justify="right" if heading == "calls" else "left")
+            for gap in self.undefined:
+                open_.add_row(*map(Text, (gap.site, gap.operation, str(gap.count), gap.what, gap.here)))
+            yield open_
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Table]:
         return self.tables()
@@ -126,14 +168,22 @@ class Session:
     arch: str
     require: Evidence = Evidence.INFERRED
     frameworks: tuple[str, ...] = ()
+    undefined: str = "zero"
+    """What stands where a GPU leaves a value open: one of UNDEFINED."""
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
     _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     @property
     def target(self) -> str:
         """The real architecture: differs from `arch` for one that `what_if` made."""
         return architecture(self.arch).target
+
+    @property
+    def poisons(self) -> bool:
+        """Whether NaN stands where a GPU leaves a value open."""
+        return self.undefined == "poison"
 
     def dot(
         self,
@@ -206,6 +256,18 @@ class Session:
         key = (site, operation, reason)
         self._skipped[key] = self._skipped.get(key, 0) + count
 
+    def leave_open(self, site: str, operation: str, what: str, *, here: str = "") -> None:
+        """Enter into the report that a GPU leaves values undefined.
+
+        Args:
+            site: where in the program.
+            operation: which.
+            what: the values, and why they are open.
+            here: what stands there now; empty: what `undefined` says.
+        """
+        key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
+        self._undefined[key] = self._undefined.get(key, 0) + 1
+
     def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
         """Stop a program that asks for what the architecture or the emulator lacks.
 
@@ -230,7 +292,11 @@ class Session:
             Skipped(site=site, operation=operation, reason=reason, count=count)
             for (site, operation, reason), count in self._skipped.items()
         )
-        return Report(arch=self.arch, emulated=done, skipped=left)
+        opened = tuple(
+            Undefined(site=site, operation=operation, what=what, here=here, count=count)
+            for (site, operation, what, here), count in self._undefined.items()
+        )
+        return Report(arch=self.arch, emulated=done, skipped=left, undefined=opened)
 
 
 _LOCK = threading.Lock()
@@ -246,7 +312,9 @@ def current_session() -> Session | None:
 
 
 @contextmanager
-def emulate(arch: str, *, require: str | Evidence = Evidence.INFERRED, frameworks: Sequence[str] | None = None) -> Iterator[Session]:
+def emulate(
+    arch: str, *, require: str | Evidence = Evidence.INFERRED, frameworks: Sequence[str] | None = None, undefined: str = "zero"
+) -> Iterator[Session]:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
     Triton kernels, JAX functions and PyTorch calls inside the block multiply matrices bit for bit as that architecture's
@@ -256,16 +324,23 @@ def emulate(arch: str, *, require: str | Evidence = Evidence.INFERRED, framework
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
         require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
         frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported.
+        undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
+            `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
+            them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
 
     Yields:
-        The session; `session.report()` says what was emulated, with which instructions, and what was not.
+        The session; `session.report()` says what was emulated, with which instructions, what was not, and what a GPU leaves open.
 
     Raises:
         UnknownArchitecture: no such architecture.
-        OperandError: no such framework or evidence level.
+        OperandError: no such framework, evidence level or way to fill what is undefined.
         EmulationError: a framework is not installed, or another thread is inside an `emulate` block.
     """
-    session = Session(arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks))
+    if not (isinstance(undefined, str) and undefined in UNDEFINED):
+        raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
+    session = Session(
+        arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined
+    )  # fmt: skip
     hooks = [_hook(name) for name in session.frameworks]
     thread = threading.get_ident()
     with _LOCK:

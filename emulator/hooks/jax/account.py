@@ -10,8 +10,8 @@ from mmabits.emulator.hooks.jax.handler import Site
 from mmabits.emulator.session import Session
 from mmabits.isa import Instruction
 
-Key = tuple[str, str]
-"""Architecture and least evidence of a block: blocks with one key run the same compiled programs."""
+Key = tuple[str, str, str]
+"""Architecture, least evidence and filling of a block: blocks with one key run the same compiled programs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 from jax import lax
+from jax import numpy as jnp
 from jax._src import source_info_util
 from jax._src.interpreters import mlir
 from jax.extend.core import primitives
@@ -26,7 +27,7 @@ from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Re
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.memory import require
 from mmabits.emulator.native import native_product
-from mmabits.emulator.session import Session
+from mmabits.emulator.session import Session, poison
 from mmabits.emulator.tasks import lie_side_by_side
 from mmabits.isa import EmulationError
 
@@ -48,7 +49,7 @@ _NOTE: ContextVar[str] = ContextVar("note", default="")
 def active(session: Session) -> Iterator[None]:
     """Replace the rules, or keep them replaced, and count for a session until the block ends."""
     handler.load()
-    key = (session.arch, str(session.require))
+    key = (session.arch, str(session.require), session.undefined)
     with _replaced(), FLAG(key):
         account.enter(key, session)
         try:
@@ -108,7 +109,7 @@ def _original(primitive: Any) -> Rule:
 
 
 def _rules() -> dict[Any, Callable[[_Site], Any]]:
-    """What we do for which primitive. JAX exports neither block-scaled one; where it moves them, they are not emulated."""
+    """What we do for which primitive. JAX exports neither block-scaled one, nor `lax.empty`'s; where it moves them, they stay its own."""
     found: dict[Any, Callable[[_Site], Any]] = {
         primitives.dot_general_p: _dot_general, primitives.conv_general_dilated_p: _convolution,
     }  # fmt: skip
@@ -116,6 +117,12 @@ def _rules() -> dict[Any, Callable[[_Site], Any]]:
         from jax._src.lax.scaled_dot import scaled_dot_p
 
         found[scaled_dot_p] = _scaled_dot
+    except ImportError:
+        pass
+    try:
+        from jax._src.lax.lax import empty_p
+
+        found[empty_p] = _empty
     except ImportError:
         pass
     try:
@@ -279,6 +286,14 @@ def _product(site: _Site, choice: Choice, dimensions: Dimensions) -> Any:
 
 def _convolution(site: _Site) -> Any:
     return site.not_emulated(CONVOLUTION)
+
+
+def _empty(site: _Site) -> Any:
+    """lax.empty: memory as it was on a GPU, zeros on the CPU."""
+    dtype = site.out.dtype
+    if not site.session.poisons or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return site.as_jax_does()
+    return site.traced(lambda: lax.full(site.out.shape, poison(np.dtype(dtype)), dtype))
 
 
 # -------------------------------------------------------------------------------------------------------- block scales

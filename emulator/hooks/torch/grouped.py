@@ -14,7 +14,7 @@ import torch
 
 from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats
-from mmabits.emulator.hooks.torch.products import ASSUMED, route
+from mmabits.emulator.hooks.torch.products import ASSUMED, joined, route
 from mmabits.emulator.hooks.torch.scaled import (
     FP4,
     RECIPES,
@@ -30,12 +30,14 @@ from mmabits.emulator.hooks.torch.scaled import (
     swizzled_size,
     unswizzled,
 )
+from mmabits.emulator.hooks.torch.undefined import poison
 from mmabits.isa import OperandError, OperandTypeError
 
 ROWWISE: Final = next(recipe for recipe in RECIPES if recipe.name == "rowwise")
 MXFP8: Final = next(recipe for recipe in RECIPES if recipe.name == "MXFP8")
 GROUPED: Final = ("rowwise", "MXFP8", "MXFP4", "NVFP4")
 WHOLE: Final = slice(None)
+TAIL: Final = "{} past the last offset are written by no kernel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,19 @@ class Group:
     """Index into A: a group's matrix, or its rows or columns."""
     b: Any
     out: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All products of a call."""
+
+    groups: list[Group]
+    shape: tuple[int, ...]
+    """Of the result."""
+    tail: Any = None
+    """Index of the part of the result that is no group's, which a GPU never writes; None where there is none."""
+    note: str = ""
+    """What the report says of the tail."""
 
 
 def _ends(call: Call, limit: int) -> list[int]:
@@ -61,7 +76,7 @@ def _ends(call: Call, limit: int) -> list[int]:
     return ends
 
 
-def _groups(call: Call, a: torch.Tensor, b: torch.Tensor) -> tuple[list[Group], tuple[int, ...]]:
+def _layout(call: Call, a: torch.Tensor, b: torch.Tensor) -> Layout:
     """The products, and the shape of the result; K of packed FP4 counts in bytes."""
     kinds = a.dim(), b.dim()
     if kinds not in ((2, 2), (2, 3), (3, 2), (3, 3)):
@@ -71,7 +86,7 @@ def _groups(call: Call, a: torch.Tensor, b: torch.Tensor) -> tuple[list[Group], 
     if kinds == (3, 3):
         if call.values["offs"] is not None or a.shape[0] != b.shape[0]:
             raise OperandError(f"{call.site}: 3-D operands take no offs and as many groups, got {tuple(a.shape)} and {tuple(b.shape)}")
-        return [Group(number=g, a=g, b=g, out=g) for g in range(len(a))], (len(a), a.shape[1], b.shape[2])
+        return Layout(groups=[Group(number=g, a=g, b=g, out=g) for g in range(len(a))], shape=(len(a), a.shape[1], b.shape[2]))
     packed = 2 if a.dtype in FP4 and kinds == (2, 2) else 1
     limit = {(2, 3): a.shape[0], (3, 2): b.shape[-1], (2, 2): a.shape[-1] * packed}[kinds]
     ends = _ends(call, limit)
@@ -79,24 +94,38 @@ def _groups(call: Call, a: torch.Tensor, b: torch.Tensor) -> tuple[list[Group], 
     if len(ends) != counted or (kinds == (2, 2) and a.shape[1] != b.shape[0]):
         raise OperandError(f"{call.site}: {len(ends)} ends in offs for operands {tuple(a.shape)} and {tuple(b.shape)}")
     parts = [slice(start // packed, end // packed) for start, end in zip([0, *ends], ends, strict=False)]
+    last = ends[-1] if ends else 0
+    rest = slice(last, None) if last < limit else None
     if kinds == (2, 3):
-        return [Group(number=g, a=part, b=g, out=part) for g, part in enumerate(parts)], (a.shape[0], b.shape[2])
+        return Layout(
+            groups=[Group(number=g, a=part, b=g, out=part) for g, part in enumerate(parts)], shape=(a.shape[0], b.shape[2]),
+            tail=rest, note=TAIL.format("rows") if rest else "",
+        )  # fmt: skip
     if kinds == (3, 2):
-        return [Group(number=g, a=g, b=(WHOLE, part), out=(WHOLE, part)) for g, part in enumerate(parts)], (a.shape[1], b.shape[1])
-    return [Group(number=g, a=(WHOLE, part), b=part, out=g) for g, part in enumerate(parts)], (len(parts), a.shape[0], b.shape[1])
+        return Layout(
+            groups=[Group(number=g, a=g, b=(WHOLE, part), out=(WHOLE, part)) for g, part in enumerate(parts)],
+            shape=(a.shape[1], b.shape[1]), tail=(WHOLE, rest) if rest else None, note=TAIL.format("columns") if rest else "",
+        )  # fmt: skip
+    groups = [Group(number=g, a=(WHOLE, part), b=part, out=g) for g, part in enumerate(parts)]
+    return Layout(groups=groups, shape=(len(parts), a.shape[0], b.shape[1]))
 
 
-def _each(call: Call, a: torch.Tensor, b: torch.Tensor, result: torch.Tensor) -> Iterator[tuple[Group, torch.Tensor, torch.Tensor]]:
+def _each(layout: Layout, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[Group, torch.Tensor, torch.Tensor]]:
     """The groups that have something to multiply; the result of the others is zero."""
-    groups, _ = _groups(call, a, b)
-    for group in groups:
+    for group in layout.groups:
         left, right = a[group.a], b[group.b]
         if left.numel() and right.numel():
             yield group, left, right
 
 
-def _zeros(call: Call, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(_groups(call, a, b)[1], dtype=dtype, device=a.device)
+def _blank(call: Call, layout: Layout, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The result before anything is multiplied; what stays of it is zero where a group has no elements of K, and open in the tail."""
+    result = torch.zeros(layout.shape, dtype=dtype, device=device)
+    if layout.tail is not None and result.numel():
+        if call.session.poisons:
+            poison(result[layout.tail])
+        call.session.leave_open(call.site, call.signature.name, layout.note)
+    return result
 
 
 def _check_plain(call: Call, *names: str) -> None:
@@ -119,9 +148,11 @@ def grouped_mm(call: Call) -> Any:
             call.session.refuse(call.site, call.signature.name, found.reason)
         return call.skip(found.reason)
     out_dtype = call.values["out_dtype"] or a.dtype
-    result = _zeros(call, a, b, out_dtype)
-    for group, left, right in _each(call, a, b, result):
-        product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=ASSUMED)
+    layout = _layout(call, a, b)
+    result = _blank(call, layout, out_dtype, a.device)
+    note = joined(ASSUMED, layout.note)
+    for group, left, right in _each(layout, a, b):
+        product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=note)
         result[group.out] = tensor_of(product, a).to(out_dtype)
     return call.give(result)
 
@@ -162,10 +193,11 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
         raise OperandTypeError(f"{call.site}: out_dtype must be torch.bfloat16, got {call.values['out_dtype']}")
     if recipe.block and (a.dim() != 2 or call.values["offs"] is None):
         call.session.refuse(call.site, call.signature.name, f"PyTorch has grouped {recipe.name} for 2-D x 3-D and 2-D x 2-D operands")
-    result = _zeros(call, a, b, torch.bfloat16)
+    layout = _layout(call, a, b)
+    result = _blank(call, layout, torch.bfloat16, a.device)
     left_scales = _BlockScales(call, recipe, scale_a, a.dim() == 3, "scale_a")
     right_scales = _BlockScales(call, recipe, scale_b, b.dim() == 3, "scale_b")
-    for group, left, right in _each(call, a, b, result):
+    for group, left, right in _each(layout, a, b):
         if recipe.block:
             k = left.shape[1] * (2 if left.dtype in FP4 else 1)
             scales_a = left_scales.of(group.number, left.shape[0], k)
@@ -175,8 +207,9 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
             scales_a = [_row_scales(call, scale_a[0], a, group, group.a, left.shape[0], "scale_a")[:, None]]
             scales_b = [_row_scales(call, scale_b[0], b, group, group.b, right.shape[1], "scale_b")[None]]
         given = Operands(
-            recipe=recipe, instruction=instruction, a=elements(left, 1), b=elements(right, 0), scale_a=scales_a, scale_b=scales_b
-        )
+            recipe=recipe, instruction=instruction, a=elements(left, 1), b=elements(right, 0), scale_a=scales_a, scale_b=scales_b,
+            note=layout.note,
+        )  # fmt: skip
         result[group.out] = tensor_of(compute(call, given, call.values["use_fast_accum"]), a).to(torch.bfloat16)
     return call.give(result)
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
 from mmabits.emulator.hooks.torch.calls import Call, Signature
+from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 from mmabits.emulator.session import Session
 
 Handler = Callable[[Call], Any]
@@ -135,7 +136,7 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
 
     def __init__(self, session: Session) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
-        self.session = session
+        self.session, self.poisons = session, session.poisons
         self.within = ""
         """The operator that is being taken apart, for the report."""
 
@@ -170,6 +171,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
+        if self.poisons and func in UNWRITTEN and _ENTERED[-1] is self:
+            return unwritten(func, args, kwargs or {})
         if func in _PASSED or _ENTERED[-1] is not self:
             return func(*args, **kwargs or {})
         for kind in types:

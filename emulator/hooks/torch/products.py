@@ -83,6 +83,11 @@ def route(arch: str, dtype: torch.dtype, out_dtype: torch.dtype | None = None) -
     return _route(arch, dtype, _accumulator(dtype, out_dtype or dtype))
 
 
+def joined(*notes: str) -> str:
+    """Notes in one line, empty ones left out."""
+    return "; ".join(filter(None, notes))
+
+
 def _fits(a: Any, b: Any, dimensions: int) -> bool:
     return bool(
         a.dim() == b.dim() == dimensions

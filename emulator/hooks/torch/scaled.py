@@ -18,9 +18,9 @@ import torch
 from mmabits.emulator.api import gemm
 from mmabits.emulator.hooks.torch.calls import Array, Call, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, fused_multiply_add, store
-from mmabits.emulator.hooks.torch.products import ASSUMED
+from mmabits.emulator.hooks.torch.products import ASSUMED, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
-from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture
+from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture, lower
 from mmabits.isa.choices import library_instruction
 
 FP8: Final = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
@@ -94,6 +94,16 @@ PER_TENSOR: Final = "scale_a * scale_b in f32, then the product times it, then b
 PER_ROW: Final = "the product times scale_a, times scale_b, then bias, each rounded to f32"
 PER_BLOCK: Final = "every 128 of K an FFMA with scale_a * scale_b: DeepGEMM's order; cuBLAS's is not documented"
 PER_BLOCK_AND_TENSOR: Final = "the global scales' product in f32, then the product times it, then bias"
+RESULT_SCALED: Final = "times scale_result in f32 before rounding to FP8"
+RESULT_UNSCALED: Final = "scale_result is for FP8 results, and not applied to this one"
+RESULT_DROPPED: Final = "scale_result is not applied: the CUDA backend of PyTorch 2.10 to 2.13 does not hand it on to cuBLASLt"
+DROPS_SCALE_RESULT: Final = ((2, 10), (2, 13))
+"""First and last version of PyTorch that does so (pytorch/pytorch, issue 190449): `_scaled_mm` checks it and no more."""
+PADDING_READ: Final = "NaN in the padding of the scales, by which the last instruction multiplies the zeros that fill up its K: NaN"
+PADDING_OPEN: Final = (
+    "NaN in the padding of the scales past the last instruction's K: kernels that step through K by whole tiles multiply zeros by it, "
+    "which gives NaN, others do not read it"
+)
 FAST_ACCUM: Final = "use_fast_accum=False promoted every {} of K as CUTLASS does; cuBLAS's interval is not documented"
 
 
@@ -174,7 +184,7 @@ def elements(tensor: torch.Tensor, axis: int) -> Array:
 def promotion(call: Call, use_fast_accum: bool) -> tuple[int | None, str]:
     """(elements of K after which the accumulator is promoted, what the report should say of it)."""
     interval = None if use_fast_accum else PROMOTED.get(capability(call.session.arch))
-    return interval, f"; {FAST_ACCUM.format(interval)}" if interval else ""
+    return interval, FAST_ACCUM.format(interval) if interval else ""
 
 
 def floats(call: Call, scale: torch.Tensor, shape: tuple[int, ...], name: str) -> Floats:
@@ -203,7 +213,7 @@ def swizzled_size(rows: int, columns: int) -> int:
 
 
 def unswizzled(call: Call, scale: torch.Tensor, rows: int, columns: int, recipe: Recipe, name: str) -> Array:
-    """Block scales (rows, columns) from the 128x4 layout.
+    """Block scales from the 128x4 layout: (rows, columns and the padding after them to a multiple of 4).
 
     Raises:
         OperandTypeError, OperandError: another type or number of bytes.
@@ -216,7 +226,7 @@ def unswizzled(call: Call, scale: torch.Tensor, rows: int, columns: int, recipe:
             f"{call.site}: {name} of {recipe.name} must be contiguous with {size} elements (128x4 layout of {rows} x {columns}), "
             f"got shape {tuple(scale.shape)}"
         )
-    return unswizzle_scales(to_numpy(scale).reshape(-1), rows, columns)
+    return unswizzle_scales(to_numpy(scale).reshape(-1), rows, -(-columns // 4) * 4)
 
 
 # Products by recipe ---------------------------------------------------------------------------------------------------
@@ -233,23 +243,28 @@ class Operands:
     b: Array
     """(K, N)"""
     scale_a: Sequence[Any]
-    """tensorwise: f32; rowwise: (M, 1) f32; 1x128: (M, K / 128) f32; block scales (M, K / block), then f32 for all of A."""
+    """tensorwise: f32; rowwise: (M, 1) f32; 1x128: (M, K / 128) f32; block scales (M, K / block and padding),
+    then f32 for all of A."""
     scale_b: Sequence[Any]
-    """Likewise, (1, N), (K / 128, N) and (K / block, N)."""
+    """Likewise, (1, N), (K / 128, N) and (K / block and padding, N)."""
+    note: str = ""
+    """What else the report should say."""
 
 
 def _tensorwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
     product = call.session.dot(
-        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote, note=f"{ASSUMED}; {PER_TENSOR}{note}"
-    )
+        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
+        note=joined(ASSUMED, PER_TENSOR, note, given.note),
+    )  # fmt: skip
     scaled: Floats = product * np.float32(given.scale_a[0] * given.scale_b[0])
     return scaled
 
 
 def _rowwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
     product = call.session.dot(
-        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote, note=f"{ASSUMED}; {PER_ROW}{note}"
-    )
+        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
+        note=joined(ASSUMED, PER_ROW, note, given.note),
+    )  # fmt: skip
     scaled: Floats = product * given.scale_a[0] * given.scale_b[0]
     return scaled
 
@@ -263,17 +278,33 @@ def _blockwise(call: Call, given: Operands, promote: int | None, note: str) -> F
         part = gemm(given.a[:, panel], given.b[panel], instruction=given.instruction, arch=call.session.arch)
         scale = given.scale_a[0][:, number, None] * given.scale_b[0][number]
         total = fused_multiply_add(part, scale, total)
-    call.session.count(call.site, given.instruction, m, n, k, note=f"{ASSUMED}; {PER_BLOCK}")
+    call.session.count(call.site, given.instruction, m, n, k, note=joined(ASSUMED, PER_BLOCK, given.note))
     return total
 
 
 def _block_scaled(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
     is_two_level = len(given.scale_a) > 1
+    left, right = given.scale_a[0], given.scale_b[0]
+    block, instruction = given.recipe.block, given.instruction
+    used, read = (-(-given.a.shape[1] // size) * size // block for size in (block, instruction.k))
+    read_rows, read_columns = _nans(left[:, used:read], 1), _nans(right[used:read], 0)
+    open_rows, open_columns = _nans(left[:, read:], 1), _nans(right[read:], 0)
+    is_read = read_rows.any() or read_columns.any()
     product: Floats = call.session.dot(
-        call.site, given.a, given.b, scale_a=given.scale_a[0], scale_b=given.scale_b[0], instruction=given.instruction,
-        note=f"{ASSUMED}; {PER_BLOCK_AND_TENSOR}" if is_two_level else ASSUMED,
+        call.site, given.a, given.b, scale_a=left[:, :used], scale_b=right[:used], instruction=instruction,
+        note=joined(ASSUMED, PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "", given.note),
     )  # fmt: skip
+    spoilt = read_rows[:, None] | read_columns
+    if open_rows.any() or open_columns.any():
+        call.session.leave_open(call.site, call.operation, PADDING_OPEN, here="poison" if call.session.poisons else "not read")
+        spoilt = spoilt | (call.session.poisons & (open_rows[:, None] | open_columns))
+    product.view(np.uint32)[spoilt] = lower(instruction, call.session.arch).datapath.result_nan
     return product * np.float32(given.scale_a[1] * given.scale_b[1]) if is_two_level else product
+
+
+def _nans(scales: Array, axis: int) -> Any:
+    """Which rows or columns of scales hold a NaN."""
+    return np.isnan(scales.astype(np.float32)).any(axis=axis)
 
 
 _COMPUTE: Final[dict[int, Callable[[Call, Operands, int | None, str], Floats]]] = {
@@ -317,16 +348,32 @@ def _check_bias(call: Call, bias: torch.Tensor | None, n: int, out_dtype: torch.
 
 
 def _empty(call: Call, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> Any:
+    """Without elements, or of zeros where only K has none: no bias is added to them."""
     return call.give(torch.zeros((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device).to(out_dtype))
 
 
-def _finish(call: Call, product: Floats, a: torch.Tensor, out_dtype: torch.dtype) -> Any:
-    result, bias, scale = tensor_of(product, a), call.values["bias"], call.values.get("scale_result")
+def _finish(call: Call, product: Floats, a: torch.Tensor, out_dtype: torch.dtype, factor: np.float32 | None) -> Any:
+    result, bias = tensor_of(product, a), call.values["bias"]
     if bias is not None:
         result = result + bias.detach().reshape(1, -1).float()
-    if scale is not None and out_dtype in FP8:
-        result = result * float(one_float(call, scale, "scale_result"))
+    if factor is not None:
+        result = result * float(factor)
     return call.give(store(result, out_dtype))
+
+
+def _result_factor(call: Call, out_dtype: torch.dtype) -> tuple[np.float32 | None, str]:
+    """(what the result is multiplied by before it is rounded, what the report should say of scale_result)."""
+    scale = call.values.get("scale_result")
+    if scale is None:
+        return None, ""
+    factor = one_float(call, scale, "scale_result")
+    if out_dtype not in FP8:
+        return None, RESULT_UNSCALED
+    first, last = DROPS_SCALE_RESULT
+    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if first <= version <= last:
+        return None, RESULT_DROPPED
+    return factor, RESULT_SCALED
 
 
 def _out_dtype(call: Call, a: torch.Tensor) -> torch.dtype:
@@ -347,9 +394,14 @@ def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[A
         raise OperandError(f"{call.site}: PyTorch takes no use_fast_accum with float4_e2m1fn_x2")
     if recipe.elements is FP4 and recipe.block == BLOCK_SIZES[BLOCK_32] and call.values["bias"] is not None:
         call.session.refuse(call.site, "MXFP4 with bias", "PyTorch's CUDA kernel leaves the bias out")
+    factor, note = _result_factor(call, out_dtype)
+    if 0 in (*a.shape, *b.shape):
+        return _empty(call, a, b, out_dtype)
     scale_a, scale_b = scales(recipe)
-    given = Operands(recipe=recipe, instruction=instruction, a=elements(a, 1), b=elements(b, 0), scale_a=scale_a, scale_b=scale_b)
-    return _finish(call, compute(call, given, call.values["use_fast_accum"]), a, out_dtype)
+    given = Operands(
+        recipe=recipe, instruction=instruction, a=elements(a, 1), b=elements(b, 0), scale_a=scale_a, scale_b=scale_b, note=note
+    )  # fmt: skip
+    return _finish(call, compute(call, given, call.values["use_fast_accum"]), a, out_dtype, factor)
 
 
 BLOCK_SIZES: Final = {BLOCK_16: 16, BLOCK_32: 32}
@@ -371,8 +423,6 @@ def scaled_mm(call: Call) -> Any:
     if _is_nothing(call):
         return call.stock()
     _check_matrices(call, a, b)
-    if 0 in (*a.shape, *b.shape):
-        return _empty(call, a, b, _out_dtype(call, a))
     m, n, k = _sizes(call)
     scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
     recipe = _seen_recipe(call, m, n, k)

@@ -15,7 +15,7 @@ from triton.language import core as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from mmabits.emulator.codecs import from_codes
+from mmabits.emulator.codecs import encode, from_codes
 from mmabits.emulator.fma import fma
 from mmabits.emulator.hooks.triton.casts import NAMES, Casts, float_to_integer
 from mmabits.emulator.hooks.triton.patches import Patches
@@ -40,6 +40,12 @@ _FUSED = (
     "launch with enable_fp_fusion=False for the same on a GPU"
 )
 _JOINED = "operands from tl.join: in which order mma.sync takes the K of a tile then is not known"
+_MASKED = (
+    "elements that a mask leaves out of a load without `other`: undefined in Triton's language, though its compiler for NVIDIA's GPUs "
+    "puts zeros there"
+)
+_NAN = frozenset(("f16", "bf16", "f32", "f64", "e4m3", "e5m2"))
+"""Types that have NaN."""
 _OTHER_FP8 = frozenset(("fp8e4b8", "fp8e4b15", "fp8e5b16"))
 
 
@@ -216,6 +222,14 @@ class Operations:
         """Enter into the report that a GPU may round a product and a sum once where they are rounded twice here."""
         if ("product" in left.attr or "product" in right.attr) and self.launch is not None and self.launch.fuses:
             self.session.skip(self.site(self.frame()), "a product and a sum", _FUSED)
+
+    def leave_open(self, handle: Any, masked: Array) -> None:
+        """What a load left out, and what stands there. Integers stay zero: as offsets they would lead the program astray."""
+        form = NAMES.get(str(handle.dtype.scalar))
+        if self.session.poisons and form in _NAN:
+            handle.data[masked] = encode(np.nan, form).view(handle.data.dtype)
+        here = "poison" if self.session.poisons and form in _NAN else "zeros"
+        self.session.leave_open(self.site(self.frame()), "tl.load", _MASKED, here=here)
 
     def _sum_in_source(self, dot_is_right: bool) -> tuple[bool | None, bool]:
         """Of a sum: whether the operand that is a dot has no other use, and whether a zero beside it is one for the compiler, too."""
@@ -447,8 +461,10 @@ def install(patches: Patches, operations: Operations) -> None:
     patches.set(builder, "create_join", _tracing(builder.create_join, joins=True))
     stock_load = builder.create_masked_load
 
-    def load(self: Any, pointers: Any, *arguments: Any) -> TensorHandle:
-        handle = stock_load(self, pointers, *arguments)
+    def load(self: Any, pointers: Any, mask: Any, other: Any, *arguments: Any) -> TensorHandle:
+        handle = stock_load(self, pointers, mask, other, *arguments)
+        if other is None and not mask.data.all():
+            ops.leave_open(handle, ~mask.data)
         if handle.data.itemsize <= 2 and handle.data.size > 1 and handle.data.dtype != np.bool_:
             handle.attr["bits"] = 8 * handle.data.itemsize
         return handle
