@@ -57,28 +57,13 @@ class Dots:
         if c is None and accumulator == "f16":
             c = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float16)
         instruction = self.instruction_for(a, b, accumulator=accumulator, scale=scale_a)
-        if 0 in (*a.shape, *b.shape):
-            return self._of_nothing(instruction, a, b, c, scale_a)
-        if scale_a is None:
+        if scale_a is None and 0 not in (*a.shape, *b.shape):
             a, b = self.in_order(a, b)
         result: Array = gemm(
             a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=self.promote_every,
             require=self.require,
         )  # fmt: skip
         return result
-
-    def _of_nothing(self, instruction: str | Instruction, a: Array, b: Array, c: Array | None, scale: Array | None) -> Array:
-        if a.shape[-1] != b.shape[-2]:
-            raise OperandError(f"a has K = {a.shape[-1]} and b has K = {b.shape[-2]}; they must agree")
-        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-        if c is not None:
-            return np.array(np.broadcast_to(c, shape))
-        one = None if scale is None else np.ones((1, 1), scale.dtype)
-        kind: Array = gemm(
-            np.zeros((1, 1), a.dtype), np.zeros((1, 1), b.dtype), instruction=instruction, arch=self.arch, scale_a=one, scale_b=one,
-            promote_every=self.promote_every, require=self.require,
-        )  # fmt: skip
-        return np.zeros(shape, kind.dtype)
 
     def instruction_for(
         self, a: Array, b: Array, *, accumulator: str | None = None, scale: Array | None = None

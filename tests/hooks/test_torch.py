@@ -450,6 +450,6 @@ def test_the_example_of_the_document_runs(capsys):
     document = Path(__file__).resolve().parents[2] / "docs" / "torch.md"
     if not document.is_file():
         pytest.skip("docs/torch.md is not here")
-    (example,) = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    example, *_ = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     exec(compile(example.replace('"sm_90a"', '"sm_90a", frameworks=["torch"]'), "example.py", "exec"), {})
     assert "mm at example.py:7" in capsys.readouterr().out
