@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.conformance.cache import cache
 from mmabits.conformance.diff.cli import diff
 from mmabits.conformance.explain.cli import explain
 from mmabits.conformance.identify.cli import identify
@@ -223,6 +224,7 @@ vectors = typer.Typer(help="Vector files: which wrong models they would catch, a
 vectors.command(name="score")(vectors_score)
 vectors.command(name="pack")(vectors_pack)
 app.add_typer(vectors, name="vectors")
+app.add_typer(cache, name="cache")
 
 
 if __name__ == "__main__":

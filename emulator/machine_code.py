@@ -11,11 +11,10 @@ import ctypes
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,8 +23,14 @@ import llvmlite
 import numpy as np
 from llvmlite import binding as llvm
 
+from mmabits.emulator import cache
 from mmabits.emulator.native import Variant
+from mmabits.isa import CompilerError
 
+NUMBA: Final = ("0.61", "0.68")
+"""First and last version of Numba that the engine is made for: it uses private parts of it."""
+NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
+_log = logging.getLogger("mmabits")
 _COMPILED = ("chains", "decode", "entries", "fused", "grouped", "jit", "lanes", "native", "plan", "steps", "tasks", "tiles")
 """Modules whose code or constants end up in machine code."""
 _MAGIC: Final = b"mmabits machine code 1\n"
@@ -64,15 +69,63 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_lock)
 
 
-def _make(variant: Variant) -> _Object:
-    """Compile, with a line on a terminal: the first call of a kind waits for it."""
-    if sys.stderr.isatty():
-        print("mmabits: compiling the engine for these types, once on this machine (about ten seconds)", file=sys.stderr)
-    from mmabits.emulator import entries
-    from mmabits.emulator.jit import compiled_object
+def warm(variant: Variant) -> bool:
+    """Have the machine code of a variant kept for later processes, and say whether it had to be made.
 
-    made = _Object(*compiled_object(entries.entry(variant), variant.symbol))
-    _write(variant.symbol, made)
+    Raises:
+        CompilerError: this Numba cannot compile it.
+        OSError: it cannot be kept.
+    """
+    if _read(variant.symbol) is not None:
+        return False
+    reasons = _write(variant.symbol, _compiled(variant))
+    if reasons is not None:
+        raise OSError("; ".join(reasons) or "there is no folder for it")
+    return True
+
+
+def _make(variant: Variant) -> _Object:
+    """Compile, and say so to who listens: the first call of a kind waits for it."""
+    _notify()
+    made = _compiled(variant)
+    reasons = _write(variant.symbol, made)
+    if reasons is not None:
+        cache.warn_uncached(reasons)
+    return made
+
+
+def _notify() -> None:
+    """To the log where it takes such records, else to a terminal; a pipe stays clean."""
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(NOTICE)
+    elif sys.stderr is not None and sys.stderr.isatty():
+        print(NOTICE, file=sys.stderr)
+
+
+def _compiled(variant: Variant) -> _Object:
+    """Compile.
+
+    Raises:
+        CompilerError: Numba is switched off, or is one that lacks what the engine takes from it.
+    """
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise CompilerError("NUMBA_DISABLE_JIT is set, and the engine is nothing but compiled code")
+    try:
+        from mmabits.emulator import entries
+        from mmabits.emulator.jit import compiled_object
+
+        made = _Object(*compiled_object(entries.entry(variant), variant.symbol))
+    except MemoryError:
+        raise
+    except Exception as error:  # from whichever part of Numba has changed
+        version = getattr(sys.modules.get("numba"), "__version__", "(not imported)")
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        raise CompilerError(
+            f"numba {version} cannot compile the engine, which is made for numba {NUMBA[0]} to {NUMBA[1]}: {type(error).__name__}: {reason}"
+        ) from error
+    missing = [name for name in made.expected if not _resolvable((name,))]
+    if missing:
+        raise CompilerError(f"numba {sys.modules['numba'].__version__} made code that needs {', '.join(missing)}, which nothing here has")
     return made
 
 
@@ -112,22 +165,6 @@ def _resolvable(names: tuple[str, ...]) -> bool:
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-def _folders() -> Iterator[Path]:
-    """Where machine code may be kept, best first: where Numba was told, else beside this module, else in the user's cache."""
-    told = os.environ.get("NUMBA_CACHE_DIR")
-    if told:
-        yield Path(told) / "mmabits"
-        return
-    yield Path(__file__).with_name("__pycache__")
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    yield base / "mmabits"
-
-
 @lru_cache(maxsize=1)
 def _made_for() -> str:
     """What machine code depends on."""
@@ -157,11 +194,20 @@ def _file_name(symbol: str) -> str:
     return f"{symbol}-{hashlib.sha256(_made_for().encode()).hexdigest()[:16]}.mmabits"
 
 
+def is_current(name: str) -> bool:
+    """Whether a kept file is for these sources and settings, and for this processor."""
+    return name.endswith(_file_name(""))
+
+
 def _read(symbol: str) -> _Object | None:
     """The kept object code, or None where there is none that can be used."""
-    for folder in _folders():
+    for folder in cache.machine_code_folders():
         try:
-            kept = (folder / _file_name(symbol)).read_bytes()
+            name = _file_name(symbol)
+            kept = cache.read(folder, name)
+        except cache.Distrusted as reason:
+            cache.warn_passed_over(folder / name, reason)
+            continue
         except OSError:
             continue
         found = _unpacked(kept, symbol)
@@ -193,14 +239,14 @@ def _unpacked(kept: bytes, symbol: str) -> _Object | None:
     return _Object(code, expected) if header == _header(symbol, expected) and _resolvable(expected) else None
 
 
-def _write(symbol: str, made: _Object) -> None:
-    """Keep object code for later processes, in the first folder that takes it; a process that reads meanwhile sees all or nothing."""
-    for folder in _folders():
+def _write(symbol: str, made: _Object) -> list[str] | None:
+    """Keep object code for later processes, in the first folder that takes it; where none does, why each did not."""
+    reasons = []
+    for folder in cache.machine_code_folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=symbol, delete=False) as file:
-                file.write(_packed(symbol, made))
-            os.replace(file.name, folder / _file_name(symbol))
-        except OSError:
-            continue
-        return
+            cache.write(folder, _file_name(symbol), _packed(symbol, made))
+        except OSError as error:
+            reasons.append(cache.text_of(error))
+        else:
+            return None
+    return reasons

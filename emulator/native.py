@@ -201,6 +201,16 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
     )  # fmt: skip
 
 
+def variants(lowering: Lowering) -> tuple[Variant, ...]:
+    """The functions that products of a lowering take: the one for every product, and that for batches of narrow items where it has one.
+
+    Raises:
+        UnsupportedInstruction: a datapath whose sums the engine could not keep exact.
+    """
+    found = _variant(lowering)
+    return (found, *(found._replace(kind=kind) for kind in [_SIDE_BY_SIDE.get(found.kind)] if kind))
+
+
 def _words(numbers: tuple[int, ...]) -> Array:
     return np.array(numbers, np.int64)
 

@@ -4,6 +4,7 @@ from mmabits.isa.architectures import ARCHITECTURES, ArchitectureSpec, architect
 from mmabits.isa.choices import library_instruction
 from mmabits.isa.datapaths import DATAPATHS, Arithmetic, DatapathSpec, ResultRounding
 from mmabits.isa.errors import (
+    CompilerError,
     DeviceUnavailable,
     EmulationError,
     InsufficientEvidence,
@@ -39,6 +40,6 @@ __all__ = [
     # how well it is known
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors
-    "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "NotEnoughMemory", "OperandError", "OperandTypeError",
-    "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
+    "CompilerError", "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "NotEnoughMemory", "OperandError",
+    "OperandTypeError", "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
 ]  # fmt: skip

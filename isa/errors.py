@@ -38,6 +38,10 @@ class DeviceUnavailable(MmabitsError, RuntimeError):
     """There is no such device here, or what it takes to use it is not installed."""
 
 
+class CompilerError(MmabitsError, RuntimeError):
+    """The installed Numba cannot compile the engine."""
+
+
 class OperandTypeError(MmabitsError, TypeError):
     """An operand has the wrong dtype or is no array."""
 

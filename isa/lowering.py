@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.datapaths import DATAPATHS, DatapathSpec
@@ -429,4 +430,17 @@ def instructions(*, arch: str | None = None, evidence: str | Evidence | None = N
     return list(lines)
 
 
-__all__ = ["LOWERINGS", "Claim", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "is_modelled", "lower"]
+def lowerings(arch: str | None = None) -> Iterator[Lowering]:
+    """All that is modelled, on one architecture or on all: of each row's tiles, operand pairs, accumulators and scales the largest shape.
+
+    Raises:
+        UnknownArchitecture: no such architecture.
+    """
+    for name in ARCHITECTURES if arch is None else (architecture(arch).name,):
+        for spec in INSTRUCTION_SPECS:
+            if is_modelled(spec, name):
+                for tile, pair, d, scale in product(spec.tiles, spec.pairs, spec.accumulators, spec.scales or (None,)):
+                    yield lower(_largest(spec, tile, pair, d, scale), name)
+
+
+__all__ = ["LOWERINGS", "Claim", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "is_modelled", "lower", "lowerings"]

@@ -855,7 +855,7 @@ def test_the_table_serves_where_the_compiler_cannot_be_asked(asked, not_asked, m
 
 def test_a_compiler_that_cannot_be_started(asked):
     compiler = Compiler("0.0.0")
-    compiler._file = compiler._file.with_name("nowhere") / "none"
+    compiler._folder = None
     with pytest.raises(CannotAsk, match="cannot be loaded"):
         compiler.ask({"scaled": False})
 

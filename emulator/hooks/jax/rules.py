@@ -174,12 +174,18 @@ class _Site:
     def name(self) -> str:
         """`function (file:line)`: the innermost frame that is neither JAX's nor ours."""
         try:
-            for frame in source_info_util.user_frames(self.context.traceback):
-                if not frame.file_name.startswith(_HERE):
-                    return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
+            for traceback in self._tracebacks():
+                for frame in source_info_util.user_frames(traceback):
+                    if not frame.file_name.startswith(_HERE):
+                        return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
         except (AttributeError, TypeError):  # private to JAX: another version may have changed it
             pass
         return str(self.context.primitive)
+
+    def _tracebacks(self) -> Iterator[Any]:
+        """Where the equation was traced and, as before jax 0.10.2 that may be inside JAX alone, where it is lowered."""
+        yield self.context.traceback
+        yield source_info_util.xla_client.Traceback.get_traceback()  # type: ignore[attr-defined,unused-ignore]
 
     @property
     def operation(self) -> str:

@@ -9,9 +9,12 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from mmabits.emulator import cache
 
 PROBE = Path(__file__).with_name("probe.py")
 
@@ -31,7 +34,8 @@ class Compiler:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
         self._known: dict[str, Facts] = {}
-        self._file = _cache_file(version)
+        self._folder = cache.user_folder()
+        self._name = _file_name(version)
         self._read()
 
     def ask(self, question: dict[str, Any]) -> Facts:
@@ -82,31 +86,32 @@ class Compiler:
         return process
 
     def _read(self) -> None:
+        if self._folder is None:
+            return
         try:
-            text = self._file.read_text(encoding="utf-8")
+            text = cache.read(self._folder, self._name).decode(errors="replace")
+        except cache.Distrusted as reason:
+            cache.warn_passed_over(self._folder / self._name, reason)
+            return
         except OSError:
             return
         for line in text.splitlines():
             try:
                 key, facts = json.loads(line)
-            except ValueError:  # a line that another process was writing
+            except (TypeError, ValueError):  # a line that another process was writing
                 continue
             self._known[key] = facts
 
     def _write(self, key: str, facts: Facts) -> None:
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, facts]) + "\n")
-        except OSError:  # without a cache each process asks anew
-            pass
+        if self._folder is None:
+            return
+        with suppress(OSError):  # without a cache each process asks anew
+            cache.append(self._folder, self._name, f"{json.dumps([key, facts])}\n".encode())
 
 
-def _cache_file(version: str) -> Path:
+def _file_name(version: str) -> str:
     """One file per version of Triton and of the questions."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(PROBE.read_bytes()).hexdigest()[:12]
-    return Path(base) / "mmabits" / f"triton-{version}-{digest}.jsonl"
+    return f"triton-{version}-{hashlib.sha256(PROBE.read_bytes()).hexdigest()[:12]}.jsonl"
 
 
 @lru_cache(maxsize=4)
