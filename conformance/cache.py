@@ -101,8 +101,9 @@ def warm(
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Only what instructions of this architecture take: sm_90a, ...")] = None,
 ) -> None:
-    """Compile what instructions take that is not kept yet: about ten seconds for each of at most twelve functions.
+    """Compile what instructions take and is not kept yet.
 
+    That is ten seconds for each of at most twelve functions.
     Machine code is for one processor and one installation: in an image, warm the cache on the kind of machine that runs it.
     """
     from mmabits.conformance.progress import progress
@@ -126,7 +127,7 @@ def warm(
 
 @cache.command()
 def clear() -> None:
-    """Remove every kept file, those of other installations and processors too."""
+    """Remove every kept file, other installations' too."""
     from mmabits.emulator import cache as files
 
     removed = size = failed = 0

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
+import logging
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmabits.emulator import machine_code
+from mmabits.emulator import cache, entries, machine_code
 from mmabits.emulator.machine_code import _MAGIC, _Object
+from mmabits.emulator.native import Variant, variants
+from mmabits.isa import CompilerError, lower, parse
 
+ROOT = Path(__file__).resolve().parents[3]
 MADE = _Object(b"\x7fELF and so on", ("malloc", "free"))
 SYMBOL = "mmabits_nothing"
 
@@ -72,13 +79,142 @@ def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path, monkeypatch: pytes
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(blocked))
-    machine_code._write(SYMBOL, MADE)
+    assert machine_code._write(SYMBOL, MADE) == [f"{blocked}/mmabits: Not a directory"]
     assert machine_code._read(SYMBOL) is None
     assert list(tmp_path.iterdir()) == [blocked]
 
 
 def test_without_a_setting_it_is_kept_beside_the_module_or_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    monkeypatch.setattr(machine_code.sys, "platform", "linux")
+    monkeypatch.setattr(cache.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert list(machine_code._folders()) == [Path(machine_code.__file__).with_name("__pycache__"), tmp_path / "mmabits"]
+    assert list(cache.machine_code_folders()) == [Path(machine_code.__file__).with_name("__pycache__"), tmp_path / "mmabits"]
+
+
+def test_a_module_without_its_source_is_not_kept_but_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an archive, or where only compiled modules are installed: nothing tells one version from another."""
+    machine_code._made_for.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(machine_code, "_COMPILED", ("no_such_module",))
+        assert machine_code._read(SYMBOL) is None
+        (reason,) = machine_code._write(SYMBOL, MADE) or []
+    assert "no_such_module.py" in reason
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------------------- compiling
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Variant:
+    """A variant that compiles at once, to a function that does nothing."""
+    monkeypatch.setattr(entries, "entry", lambda variant: lambda pointer: None)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
+    (variant,) = variants(lower(parse("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"), "sm_80"))
+    return variant
+
+
+def test_what_is_warm_is_not_made_again(folder: Path, small: Variant) -> None:
+    assert machine_code.warm(small)
+    (file,) = folder.iterdir()
+    assert machine_code.is_current(file.name) and not machine_code.is_current(file.name.replace("-", "-0"))
+    assert not machine_code.warm(small)
+
+
+def test_warming_says_where_nothing_can_be_kept(tmp_path: Path, small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="Not a directory"):
+        machine_code.warm(small)
+
+
+def test_compiling_is_noted_in_the_log_or_on_a_terminal(
+    folder: Path, small: Variant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine_code._make(small)
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")  # a pipe, and no log that takes it
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    machine_code._make(small)
+    assert (caplog.messages, capsys.readouterr().err) == ([], f"{machine_code.NOTICE}\n")
+    with caplog.at_level(logging.INFO, logger="mmabits"):
+        machine_code._make(small)
+    assert (caplog.messages, capsys.readouterr().err) == ([machine_code.NOTICE], "")
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
+    machine_code._make(small)
+
+
+def test_nothing_kept_is_said_once(tmp_path: Path, small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(cache, "_warned", set())
+    with pytest.warns(cache.CacheWarning, match="machine code is not kept.*Not a directory") as warned:
+        for _ in range(2):
+            assert machine_code._make(small).code
+    assert len(warned) == 1
+
+
+# ------------------------------------------------------------------------------------------------ Numba, and its private parts
+
+
+def without_a_method(patch: pytest.MonkeyPatch) -> None:
+    from numba.core.codegen import CPUCodeLibrary
+
+    owner = next(kind for kind in CPUCodeLibrary.__mro__ if "_get_compiled_object" in vars(kind))
+    patch.delattr(owner, "_get_compiled_object")
+
+
+def another_option(patch: pytest.MonkeyPatch) -> None:
+    from mmabits.emulator import jit
+
+    patch.setitem(jit._POLICY, "_no_such_option", False)
+
+
+def not_importable(patch: pytest.MonkeyPatch) -> None:
+    ordinary = builtins.__import__
+
+    def imported(name: str, *rest: object, **more: object) -> object:
+        if name == "mmabits.emulator.jit":
+            raise ImportError("cannot import name 'cpu_target' from 'numba.core.registry'")
+        return ordinary(name, *rest, **more)  # type: ignore[arg-type]
+
+    patch.setattr(builtins, "__import__", imported)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        pytest.param(without_a_method, "AttributeError: .*_get_compiled_object", id="a method"),
+        pytest.param(another_option, "_no_such_option", id="an option"),
+        pytest.param(not_importable, "ImportError: cannot import name 'cpu_target'", id="a module"),
+    ],
+)
+def test_another_numba_is_named_with_what_it_lacks(
+    small: Variant, change: Callable[[pytest.MonkeyPatch], None], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numba
+
+    with monkeypatch.context() as patch:
+        change(patch)
+        with pytest.raises(CompilerError, match=rf"^numba {numba.__version__} cannot compile .* numba 0.61 to 0.68: .*{missing}"):
+            machine_code._compiled(small)
+    assert machine_code._compiled(small).code
+
+
+def test_code_that_needs_what_is_not_there_is_not_loaded(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM would end the process."""
+    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", lambda function, symbol: (b"", ("malloc", "NRT_incref")))
+    with pytest.raises(CompilerError, match="needs NRT_incref, which nothing here has"):
+        machine_code._compiled(small)
+
+
+def test_a_numba_that_compiles_nothing_is_told_from_one_that_cannot(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    with pytest.raises(CompilerError, match="NUMBA_DISABLE_JIT is set"):
+        machine_code._compiled(small)
+
+
+def test_the_versions_of_numba_are_those_that_are_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    first, last = (tuple(map(int, version.split("."))) for version in machine_code.NUMBA)
+    (numba,) = (each for each in project["dependencies"] if each.startswith("numba>"))
+    assert numba == f"numba>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"

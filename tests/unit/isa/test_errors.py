@@ -9,6 +9,7 @@ import pytest
 from mmabits.isa import (
     ARCHITECTURES,
     FORMATS,
+    CompilerError,
     DeviceUnavailable,
     EmulationError,
     InsufficientEvidence,
@@ -30,6 +31,7 @@ from mmabits.isa import (
 )
 
 BUILT_IN = {
+    CompilerError: RuntimeError,
     DeviceUnavailable: RuntimeError,
     EmulationError: RuntimeError,
     InsufficientEvidence: RuntimeError,
