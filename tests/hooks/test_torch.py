@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
-from mmabits.emulator.session import emulate  # noqa: E402
+from mmabits.emulator.hooks.torch import VERSIONS  # noqa: E402
+from mmabits.emulator.session import NotEmulated, emulate  # noqa: E402
 from mmabits.isa import EmulationError, InsufficientEvidence  # noqa: E402
 
 F = torch.nn.functional
@@ -453,3 +456,42 @@ def test_the_example_of_the_document_runs(capsys):
     example, *_ = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     exec(compile(example.replace('"sm_90a"', '"sm_90a", frameworks=["torch"]'), "example.py", "exec"), {})
     assert "mm at example.py:7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "1.13.1", "3.0.0", "unknown"])
+def test_versions_that_the_hook_is_not_made_for_are_refused(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(EmulationError, match=f"PyTorch {version} is not emulated; the versions are 2.9 to 2.13"), emulate("sm_90a"):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.13.0+cu130"])
+def test_versions_that_the_hook_is_made_for_are_taken(version, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with emulate("sm_90a") as session:
+        assert session.report().skipped == ()
+
+
+def test_a_newer_version_is_emulated_with_a_warning(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.14.1")
+    a, b = torch.ones(16, 16, dtype=torch.float16), torch.ones(16, 8, dtype=torch.float16)
+    with pytest.warns(NotEmulated, match=r"PyTorch 2\.14\.1 is newer than 2\.13, the last that emulate was made for"):  # noqa: SIM117
+        with emulate("sm_90a", frameworks=["torch"]) as session:
+            assert torch.equal(a @ b, torch.full((16, 8), 16.0, dtype=torch.float16))
+    report = session.report()
+    assert len(report.emulated) == 1
+    assert [(each.operation, each.count) for each in report.skipped] == [("torch", 1)]
+
+
+def test_what_a_changed_version_lacks_is_named(monkeypatch):
+    """As where a private part has moved: `mode` is then imported anew, and fails."""
+    monkeypatch.delitem(sys.modules, "mmabits.emulator.hooks.torch.mode")
+    monkeypatch.setattr(torch.utils._python_dispatch, "TorchDispatchMode", None)
+    monkeypatch.delattr(torch.utils._python_dispatch, "TorchDispatchMode")
+    with pytest.raises(EmulationError, match=rf"PyTorch {re.escape(torch.__version__)} lacks .*TorchDispatchMode"), emulate("sm_90a"):
+        pytest.fail("entered")
+
+
+def test_the_extra_installs_the_first_version_that_the_hook_is_made_for():
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert extras["torch"] == [f"torch>={VERSIONS[0][0]}.{VERSIONS[0][1]}"]

@@ -7,11 +7,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from mmabits.emulator.session import Session
+from mmabits.emulator.session import NotEmulated, Session
 from mmabits.isa import EmulationError
+
+VERSIONS = ((2, 9), (2, 13))
+"""First and last version of PyTorch that the hook is made for. Newer ones of the same major version work, unless they have changed."""
 
 
 @contextmanager
@@ -22,13 +27,35 @@ def hook(session: Session) -> Iterator[None]:
     by its math path multiplies f16 and bf16 as they are, and torch.nn's fused transformer layers are off.
 
     Raises:
-        EmulationError: PyTorch is not installed.
+        EmulationError: PyTorch is not installed, or is a version that this cannot work with.
     """
     if importlib.util.find_spec("torch") is None:
         raise EmulationError("torch is not installed: pip install 'mmabits[torch]'")
-    from mmabits.emulator.hooks.torch.mode import EmulateMode, attention_in_products
+    import torch
+
+    version = str(torch.__version__)
+    _check_version(version, session)
+    try:
+        from mmabits.emulator.hooks.torch.mode import EmulateMode, attention_in_products
+    except (ImportError, AttributeError) as error:
+        raise EmulationError(f"PyTorch {version} lacks what emulate needs of it: {error}") from error
 
     with ExitStack() as entered:
         entered.enter_context(attention_in_products())
         entered.enter_context(EmulateMode(session))
         yield
+
+
+def _check_version(version: str, session: Session) -> None:
+    """Refuse versions without what the hook needs; of newer ones than it was made for, say what that may mean."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    first, last = (".".join(map(str, each)) for each in VERSIONS)
+    if found < VERSIONS[0] or found[0] > VERSIONS[1][0]:
+        raise EmulationError(f"PyTorch {version} is not emulated; the versions are {first} to {last}")
+    if found > VERSIONS[1]:
+        reason = (
+            f"PyTorch {version} is newer than {last}, the last that emulate was made for: operators that it has since may multiply unseen"
+        )
+        session.skip("operators that are new", "torch", reason)
+        warnings.warn(f"perhaps not emulated: {reason}", NotEmulated, stacklevel=7)
