@@ -2,6 +2,12 @@
 
 Also what the compiled code needs beside Numba's language: addresses seen as arrays and tuples, memory, and the rounding mode
 of the running thread, which the whole engine works with.
+
+An assumption is under that mode: plain LLVM additions round in the mode that the thread has where they stand. LLVM promises it for
+its `constrained` intrinsics alone, which it hardly optimizes; for plain ones it takes rounding to nearest for granted where it
+computes constants. It holds here since what changes the mode counts as a write to memory, which no load passes, and since every
+sum has an operand that was loaded. What is made of constants alone must be exact: it is folded, to nearest.
+tests/unit/emulator/test_rounding_mode.py holds the machine code of every function to it.
 """
 
 from __future__ import annotations
