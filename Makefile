@@ -2,6 +2,11 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
+# What is also tested with: the oldest versions that pyproject.toml admits, and the newest. The one torch here is that of TORCH: others come
+# with gigabytes of CUDA. For Python 3.12 there is none then, and the tests that need it skip.
+OLDEST_PYTHON ?= python3.11
+NEWEST_PYTHON ?= python3.12
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -10,10 +15,10 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all demo bench docs replay wheel clean
+.PHONY: help setup check test test-all test-oldest test-newest demo bench docs replay wheel clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything the other targets need
 
@@ -33,6 +38,12 @@ test: $(READY) ## the tests, without the slow ones
 test-all: $(READY) ## every test
 	$(BIN)/python -m pytest
 
+test-oldest: $(VENV)-oldest/.ready ## unit, hook and diff tests, with the oldest versions admitted on Python 3.11
+	$(VENV)-oldest/bin/python -m pytest -m "not slow" tests/unit tests/hooks tests/diff
+
+test-newest: $(VENV)-newest/.ready ## the same with the newest versions on Python 3.12, without torch
+	$(VENV)-newest/bin/python -m pytest -m "not slow" tests/unit tests/hooks tests/diff
+
 demo: $(READY) ## run the demonstration into demo-output/
 	$(BIN)/mmabits demo --out demo-output
 
@@ -48,7 +59,7 @@ wheel: $(READY) ## build the sdist and, from it, the wheel into dist/
 	@ls dist
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist site demo-output bench-output src/*.egg-info .coverage htmlcov
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist site demo-output bench-output src/*.egg-info .coverage htmlcov
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -59,4 +70,20 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) '$(TORCH)'
 	$(PIP) '$(TORCH)' -e '.[dev,docs,demo,gpu,jax,peer,study,triton]'
+	@touch $@
+
+INSTALL := -m pip install -q --disable-pip-version-check
+
+$(VENV)-oldest/.ready: pyproject.toml .ci/oldest.py
+	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "the oldest versions are tested on Python 3.11; try: make $(@D) OLDEST_PYTHON=..." >&2; exit 1; }
+	test -x $(@D)/bin/python || $(OLDEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/python .ci/oldest.py dev jax study triton > $(@D)/constraints.txt
+	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt '$(TORCH)'
+	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt '$(TORCH)' -e '.[jax,study,torch,triton]' hypothesis pytest
+	@touch $@
+
+$(VENV)-newest/.ready: pyproject.toml
+	test -x $(@D)/bin/python || $(NEWEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[jax,study]' hypothesis pytest
 	@touch $@
