@@ -211,10 +211,21 @@ def disassembled(code: Path) -> dict[str, list[Instruction]]:
     return functions
 
 
-def called(code: list[Instruction], at: int) -> str:
-    """The function that a call through a register reaches: the last that was put there."""
-    register = code[at].operands.removeprefix("*")
-    return next((each.symbol for each in reversed(code[:at]) if each.symbol and each.operands.endswith(register)), "")
+def called(code: list[Instruction], at: int) -> set[str]:
+    """The functions that a call may reach through a register: what was moved there last, by way of others and of the stack too."""
+    wanted = code[at].operands.removeprefix("*")
+    for each in reversed(code[:at]):
+        source, _, target = each.operands.rpartition(",")
+        if each.name.startswith("mov") and target == wanted:
+            if each.symbol:
+                return {each.symbol}
+            wanted = source
+    return named(code)
+
+
+def named(code: list[Instruction]) -> set[str]:
+    """All that a function names, and so all that it can call."""
+    return {each.symbol for each in code if each.symbol}
 
 
 def walked(functions: dict[str, list[Instruction]], symbol: str) -> Iterator[tuple[int, Instruction]]:
@@ -230,34 +241,44 @@ def walked(functions: dict[str, list[Instruction]], symbol: str) -> Iterator[tup
     while waiting:
         name, depth = waiting.pop()
         code = functions[name]
-        index = {each.place: i for i, each in enumerate(code)}
-        ways = [(0, depth, False)]
-        seen = set(ways)
-        while ways:
-            at, here, stored = ways.pop()
-            each = code[at]
-            yield here, each
-            after = [at + 1]
-            if each.name.endswith("stmxcsr"):
-                stored = True
-            elif each.name.endswith("ldmxcsr"):  # of a mode that is entered, the one before has just been stored
-                here, stored = here + (1 if stored else -1), False
-                assert 0 <= here <= 2, f"{name}: {each} enters or leaves too often"
-            elif each.name.startswith("call"):
-                target = called(code, at)
-                assert target, f"{name}: {each} calls what is not known"
-                if target in functions and (target, here) not in entered:
-                    entered.add((target, here))
-                    waiting.append((target, here))
-            elif each.name.startswith(("ret", "ud2")):
-                after = []
-            elif each.name.startswith("j"):
-                assert not each.operands.startswith("*"), f"{name}: {each} jumps to what is not known"
-                after = [index[int(each.operands.split()[0], 16)], *([] if each.name == "jmp" else after)]
-            for place in after:
-                if (place, here, stored) not in seen:
-                    seen.add((place, here, stored))
-                    ways.append((place, here, stored))
+        reached: set[tuple[str, int]] = set()
+        if any(each.name.endswith("mxcsr") for each in code):
+            for here, at in ways(code, depth):
+                yield here, code[at]
+                if code[at].name.startswith("call"):
+                    reached |= {(target, here) for target in called(code, at)}
+        else:
+            yield from ((depth, each) for each in code)
+            reached = {(target, depth) for target in named(code)}
+        for target, here in reached - entered:
+            if target in functions:
+                entered.add((target, here))
+                waiting.append((target, here))
+
+
+def ways(code: list[Instruction], depth: int) -> Iterator[tuple[int, int]]:
+    """(modes entered, index) along every way through a function that changes the mode."""
+    index = {each.place: i for i, each in enumerate(code)}
+    open_ways = [(0, depth, False)]
+    seen = set(open_ways)
+    while open_ways:
+        at, here, stored = open_ways.pop()
+        yield here, at
+        each, after = code[at], [at + 1]
+        if each.name.endswith("stmxcsr"):
+            stored = True
+        elif each.name.endswith("ldmxcsr"):  # where a mode is entered, the one before has just been stored
+            here, stored = here + (1 if stored else -1), False
+            assert 0 <= here <= 2, f"{each} enters or leaves too often"
+        elif each.name.startswith(("ret", "ud2")):
+            after = []
+        elif each.name.startswith("j"):
+            assert not each.operands.startswith("*"), f"{each} jumps to what is not known"
+            after = [index[int(each.operands.split()[0], 16)], *([] if each.name == "jmp" else after)]
+        for place in after:
+            if (place, here, stored) not in seen:
+                seen.add((place, here, stored))
+                open_ways.append((place, here, stored))
 
 
 VARIANTS = {variant.symbol: variant for lowering in lowerings() for variant in variants(lowering)}
