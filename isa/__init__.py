@@ -41,5 +41,6 @@ __all__ = [
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors
     "CompilerError", "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "NotEnoughMemory", "OperandError",
-    "OperandTypeError", "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError", "nearest",
+    "OperandTypeError", "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError",
+    "nearest",
 ]  # fmt: skip
