@@ -10,6 +10,7 @@ Imported only when asked for. In Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1)
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -47,6 +48,10 @@ MOST_UNITS = 1 << 62
 SIMULATED = bool(getattr(config, "ENABLE_CUDASIM", False))
 """Whether this is Numba's simulator, whose threads are threads of Python."""
 THREADS, MOST_BLOCKS = (2, 1) if SIMULATED else (128, 1 << 20)
+FEWEST_CELLS = 16 if SIMULATED else 1 << 16
+"""Elements of D that a launch computes at least: about what keeps a GPU busy."""
+PIECE = 0.2
+"""Seconds that a launch should take: between launches a signal's handler has its turn."""
 
 F32_NAN, F32_INFINITY, F32_SIGN, F32_MAGNITUDE = 0x7FFFFFFF, 0x7F800000, 0x80000000, 0x7FFFFFFF
 F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT = 23, -126, 127
@@ -308,13 +313,13 @@ def fused_step(left: Any, right: Any, item: int, row: int, column: int, k0: int,
 
 
 @kernel
-def fused_kernel(left: Any, right: Any, d: Any, point: int, numbers: Any, result: Any) -> None:
-    """left: words (batch, M, K padded); right: words (batch, K padded, N); d: float32 bits (batch, M, N).
+def fused_kernel(left: Any, right: Any, d: Any, first: int, last: int, point: int, numbers: Any, result: Any) -> None:
+    """Elements first .. last - 1 of d. left: words (batch, M, K padded); right: words (batch, K padded, N); d: float32 bits (batch, M, N).
 
     A product of two significands has `point` fraction bits.
     """
     rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
-    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+    for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = np.int64(d[item, row, column])
         chain = np.int64(0) if numbers.restart > 0 else total
@@ -370,10 +375,12 @@ def grouped_step(
 
 
 @kernel
-def grouped_kernel(left: Any, right: Any, scale_a: Any, scale_b: Any, d: Any, point: int, numbers: Any, result: Any) -> None:
+def grouped_kernel(
+    left: Any, right: Any, scale_a: Any, scale_b: Any, d: Any, first: int, last: int, point: int, numbers: Any, result: Any
+) -> None:  # fmt: skip
     """Like fused_kernel, but the elements are fixed-point integers; scales: words (batch, M, blocks), (batch, blocks, N)."""
     rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
-    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+    for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = np.int64(d[item, row, column])
         chain = np.int64(0) if numbers.restart > 0 else total
@@ -391,10 +398,10 @@ def grouped_kernel(left: Any, right: Any, scale_a: Any, scale_b: Any, d: Any, po
 
 
 @kernel
-def chain_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
+def chain_kernel(a: Any, b: Any, d: Any, first: int, last: int, numbers: Any) -> None:
     """f64: a chain of fused multiply-adds, k ascending, rounded as the instruction says. The one kernel that uses floats."""
     rows, columns = d.shape[1], d.shape[2]
-    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+    for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = d[item, row, column]
         for k in range(a.shape[2]):
@@ -413,11 +420,11 @@ def chain_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
 
 
 @kernel
-def integer_kernel(a: Any, b: Any, d: Any, numbers: Any) -> None:
+def integer_kernel(a: Any, b: Any, d: Any, first: int, last: int, numbers: Any) -> None:
     """Integers: each instruction's exact sum is added to the accumulator, which wraps or is clamped."""
     rows, columns, k_total = d.shape[1], d.shape[2], a.shape[2]
     low, high = np.int64(-(1 << 31)), np.int64((1 << 31) - 1)
-    for cell in range(cuda.grid(1), d.size, cuda.gridsize(1)):
+    for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = np.int64(d[item, row, column])
         for k0 in range(0, k_total, numbers.k_instruction):
@@ -555,10 +562,19 @@ def _to_device(array: Array) -> Any:
 
 
 def _compute(function: Callable[..., None], operands: tuple[Any, ...], d: Array, *scalars: Any) -> None:
-    """Run a kernel over the elements of d, which goes there and comes back."""
+    """Run a kernel over the elements of d, which goes there and comes back: a piece at a time. However it ends, no kernel runs then."""
     results = _to_device(d)
-    _launch(function, d.size, *operands, results, *scalars)
-    results.copy_to_host(d)
+    first, cells = 0, FEWEST_CELLS
+    try:
+        while first < d.size:
+            last, began = min(first + cells, d.size), time.perf_counter()
+            _launch(function, last - first, *operands, results, first, last, *scalars)
+            cuda.synchronize()
+            cells = max(FEWEST_CELLS, int(cells * min(4.0, PIECE / max(time.perf_counter() - began, 1e-6))))
+            first = last
+        results.copy_to_host(d)
+    finally:
+        cuda.synchronize()
 
 
 def _launch(function: Any, cells: int, *arguments: Any) -> None:

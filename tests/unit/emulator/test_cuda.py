@@ -161,6 +161,27 @@ def all_cases() -> dict[str, Any]:
     return cases(every=True)
 
 
+def pieces() -> list[str]:
+    """What is wrong with products of each arithmetic whose elements are computed three at a launch, of which there are two."""
+    import operands
+
+    from mmabits.emulator import cuda
+
+    launches: list[int] = []
+    launch = cuda._launch
+
+    def noted(function: Any, cells: int, *arguments: Any) -> None:
+        if function in (cuda.fused_kernel, cuda.grouped_kernel, cuda.integer_kernel, cuda.chain_kernel):
+            launches.append(cells)
+        launch(function, cells, *arguments)
+
+    cuda.FEWEST_CELLS, cuda.PIECE, cuda._launch = 3, 0.0, noted
+    some = [MODIFIED[i] for i in (0, 5, 8, 9)]
+    wrong = [each for line in some for each in one_case(*line, operands.KINDS[0])]
+    products = len(some) + sum(text in PROMOTED for _, text in some)
+    return wrong if launches == [3, 1] * products else [*wrong, f"launches of {launches}"]
+
+
 def batches() -> list[str]:
     """What is wrong with batches, with a shared B, and with promotion of an instruction that adds C itself."""
     rng = np.random.default_rng(5)
@@ -202,8 +223,8 @@ def sums() -> list[str]:
     from mmabits.emulator import cuda
 
     @cuda.kernel
-    def add(pairs: Any, out: Any) -> None:
-        for i in range(len(out)):
+    def add(pairs: Any, out: Any, first: int, last: int) -> None:
+        for i in range(first, last):
             out[i] = cuda_sum(np.int64(pairs[i, 0]), np.int64(pairs[i, 1]), 23, -126, 127)
 
     cuda_sum = cuda.nearest_sum
@@ -225,7 +246,7 @@ def sums() -> list[str]:
 @pytest.fixture(scope="module")
 def simulated() -> dict[str, Any]:
     pytest.importorskip("numba.cuda.simulator", reason="this Numba has no CUDA simulator")
-    return {name: in_a_process(name, NUMBA_ENABLE_CUDASIM="1") for name in ("some_cases", "batches", "groups", "sums")}
+    return {name: in_a_process(name, NUMBA_ENABLE_CUDASIM="1") for name in ("some_cases", "pieces", "batches", "groups", "sums")}
 
 
 def test_every_datapath_and_kind_of_input_in_the_simulator(simulated: dict[str, Any]) -> None:
@@ -239,6 +260,10 @@ def test_every_datapath_and_kind_of_input_in_the_simulator(simulated: dict[str, 
 def test_every_set_of_numbers_in_the_simulator() -> None:
     pytest.importorskip("numba.cuda.simulator", reason="this Numba has no CUDA simulator")
     assert in_a_process("all_cases", NUMBA_ENABLE_CUDASIM="1")["wrong"] == []
+
+
+def test_a_product_in_pieces_in_the_simulator(simulated: dict[str, Any]) -> None:
+    assert simulated["pieces"] == []
 
 
 def test_batches_and_promotion_in_the_simulator(simulated: dict[str, Any]) -> None:
@@ -263,6 +288,7 @@ def test_the_same_on_a_gpu() -> None:
     if gpu_is_missing():
         pytest.skip("no NVIDIA GPU that Numba can use")
     assert in_a_process("all_cases")["wrong"] == []
+    assert in_a_process("pieces") == []
     assert in_a_process("batches") == []
     assert in_a_process("groups") == [1.0, 0.0, 1.0]
 
