@@ -12,7 +12,7 @@ from mmabits.emulator.native import Call, Variant
 from mmabits.emulator.plan import StepNumbers
 from mmabits.emulator.steps import dot_step
 from mmabits.emulator.tasks import WIDTH
-from mmabits.emulator.tiles import carve, report_no_memory, task_bounds
+from mmabits.emulator.tiles import carve, report_no_memory, stopped, task_bounds
 
 INT32_MAX = 2**31 - 1
 CHAIN_PANEL = 64
@@ -33,6 +33,9 @@ def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
             for k0 in range(0, k_total, CHAIN_PANEL):
+                if stopped(call):
+                    leave_rounding(before)
+                    return
                 count = min(CHAIN_PANEL, k_total - k0)
                 for k in range(count):
                     for j in range(columns):
@@ -67,7 +70,8 @@ def integer_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any)
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
-            for k0 in range(0, k_total, k_instruction):
+            k0 = 0
+            while k0 < k_total and not stopped(call):
                 count = min(k_instruction, k_total - k0)
                 for k in range(count):
                     for j in range(columns):
@@ -84,6 +88,7 @@ def integer_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any)
                         if numbers.saturate == 1:
                             total = min(max(total, np.int64(-INT32_MAX - 1)), np.int64(INT32_MAX))
                         d[item, row, col0 + j] = np.int32(total & 0xFFFFFFFF)
+                k0 += k_instruction
 
 
 @jit

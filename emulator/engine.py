@@ -5,24 +5,22 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from array import array
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy.typing as npt
 
 from mmabits.emulator.native import Call, NativeProduct, native_product
+from mmabits.emulator.shares import SharedWork
 from mmabits.emulator.tasks import lie_side_by_side
 from mmabits.isa import Lowering
 
 Array = npt.NDArray[Any]
 
 SERIAL_PRODUCTS = 1 << 22
-"""Up to this many products, handing work to a second thread costs more than it saves."""
+"""Up to this many products, which take milliseconds, handing work to a second thread costs more than it saves."""
 SHARES = 8
 """Shares of the tasks a thread takes one after the other, so that none waits long for the last."""
 
@@ -52,43 +50,34 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
 
 
 def multiply(product: NativeProduct, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
-    """`run` with the engine's function for a lowering at hand."""
+    """`run` with the engine's function for a lowering at hand.
+
+    However it ends, by an exception out of a signal's handler too, nobody looks at the arrays any more.
+    """
     batch, m, n = d.shape
     k = a.shape[2]
-    threads = 1 if batch * m * n * k <= SERIAL_PRODUCTS else threads_wanted()
+    small = batch * m * n * k <= SERIAL_PRODUCTS
+    threads = 1 if small else threads_wanted()
     parts, count = product.tasks(batch, m, n, threads)
-    threads = min(threads, count)
     operands = (_address(a), _address(b), _address(d), _address(scale_a), _address(scale_b))
     blocks = 0 if scale_b is None else scale_b.shape[1]
     function = _function(product.address)
+    stop = array("q", (0,))
 
     def tasks(first: int, last: int) -> None:
-        record = array("q", (*operands, batch, m, n, k, blocks, first, last, *parts, 0, *product.constants))
+        words = (*operands, batch, m, n, k, blocks, first, last, *parts, stop.buffer_info()[0], 0, *product.constants)
+        record = array("q", words)
         function(record.buffer_info()[0])
         if record[_FAILED]:
             raise MemoryError(f"no memory for the tiles of a product of {batch} x {m} x {n} x {k}")
 
-    if threads == 1:
+    if small:
         tasks(0, count)
         return
+    threads = min(threads, count)
     shares = min(count, threads * SHARES)
-    bounds = [count * share // shares for share in range(shares + 1)]
-    remaining = iter(list(pairwise(bounds)))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                share = next(remaining, None)
-            if share is None:
-                return
-            tasks(*share)
-
-    helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    bounds = pairwise(count * share // shares for share in range(shares + 1))
+    SharedWork(tasks, list(bounds), stop, kept=(a, b, d, scale_a, scale_b)).run(threads)
 
 
 def threads_wanted() -> int:
@@ -112,12 +101,3 @@ def _address(operand: Array | None) -> int:
         return ctypes.addressof(_byte_of(operand))  # a third of the time that the line below takes
     except (TypeError, ValueError):  # read-only, or empty
         return int(operand.ctypes.data)
-
-
-@lru_cache(maxsize=8)
-def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size, thread_name_prefix="mmabits")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads

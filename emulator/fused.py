@@ -23,6 +23,7 @@ from mmabits.emulator.tiles import (
     load_tiles,
     padded,
     report_no_memory,
+    stopped,
     store_items,
     store_tiles,
     task_bounds,
@@ -393,6 +394,9 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
             count = min(elements, k_padded - panel0)
             decode_rows(product, item, row0, rows, panel0, count, left, 0)
             for tile in range(tiles):
+                if stopped(call):
+                    leave_rounding(before)
+                    return
                 base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
@@ -509,6 +513,9 @@ def side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
         if numbers.restart > 0:
             chain[:] = 0.0
         for panel0 in range(0, k_padded, elements):
+            if stopped(call):
+                leave_rounding(before)
+                return
             count = min(elements, k_padded - panel0)
             for place in range(ITEMS):
                 item, slot0 = min(item0 + place, call.batch - 1), place * call.rows

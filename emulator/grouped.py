@@ -26,6 +26,7 @@ from mmabits.emulator.tiles import (
     load_tiles,
     padded,
     report_no_memory,
+    stopped,
     store_items,
     store_tiles,
     task_bounds,
@@ -358,6 +359,9 @@ def grouped_tasks(call: Any, product: Any, scratch: Any) -> None:
             count = min(panel, k_padded - panel0)
             decode_group_rows(product, item, row0, rows, panel0, count, left, 0)
             for tile in range(tiles):
+                if stopped(call):
+                    leave_rounding(before)
+                    return
                 base, col0 = tile * rows * WIDTH, (tile0 + tile) * WIDTH
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
@@ -385,6 +389,9 @@ def grouped_side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
         if numbers.restart > 0:
             chain[:] = 0.0
         for panel0 in range(0, k_padded, panel):
+            if stopped(call):
+                leave_rounding(before)
+                return
             count = min(panel, k_padded - panel0)
             for place in range(ITEMS):
                 decode_group_rows(product, min(item0 + place, call.batch - 1), row0, rows, panel0, count, left, place * call.rows)

@@ -27,7 +27,7 @@ from numba.np.arrayobj import populate_array
 
 __all__ = [
     "address_of", "allocate", "array_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
-    "leave_rounding", "release",
+    "leave_rounding", "release", "shared_word",
 ]  # fmt: skip
 
 _njit: Any = numba.njit
@@ -120,6 +120,16 @@ def fields_at(_context: Any, address: Any, kind: Any) -> Any:
         return builder.load(builder.inttoptr(arguments[0], context.get_value_type(found).as_pointer()))
 
     return found(types.int64, kind), codegen
+
+
+@intrinsic
+def shared_word(_context: Any, address: Any) -> Any:
+    """The 64-bit integer at an address as it is now: another thread may change it."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()), ordering="monotonic", align=8)
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic

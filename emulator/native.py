@@ -8,6 +8,9 @@ record of its own):
     ((void (*)(void *))address)(&record);
     if (record.failed) /* there was no memory for scratch */;
 
+A call that another thread should be able to end early has the address of a word in `record.stop`: the function returns soon
+after that word is no longer 0, and D is then unfinished. Operands must stay where they are until it has returned.
+
 Neither this module nor a call imports Numba, save when machine code must be made first (see machine_code.py).
 """
 
@@ -52,6 +55,9 @@ class Call(NamedTuple):
     rows: int
     tiles: int
     """tasks.Tiling: how the product is divided into tasks."""
+    stop: int
+    """Address of a word that another thread may set: where it is not 0, the engine returns within milliseconds and leaves D
+    unfinished. 0 for none."""
     failed: int
     """Written by the engine: 1 where there was no memory for scratch and nothing was computed."""
     numbers: int
@@ -138,7 +144,7 @@ class NativeProduct:
         if k == 0:  # D stays what it is: there is nothing to do
             count = 0
         blocks = -(-k // self.block) if self.block else 0
-        words = (0, 0, 0, 0, 0, batch, m, n, k, blocks, 0, count, *parts, 0, *self.constants)
+        words = (0, 0, 0, 0, 0, batch, m, n, k, blocks, 0, count, *parts, 0, 0, *self.constants)
         return np.array(words, np.int64).view(CALL)
 
     def tasks(self, batch: int, m: int, n: int, threads: int) -> tuple[Tiling, int]:

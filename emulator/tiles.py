@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, array_at, enter_rounding, jit, leave_rounding
+from mmabits.emulator.jit import address_of, array_at, enter_rounding, inlined, jit, leave_rounding, shared_word
 from mmabits.emulator.native import Call
 from mmabits.emulator.plan import NEAREST_EVEN
 from mmabits.emulator.steps import load_side, nearest_add, store_side
@@ -35,6 +35,12 @@ def padded(count: int, unit: int) -> int:
 def report_no_memory(pointer: Any) -> None:
     """Say in a record that nothing was computed."""
     array_at(address_of(pointer), _WORDS, np.int64)[_FAILED] = 1
+
+
+@inlined
+def stopped(call: Any) -> Any:
+    """Whether the caller wants no more: asked between pieces of a task that take at most milliseconds."""
+    return call.stop != 0 and shared_word(call.stop) != 0
 
 
 @jit

@@ -19,7 +19,7 @@ M16N8K32 = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
 
 def test_a_small_call_stays_in_its_thread_and_copies_no_operand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever number of threads there is; the engine gets the addresses of the caller's own arrays, read-only ones too."""
-    monkeypatch.setattr(engine, "_pool", lambda _: pytest.fail("handed work to another thread"))
+    monkeypatch.setattr(engine, "SharedWork", lambda *_, **__: pytest.fail("handed work to another thread"))
     monkeypatch.setattr(engine, "threads_wanted", lambda: 4)
     addresses: list[int] = []
     found = engine._address
