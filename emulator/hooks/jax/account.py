@@ -60,10 +60,10 @@ def enter(key: Key, session: Session) -> None:
     session.before_report(lambda: collect() if _OPEN and _OPEN[-1][1] is session else None)
 
 
-def leave() -> None:
-    """End what `enter` began last."""
+def leave(*, interrupted: bool = False) -> None:
+    """End what `enter` began last; where an exception did, without waiting for programs that run: some take minutes."""
     try:
-        collect()
+        collect(wait=not interrupted)
     finally:
         _OPEN.pop()
 
@@ -73,23 +73,28 @@ def add(key: Key, entry: Entry) -> None:
     _ENTRIES.setdefault(key, []).append(entry)
 
 
-def collect() -> None:
+def collect(*, wait: bool = True) -> None:
     """Enter into the innermost session what ran since the last time."""
     if not _OPEN:
         return
-    _await_programs()
-    key, session = _OPEN[-1]
-    for entry in _ENTRIES.get(key, ()):
-        calls = entry.calls.new_calls()
-        if calls:
-            entry.report(session, calls)
+    try:
+        if wait:
+            _await_programs()
+    finally:
+        key, session = _OPEN[-1]
+        for entry in _ENTRIES.get(key, ()):
+            calls = entry.calls.new_calls()
+            if calls:
+                entry.report(session, calls)
 
 
 def _await_programs() -> None:
     """JAX returns before its programs have run: wait for those whose results somebody still holds."""
     for array in jax.live_arrays():
+        if array.is_deleted():
+            continue
         try:
             array.block_until_ready()
-        except Exception:  # a program that failed; whoever uses its result hears of it
+        except jax.errors.JaxRuntimeError:  # a program that failed; whoever uses its result hears of it
             continue
     jax.effects_barrier()

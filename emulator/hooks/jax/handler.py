@@ -6,6 +6,7 @@ Large products are offered to XLA's other threads. LLVM makes the handler in a f
 
 from __future__ import annotations
 
+import atexit
 import re
 import secrets
 from collections.abc import Callable
@@ -68,6 +69,14 @@ class Site:
 
 
 _SITES: list[Site] = []
+_STOP = np.zeros(1, np.int64)
+"""The word that makes products stop. XLA runs a program to its end whatever becomes of the caller, and owns what it works on: only
+the interpreter's end, which waits for programs, cuts products short."""
+
+
+@atexit.register
+def _stop_products() -> None:
+    _STOP[0] = 1
 
 
 def product_site(product: NativeProduct, batch: int, m: int, n: int, k: int) -> Site:
@@ -75,6 +84,7 @@ def product_site(product: NativeProduct, batch: int, m: int, n: int, k: int) -> 
     size = batch * m * n * product.accumulator.itemsize
     threads = 1 if batch * m * n * k <= SERIAL_PRODUCTS else threads_wanted()
     record = product.record(batch, m, n, k, threads=threads).view(np.int64)
+    record[Call._fields.index("stop")] = _STOP.ctypes.data
     helpers = min(threads, int(record[_LAST])) - 1
     return _kept(Site(np.concatenate([np.array([product.address, 0, size, helpers], np.int64), record]), product))
 
@@ -281,6 +291,8 @@ class _Handler(_Code):
                 self.share(function, record, helpers)
         with self.unless(self.is_zero(self.load(record, _RECORD_AT["failed"]))):
             self.return_error("memory", "mmabits: no memory for the tiles of a product")
+        with self.unless(self.is_zero(self.load(self.load(record, _RECORD_AT["stop"])))):
+            self.return_error("stopped", "mmabits: the interpreter ends; a product was left unfinished")
         builder.ret(self.number(0))
 
     def share(self, function: Any, record: Any, helpers: Any) -> None:

@@ -54,8 +54,10 @@ def active(session: Session) -> Iterator[None]:
         account.enter(key, session)
         try:
             yield
-        finally:
-            account.leave()
+        except BaseException:
+            account.leave(interrupted=True)
+            raise
+        account.leave()
 
 
 @contextmanager
