@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import io
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import numpy as np
 
+from mmabits.emulator import scope
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
+from mmabits.emulator.scope import NotEmulated
 from mmabits.isa import (
     EmulationError,
     Evidence,
@@ -34,6 +37,10 @@ from mmabits.isa import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Report", "Session", "Skipped", "current_session", "emulate"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 FRAMEWORKS: Final = ("triton", "jax", "torch")
 """What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
@@ -55,10 +62,6 @@ def poison(dtype: np.dtype[Any]) -> Any:
     with np.errstate(all="ignore"):
         nan = junk if dtype.kind in "iu" else np.array([np.nan]).astype(dtype)
     return (nan if nan[0] != nan[0] else junk)[0]
-
-
-class NotEmulated(UserWarning):
-    """Something inside an `emulate` block ran without emulation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,7 @@ class Report:
         from rich.console import Console
 
         text = io.StringIO()
-        console = Console(width=200, file=text)
+        console = Console(width=200, file=text, force_jupyter=False)  # which would write to the notebook instead
         for table in self.tables():
             console.print(table)
         return text.getvalue()
@@ -170,6 +173,8 @@ class Session:
     frameworks: tuple[str, ...] = ()
     undefined: str = "zero"
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
+    within: tuple[Session, ...] = field(default=(), repr=False)
+    """The sessions of the blocks that its own lies in, and whose code does not go on before it ends."""
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
     _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
@@ -299,26 +304,102 @@ class Session:
         return Report(arch=self.arch, emulated=done, skipped=left, undefined=opened)
 
 
-_LOCK = threading.Lock()
-_ACTIVE: list[tuple[int, Session]] = []
-"""Sessions from the outermost to the innermost, with the thread that runs them: all of one thread."""
+def current_session(framework: str | None = None) -> Session | None:
+    """The session of the innermost block that the running code lies in, of those that emulate a framework; None outside."""
+    block = scope.current(framework)
+    return None if block is None else block.session
 
 
-def current_session() -> Session | None:
-    """The innermost session of the running thread, or None."""
-    if _ACTIVE and _ACTIVE[-1][0] == threading.get_ident():
-        return _ACTIVE[-1][1]
-    return None
+class Emulation(AbstractContextManager["Session"]):
+    """What `emulate` returns: a context manager that may be entered again once it was left, and a decorator."""
+
+    def __init__(self, session: Callable[[], Session], *, chosen: bool) -> None:
+        """Prepare a block.
+
+        Args:
+            session: makes the session of each block.
+            chosen: whether the program has named the frameworks.
+        """
+        self._session, self._chosen = session, chosen
+        self._block: scope.Block | None = None
+        self._absent: set[str] = set()
+
+    def __enter__(self) -> Session:
+        if self._block is not None and self._block.is_open:
+            raise EmulationError("this emulate block is entered already; call mmabits.emulate again for another one")
+        session = self._session()
+        hooks = [_hook(name) for name in session.frameworks]
+        # Who names frameworks has chosen. Triton is imported by PyTorch itself; without its hook no kernel runs here anyway.
+        self._absent = set() if self._chosen else {name for name in FRAMEWORKS if name not in sys.modules and name != "triton"}
+        self._block = block = scope.enter(session, sys._getframe(1))
+        try:
+            for hook in hooks:
+                block.hooks.enter_context(hook(session))
+        except BaseException:
+            scope.leave(block)
+            raise
+        scope.hold(block)
+        return session
+
+    def __exit__(self, *error: object) -> None:
+        if self._block is None:
+            raise EmulationError("this emulate block was left without having been entered")
+        block, self._block = self._block, None
+        if sys.is_finalizing():  # a generator that is collected at the end: what would be put back is ending too
+            return
+        try:
+            scope.leave(block)
+        finally:
+            _tell_of_late_imports(block.session, self._absent)
+
+    def __call__(self, function: Function) -> Function:
+        """Run each call of a function in a block of its own; each step of a generator, of an async function too.
+
+        Raises:
+            EmulationError: an async generator function.
+        """
+        called = getattr(function, "__call__", function)  # noqa: B004
+        if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(called):
+            raise EmulationError("emulate does not decorate async generators; open the block inside")
+        again = partial(Emulation, self._session, chosen=self._chosen)
+        wrapped: Any
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+
+            async def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    return await function(*arguments, **keywords)
+
+        elif inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(called):
+
+            def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    return (yield from function(*arguments, **keywords))
+
+        else:
+
+            def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    result = function(*arguments, **keywords)
+                if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+                    result.close() if not inspect.isasyncgen(result) else None
+                    kind = type(result).__name__.replace("_", " ")
+                    raise EmulationError(f"{function!r} returned a {kind}, which runs after the block; decorate what makes it")
+                return result
+
+        return wraps(function)(wrapped)  # type: ignore[return-value]
 
 
-@contextmanager
 def emulate(
     arch: str, *, require: str | Evidence = Evidence.INFERRED, frameworks: Sequence[str] | None = None, undefined: str = "zero"
-) -> Iterator[Session]:
+) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
     Triton kernels, JAX functions and PyTorch calls inside the block multiply matrices bit for bit as that architecture's
-    instructions do. Blocks nest, the innermost counts. One thread at a time may be inside.
+    instructions do. Blocks nest, the innermost counts.
+
+    A block holds for the thread and the asyncio task that entered it, and for the tasks that these start inside. One thread at a time
+    may be inside. A block that a generator enters holds while the generator runs, and not for the code that iterates over it; made a
+    context manager (contextlib.contextmanager) or a pytest fixture, it passes the block on. Blocks may be left in any order.
 
     Args:
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
@@ -328,36 +409,26 @@ def emulate(
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
 
-    Yields:
-        The session; `session.report()` says what was emulated, with which instructions, what was not, and what a GPU leaves open.
+    Returns:
+        For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
+        GPU leaves open. It can be used again, and as a decorator of functions, async functions and generators.
 
     Raises:
-        UnknownArchitecture: no such architecture.
+        UnknownArchitecture: when a block begins: no such architecture.
         OperandError: no such framework, evidence level or way to fill what is undefined.
-        EmulationError: a framework is not installed, or another thread is inside an `emulate` block.
+        EmulationError: a framework is not installed, another thread is inside an `emulate` block, or the object is entered already.
     """
     if not (isinstance(undefined, str) and undefined in UNDEFINED):
         raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
-    session = Session(
-        arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined
-    )  # fmt: skip
-    hooks = [_hook(name) for name in session.frameworks]
-    thread = threading.get_ident()
-    with _LOCK:
-        if _ACTIVE and _ACTIVE[-1][0] != thread:
-            raise EmulationError("another thread is inside an emulate block; one thread at a time may be")
-        _ACTIVE.append((thread, session))
-    # Who names frameworks has chosen. Triton is imported by PyTorch itself; without its hook no kernel runs here anyway.
-    absent = {name for name in FRAMEWORKS if name not in sys.modules and name != "triton"} if frameworks is None else set()
-    try:
-        with ExitStack() as entered:
-            for hook in hooks:
-                entered.enter_context(hook(session))
-            yield session
-    finally:
-        with _LOCK:
-            _ACTIVE.remove((thread, session))
-        _tell_of_late_imports(session, absent)
+    if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
+        frameworks = tuple(frameworks)  # a generator would be empty the second time
+
+    def session() -> Session:
+        return Session(
+            arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined
+        )  # fmt: skip
+
+    return Emulation(session, chosen=frameworks is not None)
 
 
 def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
@@ -384,4 +455,4 @@ def _tell_of_late_imports(session: Session, absent: set[str]) -> None:
         if name in sys.modules and name not in session.frameworks:
             reason = f"{name} was imported inside the block, after emulate had looked; import it before, or name it in frameworks="
             session.skip("the whole block", name, reason)
-            warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=4)
+            warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=3)

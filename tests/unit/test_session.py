@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import types
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import mmabits
+from mmabits.emulator import scope
 from mmabits.emulator import session as session_module
 from mmabits.emulator.session import NotEmulated, current_session
 from mmabits.isa import EmulationError, InsufficientEvidence, OperandError, UnknownArchitecture, UnsupportedInstruction, library_instruction
 
 _FP8 = ml_dtypes.float8_e4m3fn
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """After each test no block is open, and none holds."""
+    yield
+    left = list(scope._OPEN)
+    for block in left:
+        scope.leave(block)
+    assert not left and current_session() is None
 
 
 def _operands(dtype=_FP8):
@@ -114,6 +127,249 @@ def test_a_second_thread_is_told_no():
     assert answers == ["another thread is inside an emulate block; one thread at a time may be", "entered"]
 
 
+def test_a_block_can_be_used_again_but_not_entered_twice():
+    block = mmabits.emulate("sm_80", frameworks=())
+    with block as first:
+        assert current_session() is first
+        with pytest.raises(EmulationError, match=r"^this emulate block is entered already; call mmabits\.emulate again"), block:
+            pass
+        assert current_session() is first
+    with block as second:
+        assert current_session() is second is not first
+    assert current_session() is None
+    for never_entered in (block, mmabits.emulate("sm_80")):
+        with pytest.raises(EmulationError, match="left without having been entered"):
+            never_entered.__exit__(None, None, None)
+
+
+def test_blocks_may_be_left_in_any_order():
+    blocks = [mmabits.emulate(arch, frameworks=()) for arch in ("sm_80", "sm_89", "sm_90a")]
+    sessions = [block.__enter__() for block in blocks]
+    blocks[1].__exit__(None, None, None)
+    assert current_session() is sessions[2]
+    blocks[2].__exit__(None, None, None)
+    assert current_session() is sessions[0]
+    blocks[0].__exit__(None, None, None)
+    assert current_session() is None
+
+
+def test_a_chain_of_blocks_left_in_order_of_entry_does_not_grow():
+    block = mmabits.emulate("sm_80", frameworks=())
+    block.__enter__()
+    for _ in range(50):
+        following = mmabits.emulate("sm_80", frameworks=())
+        following.__enter__()
+        block.__exit__(None, None, None)
+        block = following
+    assert len(list(scope._chain())) == 2
+    block.__exit__(None, None, None)
+    with mmabits.emulate("sm_80", frameworks=()):
+        assert len(list(scope._chain())) == 1
+    assert list(scope._chain()) == []
+
+
+def test_a_function_that_enters_a_block_and_returns():
+    """For its caller; where that is a generator, for as long as it runs. What runs by a coroutine driven by hand is a notebook."""
+
+    def helper():
+        block = mmabits.emulate("sm_80", frameworks=())
+        block.__enter__()
+        return block
+
+    def generator():
+        block = helper()
+        yield current_session()
+        block.__exit__(None, None, None)
+
+    async def cell():
+        return helper()
+
+    block = helper()
+    assert current_session() is not None
+    block.__exit__(None, None, None)
+    (seen,) = [(inside.arch, current_session()) for inside in generator()]
+    assert seen == ("sm_80", None)
+    with pytest.raises(StopIteration) as ended:
+        cell().send(None)
+    assert current_session() is not None
+    ended.value.value.__exit__(None, None, None)
+
+
+def test_sessions_lie_in_one_another_only_where_their_code_does():
+    """`within` says whose programs may be shared: not those of a generator, of another task, or beside a generator that waits."""
+
+    def generator():
+        with mmabits.emulate("sm_80", frameworks=()) as session:
+            yield session
+            with mmabits.emulate("sm_80", frameworks=()) as inner:
+                yield inner
+
+    async def child():
+        with mmabits.emulate("sm_80", frameworks=()) as session:
+            return session
+
+    async def main():
+        with mmabits.emulate("sm_80", frameworks=()) as outer:
+            return outer, await asyncio.create_task(child()), await child()
+
+    outer, of_another_task, of_the_same = asyncio.run(main())
+    assert (outer.within, of_another_task.within, of_the_same.within) == ((), (), (outer,))
+    with mmabits.emulate("sm_80", frameworks=()) as outer, mmabits.emulate("sm_80", frameworks=()) as inner:
+        assert inner.within == (outer,)
+        held = generator()
+        waiting = next(held)
+        with mmabits.emulate("sm_80", frameworks=()) as innermost:
+            assert waiting.within == () and innermost.within == (inner, outer) and next(held).within == ()
+        held.close()
+
+
+def test_a_session_that_asks_for_a_framework_gets_the_innermost_block_with_it(monkeypatch, framework):
+    with mmabits.emulate("sm_80") as outer, mmabits.emulate("sm_90a", frameworks=()) as inner:
+        assert (current_session(), current_session("made_up"), current_session("other")) == (inner, outer, None)
+
+
+@pytest.mark.parametrize("place", ["with", "contextmanager", "ExitStack", "class"])
+@pytest.mark.parametrize("consumer", ["generator", "context manager", "fixture", "pluggy"])
+def test_who_resumes_a_generator_says_whether_it_passes_its_block_on(place, consumer):
+    """The four ways to enter a block, in a generator that is iterated over, and in those that are set-up and tear-down."""
+
+    @contextmanager
+    def device():
+        with mmabits.emulate("sm_80", frameworks=()):
+            yield
+
+    class Device:
+        def __enter__(self):
+            self.block = mmabits.emulate("sm_80", frameworks=())
+            return self.block.__enter__()
+
+        def __exit__(self, *error):
+            return self.block.__exit__(*error)
+
+    def entering(stack):
+        if place == "ExitStack":
+            stack.enter_context(mmabits.emulate("sm_80", frameworks=()))
+        return {"with": lambda: mmabits.emulate("sm_80", frameworks=()), "contextmanager": device, "class": Device}.get(place, ExitStack)()
+
+    def generator():
+        with ExitStack() as stack, entering(stack):
+            yield current_session()
+
+    runner = {"fixture": "_pytest.fixtures", "pluggy": "pluggy._callers"}.get(consumer)
+    if consumer == "generator":
+        (seen,) = [(inside.arch, current_session()) for inside in generator()]
+        assert seen == ("sm_80", None)
+    elif consumer == "context manager":
+        with contextmanager(generator)() as inside:
+            assert current_session() is inside is not None
+    else:
+        namespace = {"__name__": runner}
+        exec("def run(generator): return next(generator)", namespace)
+        held = generator()
+        assert namespace["run"](held) is current_session() is not None
+        held.close()
+    assert current_session() is None
+
+
+def test_decorated_functions_have_a_block_for_each_call():
+    emulated = mmabits.emulate("sm_80", frameworks=())
+
+    @emulated
+    def function(depth):
+        """Its own words."""
+        return [current_session(), *(function(depth - 1) if depth else [])]
+
+    assert len({id(session) for session in function(2)}) == 3
+    assert function.__doc__ == "Its own words." and function.__name__ == "function"
+
+    @emulated
+    async def coroutine():
+        await asyncio.sleep(0)
+        return current_session().arch
+
+    class Callable:
+        async def __call__(self):
+            return current_session().arch
+
+    @emulated
+    def generator():
+        yield current_session().arch
+
+    assert asyncio.run(coroutine()) == asyncio.run(emulated(Callable())()) == "sm_80"
+    assert [(inside, current_session()) for inside in generator()] == [("sm_80", None)]
+    with contextmanager(generator)() as inside:
+        assert inside == current_session().arch == "sm_80"
+    assert current_session() is None
+
+
+def test_what_runs_after_the_block_cannot_be_decorated():
+    emulated = mmabits.emulate("sm_80", frameworks=())
+
+    async def async_generator():
+        yield 1
+
+    async def coroutine():
+        pass
+
+    with pytest.raises(EmulationError, match="does not decorate async generators; open the block inside"):
+        emulated(async_generator)
+    for made, kind in ((coroutine, "coroutine"), (async_generator, "async generator"), (lambda: (each for each in ()), "generator")):
+        with pytest.raises(EmulationError, match=f"returned a {kind}, which runs after the block; decorate what makes it"):
+            emulated(lambda made=made: made())()
+    assert current_session() is None
+
+
+def test_a_hook_that_fails_leaves_no_block(framework, monkeypatch):
+    def broken(session):
+        raise EmulationError("a version that it was not made for")
+
+    monkeypatch.setattr(session_module, "FRAMEWORKS", ("made_up", "broken"))
+    monkeypatch.setitem(sys.modules, "broken", types.ModuleType("broken"))
+    monkeypatch.setitem(sys.modules, "mmabits.emulator.hooks.broken", types.SimpleNamespace(hook=broken))
+    with pytest.raises(EmulationError, match="a version"), mmabits.emulate("sm_80"):
+        pass
+    assert framework == ["enter sm_80", "leave sm_80"] and current_session() is None and scope._OPEN == []
+
+
+def test_threads_and_pools_are_watched_while_a_block_is_open(framework, monkeypatch):
+    places = (threading.Thread, "start"), (ThreadPoolExecutor, "submit")
+    stock = [getattr(*place) for place in places]
+
+    def handed_over():
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+    with mmabits.emulate("sm_80") as session:
+        handed_over()
+        with mmabits.emulate("sm_90a", frameworks=()):
+            handed_over()  # the innermost emulates no framework: nothing that could be missed
+        with ThreadPoolExecutor(1) as pool:
+            assert list(pool.map(abs, [-1, 2])) == [1, 2]
+    assert [getattr(*place) for place in places] == stock
+    assert [(line.site.partition(" (")[0], line.count) for line in session.report().skipped] == [
+        ("a thread for handed_over", 1), ("a thread for test_threads_and_pools_are_watched_while_a_block_is_open", 2),
+    ]  # fmt: skip
+
+    with mmabits.emulate("sm_80"):
+        ours = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda self: ours(self))  # a tracer that wraps it, and stays
+    handed_over()
+    with mmabits.emulate("sm_80") as session:
+        handed_over()
+    assert [line.count for line in session.report().skipped] == [1]
+    monkeypatch.undo()
+    scope._leave_threads_alone()
+    assert [getattr(*place) for place in places] == stock
+
+
+def test_the_report_is_text_in_a_notebook_too(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    session = session_module.Session(arch="sm_90a")
+    session.skip("here", "something", "a reason")
+    assert "a reason" in str(session.report())
+
+
 @pytest.fixture
 def framework(monkeypatch):
     """A framework that can be imported, and a hook for it that notes what happens."""
@@ -142,8 +398,9 @@ def test_hooks_of_imported_frameworks_are_entered_and_left_in_order_also_after_a
 
 def test_a_framework_imported_inside_the_block_is_told_of(framework, monkeypatch):
     module = sys.modules.pop("made_up")
-    with pytest.warns(NotEmulated, match="made_up was imported inside the block"), mmabits.emulate("sm_80") as session:
+    with pytest.warns(NotEmulated, match="made_up was imported inside the block") as told, mmabits.emulate("sm_80") as session:
         monkeypatch.setitem(sys.modules, "made_up", module)
+    assert told[0].filename == __file__
     assert framework == []
     assert [line.operation for line in session.report().skipped] == ["made_up"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from mmabits.emulator.session import NotEmulated, Session
 from mmabits.isa import EmulationError
@@ -19,9 +18,8 @@ VERSIONS = ((2, 9), (2, 13))
 """First and last version of PyTorch that the hook is made for. Newer ones of the same major version work, unless they have changed."""
 
 
-@contextmanager
-def hook(session: Session) -> Iterator[None]:
-    """Emulate the matrix products of the running thread's PyTorch calls.
+def hook(session: Session) -> ExitStack:
+    """Emulate the matrix products of the running thread's PyTorch calls, until what is returned is closed.
 
     Two switches of PyTorch that hold for the whole process are set meanwhile, so that attention arrives as products: attention
     by its math path multiplies f16 and bf16 as they are, and torch.nn's fused transformer layers are off.
@@ -36,14 +34,15 @@ def hook(session: Session) -> Iterator[None]:
     version = str(torch.__version__)
     _check_version(version, session)
     try:
-        from mmabits.emulator.hooks.torch.mode import EmulateMode, attention_in_products
+        from mmabits.emulator.hooks.torch.mode import attention_in_products, begin
     except (ImportError, AttributeError) as error:
         raise EmulationError(f"PyTorch {version} lacks what emulate needs of it: {error}") from error
 
-    with ExitStack() as entered:
-        entered.enter_context(attention_in_products())
-        entered.enter_context(EmulateMode(session))
-        yield
+    with ExitStack() as undo:  # no generators: nothing may happen when a block that was never left is collected
+        attention_in_products.set()
+        undo.callback(attention_in_products.put_back)
+        undo.callback(begin(session))
+        return undo.pop_all()
 
 
 def _check_version(version: str, session: Session) -> None:

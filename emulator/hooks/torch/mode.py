@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch._C import _get_dispatch_stack_at, _len_torch_dispatch_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmabits.emulator import scope
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
-from mmabits.emulator.hooks.torch.calls import Call, Signature
+from mmabits.emulator.hooks.torch.calls import Call, Signature, caller
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 from mmabits.emulator.session import Session
 
@@ -82,18 +85,34 @@ def _passed(call: Call) -> Any:
     return call.stock()
 
 
-@contextmanager
-def attention_in_products() -> Iterator[None]:
-    """Keep torch.nn and the math path of attention from hiding products, or turning them into f32 ones; process-wide."""
-    math_was = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call,unused-ignore]
-    fast_was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(math_was)
-        torch.backends.mha.set_fastpath_enabled(fast_was)
+class _AttentionInProducts:
+    """Keeps torch.nn and the math path of attention from hiding products, or turning them into f32 ones; process-wide.
+
+    Blocks may be left in any order: the first sets the switches, the last one left puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._was = (False, False)
+
+    def set(self) -> None:
+        """For one block more."""
+        if self._blocks == 0:
+            cuda: Any = torch.backends.cuda
+            self._was = cuda.fp16_bf16_reduction_math_sdp_allowed(), torch.backends.mha.get_fastpath_enabled()
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+            torch.backends.mha.set_fastpath_enabled(False)
+        self._blocks += 1
+
+    def put_back(self) -> None:
+        """For one block fewer."""
+        self._blocks -= 1
+        if self._blocks == 0:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(self._was[0])
+            torch.backends.mha.set_fastpath_enabled(self._was[1])
+
+
+attention_in_products: Final = _AttentionInProducts()
 
 
 def _decomposed(call: Call) -> Any:
@@ -127,16 +146,45 @@ _KNOWN: dict[Any, tuple[Handler, Signature]] = {}
 _PASSED: set[Any] = set()
 """Those of them that are none of the emulator's business."""
 _NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
-_ENTERED: list[EmulateMode] = []
-"""The modes of nested blocks; the innermost computes, the others let through."""
+
+
+def begin(session: Session) -> Callable[[], None]:
+    """Put a session's mode on the running thread's stack; what is returned ends it, in whichever order."""
+    _take_off_ended()
+    mode = EmulateMode(session)
+    mode.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
+
+    def end() -> None:
+        mode.has_ended = True
+        _take_off_ended()
+
+    return end
+
+
+def _take_off_ended() -> None:
+    """Take modes whose blocks have ended off the running thread's stack, wherever they lie in it.
+
+    One may be left there: that of a block which was left by another thread, or while the mode was at work. It lets everything through.
+    """
+    stack = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
+    stack = [mode for mode in stack if getattr(mode, "_mode_key", None) is None]  # the others are not in the stack proper
+    lowest = next((place for place, mode in enumerate(stack) if getattr(mode, "has_ended", False)), len(stack))
+    # By the base class's own methods, which keep account of the stack in flags for the process; the others' modes do not see it.
+    for mode in reversed(stack[lowest:]):
+        TorchDispatchMode.__exit__(mode, None, None, None)  # type: ignore[no-untyped-call,unused-ignore]
+    for mode in stack[lowest:]:
+        if not getattr(mode, "has_ended", False):
+            TorchDispatchMode.__enter__(mode)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
-    """Computes the matrix products of the running thread with a session's tensor cores."""
+    """Computes the matrix products of the running thread with a session's tensor cores, where the session's block holds."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.session, self.poisons = session, session.poisons
+        self.has_ended = False
+        self._thread = threading.get_ident()
         self.within = ""
         """The operator that is being taken apart, for the report."""
 
@@ -150,15 +198,6 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         """Let torch.compile trace as if no mode were there; what it made is emulated when it runs."""
         return True
 
-    def __enter__(self) -> EmulateMode:
-        _ENTERED.append(self)
-        super().__enter__()  # type: ignore[no-untyped-call,unused-ignore]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call,unused-ignore]
-        _ENTERED.remove(self)
-
     @contextmanager
     def emulating(self, within: str) -> Iterator[None]:
         """Inside an operator's own handler: emulate the operators that are called now, too."""
@@ -169,12 +208,29 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         finally:
             self.within = outer
 
+    def _holds(self) -> bool:
+        """Whether the session's is the block that the running code lies in."""
+        block = scope.current("torch")
+        if block is None and threading.get_ident() != self._thread:  # a thread of autograd's, to which it gave the modes
+            block = scope.innermost("torch")
+        return block is not None and block.session is self.session
+
+    def _tell(self, func: Any) -> None:
+        """Say that a product is not emulated because its caller is outside of a block that it may seem to be in."""
+        if isinstance(func, torch._ops.OpOverload) and not self.has_ended and scope.current("torch") is None:
+            name = func._schema.name.split("::")[-1]
+            if name in PRODUCTS:
+                scope.tell_of_missed("torch", caller(name), name)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
-        if self.poisons and func in UNWRITTEN and _ENTERED[-1] is self:
-            return unwritten(func, args, kwargs or {})
-        if func in _PASSED or _ENTERED[-1] is not self:
+        if func in _PASSED and not (self.poisons and func in UNWRITTEN):
             return func(*args, **kwargs or {})
+        if not self._holds():
+            self._tell(func)
+            return func(*args, **kwargs or {})
+        if self.poisons and func in UNWRITTEN:
+            return unwritten(func, args, kwargs or {})
         for kind in types:
             if kind.__torch_dispatch__ is not _NO_DISPATCH:
                 return NotImplemented  # a tensor subclass: it takes itself apart, and its parts come here
