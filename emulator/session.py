@@ -173,6 +173,8 @@ class Session:
     frameworks: tuple[str, ...] = ()
     undefined: str = "zero"
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
+    has_failed: bool = field(default=False, repr=False)
+    """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
     """The sessions of the blocks that its own lies in, and whose code does not go on before it ends."""
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
@@ -345,6 +347,7 @@ class Emulation(AbstractContextManager["Session"]):
         if self._block is None:
             raise EmulationError("this emulate block was left without having been entered")
         block, self._block = self._block, None
+        block.session.has_failed = error[0] is not None
         if sys.is_finalizing():  # a generator that is collected at the end: what would be put back is ending too
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from jax import numpy as jnp  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 from jax.experimental import pallas as pl  # noqa: E402
 
-from mmabits.emulator.hooks.jax import account, handler, rules  # noqa: E402
+from mmabits.emulator.hooks.jax import account, flag, handler, rules  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 F8 = ml_dtypes.float8_e4m3fn
@@ -40,7 +41,7 @@ def nothing_stays() -> Any:
     before = (dict(mlir._platform_specific_lowerings["cpu"]), set(mlir._uncacheable_primitives))
     yield
     assert (dict(mlir._platform_specific_lowerings["cpu"]), set(mlir._uncacheable_primitives)) == before
-    assert not account.is_open() and rules.FLAG.value is None
+    assert not account.is_open() and flag._VALUE.value is None
 
 
 def emulate(arch: str = "sm_90a", **options: Any) -> Any:
@@ -198,15 +199,31 @@ def test_a_later_block_runs_what_an_earlier_one_compiled_and_counts_it() -> None
     assert len(handler._SITES) == sites
 
 
-def test_programs_compiled_ahead_of_time_stay_what_they_are() -> None:
-    stock = jax.jit(dot).lower(A, B).compile()
+def test_programs_compiled_ahead_of_time_are_emulated_in_their_block_only() -> None:
     with emulate():
-        compiled = jax.jit(dot).lower(A, B).compile()
+        lowered = jax.jit(dot).lower(A, B)
+    compiled, stock = lowered.compile(), jax.jit(dot).lower(A, B).compile()
+    with pytest.raises(Exception, match="mmabits: a program compiled inside an emulate block is called after the block"):
+        jax.block_until_ready(compiled(A, B))
+    with emulate() as session:
+        assert same(compiled(A, B), EMULATED)
+        with emulate("sm_100a"), pytest.raises(EmulationError, match="in an emulate block for sm_90a is called by another for sm_100a"):
+            compiled(A, B)
+        with pytest.warns(NotEmulated, match=r"test_jax.py:\d+\): a program's products, if any: compiled ahead of time outside the block"):
+            assert same(stock(A, B), STOCK)
         assert same(stock(A, B), STOCK)
-    assert same(compiled(A, B), EMULATED)
+        assert [(line.operation, line.count) for line in session.report().skipped] == [("a program's products, if any", 1)] * 2  # two lines
+        assert [line.count for line in session.report().emulated] == [1]
+    assert same(stock(A, B), STOCK)
     with emulate() as session:
         pass
-    assert session.report().emulated == ()  # what ran outside is no block's
+    assert session.report().emulated == ()
+
+
+def test_a_program_lowered_outside_and_compiled_inside_is_not_emulated() -> None:
+    lowered = jax.jit(dot).lower(A, B)
+    with emulate(), pytest.warns(NotEmulated, match="compiled ahead of time outside the block"):
+        assert same(lowered.compile()(A, B), STOCK)
 
 
 def test_no_python_runs_in_a_compiled_program() -> None:
@@ -231,18 +248,19 @@ def test_programs_run_at_the_same_time() -> None:
     """The handler is called by several threads at once, and a call offers its tasks to XLA's threads."""
     a, b = draw(300, 128), draw(128, 256, seed=1)
     want = gemm(a, b)
-    with emulate():
-        compiled = jax.jit(dot).lower(a, b).compile()
     results: list[bool] = []
 
     def work() -> None:
+        flag.begin()  # a thread of its own has no block otherwise
         results.extend(same(compiled(a, b), want) for _ in range(5))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with emulate():
+        compiled = jax.jit(dot).lower(a, b).compile()
+        threads = [threading.Thread(target=contextvars.copy_context().run, args=(work,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert results == [True] * 20
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mmabits
+from mmabits.emulator.session import NotEmulated
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")
 pytest.importorskip("absl", reason="Mosaic GPU needs absl-py")
@@ -31,6 +32,13 @@ Array = np.ndarray[Any, Any]
 M, N, K = 64, 64, 128
 _NAMES = inspect.signature(plgpu.kernel).parameters
 OUT, SCRATCH = ("out_type", "scratch_types") if "out_type" in _NAMES else ("out_shape", "scratch_shapes")
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory() -> Any:
+    """A kernel that fails leaves its barriers allocated in the interpreter."""
+    yield
+    gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
 def built(dtype: Any, products: int) -> Any:
@@ -89,3 +97,27 @@ def test_wgmma_elsewhere_is_refused() -> None:
     refusal = pytest.raises(Exception, match="wgmma of an interpreted Mosaic GPU kernel: f16 x f16 cannot be emulated for sm_100a")
     with refusal, mmabits.emulate("sm_100a", frameworks=["jax"]):
         jax.block_until_ready(kernel(a, b))
+
+
+@pytest.mark.filterwarnings("ignore:The out_shape and scratch_shapes arguments:DeprecationWarning")
+def test_a_kernel_goes_by_the_block_it_was_traced_in() -> None:
+    """Compiled ahead of time, outside and inside; two blocks, the first left first."""
+    rng = np.random.default_rng(2)
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((M, K), (K, N)))
+    kernel, names = jax.jit(built(np.float16, 1)), (gpu_callbacks.np, gpu_callbacks.callback)
+    outside = kernel.lower(a, b).compile()
+    stock, want = np.asarray(outside(a, b)).tobytes(), mmabits.gemm(a, b, instruction="wgmma", arch="sm_90a").tobytes()
+    first, second = (mmabits.emulate("sm_90a", frameworks=["jax"]) for _ in range(2))
+    first.__enter__()
+    session = second.__enter__()
+    first.__exit__(None, None, None)
+    inside = kernel.lower(a, b).compile()
+    assert np.asarray(inside(a, b)).tobytes() == want != stock
+    with pytest.warns(NotEmulated, match="compiled ahead of time outside the block"):
+        assert np.asarray(outside(a, b)).tobytes() == stock
+    assert [line.count for line in session.report().emulated] == [1]
+    second.__exit__(None, None, None)
+    assert (gpu_callbacks.np, gpu_callbacks.callback) == names
+    assert np.asarray(kernel(a, b)).tobytes() == stock
+    with pytest.raises(Exception, match=r"compiled in(side)? an emulate block .*after the block"):
+        jax.block_until_ready(inside(a, b))

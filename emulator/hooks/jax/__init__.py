@@ -1,28 +1,29 @@
 """JAX: lowering rules that hand matrix products to the engine through XLA's foreign function interface.
 
-`rules` stands in for JAX's lowering rules, `choices` says what XLA would make of a product on a GPU, `matrices` brings operands
-into the engine's layout, `handler` is what XLA calls, `account` counts for the report; `mosaic` computes the tensor-core
-instructions of interpreted Mosaic GPU kernels. They import jax when they are imported, which is when a block is entered.
+`rules` stands in for JAX's lowering rules, `flag` says which block a program is compiled for, `choices` says what XLA would make of a
+product on a GPU, `matrices` brings operands into the engine's layout, `handler` is what XLA calls, `account` counts for the report,
+`ahead_of_time` looks after programs that are compiled before they are called; `mosaic` computes the tensor-core instructions of
+interpreted Mosaic GPU kernels. They import jax when they are imported, which is when a block is entered.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from mmabits.emulator.session import NotEmulated, Session
 from mmabits.isa import EmulationError
 
 
-@contextmanager
-def hook(session: Session) -> Iterator[None]:
+def hook(session: Session) -> ExitStack:
     """Emulate the matrix products of the running thread's JAX programs on the CPU, those compiled before the block included.
 
+    Until what is returned is closed, which waits for the programs that run.
+
     Raises:
-        EmulationError: JAX is not installed, or is a version that this cannot work with.
+        EmulationError: JAX is not installed, or is a version that this cannot work with; the block is entered in a function being traced.
     """
     if importlib.util.find_spec("jax") is None:
         raise EmulationError("jax is not installed: pip install 'mmabits[jax]'")
@@ -31,13 +32,12 @@ def hook(session: Session) -> Iterator[None]:
     if not hasattr(jax, "make_user_context"):
         raise EmulationError(f"emulate needs jax 0.10 or newer, got jax {jax.__version__}")
     _tell_of_other_devices(session)
-    from mmabits.emulator.hooks.jax.mosaic import interpreted_kernels
-    from mmabits.emulator.hooks.jax.rules import active
+    from mmabits.emulator.hooks.jax import mosaic, rules
 
-    with ExitStack() as entered:
-        entered.enter_context(interpreted_kernels(session))
-        entered.enter_context(active(session))  # left first: it waits for the programs that run
-        yield
+    with ExitStack() as undo:  # no generators: nothing may happen when a block that was never left is collected
+        undo.callback(mosaic.begin(session))
+        undo.callback(rules.begin(session))  # left first: it waits for the programs that run
+        return undo.pop_all()
 
 
 def _tell_of_other_devices(session: Session) -> None:
@@ -50,4 +50,4 @@ def _tell_of_other_devices(session: Session) -> None:
     if platform != "cpu":
         reason = f"JAX's default device is a {platform}: open the block inside jax.default_device(jax.devices('cpu')[0])"
         session.skip("programs on the default device", "jax", reason)
-        warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=5)
+        warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=4)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+import numpy.typing as npt
 
-from mmabits.emulator.hooks.jax.handler import Site
+from mmabits.emulator.hooks.jax.handler import Site, counting_site
 from mmabits.emulator.session import Session
 from mmabits.isa import Instruction
 
-Key = tuple[str, str, str]
-"""Architecture, least evidence and filling of a block: blocks with one key run the same compiled programs."""
+Key = tuple[str, str, str, int]
+"""Architecture, least evidence and filling of a block, and a number: 0 but for blocks of one kind that run side by side.
+
+Blocks with one key run the same compiled programs, one inside or after the other.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,12 +45,35 @@ class Entry:
 
 _ENTRIES: dict[Key, list[Entry]] = {}
 _OPEN: list[tuple[Key, Session]] = []
-"""From the outermost block to the innermost."""
+"""In the order of entry."""
+_GATES: dict[Key, npt.NDArray[np.int64]] = {}
+"""How many blocks with a key are open, where compiled programs look."""
+
+_MARKS: dict[Key, Site] = {}
 
 
 def open_session(key: Key | None) -> Session | None:
-    """The session of the innermost block with a key."""
+    """The session of the block with a key that was entered last."""
     return next((session for known, session in reversed(_OPEN) if known == key), None)
+
+
+def key_of(session: Session) -> Key | None:
+    """The key of an open block."""
+    return next((key for key, known in _OPEN if known is session), None)
+
+
+def mark(key: Key) -> Site:
+    """A site for what is emulated with a key otherwise than by calls of products."""
+    if key not in _MARKS:
+        _MARKS[key] = counting_site(gate(key))
+    return _MARKS[key]
+
+
+def key_of_sites(addresses: Iterable[int]) -> Key | None:
+    """The key of the block that programs with these sites were lowered in; None where nothing of them is emulated."""
+    known = {site.address: key for key, site in _MARKS.items()}
+    known |= {entry.calls.address: key for key, entries in _ENTRIES.items() for entry in entries if entry.instruction is not None}
+    return next((known[address] for address in addresses if address in known), None)
 
 
 def is_open() -> bool:
@@ -51,21 +81,42 @@ def is_open() -> bool:
     return bool(_OPEN)
 
 
-def enter(key: Key, session: Session) -> None:
-    """Begin to count for a session. What ran before is the outer block's; what ran with this key outside any, nobody's."""
-    collect()
+def gate(key: Key) -> npt.NDArray[np.int64]:
+    """A word that is 0 while no block with a key is open."""
+    return _GATES.setdefault(key, np.zeros(1, np.int64))
+
+
+def enter(session: Session) -> None:
+    """Begin to count for a session. What ran before is the outer block's; what ran with its key outside any, nobody's."""
+    key = _free_key(session)
+    last = open_session(key)
+    if last is not None:
+        collect(last)
     for entry in _ENTRIES.get(key, ()):
         entry.calls.new_calls()
     _OPEN.append((key, session))
-    session.before_report(lambda: collect() if _OPEN and _OPEN[-1][1] is session else None)
+    gate(key)[0] += 1
+    session.before_report(lambda: collect(session))
 
 
-def leave(*, interrupted: bool = False) -> None:
-    """End what `enter` began last; where an exception did, without waiting for programs that run: some take minutes."""
+def _free_key(session: Session) -> Key:
+    """The first key that no block has but those that this one lies in."""
+    for number in itertools.count():
+        key = (session.arch, str(session.require), session.undefined, number)
+        if all(known != key or other in session.within for known, other in _OPEN):
+            return key
+    raise AssertionError
+
+
+def leave(session: Session) -> None:
+    """End what `enter` began; where an exception did, without waiting for programs that run: some take minutes."""
     try:
-        collect(wait=not interrupted)
+        collect(session, wait=not session.has_failed)
     finally:
-        _OPEN.pop()
+        key = key_of(session)
+        assert key is not None
+        _OPEN.remove((key, session))
+        gate(key)[0] -= 1
 
 
 def add(key: Key, entry: Entry) -> None:
@@ -73,19 +124,20 @@ def add(key: Key, entry: Entry) -> None:
     _ENTRIES.setdefault(key, []).append(entry)
 
 
-def collect(*, wait: bool = True) -> None:
-    """Enter into the innermost session what ran since the last time."""
-    if not _OPEN:
+def collect(session: Session, *, wait: bool = True) -> None:
+    """Enter into a session what ran with its key since the last time, if it is the innermost with it."""
+    key = key_of(session)
+    if key is None:
         return
     try:
         if wait:
             _await_programs()
     finally:
-        key, session = _OPEN[-1]
-        for entry in _ENTRIES.get(key, ()):
-            calls = entry.calls.new_calls()
-            if calls:
-                entry.report(session, calls)
+        if open_session(key) is session:
+            for entry in _ENTRIES.get(key, ()):
+                calls = entry.calls.new_calls()
+                if calls:
+                    entry.report(session, calls)
 
 
 def _await_programs() -> None:

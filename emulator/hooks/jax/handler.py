@@ -36,7 +36,7 @@ STAMP: Final = secrets.randbits(62)
 
 # ------------------------------------------------------------------------------------------------------------------- sites
 
-_FUNCTION, _CALLS, _BYTES, _HELPERS, _RECORD = range(5)
+_FUNCTION, _CALLS, _BYTES, _HELPERS, _GATE, _RECORD = range(6)
 _WORDS: Final = len(Call._fields)
 _LAST = Call._fields.index("last")
 _RECORD_AT = {name: 8 * place for place, name in enumerate(Call._fields)}
@@ -48,12 +48,14 @@ class Site:
 
     Attributes:
         words: address of the engine's function (0: none), how often it was called, bytes of the result, how many threads may help,
-            and a native.CALL.
+            address of a word that is 0 where it may not be called, and a native.CALL.
         product: what the record's constants belong to.
+        gate: that word.
     """
 
     words: npt.NDArray[np.int64]
     product: NativeProduct | None
+    gate: npt.NDArray[np.int64]
     seen: int = field(default=0)
 
     @property
@@ -77,21 +79,25 @@ the interpreter's end, which waits for programs, cuts products short."""
 @atexit.register
 def _stop_products() -> None:
     _STOP[0] = 1
+_ALWAYS: Final = np.ones(1, np.int64)
 
 
-def product_site(product: NativeProduct, batch: int, m: int, n: int, k: int) -> Site:
-    """A site that multiplies (batch, M, K) by (batch, K, N) into zeros."""
+def product_site(product: NativeProduct, batch: int, m: int, n: int, k: int, gate: npt.NDArray[np.int64] = _ALWAYS) -> Site:
+    """A site that multiplies (batch, M, K) by (batch, K, N) into zeros, while the word `gate` is not 0."""
     size = batch * m * n * product.accumulator.itemsize
     threads = 1 if batch * m * n * k <= SERIAL_PRODUCTS else threads_wanted()
     record = product.record(batch, m, n, k, threads=threads).view(np.int64)
     record[Call._fields.index("stop")] = _STOP.ctypes.data
     helpers = min(threads, int(record[_LAST])) - 1
-    return _kept(Site(np.concatenate([np.array([product.address, 0, size, helpers], np.int64), record]), product))
+    words = np.array([product.address, 0, size, helpers, gate.ctypes.data], np.int64)
+    return _kept(Site(np.concatenate([words, record]), product, gate))
 
 
-def counting_site() -> Site:
+def counting_site(gate: npt.NDArray[np.int64] = _ALWAYS) -> Site:
     """A site that only counts."""
-    return _kept(Site(np.zeros(_RECORD + _WORDS, np.int64), None))
+    words = np.zeros(_RECORD + _WORDS, np.int64)
+    words[_GATE] = gate.ctypes.data
+    return _kept(Site(words, None, gate))
 
 
 def _kept(site: Site) -> Site:
@@ -254,6 +260,8 @@ class _Handler(_Code):
         process, site = (self.load(self.load(self.load(attributes, 8 * place), _SCALAR_VALUE)) for place in range(2))
         with self.unless(builder.icmp_unsigned("==", process, self.number(STAMP))):
             self.return_error("elsewhere", "mmabits: a program compiled inside emulate belongs to the process that compiled it")
+        with self.builder.if_then(self.is_zero(self.load(self.load(site, 8 * _GATE)))):
+            self.return_error("outside", "mmabits: a program compiled inside an emulate block is called after the block; lower it anew")
         self.change("add", site, _CALLS, 1)
         self.execute(site)
 

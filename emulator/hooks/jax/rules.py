@@ -1,13 +1,13 @@
 """JAX's lowering rules for matrix products on the CPU, replaced while an `emulate` block is open.
 
 Autodiff, vmap, scan and the rest stand above the rules and stay JAX's own: whatever made a product, here it arrives. A flag in
-JAX's context is part of the keys of its caches: programs compiled inside and outside never mix, and no cache needs clearing.
+JAX's context (`flag`) is part of the keys of its caches: programs compiled inside and outside never mix, and no cache needs clearing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,8 @@ from jax._src import source_info_util
 from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
-from mmabits.emulator.hooks.jax import account, choices, handler, matrices
+from mmabits.emulator import scope
+from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
 from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Refused
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.memory import require
@@ -33,8 +34,6 @@ from mmabits.isa import EmulationError
 
 Rule = Callable[..., Any]
 
-FLAG: Final = jax.make_user_context(None)
-"""The account.Key of the innermost block of a thread, None outside."""
 CONVOLUTION: Final = "convolutions are not emulated: cuDNN computes them in several ways"
 
 _HERE = str(Path(__file__).parent)
@@ -45,43 +44,65 @@ _NOTE: ContextVar[str] = ContextVar("note", default="")
 # ---------------------------------------------------------------------------------------------------- replacing, and back
 
 
-@contextmanager
-def active(session: Session) -> Iterator[None]:
-    """Replace the rules, or keep them replaced, and count for a session until the block ends."""
+_PUT_BACK: Final = ExitStack()
+"""What the last block that is left undoes."""
+
+
+def begin(session: Session) -> Callable[[], None]:
+    """Replace the rules, or keep them replaced, and count for a session until what is returned is called, in whichever order.
+
+    Raises:
+        EmulationError: inside of a function that JAX traces; a version of JAX that this cannot work with.
+    """
+    if isinstance(jax.numpy.zeros(()), jax.core.Tracer):
+        raise EmulationError("emulate inside a function that JAX compiles: it runs after the block; open the block around the call")
     handler.load()
-    key = (session.arch, str(session.require), session.undefined)
-    with _replaced(), FLAG(key):
-        account.enter(key, session)
+    if not account.is_open():
+        _replace()
+    try:
+        account.enter(session)
+        flag.begin()
+    except BaseException:  # it waits for programs: an interruption
+        _after_last()
+        raise
+
+    def end() -> None:
         try:
-            yield
-        except BaseException:
-            account.leave(interrupted=True)
-            raise
-        account.leave()
+            account.leave(session)
+        finally:
+            _after_last()
+
+    return end
 
 
-@contextmanager
-def _replaced() -> Iterator[None]:
-    """Our rules in the places of JAX's for the CPU, and exactly JAX's afterwards. Inside another block they are there already."""
-    if account.is_open():
-        yield
-        return
+def _after_last() -> None:
+    if not account.is_open():
+        flag.end()
+        _PUT_BACK.close()
+
+
+def _replace() -> None:
+    """Our rules in the places of JAX's for the CPU; `_PUT_BACK` makes it exactly JAX's again."""
     known, unshared = _registry()
     ours = {primitive: _rule(primitive, lower) for primitive, lower in _rules().items()}
     before = {primitive: known.get(primitive) for primitive in ours}
     added = set(ours) - unshared
-    try:
-        for primitive, rule in ours.items():
-            mlir.register_lowering(primitive, rule, platform="cpu")
-        unshared |= added  # every product is lowered by itself, and knows its line
-        yield
-    finally:
-        unshared -= added
+
+    def put_back() -> None:
+        unshared.difference_update(added)
         for primitive, entry in before.items():
             if entry is None:
                 known.pop(primitive, None)
             else:
                 known[primitive] = entry
+
+    with ExitStack() as undo:
+        undo.callback(put_back)
+        for primitive, rule in ours.items():
+            mlir.register_lowering(primitive, rule, platform="cpu")
+        unshared.update(added)  # every product is lowered by itself, and knows its line
+        undo.callback(ahead_of_time.watch())
+        _PUT_BACK.push(undo.pop_all())
 
 
 def _registry() -> tuple[dict[Any, Any], set[Any]]:
@@ -140,15 +161,35 @@ def _rule(primitive: Any, lower: Callable[[_Site], Any]) -> Rule:
     original = _original(primitive)
 
     def rule(context: Any, *operands: Any, **parameters: Any) -> Any:
-        session = account.open_session(FLAG.value)
-        if session is None:
+        key = flag.key()
+        session = account.open_session(key)
+        if session is None or key is None:
+            scope.tell_of_missed("jax", _name(context), str(context.primitive))
             return original(context, *operands, **parameters)
-        return lower(_Site(context=context, operands=operands, parameters=parameters, session=session, original=original))
+        return lower(_Site(context=context, operands=operands, parameters=parameters, session=session, key=key, original=original))
 
     return rule
 
 
 # --------------------------------------------------------------------------------------------------------- what is lowered
+
+
+def _tracebacks(context: Any) -> Iterator[Any]:
+    """Where the equation was traced and, as before jax 0.10.2 that may be inside JAX alone, where it is lowered."""
+    yield context.traceback
+    yield source_info_util.xla_client.Traceback.get_traceback()  # type: ignore[attr-defined,unused-ignore]
+
+
+def _name(context: Any) -> str:
+    """`function (file:line)`: the innermost frame of an equation that is neither JAX's nor ours."""
+    try:
+        for traceback in _tracebacks(context):
+            for frame in source_info_util.user_frames(traceback):
+                if not frame.file_name.startswith(_HERE):
+                    return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
+    except (AttributeError, TypeError):  # private to JAX: another version may have changed it
+        pass
+    return str(context.primitive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +201,7 @@ class _Site:
     operands: tuple[Any, ...]
     parameters: dict[str, Any]
     session: Session
+    key: account.Key
     original: Rule
 
     @property
@@ -174,20 +216,8 @@ class _Site:
 
     @property
     def name(self) -> str:
-        """`function (file:line)`: the innermost frame that is neither JAX's nor ours."""
-        try:
-            for traceback in self._tracebacks():
-                for frame in source_info_util.user_frames(traceback):
-                    if not frame.file_name.startswith(_HERE):
-                        return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
-        except (AttributeError, TypeError):  # private to JAX: another version may have changed it
-            pass
-        return str(self.context.primitive)
-
-    def _tracebacks(self) -> Iterator[Any]:
-        """Where the equation was traced and, as before jax 0.10.2 that may be inside JAX alone, where it is lowered."""
-        yield self.context.traceback
-        yield source_info_util.xla_client.Traceback.get_traceback()  # type: ignore[attr-defined,unused-ignore]
+        """Where in the program it stands."""
+        return _name(self.context)
 
     @property
     def operation(self) -> str:
@@ -227,7 +257,7 @@ class _Site:
         self.session.check(choice.instruction)
         require(8 * batch * m * n if choice.instruction.d_type.name == "f64" else 4 * batch * m * n, f"{self.name}: {self.operation}")
         product = native_product(choice.lowering, choice.promote_every, side_by_side=lie_side_by_side(batch, n))
-        calls = handler.product_site(product, batch, m, n, matrices.held_k(choice, k))
+        calls = handler.product_site(product, batch, m, n, matrices.held_k(choice, k), account.gate(self.key))
         notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
         self._enter(calls, shape, choice, notes)
         return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
@@ -237,7 +267,7 @@ class _Site:
             calls=calls, site=self.name, operation=self.operation, shape=shape,
             instruction=choice.instruction if choice else None, note=note,
         )  # fmt: skip
-        account.add(FLAG.value, entry)
+        account.add(self.key, entry)
 
 
 @contextmanager
