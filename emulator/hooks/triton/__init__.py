@@ -1,14 +1,13 @@
 """The hook for Triton: kernels run in Triton's interpreter, and their dots with the instructions that its compiler emits.
 
-Kernels are decorated and launched as for a GPU, on CPU tensors. While a session lasts, launches go to the interpreter; its language is
-patched for the time of each launch only, so that `triton.compile` keeps working beside it.
+Kernels are decorated and launched as for a GPU, on CPU tensors. While a session lasts, launches go to the interpreter; what it needs
+otherwise than Triton has it is set for the time of each launch only, so that `triton.compile` keeps working beside it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
 from mmabits.emulator.session import Session
 from mmabits.isa import EmulationError
@@ -17,9 +16,8 @@ VERSIONS = ((3, 6), (3, 9))
 """First and last version of Triton that the hook is made for."""
 
 
-@contextmanager
-def hook(session: Session) -> Iterator[None]:
-    """Emulate what Triton kernels multiply, while the block lasts.
+def hook(session: Session) -> ExitStack:
+    """Emulate what Triton kernels multiply, until what is returned is closed.
 
     Raises:
         EmulationError: a version of Triton that the hook is not made for.
@@ -32,11 +30,9 @@ def hook(session: Session) -> Iterator[None]:
 
     from mmabits.emulator.hooks.triton.launches import install
 
-    patches = install(session, triton.__version__)
-    try:
-        yield
-    finally:
-        patches.undo()
+    undo = ExitStack()
+    undo.callback(install(session, triton.__version__))
+    return undo
 
 
 def _check_version(version: str) -> None:

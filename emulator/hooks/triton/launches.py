@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from triton import knobs
@@ -18,11 +19,12 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction
 from triton.runtime.jit import JITFunction
 
+from mmabits.emulator import scope
 from mmabits.emulator.hooks.triton import builder
 from mmabits.emulator.hooks.triton.builder import Launch, Operations
 from mmabits.emulator.hooks.triton.casts import Casts
 from mmabits.emulator.hooks.triton.compiler import compiler
-from mmabits.emulator.hooks.triton.patches import NoScope, Patches, language_changes
+from mmabits.emulator.hooks.triton.patches import Change, NoScope, Patches, language_changes
 from mmabits.emulator.hooks.triton.plans import planner
 from mmabits.emulator.hooks.triton.source import Kernels
 from mmabits.emulator.session import Session
@@ -43,13 +45,13 @@ class Runner:
     operations: Operations
     options: Any
     """What Triton's backend for the architecture has set."""
+    changes: tuple[Change, ...]
+    """What is set in the interpreter while a kernel runs."""
     thread: int
 
     def run(self, function: Any, hooks: list[Any], arguments: tuple[Any, ...], grid: Any, warmup: bool, keywords: dict[str, Any]) -> None:
         """Launch a kernel."""
         name = function.__name__
-        if threading.get_ident() != self.thread:
-            raise EmulationError(f"{name}: launched from another thread than the one inside the emulate block")
         if warmup:
             return
         kernel = KERNELS.kernel(function)
@@ -73,9 +75,9 @@ class Runner:
         patches = Patches()
         # Past the knob itself, which would also set TRITON_INTERPRET for this process and all that it starts.
         patches.put(vars(knobs.runtime), "interpret", True)
-        for owner, name, value in language_changes():
-            patches.set(owner, name, value)
         try:
+            for owner, name, value in (*language_changes(), *(self.changes if outer is None else ())):
+                patches.set(owner, name, value)
             with np.errstate(all="ignore"):  # a GPU overflows silently
                 executor(*arguments, **given)
         except InterpreterError as error:
@@ -124,8 +126,14 @@ def _tuning_key(tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
     )
 
 
-def install(session: Session, version: str) -> Patches:
-    """Patch Triton for a session; `undo` of what is returned ends it."""
+_RUNNERS: dict[int, Runner] = {}
+"""Of the open blocks, by the `id` of their sessions."""
+_LAUNCHES: Final = Patches()
+"""In place while there are any."""
+
+
+def install(session: Session, version: str) -> Callable[[], None]:
+    """Take a session's launches to the interpreter; what is returned ends that, in whichever order."""
     plans = planner(session.arch, version, compiler(version))
     operations = Operations(
         session=session, planner=plans, casts=Casts(version, plans.capability), kernels=KERNELS,
@@ -134,19 +142,49 @@ def install(session: Session, version: str) -> Patches:
     language_changes()  # while the interpreter is as it was
     backend = make_backend(GPUTarget("cuda", plans.capability, 32))
     options = backend.parse_options({"enable_fp_fusion": True})
-    runner = Runner(session=session, operations=operations, options=options, thread=threading.get_ident())
+    changes = _interpreter_changes(operations, backend, options)
+    if not _RUNNERS:
+        _install_launches(_LAUNCHES)
+    _RUNNERS[id(session)] = Runner(
+        session=session, operations=operations, options=options, changes=changes, thread=threading.get_ident()
+    )  # fmt: skip
+
+    def end() -> None:
+        del _RUNNERS[id(session)]
+        if not _RUNNERS:
+            _LAUNCHES.undo()
+
+    return end
+
+
+def _runner(name: str) -> Runner | None:
+    """Who runs what the program launches or calls now; None for Triton.
+
+    Raises:
+        EmulationError: on another thread: what a running kernel needs is set for the whole process.
+    """
+    if any(runner.thread != threading.get_ident() for runner in _RUNNERS.values()):
+        raise EmulationError(f"{name}: launched from another thread than the one inside the emulate block")
+    block = scope.current("triton")
+    if block is None:
+        scope.tell_of_missed("triton", name, "a launch")
+        return None
+    return _RUNNERS[id(block.session)]
+
+
+def _interpreter_changes(operations: Operations, backend: Any, options: Any) -> tuple[Change, ...]:
+    """What is set in the interpreter for a session's launches, found by setting it for a moment."""
     patches = Patches()
     try:
-        _install_builder(patches, runner, backend, options)
-        _install_launches(patches, runner)
-    except BaseException:
+        _install_builder(patches, operations, backend, options)
+        patches.set(interpreter, "_patch_lang", lambda function: NoScope())
+        return tuple(patches.changes)
+    finally:
         patches.undo()
-        raise
-    return patches
 
 
-def _install_builder(patches: Patches, runner: Runner, backend: Any, options: Any) -> None:
-    builder.install(patches, runner.operations)
+def _install_builder(patches: Patches, operations: Operations, backend: Any, options: Any) -> None:
+    builder.install(patches, operations)
     the_builder = interpreter.interpreter_builder
     stock = the_builder.options
     shared = {field.name for field in dataclasses.fields(stock)} & {
@@ -162,37 +200,55 @@ def _install_builder(patches: Patches, runner: Runner, backend: Any, options: An
         m, n, k = least(lhs, rhs)
         got = (int(lhs.shape[-2]), int(rhs.shape[-1]), int(lhs.shape[-1]))
         if any(size < bound for size, bound in zip(got, (m, n, k), strict=True)):
-            site = runner.operations.site(runner.operations.frame())
+            site = operations.site(operations.frame())
             shape = " x ".join(map(str, got))
-            runner.session.refuse(site, f"tl.dot {shape}", f"Triton's compiler wants at least {m} x {n} x {k} (M x N x K)")
+            operations.session.refuse(site, f"tl.dot {shape}", f"Triton's compiler wants at least {m} x {n} x {k} (M x N x K)")
         return m, n, k
 
     patches.set(the_builder, "codegen_fns", {**the_builder.codegen_fns, "min_dot_size": min_dot_size})
     if "fp8e4nv" not in options.supported_fp8_dtypes:
 
         def refused(self: Any) -> None:
-            site = runner.operations.site(runner.operations.frame())
-            runner.session.refuse(site, "the type fp8e4nv", f"Triton's compiler has {', '.join(options.supported_fp8_dtypes)} for it")
+            site = operations.site(operations.frame())
+            operations.session.refuse(site, "the type fp8e4nv", f"Triton's compiler has {', '.join(options.supported_fp8_dtypes)} for it")
 
         patches.set(interpreter.InterpreterBuilder, "get_fp8e4nv_ty", refused)
 
 
-def _install_launches(patches: Patches, runner: Runner) -> None:
-    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+def _install_launches(patches: Patches) -> None:
+    stock_run, stock_call, stock_autotuned = JITFunction.run, JITFunction.__call__, Autotuner.run
+    stock_run_interpreted, stock_call_interpreted = InterpretedFunction.run, InterpretedFunction.__call__
+
+    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        runner = _runner(self.fn.__name__)
+        if runner is None:
+            return stock_run(self, *arguments, grid=grid, warmup=warmup, **keywords)
         if self.is_gluon():
             runner.session.refuse(self.fn.__name__, "a Gluon kernel", "Triton cannot interpret Gluon")
-        runner.run(self.fn, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
+        return runner.run(self.fn, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
 
-    def run_interpreted(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        runner.run(self.fn, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
+    def run_interpreted(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        runner = _runner(self.fn.__name__)
+        if runner is None:
+            return stock_run_interpreted(self, *arguments, grid=grid, warmup=warmup, **keywords)
+        return runner.run(self.fn, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
 
-    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        if runner.operations.launch is None:
-            raise EmulationError(f"{self.fn.__name__} is called outside a kernel; launch it with a grid: {self.fn.__name__}[grid](...)")
-        keywords.pop("_semantic", None)
-        return KERNELS.kernel(self.fn).run(*arguments, **keywords)
+    def calling(stock: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            runner = _runner(self.fn.__name__)
+            if runner is None:
+                return stock(self, *arguments, **keywords)
+            if runner.operations.launch is None:
+                raise EmulationError(f"{self.fn.__name__} is called outside a kernel; launch it with a grid: {self.fn.__name__}[grid](...)")
+            keywords.pop("_semantic", None)
+            return KERNELS.kernel(self.fn).run(*arguments, **keywords)
+
+        return call
 
     def run_autotuned(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        runner = _runner(self.base_fn.__name__)
+        if runner is None:
+            return stock_autotuned(self, *arguments, **keywords)
         self.nargs = dict(zip(self.arg_names, arguments, strict=False))
         config = runner.pick(self, arguments, keywords)
         values = config.all_kwargs()
@@ -206,8 +262,7 @@ def _install_launches(patches: Patches, runner: Runner) -> None:
         return result
 
     patches.set(JITFunction, "run", run)
-    patches.set(JITFunction, "__call__", call)
+    patches.set(JITFunction, "__call__", calling(stock_call))
     patches.set(InterpretedFunction, "run", run_interpreted)
-    patches.set(InterpretedFunction, "__call__", call)
+    patches.set(InterpretedFunction, "__call__", calling(stock_call_interpreted))
     patches.set(Autotuner, "run", run_autotuned)
-    patches.set(interpreter, "_patch_lang", lambda function: NoScope())

@@ -7,6 +7,8 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
+Change = tuple[Any, str, Any]
+"""An object, the name of an attribute, its value."""
 _ABSENT = object()
 
 
@@ -15,12 +17,15 @@ class Patches:
 
     def __init__(self) -> None:
         self._undo: list[tuple[Callable[..., None], Any]] = []
+        self.changes: list[Change] = []
+        """What `set` set."""
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Replace an attribute; what the owner itself held, and not a base class of it, is what `undo` restores."""
         before = vars(owner).get(name, _ABSENT)
         self._undo.append((delattr, (owner, name)) if before is _ABSENT else (setattr, (owner, name, before)))
         setattr(owner, name, value)
+        self.changes.append((owner, name, value))
 
     def put(self, mapping: dict[str, Any], key: str, value: Any) -> None:
         """Replace an item."""
@@ -39,7 +44,7 @@ class _Recorder:
     """Takes the place of the interpreter's own scope of patches, and only notes what it would set."""
 
     def __init__(self) -> None:
-        self.changes: list[tuple[Any, str, Any]] = []
+        self.changes: list[Change] = []
 
     def set_attr(self, owner: Any, name: str, value: Any) -> None:
         self.changes.append((owner, name, value))
@@ -57,7 +62,7 @@ class NoScope:
 
 
 @lru_cache(maxsize=1)
-def language_changes() -> tuple[tuple[Any, str, Any], ...]:
+def language_changes() -> tuple[Change, ...]:
     """What must be set in triton.language for kernels to be interpreted: found once, since looking for it takes a millisecond.
 
     To be called first before `interpreter._patch_lang` is replaced.
