@@ -199,6 +199,18 @@ def test_a_later_block_runs_what_an_earlier_one_compiled_and_counts_it() -> None
     assert len(handler._SITES) == sites
 
 
+def test_a_block_inside_one_of_its_kind_runs_the_same_programs() -> None:
+    function = jax.jit(dot)
+    with emulate() as outer:
+        function(A, B)
+        sites = len(handler._SITES)
+        with emulate("sm_100a"), emulate() as inner:
+            assert same(function(A, B), EMULATED)
+        assert same(function(A, B), EMULATED)
+    assert len(handler._SITES) == sites
+    assert [[line.count for line in session.report().emulated] for session in (outer, inner)] == [[2], [1]]
+
+
 def test_programs_compiled_ahead_of_time_are_emulated_in_their_block_only() -> None:
     with emulate():
         lowered = jax.jit(dot).lower(A, B)
@@ -389,6 +401,21 @@ def test_everything_is_restored_after_errors() -> None:
     with pytest.raises(ZeroDivisionError), emulate():
         jax.jit(lambda a: dot(a, B) / (1 // 0))(A)
     assert same(function(A, B), STOCK)
+
+
+def test_everything_is_restored_after_an_interruption_while_programs_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    function, block = jax.jit(dot), emulate()
+    before = dict(mlir._platform_specific_lowerings["cpu"])
+    for place in ("enter", "collect"):  # on the way in, and on the way out
+        monkeypatch.setattr(account, place, interrupted)
+        with pytest.raises(KeyboardInterrupt), block:
+            assert same(function(A, B), EMULATED)
+        monkeypatch.undo()
+        assert same(function(A, B), STOCK) and not account.is_open()
+        assert dict(mlir._platform_specific_lowerings["cpu"]) == before
 
 
 def test_a_refusal_stops_the_program_and_leaves_the_block_usable() -> None:

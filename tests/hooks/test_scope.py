@@ -644,9 +644,10 @@ def test_a_mode_is_taken_off_from_under_others():
     first.__enter__()
     mode.__enter__()
     second.__enter__()
+    switched = probe.framework.state()[3:]
     with fake:
         first.__exit__(None, None, None)
-    assert probe() == "sm_90a" and mode.seen
+    assert probe() == "sm_90a" and mode.seen and probe.framework.state()[3:] == switched == (True, False)
     second.__exit__(None, None, None)
     seen = mode.seen
     assert probe() == "plain" and mode.seen > seen and mode.entered == 1

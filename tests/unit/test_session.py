@@ -331,6 +331,20 @@ def test_a_hook_that_fails_leaves_no_block(framework, monkeypatch):
     assert framework == ["enter sm_80", "leave sm_80"] and current_session() is None and scope._OPEN == []
 
 
+def test_a_hook_that_fails_at_the_end_ends_the_block(framework, monkeypatch):
+    @contextmanager
+    def interrupted(session):
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session_module, "FRAMEWORKS", ("made_up", "interrupted"))
+    monkeypatch.setitem(sys.modules, "interrupted", types.ModuleType("interrupted"))
+    monkeypatch.setitem(sys.modules, "mmabits.emulator.hooks.interrupted", types.SimpleNamespace(hook=interrupted))
+    with pytest.raises(KeyboardInterrupt), mmabits.emulate("sm_80"):
+        pass
+    assert framework == ["enter sm_80", "leave sm_80"] and current_session() is None and scope._OPEN == []
+
+
 def test_threads_and_pools_are_watched_while_a_block_is_open(framework, monkeypatch):
     places = (threading.Thread, "start"), (ThreadPoolExecutor, "submit")
     stock = [getattr(*place) for place in places]

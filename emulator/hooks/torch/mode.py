@@ -150,7 +150,6 @@ _NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
 
 def begin(session: Session) -> Callable[[], None]:
     """Put a session's mode on the running thread's stack; what is returned ends it, in whichever order."""
-    _take_off_ended()
     mode = EmulateMode(session)
     mode.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
 
@@ -167,7 +166,6 @@ def _take_off_ended() -> None:
     One may be left there: that of a block which was left by another thread, or while the mode was at work. It lets everything through.
     """
     stack = [_get_dispatch_stack_at(place) for place in range(_len_torch_dispatch_stack())]
-    stack = [mode for mode in stack if getattr(mode, "_mode_key", None) is None]  # the others are not in the stack proper
     lowest = next((place for place, mode in enumerate(stack) if getattr(mode, "has_ended", False)), len(stack))
     # By the base class's own methods, which keep account of the stack in flags for the process; the others' modes do not see it.
     for mode in reversed(stack[lowest:]):
