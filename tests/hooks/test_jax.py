@@ -404,7 +404,7 @@ def test_everything_is_restored_after_errors() -> None:
 
 
 def test_everything_is_restored_after_an_interruption_while_programs_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     function, block = jax.jit(dot), emulate()

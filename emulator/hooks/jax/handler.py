@@ -79,6 +79,8 @@ the interpreter's end, which waits for programs, cuts products short."""
 @atexit.register
 def _stop_products() -> None:
     _STOP[0] = 1
+
+
 _ALWAYS: Final = np.ones(1, np.int64)
 
 
