@@ -18,12 +18,13 @@ from mmabits.isa.errors import (
     UnsupportedInstruction,
     VectorFileError,
     nearest,
+    visible,
 )
 from mmabits.isa.evidence import Evidence, Proof, evidence_level, weakest
 from mmabits.isa.formats import FORMATS, FormatSpec, NonFinite, format_spec
 from mmabits.isa.instructions import INSTRUCTION_SPECS, KNOWN_FORMS, Family, Instruction, InstructionSpec, KnownForm, ScaleMode, Tile
 from mmabits.isa.lowering import LOWERINGS, KOrder, Lowering, LoweringSpec, Support, instructions, lower
-from mmabits.isa.ptx import parse, resolve
+from mmabits.isa.ptx import complete, parse, resolve
 from mmabits.isa.whatif import what_if
 
 __all__ = [
@@ -32,7 +33,8 @@ __all__ = [
     # architectures
     "ARCHITECTURES", "ArchitectureSpec", "architecture", "what_if",
     # instructions
-    "INSTRUCTION_SPECS", "KNOWN_FORMS", "Family", "Instruction", "InstructionSpec", "KnownForm", "ScaleMode", "Tile", "parse", "resolve",
+    "INSTRUCTION_SPECS", "KNOWN_FORMS", "Family", "Instruction", "InstructionSpec", "KnownForm", "ScaleMode", "Tile", "complete", "parse",
+    "resolve",
     # what they become
     "LOWERINGS", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "library_instruction", "lower",
     # what computes them
@@ -42,5 +44,5 @@ __all__ = [
     # errors
     "CompilerError", "DeviceUnavailable", "EmulationError", "InsufficientEvidence", "MmabitsError", "NotEnoughMemory", "OperandError",
     "OperandTypeError", "UnknownArchitecture", "UnknownFormat", "UnknownInstruction", "UnsupportedInstruction", "VectorFileError",
-    "nearest",
+    "nearest", "visible",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
-"""GPU architectures as rows: the compilation targets that have tensor cores modelled here."""
+"""GPU architectures as rows: the compilation targets that have tensor cores modelled here, and the GPUs that are of them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
-from mmabits.isa.errors import UnknownArchitecture, nearest
+from mmabits.isa.errors import UnknownArchitecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +19,14 @@ class ArchitectureSpec:
     """Marketing name of the generation."""
     gpus: tuple[str, ...]
     """Some GPUs of it."""
+    models: tuple[str, ...] = ()
+    """Names that are taken for it: those of `gpus`, and of others with tensor cores, without what `_ASIDE` leaves out."""
     base: str = ""
     """For an architecture that `what_if` made: the one it departs from."""
     promote_every: int = 0
     """Likewise: elements of K after which gemm promotes where its caller does not say; 0: never."""
+    source: str = ""
+    """Of the models."""
 
     @property
     def target(self) -> str:
@@ -31,23 +37,44 @@ class ArchitectureSpec:
         return self.name
 
 
-def _row(name: str, family: str, *gpus: str) -> ArchitectureSpec:
-    return ArchitectureSpec(name=name, family=family, gpus=gpus)
+def _row(name: str, family: str, gpus: tuple[str, ...], *models: str) -> ArchitectureSpec:
+    return ArchitectureSpec(name=name, family=family, gpus=gpus, models=(*gpus, *models), source="gpu-names")
 
 
+def _series(brand: str, models: str) -> tuple[str, ...]:
+    """`RTX 4090`, `RTX 4080 SUPER` of `4090, 4080 SUPER`."""
+    return tuple(f"{brand} {model}" for model in models.split(", "))
+
+
+# fmt: off
 _ROWS = (
-    _row("sm_70", "Volta", "V100", "Titan V"),
-    _row("sm_75", "Turing", "T4", "RTX 2080 Ti"),
-    _row("sm_80", "Ampere", "A100", "A30"),
-    _row("sm_86", "Ampere", "A2", "A40", "RTX 3090"),
-    _row("sm_89", "Ada Lovelace", "L4", "L40S", "RTX 4090"),
-    _row("sm_90a", "Hopper", "H100", "H200", "GH200"),
-    _row("sm_100a", "Blackwell", "B200", "GB200"),
-    _row("sm_103a", "Blackwell", "B300", "GB300"),
-    _row("sm_110a", "Blackwell", "Jetson Thor"),
-    _row("sm_120a", "Blackwell", "RTX 5090", "RTX PRO 6000 Blackwell"),
-    _row("sm_121a", "Blackwell", "DGX Spark (GB10)"),
+    _row("sm_70", "Volta", ("V100", "Titan V"), "Quadro GV100"),
+    _row("sm_75", "Turing", ("T4", "RTX 2080 Ti"), "Titan RTX",
+         *_series("RTX", "2080, 2080 SUPER, 2070, 2070 SUPER, 2060, 2060 SUPER"), *_series("Quadro RTX", "8000, 6000, 5000, 4000, 3000")),
+    _row("sm_80", "Ampere", ("A100", "A30"), "A800", "AX800"),
+    _row("sm_86", "Ampere", ("A2", "A40", "RTX 3090"), "A10", "A10G", "A10M", "A16",
+         *_series("RTX", "3090 Ti, 3080, 3080 Ti, 3070, 3070 Ti, 3060, 3060 Ti, 3050, 3050 Ti, 2050"),
+         *_series("RTX", "A6000, A5500, A5000, A4500, A4000, A4000H, A3000, A2000, A1000, A500, A400")),
+    _row("sm_89", "Ada Lovelace", ("L4", "L40S", "RTX 4090"), "L2", "L20", "L40", "RTX 3050 A",
+         *_series("RTX", "4080, 4080 SUPER, 4070, 4070 SUPER, 4070 Ti, 4070 Ti SUPER, 4060, 4060 Ti, 4050"),
+         *_series("RTX", "6000 Ada, 5880 Ada, 5000 Ada, 4500 Ada, 4000 Ada, 3500 Ada, 3000 Ada, 2000 Ada, 2000E Ada, 1000 Ada, 500 Ada")),
+    _row("sm_90a", "Hopper", ("H100", "H200", "GH200"), "H20", "H800"),
+    _row("sm_100a", "Blackwell", ("B200", "GB200")),
+    _row("sm_103a", "Blackwell", ("B300", "GB300")),
+    _row("sm_110a", "Blackwell", ("Jetson Thor",), "Jetson T5000", "Jetson T4000"),
+    _row("sm_120a", "Blackwell", ("RTX 5090", "RTX PRO 6000 Blackwell"), "RTX 6000D",
+         *_series("RTX", "5080, 5070, 5070 Ti, 5060, 5060 Ti, 5050"),
+         *_series("RTX PRO", "5000, 4500, 4000, 3000, 2000, 1000, 500")),
+    _row("sm_121a", "Blackwell", ("DGX Spark (GB10)",), "DGX Spark", "GB10"),
 )
+# fmt: on
+
+_ASIDE: Final = re.compile(
+    r"nvidia|tesla|geforce|jetson|dgx|hgx|gpu|generation|blackwell"  # the maker, the brand, the generation
+    r"|\d+gb?|hbm\d?e?|pcie|sxm\d*|nvl\d*|lc|ac|active|mig|\d+g\.\d+gb"  # memory, connector, cooling, a part of it
+    r"|laptop|embedded|oem|sff|d|v2|max|q|with|design|workstation|server|edition|3e"  # its make
+)
+"""Words of a GPU's name that do not tell its architecture."""
 
 ARCHITECTURES: dict[str, ArchitectureSpec] = {row.name: row for row in _ROWS}
 """Every architecture by its name, oldest first."""
@@ -57,21 +84,63 @@ WHAT_IF_ARCHITECTURES: dict[str, ArchitectureSpec] = {}
 """Those that `what_if` made in this process."""
 
 
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\s_()-]+", name.casefold()) if word and not _ASIDE.fullmatch(word)]
+
+
+def _model(name: str) -> str:
+    """What is left of a GPU's name: `NVIDIA GeForce RTX 5090 Laptop GPU` is `rtx5090`."""
+    return "".join(_words(name))
+
+
+_MODELS: Final = {_model(name): row for row in _ROWS for name in row.models}
+
+
+def real_architecture(name: str) -> ArchitectureSpec | None:
+    """The row of a target or of a GPU: as nvidia-smi prints its name, or short (`"h100"`, `"rtx5090"`). None where none is known."""
+    return ARCHITECTURES.get(name.strip().casefold()) or _MODELS.get(_model(name))
+
+
 def architecture(name: str | ArchitectureSpec) -> ArchitectureSpec:
     """The row of an architecture.
 
     Args:
-        name: compilation target (`"sm_90a"`), a name that `what_if` was given, or a row, which is returned as it is.
+        name: compilation target (`"sm_90a"`), a GPU of it (`"h100"`, `"NVIDIA H100 PCIe"`), a name that `what_if` was given, or a row,
+            which is returned as it is.
 
     Raises:
-        UnknownArchitecture: no such target; the message names the nearest, or the `a` target that is meant.
+        UnknownArchitecture: no such target or GPU, or a name that GPUs of several have; the message names the target that is meant
+            where that is sure.
     """
     if isinstance(name, ArchitectureSpec):
         return name
-    for known in (ARCHITECTURES, WHAT_IF_ARCHITECTURES):
-        if name in known:
-            return known[name]
-    specific = f"{str(name).rstrip('f')}a"
+    if not isinstance(name, str):
+        raise UnknownArchitecture(f"an architecture is given as text such as 'sm_90a', not as {type(name).__name__}")
+    found = WHAT_IF_ARCHITECTURES.get(name) or ARCHITECTURES.get(name) or real_architecture(name)
+    if found is None:
+        raise UnknownArchitecture(_why_unknown(name, name.strip().casefold()))
+    return found
+
+
+def _why_unknown(name: str, plain: str) -> str:
+    specific = f"{plain.rstrip('f')}a"
     if specific in ARCHITECTURES:
-        raise UnknownArchitecture(f"architecture {name!r} leaves out the architecture-specific instructions; write {specific!r}")
-    raise UnknownArchitecture(f"unknown architecture {name!r}{nearest(str(name), ARCHITECTURES)}; known: {', '.join(ARCHITECTURES)}")
+        return f"architecture {name!r} leaves out the architecture-specific instructions; write {specific!r}"
+    near = _meant(plain)
+    if len({arch for _, arch in near}) > 1:
+        return f"architecture {name!r} may be {' or '.join(f'{arch} ({gpu})' for gpu, arch in near)}; write which"
+    hint = f"; did you mean {near[0][1]}?" if near else ""
+    return f"unknown architecture {name!r}{hint}; known: {', '.join(ARCHITECTURES)}, and GPUs by name"
+
+
+def _meant(plain: str) -> list[tuple[str, str]]:
+    """GPU and target of what a name may stand for: a generation, a part of GPUs' names, or a target with the same number.
+
+    Nothing else is like it: the number is the generation, so sm_91 is no slip of the pen for sm_90a.
+    """
+    generation = [(row.gpus[0], row.name) for row in _ROWS if plain in row.family.casefold().split()]
+    words = set(_words(plain))
+    part = [(model, row.name) for row in _ROWS for model in row.models if words and words < set(_words(model))]
+    number = re.fullmatch(r"(?:sm|compute)?_?([0-9]+)[a-z]*", plain)
+    same = [(row.gpus[0], row.name) for row in _ROWS if number and number[1] == row.name.strip("sm_a")]
+    return generation or part or same

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+from typing import Final
+
+_LONGEST: Final = 2000
+"""Characters of a message; of a longer one the beginning and the end are shown."""
 
 
 class MmabitsError(Exception):
     """Base of every error that mmabits raises on purpose. Its text is one line: what arrived, what is allowed."""
 
     def __str__(self) -> str:
-        """The message alone (KeyError would print its repr)."""
-        return str(self.args[0]) if self.args else ""
+        """The message alone (KeyError would print its repr), as one line that can be shown: texts of files stand in it."""
+        text = visible(str(self.args[0])) if self.args else ""
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]} ({len(text):,} characters)"
 
 
 class UnknownInstruction(MmabitsError, KeyError):
@@ -66,3 +72,26 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """`did you mean X, Y?`, the known words most like `word`; empty where nothing is like it."""
     found = difflib.get_close_matches(word, sorted(known), n=count, cutoff=0.4)
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""A text that can be shown anywhere as it is: what would steer a terminal or hide from the eye is spelled out, as Python does.
+
+    That is control characters, so escape sequences and ends of lines, marks of writing direction and other invisible ones, unassigned
+    characters and halves of surrogate pairs. Done twice it changes nothing more.
+
+    Args:
+        text: from anywhere.
+        keep: characters that may stay.
+
+    Examples:
+        >>> print(visible("\x1b[31mred\u202e"))
+        \x1b[31mred\u202e
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if _shows(char) or char in keep else char.encode("unicode_escape").decode() for char in text)
+
+
+def _shows(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"  # spaces of every width, as some languages use them

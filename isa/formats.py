@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Final
 
 from mmabits.isa.errors import UnknownFormat, nearest
 
@@ -43,6 +45,8 @@ class FormatSpec:
     """A sign bit is there but not read."""
     numpy_name: str
     """dtype of the arrays that hold it: a NumPy name or an ml_dtypes name."""
+    also: tuple[str, ...] = ()
+    """What NumPy, PyTorch and Triton call it besides."""
     scale_only: bool = False
     """Only ever a block scale, never an operand."""
     source: str
@@ -163,12 +167,12 @@ def _float(
     non_finite: NonFinite,
     numpy_name: str,
     source: str,
-    *,
+    *also: str,
     ignored_low_bits: int = 0,
 ) -> FormatSpec:
     return FormatSpec(
         name=name, container_bits=container, sign_bits=1, exponent_bits=exponent, fraction_bits=fraction, bias=bias,
-        non_finite=non_finite, ignored_low_bits=ignored_low_bits, numpy_name=numpy_name, source=source,
+        non_finite=non_finite, ignored_low_bits=ignored_low_bits, numpy_name=numpy_name, also=also, source=source,
     )  # fmt: skip
 
 
@@ -181,17 +185,17 @@ def _integer(name: str, container: int, sign: int, magnitude: int, numpy_name: s
 
 # fmt: off
 _ROWS = (
-    #      name   bits exp frac bias   not finite            array dtype          source
-    _float("f64",  64, 11, 52, 1023, NonFinite.IEEE,     "float64",         "ieee-754"),
-    _float("f32",  32,  8, 23,  127, NonFinite.IEEE,     "float32",         "ieee-754"),
+    #      name   bits exp frac bias   not finite            array dtype          source       further names
+    _float("f64",  64, 11, 52, 1023, NonFinite.IEEE,     "float64",         "ieee-754", "double", "fp64"),
+    _float("f32",  32,  8, 23,  127, NonFinite.IEEE,     "float32",         "ieee-754", "fp32"),
     _float("tf32", 32,  8, 10,  127, NonFinite.IEEE,     "float32",         "ptx", ignored_low_bits=13),
-    _float("f16",  16,  5, 10,   15, NonFinite.IEEE,     "float16",         "ieee-754"),
+    _float("f16",  16,  5, 10,   15, NonFinite.IEEE,     "float16",         "ieee-754", "half", "fp16"),
     _float("bf16", 16,  8,  7,  127, NonFinite.IEEE,     "bfloat16",        "ptx"),
-    _float("e4m3",  8,  4,  3,    7, NonFinite.NAN_ONLY, "float8_e4m3fn",   "ocp-ofp8"),
-    _float("e5m2",  8,  5,  2,   15, NonFinite.IEEE,     "float8_e5m2",     "ocp-ofp8"),
+    _float("e4m3",  8,  4,  3,    7, NonFinite.NAN_ONLY, "float8_e4m3fn",   "ocp-ofp8", "fp8e4nv"),
+    _float("e5m2",  8,  5,  2,   15, NonFinite.IEEE,     "float8_e5m2",     "ocp-ofp8", "fp8e5"),
     _float("e3m2",  8,  3,  2,    3, NonFinite.NONE,     "float6_e3m2fn",   "ocp-mx"),
     _float("e2m3",  8,  2,  3,    1, NonFinite.NONE,     "float6_e2m3fn",   "ocp-mx"),
-    _float("e2m1",  8,  2,  1,    1, NonFinite.NONE,     "float4_e2m1fn",   "ocp-mx"),
+    _float("e2m1",  8,  2,  1,    1, NonFinite.NONE,     "float4_e2m1fn",   "ocp-mx", "float4_e2m1fn_x2"),
     FormatSpec(name="ue8m0", container_bits=8, sign_bits=0, exponent_bits=8, fraction_bits=0, bias=127, non_finite=NonFinite.NAN_ONLY,
                has_subnormals=False, scale_only=True, numpy_name="float8_e8m0fnu", source="ocp-mx"),
     FormatSpec(name="ue4m3", container_bits=8, sign_bits=0, ignored_sign=True, exponent_bits=4, fraction_bits=3, bias=7,
@@ -208,17 +212,30 @@ FORMATS: dict[str, FormatSpec] = {row.name: row for row in _ROWS}
 """Every format by its PTX name."""
 
 
-def format_spec(name: str | FormatSpec) -> FormatSpec:
+_MODULE: Final = re.compile(r"^(torch|np|numpy|ml_dtypes|jnp|jax\.numpy|tl|triton\.language)\.")
+_DTYPES: Final = {name: row for row in reversed(_ROWS) if not row.scale_only for name in (row.numpy_name, *row.also)}
+_SCALE_DTYPES: Final = {row.numpy_name: row for row in _ROWS if row.scale_only}
+
+
+def format_spec(name: Any, *, scale: bool = False) -> FormatSpec:
     """The row of a format.
 
     Args:
-        name: PTX spelling (`"e4m3"`), or a row, which is returned as it is.
+        name: PTX spelling (`"e4m3"`), the name of a dtype (`"float8_e4m3fn"`, `"torch.bfloat16"`), a dtype of NumPy, ml_dtypes,
+            PyTorch, JAX or Triton, or a row, which is returned as it is. Of formats that share a dtype the plain one is meant:
+            float32 is f32, not tf32.
+        scale: a block scale's format is meant: float8_e4m3fn is ue4m3, not e4m3.
 
     Raises:
         UnknownFormat: no such format; the message names the nearest.
     """
     if isinstance(name, FormatSpec):
         return name
-    if name not in FORMATS:
-        raise UnknownFormat(f"unknown format {name!r}{nearest(str(name), FORMATS)}; known: {', '.join(FORMATS)}")
-    return FORMATS[name]
+    if isinstance(name, str) and name in FORMATS:
+        return FORMATS[name]
+    text = name if isinstance(name, str) else str(getattr(name, "__name__", getattr(name, "name", name)))
+    word = _MODULE.sub("", text)
+    found = (_SCALE_DTYPES.get(word) if scale else None) or FORMATS.get(word) or _DTYPES.get(word) or _SCALE_DTYPES.get(word)
+    if found is None:
+        raise UnknownFormat(f"unknown format {name!r}{nearest(word, (*FORMATS, *_DTYPES))}; known: {', '.join(FORMATS)}, and dtypes")
+    return found

@@ -13,7 +13,7 @@ from itertools import product
 
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.datapaths import DATAPATHS, DatapathSpec
-from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction, nearest
+from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
 from mmabits.isa.evidence import Evidence, Proof, evidence_level, weakest
 from mmabits.isa.formats import FormatSpec, format_spec
 from mmabits.isa.instructions import (
@@ -400,7 +400,7 @@ def _family(name: str | Family) -> Family:
         return name
     short = {word: family for family in Family for word in (family.value, family.value.split(".")[0])}
     if name not in short:
-        raise UnknownInstruction(f"unknown instruction family {name!r}{nearest(str(name), short)}; known: {', '.join(map(str, Family))}")
+        raise UnknownInstruction(f"unknown instruction family {name!r}; known: {', '.join(map(str, Family))}")
     return short[name]
 
 

@@ -29,7 +29,7 @@ from mmabits.isa.instructions import (
 )
 from mmabits.isa.lowering import is_modelled
 
-_SHAPE = re.compile(r"m([1-9]\d*)n([1-9]\d*)k([1-9]\d*)")
+_SHAPE = re.compile(r"m([1-9][0-9]{0,3})n([1-9][0-9]{0,3})k([1-9][0-9]{0,3})")
 _MARKS = {"wgmma": Family.WGMMA, "mma_async": Family.WGMMA, "tcgen05": Family.TCGEN05}
 """Words that only one family has; `mma` without them is mma.sync."""
 _WORDS = {
@@ -62,6 +62,20 @@ _QUALIFIERS: dict[str, tuple[str, object]] = {
 _VOCABULARY = (*_PLAIN_WORDS, *_QUALIFIERS, *FORMATS)
 _FAMILY_QUALIFIERS = {"cta_group": (Family.TCGEN05,), "block": (Family.TCGEN05,), "rounding": (Family.MMA_SYNC,)}
 """Fields that only some families spell."""
+
+
+def _near(word: str, family: Family | None) -> str:
+    """A hint at the qualifiers most like a word, none of another family's.
+
+    A family is a generation: its name is only meant where the word begins alike and has the same number. wmma is no wgmma.
+    """
+
+    def is_meant(mark: str) -> bool:
+        return family in (None, _MARKS[mark]) and mark[:2] == word[:2] and re.findall("[0-9]+", mark) == re.findall("[0-9]+", word)
+
+    foreign = {name for name, owners in _FAMILY_QUALIFIERS.items() if family and family not in owners}
+    words = [known for known in _VOCABULARY if known not in _MARKS or is_meant(known)]
+    return nearest(word, [known for known in words if _QUALIFIERS.get(known, ("",))[0] not in foreign])
 
 
 def _refuse_known_forms(words: list[str], family: Family | None, text: str) -> None:
@@ -102,7 +116,7 @@ def _qualifiers(words: list[str], family: Family | None, text: str) -> Iterator[
         elif shape := _SHAPE.fullmatch(word):
             yield from zip("mnk", map(int, shape.groups()), strict=True)
         elif word not in _PLAIN_WORDS and word not in FORMATS:
-            raise UnknownInstruction(f"{text}: unknown qualifier {word!r}{nearest(word, _VOCABULARY)}")
+            raise UnknownInstruction(f"{text}: unknown qualifier {word!r}{_near(word, family)}")
 
 
 def _types(words: list[str], family: Family | None, text: str) -> dict[str, str]:
@@ -126,7 +140,7 @@ def _read(text: str) -> Query:
     _refuse_known_forms(words, family, text)
     known = [word for word in words if word in _VOCABULARY or _SHAPE.fullmatch(word)]
     if not known:
-        raise UnknownInstruction(f"unknown instruction {text!r}{nearest(words[0], _VOCABULARY)}; families: {', '.join(map(str, Family))}")
+        raise UnknownInstruction(f"unknown instruction {text!r}{_near(words[0], None)}; families: {', '.join(map(str, Family))}")
     _check_plain_words(words, family, text)
     found: dict[str, object] = {**_types(words, family, text)}
     types = len(found)
@@ -263,11 +277,57 @@ def resolve(
     """
     target = architecture(arch).target
     a, b = format_spec(a_type), format_spec(b_type)
-    c, scale = (format_spec(given) if given is not None else None for given in (c_type, scale_type))
+    c = None if c_type is None else format_spec(c_type)
+    scale = None if scale_type is None else format_spec(scale_type, scale=True)
     if isinstance(text, Instruction):
         _check_operands(text, target, {"a_type": a, "b_type": b, "c_type": c, "scale_type": scale})
         return text
     return _resolve(text, target, a.name, b.name, c.name if c else None, scale.name if scale else None)
 
 
-__all__ = ["parse", "resolve"]
+def complete(
+    text: str, *, arch: str, a_type: str, b_type: str, c_type: str, d_type: str, k: int, m: int | None = None, n: int | None = None,
+    scale_type: str | None = None, block: int | None = None,
+) -> Instruction:  # fmt: skip
+    """The instruction of a spelling beside which types and shape are known, as in a recording.
+
+    A whole spelling is read as `parse` does. PTX's own of tcgen05.mma leaves types and shape to a descriptor
+    (`tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.scale_vec::4X`): they are taken from here. M and N that are left open are the
+    largest: no element of D depends on them.
+
+    Args:
+        text: with the family, kind and cta_group.
+        arch: architecture.
+        a_type: type of A.
+        b_type: type of B.
+        c_type: type of C.
+        d_type: type of D.
+        k: elements of K, those of the instruction or fewer, as long as it is clear which instruction has them.
+        m: rows of D.
+        n: columns of D.
+        scale_type: of the block scales, where there are any.
+        block: elements that share a scale.
+
+    Raises:
+        UnknownInstruction: PTX has no such instruction, or it stays open which.
+        UnsupportedInstruction: the architecture lacks it, or it is not modelled.
+    """
+    query = _read(text)
+    if query.family is not Family.TCGEN05 or not query.cta_group or (query.a and query.m):
+        return parse(text)
+    if None not in (block, query.block) and block != query.block:
+        raise UnknownInstruction(f"{text}: block{query.block} in the text, and a block of {block} beside it")
+    query = _narrow(query, text, a=a_type, b=b_type, c=c_type, d=d_type, scale_type=scale_type)
+    query = replace(query, block=block, scaled=bool(query.scaled or scale_type), kind=query.kind or "", m=query.m or m, n=query.n or n)
+    specs, target = matching_specs(query, text), architecture(arch).target
+    here = [spec for spec in specs if _has(spec, query, target)]
+    if not here:
+        raise not_on(text, arch, query, elsewhere=(name for spec in specs for name in spec.lowerings if _has(spec, query, name)))
+    there = {tile.k for spec in here for tile in matching_tiles(spec, query)}
+    wanted = {k} & there or {each for each in there if each > k}
+    if len(wanted) != 1:
+        raise UnknownInstruction(f"{text} with k = {k} does not tell the shape; {arch} has K = {' and '.join(map(str, sorted(there)))}")
+    return _best(here, replace(query, k=wanted.pop()), target)
+
+
+__all__ = ["complete", "parse", "resolve"]

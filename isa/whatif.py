@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-from mmabits.isa.architectures import ARCHITECTURES, WHAT_IF_ARCHITECTURES, ArchitectureSpec, architecture
+from mmabits.isa.architectures import WHAT_IF_ARCHITECTURES, ArchitectureSpec, architecture, real_architecture
 from mmabits.isa.datapaths import DATAPATHS, Arithmetic, DatapathSpec, ResultRounding
 from mmabits.isa.errors import OperandError, nearest
 from mmabits.isa.evidence import Evidence, Proof
@@ -51,7 +51,7 @@ def what_if(name: str, *, base: str, rows: Mapping[str, Mapping[str, Any]], prom
     parent = architecture(base)
     if parent.base:
         raise OperandError(f"what_if departs from a real architecture; {base!r} is itself made by what_if, from {parent.base!r}")
-    if not isinstance(name, str) or not name.strip() or name in ARCHITECTURES:
+    if not isinstance(name, str) or not name.strip() or real_architecture(name) is not None:
         raise OperandError(f"an architecture made by what_if needs a name of its own, got {name!r}")
     if promote_every is not None and (isinstance(promote_every, bool) or not isinstance(promote_every, int) or promote_every < 1):
         raise OperandError(f"promote_every must be a positive number of elements of K, got {promote_every!r}")

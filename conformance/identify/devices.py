@@ -62,7 +62,7 @@ def shape_of(a_type: str, b_type: str, d_type: str, k: int, scale_type: str | No
         raise OperandError(f"k must be 1 to 1024, got {k!r}")
     if (scale_type is None) != (block_size is None):
         raise OperandError(f"scale_type and block_size go together; got {scale_type!r} and {block_size!r}")
-    scale = None if scale_type is None else format_spec(scale_type)
+    scale = None if scale_type is None else format_spec(scale_type, scale=True)
     if scale is not None and not scale.scale_only:
         raise OperandError(f"scale_type is {scale.name}; allowed: ue8m0, ue4m3")
     if block_size is not None and (block_size < 1 or k % block_size):

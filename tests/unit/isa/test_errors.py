@@ -28,6 +28,7 @@ from mmabits.isa import (
     lower,
     nearest,
     parse,
+    visible,
 )
 
 BUILT_IN = {
@@ -67,6 +68,35 @@ def test_the_text_is_the_message(kind: type[MmabitsError]) -> None:
     assert str(kind()) == ""
     again = pickle.loads(pickle.dumps(kind("text")))
     assert type(again) is kind and str(again) == "text"
+
+
+SHOWN = {
+    "\x1b[31mred\x1b[0m": r"\x1b[31mred\x1b[0m",
+    "one\r\ntwo\tthree": r"one\r\ntwo\tthree",
+    "\x9b2J": r"\x9b2J",  # the escape sequence's one-byte form
+    "\x00\x07\x7f": r"\x00\x07\x7f",
+    "a\u202eb\u2066c": r"a\u202eb\u2066c",  # turns the writing direction round
+    "a\u200bb\u200fc\ufeff": r"a\u200bb\u200fc\ufeff",
+    "a\u2028b\u2029": r"a\u2028b\u2029",
+    "\udcff": r"\udcff",  # a byte of a file's name that is no UTF-8
+    "\U000e0041": r"\U000e0041",
+    "plain: é ü 中文 🙂 a\u00a0b a\u3000b \\x1b": "plain: é ü 中文 🙂 a\u00a0b a\u3000b \\x1b",
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), SHOWN.items(), ids=map(ascii, SHOWN))
+def test_what_steers_a_terminal_is_spelled_out(text: str, shown: str) -> None:
+    assert visible(text) == visible(visible(text)) == shown
+    assert visible(text).encode()  # no half of a surrogate pair is left
+    assert visible("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
+
+
+@pytest.mark.parametrize("kind", [MmabitsError, *BUILT_IN], ids=lambda kind: kind.__name__)
+def test_a_message_is_one_line_that_can_be_shown(kind: type[MmabitsError]) -> None:
+    assert str(kind("file \x1b[2J says\nerror: none\u202e")) == r"file \x1b[2J says\nerror: none\u202e"
+    assert str(kind("x" * 2000)) == "x" * 2000
+    long = str(kind("start" + "x" * 1_000_000 + "end"))
+    assert len(long) < 2000 and long.startswith("start") and long.endswith("end (1,000,008 characters)")
 
 
 def test_nearest_names_what_is_like_the_word() -> None:

@@ -81,12 +81,66 @@ def test_a_name_or_a_row_finds_the_row():
 
 
 def test_an_unknown_name_says_what_is_near():
-    with pytest.raises(UnknownFormat, match=r"^unknown format 'fp16'; did you mean .*f16.*; known: f64, f32, tf32, "):
-        format_spec("fp16")
+    with pytest.raises(UnknownFormat, match=r"^unknown format 'f61'; did you mean .*f16.*; known: f64, f32, tf32, "):
+        format_spec("f61")
     with pytest.raises(KeyError):
         format_spec("E4M3")
     with pytest.raises(MmabitsError):
         format_spec("")
+
+
+NAMES = {
+    "f64": ("float64", "torch.float64", "double", "fp64"),
+    "f32": ("float32", "np.float32", "fp32"),
+    "f16": ("float16", "torch.float16", "half", "tl.float16", "fp16"),
+    "bf16": ("bfloat16", "torch.bfloat16", "ml_dtypes.bfloat16"),
+    "e4m3": ("float8_e4m3fn", "torch.float8_e4m3fn", "fp8e4nv"),
+    "e5m2": ("float8_e5m2", "jnp.float8_e5m2", "fp8e5"),
+    "e3m2": ("float6_e3m2fn",),
+    "e2m3": ("float6_e2m3fn",),
+    "e2m1": ("float4_e2m1fn", "torch.float4_e2m1fn_x2"),
+    "ue8m0": ("float8_e8m0fnu", "torch.float8_e8m0fnu"),
+    "s8": ("int8", "torch.int8"),
+    "u8": ("uint8",),
+    "s4": ("int4",),
+    "u4": ("uint4",),
+    "s32": ("int32",),
+}
+
+
+@pytest.mark.parametrize(("wanted", "name"), [(wanted, name) for wanted, names in NAMES.items() for name in names])
+def test_the_name_of_a_dtype_is_taken(wanted, name):
+    assert format_spec(name) is FORMATS[wanted]
+
+
+@pytest.mark.parametrize("name", sorted({row.numpy_name for row in FORMATS.values()}))
+def test_a_dtype_is_taken_as_an_object(name):
+    kind = getattr(ml_dtypes, name, None) or getattr(np, name)
+    wanted = format_spec(name)
+    assert wanted.numpy_name == name and not (wanted.scale_only and name != "float8_e8m0fnu")
+    assert format_spec(kind) is format_spec(np.dtype(kind)) is wanted
+
+
+def test_dtypes_of_frameworks_are_taken_as_objects():
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    assert format_spec(torch.float8_e4m3fn) is format_spec(jnp.float8_e4m3fn) is FORMATS["e4m3"]
+    assert format_spec(torch.bfloat16) is format_spec(jnp.bfloat16) is FORMATS["bf16"]
+    assert format_spec(torch.float8_e8m0fnu) is FORMATS["ue8m0"]
+
+
+def test_a_dtype_that_stands_for_two_formats_is_a_scale_where_one_is_meant():
+    assert format_spec("float8_e4m3fn", scale=True) is format_spec(ml_dtypes.float8_e4m3fn, scale=True) is FORMATS["ue4m3"]
+    assert format_spec("float8_e8m0fnu", scale=True) is FORMATS["ue8m0"]
+    assert format_spec("e4m3", scale=True) is FORMATS["e4m3"]
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float", "fp8", "x.float16", 3, None]
+)
+def test_other_formats_and_vague_names_are_refused(name):
+    """float8_e4m3 of ml_dtypes has infinities, fnuz has another bias."""
+    with pytest.raises(UnknownFormat, match=r"^unknown format .*; known: f64, f32, .*and dtypes$"):
+        format_spec(name)
 
 
 def test_rows_are_frozen():

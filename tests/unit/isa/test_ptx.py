@@ -18,6 +18,7 @@ from mmabits.isa import (
     MmabitsError,
     UnknownInstruction,
     UnsupportedInstruction,
+    complete,
     parse,
     resolve,
 )
@@ -301,6 +302,69 @@ def test_resolve_names_an_unknown_architecture_or_type():
         resolve("wgmma", arch="sm_90", a_type="f16", b_type="f16")
     with pytest.raises(MmabitsError, match="unknown format 'fp8'"):
         resolve("wgmma", arch="sm_90a", a_type="fp8", b_type="f16")
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "k", "types", "expected"),
+    [
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4", "sm_100a", 32, "f32 e4m3 e5m2 f32",
+         "tcgen05.mma.cta_group::1.kind::f8f6f4.m128n256k32.f32.e4m3.e5m2"),
+        ("tcgen05.mma.cta_group::2.kind::f16", "sm_100a", 16, "f16 f16 f16 f16",
+         "tcgen05.mma.cta_group::2.kind::f16.m256n256k16.f16.f16.f16"),
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4.negA", "b200", 5, "f32 e2m1 e3m2 f32",
+         "tcgen05.mma.cta_group::1.kind::f8f6f4.m128n256k32.f32.e2m1.e3m2.negA"),
+        ("tcgen05.mma.cta_group::1.kind::i8.satfinite", "sm_100a", 32, "s32 u8 s8 s32",
+         "tcgen05.mma.cta_group::1.kind::i8.m128n256k32.s32.u8.s8.satfinite"),
+        ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.scale_vec::4X", "sm_103a", 64, "f32 e2m1 e2m1 f32 ue4m3 16",
+         "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n256k64.f32.e2m1.e2m1.ue4m3"),
+        ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.scale_vec::4X", "sm_100a", 48, "f32 e2m1 e2m1 f32 ue8m0 16",
+         "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n256k64.f32.e2m1.e2m1.ue8m0"),
+        ("tcgen05.mma.cta_group::1.kind::mxf4.block_scale", "sm_100a", 32, "f32 e2m1 e2m1 f32 ue8m0 32",
+         "tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n256k64.f32.e2m1.e2m1.ue8m0"),
+        ("tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.m128n64k32", "sm_100a", 32, "f32 e4m3 e4m3 f32 ue8m0 32",
+         "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.block32.m128n64k32.f32.e4m3.e4m3.ue8m0"),
+    ],
+)  # fmt: skip
+def test_a_spelling_is_completed_by_what_stands_beside_it(text, arch, k, types, expected):
+    d, a, b, c, scale, block = [*types.split(), None, None][:6]
+    got = complete(text, arch=arch, a_type=a, b_type=b, c_type=c, d_type=d, k=k, scale_type=scale, block=int(block) if block else None)
+    assert str(got) == expected
+    small = complete(
+        text, arch=arch, a_type=a, b_type=b, c_type=c, d_type=d, k=k, m=128, n=64, scale_type=scale, block=int(block or 0) or None
+    )
+    assert (small.m, small.n, small.k, small.a_type) == (128, 64, got.k, got.a_type)
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "k", "types", "error", "message"),
+    [
+        ("tcgen05.mma.cta_group::1.kind::mxf4.block_scale", "sm_103a", 32, "f32 e2m1 e2m1 f32 ue8m0 32", UnknownInstruction,
+         "with k = 32 does not tell the shape; sm_103a has K = 64 and 96$"),
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4", "sm_100a", 33, "f32 e4m3 e4m3 f32", UnknownInstruction,
+         "with k = 33 does not tell the shape; sm_100a has K = 32$"),
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4", "sm_90a", 32, "f32 e4m3 e4m3 f32", UnsupportedInstruction, "sm_90a has no tcgen05"),
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4", "sm_100a", 32, "f32 f16 f16 f32", UnknownInstruction, "no operands f16 x f16"),
+        ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.scale_vec::4X", "sm_100a", 64, "f32 e2m1 e2m1 f32 ue8m0 32",
+         UnknownInstruction, "no block scales ue8m0 block32 scale_vec::4X"),
+        ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16", "sm_100a", 64, "f32 e2m1 e2m1 f32 ue8m0 32", UnknownInstruction,
+         "block16 in the text, and a block of 32 beside it"),
+        ("tcgen05.mma.cta_group::1.kind::f8f6f4.f32.e4m3.e4m3", "sm_100a", 32, "f32 e5m2 e4m3 f32", UnknownInstruction,
+         "a is e4m3 in the text and e5m2 among the operands"),
+        ("tcgen05.mma.kind::f8f6f4", "sm_100a", 32, "f32 e4m3 e4m3 f32", UnknownInstruction, "lacks shape, operand types, cta_group"),
+        ("wgmma", "sm_90a", 32, "f32 e4m3 e4m3 f32", UnknownInstruction, "is not a whole spelling: it lacks shape, operand types"),
+        ("mma.sync.aligned.m16n8k32.row.col", "sm_90a", 32, "f32 e4m3 e4m3 f32", UnknownInstruction, "lacks operand types"),
+    ],
+)  # fmt: skip
+def test_what_ptx_spells_itself_is_not_completed_nor_guessed(text, arch, k, types, error, message):
+    d, a, b, c, scale, block = [*types.split(), None, None][:6]
+    with pytest.raises(error, match=message):
+        complete(text, arch=arch, a_type=a, b_type=b, c_type=c, d_type=d, k=k, scale_type=scale, block=int(block) if block else None)
+
+
+@pytest.mark.parametrize("shape", ["m" + "9" * 5000 + "n8k16", "m16n8k99999", "m١٦n8k16", "m016n8k16"])
+def test_numbers_that_no_shape_has_are_refused(shape):
+    with pytest.raises(UnknownInstruction, match="m.*n.*k"):
+        parse(f"mma.sync.aligned.{shape}.row.col.f32.f16.f16.f32")
 
 
 def test_only_text_and_instructions_are_read():
