@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mmabits.conformance.cache import cache
 from mmabits.conformance.diff.cli import diff
 from mmabits.conformance.explain.cli import explain
+from mmabits.conformance.failures import is_foreseen, told
 from mmabits.conformance.identify.cli import identify
 from mmabits.conformance.minilm import minilm
+from mmabits.conformance.output import complain, console, draw, finish_output, say, say_json, settle_output
 from mmabits.conformance.probes.cli import vectors_pack, vectors_score
 from mmabits.conformance.record.cli import record
 from mmabits.conformance.study.cli import study
-from mmabits.isa.errors import MmabitsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mmabits.isa import Instruction
 
-EXIT_DIFFER: Final = 1
 EXIT_ERROR: Final = 2
-_PIPE_WIDTH: Final = 400
-"""Columns where the output is no terminal, so that no line is cut or folded."""
+EXIT_INTERRUPTED: Final = 130
+EXIT_INTERNAL: Final = 70
+"""A mistake in mmabits; what sysexits.h has for it."""
 
 app = typer.Typer(
     name="mmabits",
@@ -44,23 +41,46 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
+    """Run the command line and exit: an error is one line and status 2, whatever it is.
+
+    Of an error that nobody foresaw the status is 70, and with MMABITS_TRACEBACK=1 it is raised. Where the reader of the output has gone
+    away, as in `mmabits list | head`, nothing is said.
 
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
+    settle_output()
+    problem, status = _run(argv)
+    failure = finish_output()
+    if failure is not None:
+        status = EXIT_ERROR
+        gone = isinstance(failure, BrokenPipeError)
+        problem = None if gone else f"standard output cannot be written ({failure.strerror or failure})"
+    if problem is not None:
+        complain(problem)
+    raise SystemExit(status)
+
+
+def _run(argv: Sequence[str] | None) -> tuple[str | None, int]:
+    """The command's error, if there is one to tell, and its exit status."""
     try:
         app(args=None if argv is None else list(argv), prog_name="mmabits")
-    except MmabitsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(EXIT_ERROR) from None
+    except SystemExit as left:
+        return None, left.code if isinstance(left.code, int) else EXIT_ERROR if left.code else 0
+    except BrokenPipeError:
+        return None, EXIT_ERROR
+    except KeyboardInterrupt:
+        return None, EXIT_INTERRUPTED
+    except Exception as error:
+        return told(error), EXIT_ERROR if is_foreseen(error) else EXIT_INTERNAL
+    return None, 0
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         from mmabits import __version__
 
-        print(f"mmabits {__version__}")
+        say(f"mmabits {__version__}")
         raise typer.Exit
 
 
@@ -69,19 +89,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)] = False,
 ) -> None:
     pass
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 @app.command(name="list")
@@ -98,12 +105,12 @@ def list_(
 
     rows = instructions(arch=arch, evidence=evidence, family=family)
     if as_json:
-        _print_json(tables.support_json(rows))
+        say_json(tables.support_json(rows))
     elif markdown:
-        print(tables.support_markdown(rows))
+        say(*tables.support_markdown(rows).split("\n"))
     else:
-        _console().print(tables.support_table(rows))
-        print(f"{len(rows)} forms: {tables.counts_text(rows) or 'none'}")
+        draw(tables.support_table(rows), titles=2)
+        say(f"{len(rows)} forms: {tables.counts_text(rows) or 'none'}")
 
 
 def _instruction(text: str, arch: str, a_type: str | None, b_type: str | None, c_type: str | None, scale_type: str | None) -> Instruction:
@@ -136,9 +143,9 @@ def show(
 
     found = _instruction(instruction, arch, a_type, b_type, c_type, scale_type)
     if as_json:
-        _print_json(tables.instruction_json(found, arch))
+        say_json(tables.instruction_json(found, arch))
     else:
-        print("\n".join(tables.instruction_lines(found, arch)))
+        say(*tables.instruction_lines(found, arch))
 
 
 def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
@@ -156,23 +163,23 @@ def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | 
             advance()
     for report in reports:
         if report.error is not None:
-            print(f"error: {report.error}", file=sys.stderr)
+            complain(report.error)
     if page is not None:
         from mmabits.conformance.replay_page import replay_page
 
         write(page, replay_page(reports))
     if as_json:
-        _print_json(replay.reports_json(reports))
+        say_json(replay.reports_json(reports))
     else:
         replayed = [report for report in reports if report.error is None]
         if replayed:
-            _console().print(replay.reports_table(replayed))
+            draw(replay.reports_table(replayed))
         for report in replayed:
             for difference in report.differences:
-                print("", *replay.difference_lines(report, difference), sep="\n")
-        print(replay.summary(reports))
+                say("", *replay.difference_lines(report, difference))
+        say(replay.summary(reports))
         if page is not None:
-            print(f"wrote {page}")
+            say(f"wrote {page}")
     return replay.exit_status(reports)
 
 
@@ -205,12 +212,12 @@ def demo(
     from mmabits.conformance.demo import run_demo
     from mmabits.conformance.replay import recordings_folder
 
-    run_demo(out=out, size=size, console=_console(), progress=_console(stderr=True))
+    run_demo(out=out, size=size, console=console(), progress=console(stderr=True))
     folder = recordings or recordings_folder()
     if folder is None:
-        print("No recordings here: the replay is left out (name them with --recordings).")
+        say("No recordings here: the replay is left out (name them with --recordings).")
         return
-    print(f"\nRecordings of real GPUs in {folder}:")
+    say("", f"Recordings of real GPUs in {folder}:")
     raise typer.Exit(replay_paths([folder], 3, False))
 
 

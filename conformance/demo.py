@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from mmabits.conformance.output import Fitting
+from mmabits.conformance.pages import check_folder
 from mmabits.emulator.codecs import decode
 from mmabits.isa import Evidence, Instruction, lower, resolve
 from mmabits.isa.errors import OperandError, nearest
@@ -451,6 +453,8 @@ def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> li
     """
     if size not in SIZES:
         raise OperandError(f"unknown size {size!r}{nearest(size, SIZES)}; known: {', '.join(SIZES)}")
+    if _has_matplotlib():
+        check_folder(out)
     start = time.perf_counter()
     operands = load_operands(SIZES[size])
     (m, k), n = operands.activations.shape, operands.weights.shape[1]
@@ -460,7 +464,7 @@ def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> li
         markup=False,
     )
     found = _collect(operands, progress)
-    console.print(outcome_table(found))
+    console.print(Fitting(outcome_table(found)), crop=False)
     console.print(f"\n{EXPLANATION}", markup=False)
     console.print(_picture(found, out), markup=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.1f} s in all")
@@ -479,8 +483,12 @@ def _collect(operands: Operands, progress: Console) -> list[Outcome]:
     return found
 
 
+def _has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def _picture(found: Sequence[Outcome], out: Path) -> str:
-    if importlib.util.find_spec("matplotlib") is None:
+    if not _has_matplotlib():
         return f"No picture: matplotlib is not installed ({INSTALL})."
     try:
         out.mkdir(parents=True, exist_ok=True)

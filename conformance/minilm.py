@@ -22,6 +22,8 @@ import typer
 from rich.table import Table
 
 from mmabits.conformance.demo import TOKEN_IDS, model_folder
+from mmabits.conformance.output import Fitting
+from mmabits.conformance.pages import check_folder
 from mmabits.isa import EmulationError, OperandError, architecture
 from mmabits.isa.errors import nearest
 
@@ -270,6 +272,7 @@ def run_minilm(
     folder = model_folder()
     if folder is None or importlib.util.find_spec("torch") is None:
         raise EmulationError(f"minilm needs the model's package and PyTorch: {INSTALL}")
+    check_folder(out)
     from mmabits.conformance.encoder import load_weights
 
     start = time.perf_counter()
@@ -284,7 +287,7 @@ def run_minilm(
                 show(f"{scheme} on {arch}")
                 runs.append(run(weights, tokens, scheme, arch))
     lines = compare_all(runs, exact)
-    console.print(minilm_table(runs, lines))
+    console.print(Fitting(minilm_table(runs, lines)), crop=False)
     for refused in dict.fromkeys(f"{run.scheme} on {run.arch}: {run.refusal}" for run in runs if run.refusal):
         console.print(f"- {refused}", markup=False, soft_wrap=True)
     console.print(f"\n{EXPLANATION}", markup=False)
@@ -304,12 +307,9 @@ def minilm(
     out: Annotated[Path, typer.Option(help="Folder for the table as CSV.")] = Path("results"),
 ) -> None:
     """Run a whole sentence-embedding model in PyTorch with the arithmetic of several GPUs."""
-    from rich.console import Console
+    from mmabits.conformance.output import console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 400
     run_minilm(
         architectures=arch or ARCHITECTURES, schemes=scheme or tuple(SCHEMES), sentences=sentence or SENTENCES, out=out,
-        console=console, progress=Console(stderr=True, highlight=False),
+        console=console(), progress=console(stderr=True),
     )  # fmt: skip

@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmabits.conformance.distances import Distances, distances
+from mmabits.conformance.failures import of_file
 from mmabits.conformance.vectors import SUFFIX, DotVectors, read_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode
-from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, lower, parse
-from mmabits.isa.errors import MmabitsError, VectorFileError
+from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, lower, parse, visible
+from mmabits.isa.errors import VectorFileError
 
 Codes = npt.NDArray[Any]
 
@@ -141,7 +142,7 @@ def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob(f"*{SUFFIX}") if file.is_file())
+            inside = sorted(file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
             if not inside:
                 raise VectorFileError(f"{path}: no file *{SUFFIX} in this folder or below it")
             found += inside
@@ -168,9 +169,8 @@ def replay_files(files: Sequence[Path], *, limit: int = 3) -> Iterator[FileRepor
     for path in files:
         try:
             yield _replay_file(path, limit)
-        except MmabitsError as error:
-            text = str(error)
-            yield FileReport(path=str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")
+        except Exception as error:  # of whatever kind: the other files are replayed
+            yield FileReport(path=str(path), error=of_file(path, error))
 
 
 def _replay_file(path: Path, limit: int) -> FileReport:
@@ -372,8 +372,8 @@ def reports_table(reports: Sequence[FileReport]) -> Table:
         gpu = report.gpu if report.kind == "hardware" else f"{report.gpu} ({report.kind})"
         differ = f"[red]{report.differing}[/]" if report.differing else "0"
         table.add_row(
-            escape(Path(report.path).stem),
-            escape(gpu),
+            escape(visible(Path(report.path).stem)),
+            escape(visible(gpu)),
             escape(report.instruction),
             report.arch,
             str(report.evidence),

@@ -38,11 +38,8 @@ _STYLE: Final = {Evidence.RECORDED: "green", Evidence.PUBLISHED: "yellow", Evide
 def support_table(rows: Sequence[Support]) -> Table:
     """A line for each form."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("arch", no_wrap=True)
-    table.add_column("instruction", overflow="fold")
-    table.add_column("machine", overflow="fold", max_width=40)
-    table.add_column("evidence", no_wrap=True)
-    table.add_column("note", max_width=50)
+    for name in ("arch", "instruction", "machine", "evidence", "note"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         machine = f"{row.machine[0]} .. {row.machine[-1]}" if len(row.machine) > 1 else "".join(row.machine)
         style = _STYLE.get(row.evidence, "dim") if row.evidence is not None else "dim"

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
-from mmabits.isa import Instruction, architecture, format_spec, parse
-from mmabits.isa.errors import MmabitsError, OperandError, VectorFileError
+from mmabits.conformance.failures import one_line
+from mmabits.conformance.stored import open_tensors, whole_number
+from mmabits.isa import Instruction, architecture, complete, format_spec, parse
+from mmabits.isa.errors import OperandError, VectorFileError
 from mmabits.isa.formats import FormatSpec
 
 Codes = npt.NDArray[Any]
@@ -39,7 +40,6 @@ REQUIRED_KEYS: Final = (
 SCALED_KEYS: Final = ("scale_type", "block_size")
 _TENSORS: Final = ("a", "b", "c", "d")
 _SCALES: Final = ("scale_a", "scale_b")
-_STORED: Final = {"U8": 8, "U16": 16, "U32": 32, "U64": 64}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +54,7 @@ class DotVectors:
     instruction: str
     """PTX, in full."""
     arch: str
+    """That of a GPU, where its name is given."""
     a_type: FormatSpec
     b_type: FormatSpec
     c_type: FormatSpec
@@ -79,7 +80,7 @@ class DotVectors:
     """Metadata under further keys."""
 
     def __post_init__(self) -> None:
-        architecture(self.arch)
+        object.__setattr__(self, "arch", architecture(self.arch).name)
         if self.kind not in KINDS:
             raise OperandError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         _check_against_instruction(self, parse(self.instruction))
@@ -156,24 +157,14 @@ def _check_codes(name: str, codes: Codes | None, spec: FormatSpec, shape: tuple[
 def read_vectors(path: str | os.PathLike[str]) -> DotVectors:
     """Read and check one file.
 
+    A spelling without types and shape, as PTX's own of tcgen05.mma, is completed by the rest of the metadata.
+
     Raises:
         VectorFileError: the file is missing, damaged, incomplete or contradicts itself; one line that names the file.
     """
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = _checked_metadata(file.metadata())
-            tensors = {name: _tensor(file, name) for name in _tensor_names(list(file.keys()), metadata)}
-        return _from_parts(metadata, tensors)
-    except SafetensorError as error:
-        raise VectorFileError(f"{path}: no readable safetensors file ({_one_line(error)}); it may be truncated") from error
-    except OSError as error:
-        raise VectorFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
-    except MmabitsError as error:
-        raise VectorFileError(f"{path}: {error}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    with open_tensors(path) as file:
+        metadata = _checked_metadata(file.metadata)
+        return _from_parts(metadata, {name: file.tensor(name) for name in _tensor_names(file.names, metadata)})
 
 
 def _checked_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
@@ -195,33 +186,19 @@ def _tensor_names(found: list[str], metadata: dict[str, str]) -> tuple[str, ...]
     return wanted
 
 
-def _tensor(file: Any, name: str) -> Codes:
-    stored = str(file.get_slice(name).get_dtype())
-    if stored not in _STORED:
-        raise OperandError(f"tensor {name!r} is {stored}; allowed: {', '.join(_STORED)}")
-    codes: Codes = file.get_tensor(name)
-    return codes
-
-
-def _integer(metadata: dict[str, str], key: str) -> int:
-    text = metadata[key]
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise OperandError(f"metadata key {key!r} is {text!r}; allowed: a positive integer")
-    return int(text)
-
-
-def _from_parts(metadata: dict[str, str], tensors: dict[str, Codes]) -> DotVectors:
+def _from_parts(metadata: dict[str, str], tensors: dict[str, Any]) -> DotVectors:
     scaled = "scale_type" in metadata
+    types: dict[str, Any] = {name: format_spec(metadata[name]) for name in ("a_type", "b_type", "c_type", "d_type")}
+    scale = format_spec(metadata["scale_type"], scale=True) if scaled else None
+    k, block = whole_number(metadata, "k"), whole_number(metadata, "block_size") if scaled else None
+    instruction = complete(metadata["instruction"], arch=metadata["arch"], k=k, block=block, scale_type=scale, **types)
     return DotVectors(
-        instruction=metadata["instruction"],
+        instruction=instruction.ptx,
         arch=metadata["arch"],
-        a_type=format_spec(metadata["a_type"]),
-        b_type=format_spec(metadata["b_type"]),
-        c_type=format_spec(metadata["c_type"]),
-        d_type=format_spec(metadata["d_type"]),
-        k=_integer(metadata, "k"),
-        scale_type=format_spec(metadata["scale_type"]) if scaled else None,
-        block=_integer(metadata, "block_size") if scaled else None,
+        **types,
+        k=k,
+        scale_type=scale,
+        block=block,
         kind=metadata["kind"],
         gpu=metadata["gpu"],
         note=metadata["note"],
@@ -244,7 +221,7 @@ def write_vectors(path: str | os.PathLike[str], vectors: DotVectors) -> None:
     try:
         _replace(Path(path), _serialize(vectors))
     except OSError as error:
-        raise VectorFileError(f"{path}: cannot be written ({error.strerror or _one_line(error)})") from error
+        raise VectorFileError(f"{os.fspath(path)}: cannot be written ({error.strerror or one_line(error)})") from error
 
 
 def _serialize(vectors: DotVectors) -> list[bytes]:

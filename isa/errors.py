@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
 _LONGEST: Final = 2000
 """Characters of a message; of a longer one the beginning and the end are shown."""
+_NOT_ASCII: Final = re.compile("[^ -~]")
 
 
 class MmabitsError(Exception):
@@ -90,8 +92,12 @@ def visible(text: str, *, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(char if _shows(char) or char in keep else char.encode("unicode_escape").decode() for char in text)
+    return _NOT_ASCII.sub(lambda found: found[0] if found[0] in keep or _shows(found[0]) else _spelled(found[0]), text)
 
 
 def _shows(char: str) -> bool:
     return char.isprintable() or unicodedata.category(char) == "Zs"  # spaces of every width, as some languages use them
+
+
+def _spelled(char: str) -> str:
+    return char.encode("unicode_escape").decode()

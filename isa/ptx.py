@@ -286,8 +286,8 @@ def resolve(
 
 
 def complete(
-    text: str, *, arch: str, a_type: str, b_type: str, c_type: str, d_type: str, k: int, m: int | None = None, n: int | None = None,
-    scale_type: str | None = None, block: int | None = None,
+    text: str, *, arch: str, a_type: str | FormatSpec, b_type: str | FormatSpec, c_type: str | FormatSpec, d_type: str | FormatSpec, k: int,
+    m: int | None = None, n: int | None = None, scale_type: str | FormatSpec | None = None, block: int | None = None,
 ) -> Instruction:  # fmt: skip
     """The instruction of a spelling beside which types and shape are known, as in a recording.
 
@@ -317,8 +317,10 @@ def complete(
         return parse(text)
     if None not in (block, query.block) and block != query.block:
         raise UnknownInstruction(f"{text}: block{query.block} in the text, and a block of {block} beside it")
-    query = _narrow(query, text, a=a_type, b=b_type, c=c_type, d=d_type, scale_type=scale_type)
-    query = replace(query, block=block, scaled=bool(query.scaled or scale_type), kind=query.kind or "", m=query.m or m, n=query.n or n)
+    a, b, c, d = (format_spec(given).name for given in (a_type, b_type, c_type, d_type))
+    scale = None if scale_type is None else format_spec(scale_type, scale=True).name
+    query = _narrow(query, text, a=a, b=b, c=c, d=d, scale_type=scale)
+    query = replace(query, block=block, scaled=bool(query.scaled or scale), kind=query.kind or "", m=query.m or m, n=query.n or n)
     specs, target = matching_specs(query, text), architecture(arch).target
     here = [spec for spec in specs if _has(spec, query, target)]
     if not here:

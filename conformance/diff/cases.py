@@ -15,7 +15,7 @@ from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.runs import Run
 from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.session import emulate
-from mmabits.isa import OperandError, nearest
+from mmabits.isa import OperandError, architecture, nearest
 
 Array = npt.NDArray[Any]
 
@@ -121,7 +121,8 @@ def record_case(case: Case, *, seed: int = 0, stand_in: str | None = None) -> Ru
         MmabitsError: the architecture lacks the product.
     """
     framework = framework_named(case.framework, case.name)
-    found = None if stand_in is None else (stand_in, f"emulator of {stand_in}", None)
+    name = None if stand_in is None else architecture(stand_in).name
+    found = None if name is None else (name, f"emulator of {name}", None)
     arch, gpu, device = found or framework.gpu()
     a, b, scale_a, scale_b = case.operands(seed)
     tensors = [None if array is None else framework.put(array, device) for array in (a, b, scale_a, scale_b)]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mmabits.isa.errors import MmabitsError, OperandError
+from mmabits.conformance.output import complain, draw, say, say_json
+from mmabits.isa.errors import MmabitsError, OperandError, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mmabits.conformance.diff.running import AnyDifference, AnyRun, Choice
 
 EXIT_DIFFER: Final = 1
 EXIT_ERROR: Final = 2
-_PIPE_WIDTH: Final = 200
 
 
 def diff(
@@ -62,27 +58,29 @@ def _list(*, as_json: bool) -> None:
 
     rows = [case_row(case) for case in ALL_CASES.values()]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        say_json(rows)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("case", "call", "on"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(row["name"], row["call"], " ".join(row["architectures"]))
-    _console().print(table)
+    draw(table)
 
 
 def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> int:
     from mmabits.conformance.diff.running import choose, record_into
+    from mmabits.conformance.pages import check_folder
     from mmabits.conformance.progress import progress
 
+    check_folder(folder)
     chosen = choose(names, stand_in=stand_in)
     failed = _say_left_out(chosen)
     with progress(len(chosen.cases), "recording") as advance:
         for case in chosen.cases:
             try:
                 done = record_into(case, folder, seed=seed, stand_in=stand_in)
-                print(f"{done.state} {done.path}")
+                say(f"{done.state} {done.path}")
             except MmabitsError as error:
                 failed[case.name] = str(error)
                 _complain(case.name, error)
@@ -127,13 +125,11 @@ def _told(found: Sequence[AnyDifference], failed: Mapping[str, str], report: Pat
         write(report, differences_page(found, tuple(failed.items())))
     if as_json:
         parts: Any = [one.as_json for one in found]
-        print(
-            json.dumps(parts[0] if len(parts) == 1 and not failed else {"runs": parts, "failed": dict(failed)}, indent=2, allow_nan=False)
-        )
+        say_json(parts[0] if len(parts) == 1 and not failed else {"runs": parts, "failed": dict(failed)})
     else:
         _print(found)
         if report is not None:
-            print(f"wrote {report}")
+            say(f"wrote {report}")
     if failed or not found:
         return EXIT_ERROR
     return 0 if all(one.is_equal for one in found) else EXIT_DIFFER
@@ -147,15 +143,15 @@ def _print(found: Sequence[AnyDifference]) -> None:
         if len(found) > 1 and one.is_equal:
             continue
         if isinstance(one, KernelDifference):
-            print(*difference_lines(one), sep="\n")
+            say(*difference_lines(one))
             explanation = None if one.attribution is None else one.attribution.explanation
         else:
-            print(*run_lines(one), sep="\n")
+            say(*run_lines(one))
             explanation = one.explanation
         if explanation is not None:
-            print("\nthe first of them, as emulated, before scales and rounding of the result:")
-            _console().print(explanation)
-        print()
+            say("", "the first of them, as emulated, before scales and rounding of the result:")
+            draw(explanation)
+        say("")
     if len(found) > 1:
         _summary(found)
 
@@ -169,10 +165,10 @@ def _summary(found: Sequence[AnyDifference]) -> None:
         table.add_column(heading, overflow="fold", justify="right" if heading in ("elements", "differ") else "left")
     for one in found:
         style = "" if one.is_equal else "red"
-        table.add_row(*(Text(text, style) for text in (one.run.case, f"{one.elements:,}", f"{one.differing:,}", one.verdict)))
-    _console().print(table)
+        table.add_row(*(Text(visible(text), style) for text in (one.run.case, f"{one.elements:,}", f"{one.differing:,}", one.verdict)))
+    draw(table)
     equal = sum(one.is_equal for one in found)
-    print(f"{len(found)} cases: {equal} equal, {len(found) - equal} different")
+    say(f"{len(found)} cases: {equal} equal, {len(found) - equal} different")
 
 
 def _say_left_out(chosen: Choice) -> dict[str, str]:
@@ -183,16 +179,7 @@ def _say_left_out(chosen: Choice) -> dict[str, str]:
 
 
 def _complain(name: str, error: MmabitsError | str) -> None:
-    print(f"error: {name}: {error}", file=sys.stderr)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
+    complain(f"{name}: {error}")
 
 
 def _replayed(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:
@@ -206,12 +193,12 @@ def _replayed(path: Path, arch: str | None, report: Path | None, *, as_json: boo
 
         write(report, vectors_page(found))
     if as_json:
-        print(json.dumps(found.as_json, indent=2, allow_nan=False))
+        say_json(found.as_json)
     else:
-        print(*vector_lines(found), sep="\n")
+        say(*vector_lines(found))
         if found.explanation is not None:
-            print("\nthe first of them, as emulated:")
-            _console().print(found.explanation)
+            say("", "the first of them, as emulated:")
+            draw(found.explanation)
         if report is not None:
-            print(f"wrote {report}")
+            say(f"wrote {report}")
     return 0 if found.is_equal else EXIT_DIFFER

@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mmabits.conformance.record.recording import data_sha256, write_new
-from mmabits.isa.errors import MmabitsError, OperandError, VectorFileError
+from mmabits.conformance.stored import format_of, open_tensors, read_json
+from mmabits.isa.errors import OperandError
 
 Array = npt.NDArray[Any]
 
@@ -40,13 +39,6 @@ def check_dtypes(arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
         if str(array.dtype) not in DTYPES:
             raise OperandError(f"{name} is {array.dtype}; a run holds {', '.join(DTYPES)}")
-
-
-def format_of(path: str | os.PathLike[str]) -> str | None:
-    """The format that a safetensors file says it has; None where it says none or cannot be read."""
-    with suppress(SafetensorError, OSError), safe_open(os.fspath(path), framework="numpy") as file:
-        return (file.metadata() or {}).get("format")
-    return None
 
 
 def write_arrays(path: str | os.PathLike[str], form: str, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
@@ -72,19 +64,10 @@ def read_arrays(path: str | os.PathLike[str], form: str) -> tuple[dict[str, Any]
     Raises:
         VectorFileError: the file is missing, damaged, of another format or contradicts itself; one line that names it.
     """
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != form:
-                raise OperandError(f"metadata key 'format' is {metadata.get('format', 'missing')!r}; allowed: {form!r}")
-            codes = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        return _from_parts(metadata, codes)
-    except SafetensorError as error:
-        raise VectorFileError(f"{path}: no readable safetensors file ({' '.join(str(error).split())}); it may be truncated") from error
-    except OSError as error:
-        raise VectorFileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except MmabitsError as error:
-        raise VectorFileError(f"{path}: {error}") from error
+    with open_tensors(path) as file:
+        if file.metadata.get("format") != form:
+            raise OperandError(f"metadata key 'format' is {file.metadata.get('format', 'missing')!r}; allowed: {form!r}")
+        return _from_parts(file.metadata, {name: file.tensor(name) for name in file.names})
 
 
 def check_texts(manifest: Mapping[str, Any], names: tuple[str, ...]) -> None:
@@ -108,10 +91,7 @@ def _from_parts(metadata: Mapping[str, str], codes: dict[str, Array]) -> tuple[d
         raise OperandError(f"metadata key {missing[0]!r} is missing")
     if _sha256(codes, metadata["manifest"]) != metadata["sha256"]:
         raise OperandError("its sha256 is not that of its contents; it was damaged or changed")
-    try:
-        manifest = json.loads(metadata["manifest"])
-    except json.JSONDecodeError as error:
-        raise OperandError(f"metadata key 'manifest' is no JSON ({error})") from error
+    manifest = read_json(metadata["manifest"], "metadata key 'manifest'")
     if not isinstance(manifest, dict) or not isinstance(dtypes := manifest.pop("dtypes", None), dict):
         raise OperandError("metadata key 'manifest' names no dtypes")
     if set(dtypes) != set(codes):
@@ -125,3 +105,6 @@ def _from_parts(metadata: Mapping[str, str], codes: dict[str, Array]) -> tuple[d
             raise OperandError(f"tensor {name!r} is {array.dtype} and stands for {dtypes[name]!r}, which does not go together")
         arrays[name] = array.view(dtype)
     return manifest, arrays
+
+
+__all__ = ["DTYPES", "check_dtypes", "check_texts", "format_of", "read_arrays", "write_arrays"]

@@ -133,7 +133,8 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
         with framework.around():
             outputs = _called(case, inputs, found.device)
     else:
-        arch, gpu = stand_in, f"emulator of {stand_in}"
+        arch = architecture(stand_in).name
+        gpu = f"emulator of {arch}"
         outputs, _ = emulated(case, inputs, arch)
     return KernelRun(
         case=case.name, arch=arch, call=case.call, kind="hardware" if stand_in is None else "emulator", gpu=gpu, inputs=inputs,
@@ -293,7 +294,7 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> KernelDifferen
         DeviceUnavailable: the case's framework is missing.
         MmabitsError: the architecture lacks the product.
     """
-    case, target = case_of_kernel(run.case), arch or run.arch
+    case, target = case_of_kernel(run.case), architecture(arch or run.arch).name
     outputs, report = emulated(case, run.inputs, target)
     found = {name: _compared(run.outputs[name], outputs[name]) for name in case.outputs}
     composed, products = _composed(case, run, target)

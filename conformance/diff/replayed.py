@@ -26,7 +26,7 @@ from mmabits.conformance.trace import Trace, read, trace
 from mmabits.conformance.vectors import DotVectors, read_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import from_codes
-from mmabits.isa import Evidence, Instruction, Lowering, UnsupportedInstruction, lower, parse
+from mmabits.isa import Evidence, Instruction, Lowering, UnsupportedInstruction, architecture, lower, parse
 
 Codes = npt.NDArray[Any]
 
@@ -176,7 +176,7 @@ class _Tiles:
     """A recording of tiles."""
 
     def __init__(self, recording: Recording, arch: str | None) -> None:
-        self.recording, self.recorded_arch, self.arch = recording, recording.arch, arch or recording.arch
+        self.recording, self.recorded_arch, self.arch = recording, recording.arch, architecture(arch or recording.arch).name
         self.lowering: Lowering = lower(recording.instruction, self.arch)
         self.tile = recording.instruction.m, recording.instruction.n
         self.k = recording.operands.a.shape[-1]
@@ -218,7 +218,7 @@ class _Dots:
     """A file of dot products."""
 
     def __init__(self, dots: DotVectors, arch: str | None) -> None:
-        self.dots, self.recorded_arch, self.arch = dots, dots.arch, arch or dots.arch
+        self.dots, self.recorded_arch, self.arch = dots, dots.arch, architecture(arch or dots.arch).name
         self.lowering: Lowering = lower(parse(dots.instruction), self.arch)
         self.tile = 1, 1
         self.k = dots.k

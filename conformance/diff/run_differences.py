@@ -10,6 +10,7 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.runs import Run
 from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
 from mmabits.conformance.diff.steps import AlongK, along_k
+from mmabits.isa import architecture
 
 if TYPE_CHECKING:
     from mmabits.conformance.explain import Explanation
@@ -77,7 +78,7 @@ def compare_run(run: Run, *, arch: str | None = None) -> RunDifference:
     Raises:
         MmabitsError: the architecture lacks the product.
     """
-    target = arch or run.arch
+    target = architecture(arch or run.arch).name
     schedule = assumed_schedule(
         run.a, run.b, arch=target, instruction=run.instruction, scale_a=run.scale_a, fast_accum=run.fast_accum
     )  # fmt: skip

@@ -142,7 +142,8 @@ def record_into(case: AnyCase, folder: Path, *, seed: int, stand_in: str | None)
             gpu = framework.gpu()
             known = {"arch": gpu.arch, "gpu": gpu.name, "kind": "hardware"}
         else:
-            known = {"arch": stand_in, "gpu": f"emulator of {stand_in}", "kind": "emulator"}
+            name = architecture(stand_in).name
+            known = {"arch": name, "gpu": f"emulator of {name}", "kind": "emulator"}
         return _kept(path, {**known, "case": case.name, "call": case.call, "seed": seed, "versions": framework.versions()})
     return keep(record_any(case, seed=seed, stand_in=stand_in), folder)
 

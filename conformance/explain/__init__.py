@@ -14,7 +14,7 @@ from mmabits.conformance.trace import Trace, trace
 from mmabits.emulator.api import operand_type, prepare
 from mmabits.emulator.codecs import as_codes
 from mmabits.emulator.interop import to_numpy
-from mmabits.isa import Instruction, OperandError, library_instruction
+from mmabits.isa import Instruction, OperandError, architecture, library_instruction
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -81,13 +81,15 @@ class Explanation:
 
         Raises:
             OperandError: it is not among those explained.
+            UnknownArchitecture: no such architecture.
         """
         by_arch = {found.arch: found for found in self.traces}
         if arch is None:
             return self.trace
-        if arch not in by_arch:
+        name = architecture(arch).name
+        if name not in by_arch:
             raise OperandError(f"{arch} is not explained here; there are {', '.join(by_arch)}")
-        return by_arch[arch]
+        return by_arch[name]
 
 
 def explain(

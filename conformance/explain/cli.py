@@ -31,9 +31,8 @@ def explain(
     save: Annotated[list[Path] | None, typer.Option(help="Write a page (.html) or a picture (.svg); may be repeated.")] = None,
 ) -> None:
     """Explain one element of a product, step by step: what was aligned, cut off, rounded, and where the bits went."""
-    from rich.console import Console
-
     from mmabits.conformance.explain import explain as explained
+    from mmabits.conformance.output import draw, say
     from mmabits.conformance.pages import check_page
     from mmabits.isa import lower, resolve
 
@@ -53,12 +52,9 @@ def explain(
             scales[name] = _values(text, row.scale_type.name, blocks, rng, name)
     start = np.array(c, {"f16": np.float16, "f64": np.float64, "s32": np.int32}.get(row.c_type.name, np.float32))[()]
     found = explained(left, right, start, instruction=row, arch=arch, promote_every=promote_every, beside=tuple(beside or ()), **scales)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(found)
+    draw(found)
     for path in save or ():
-        print(f"wrote {found.save(path)}")
+        say(f"wrote {found.save(path)}")
 
 
 def _values(text: str | None, form: str, count: int, rng: np.random.Generator, name: str) -> npt.NDArray[Any]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mmabits.conformance.explain.layout import Window, bits, hidden, window
 from mmabits.conformance.explain.words import code, exact, label, place
+from mmabits.conformance.output import Fitting
 from mmabits.conformance.trace import Addition, Step, Term, Trace
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def explanation_lines(explanation: Explanation) -> Iterator[RenderableType]:
     yield from _alignment(found, worst)
 
 
-def _results(explanation: Explanation) -> Table:
+def _results(explanation: Explanation) -> Fitting:
     table = Table(box=None, pad_edge=False)
     for heading in ("", "result", "code", "result - exact"):
         table.add_column(heading)
@@ -51,10 +52,10 @@ def _results(explanation: Explanation) -> Table:
             code(found.result),
             exact(found.error),
         )
-    return table
+    return Fitting(table)
 
 
-def _steps(found: Trace) -> Table:
+def _steps(found: Trace) -> Fitting:
     table = Table(title=f"{len(found.steps)} steps", title_justify="left")
     for heading in ("step", "elements", "largest exponent", "last place", "cut by alignment", "cut by rounding", "accumulator"):
         table.add_column(heading, justify="right" if heading != "elements" else "left")
@@ -71,7 +72,7 @@ def _steps(found: Trace) -> Table:
                 str(event.number), place(event.k), str(event.largest), f"2^{event.last_place}", exact(event.lost_by_alignment), special,
                 str(event.result),
             )  # fmt: skip
-    return table
+    return Fitting(table)
 
 
 def _worth_showing(found: Trace) -> Step:
@@ -98,7 +99,7 @@ def _alignment(found: Trace, step: Step) -> Iterator[RenderableType]:
         str(step.result) if step.special else _result(step, shown),
         exact(step.lost_by_rounding) if step.lost_by_rounding else "",
     )
-    yield table
+    yield Fitting(table)
 
 
 def _bits(term: Term, shown: Window) -> Text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -26,6 +25,7 @@ def identify(
 ) -> None:
     """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
     from mmabits.conformance.identify import identify as run
+    from mmabits.conformance.output import say, say_json
     from mmabits.conformance.pages import check_page, write
     from mmabits.conformance.record.replaying import read_dots
     from mmabits.isa import parse
@@ -50,15 +50,15 @@ def identify(
 
         write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
     if as_json:
-        print(json.dumps({
+        say_json({
             "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
             "findings": [{"what": f.what, "value": f.value, "evidence": f.evidence, "probes": f.probes} for f in found.findings],
             "undecided": [{"what": u.what, "alternatives": list(u.alternatives), "reason": u.reason} for u in found.undecided],
-        }, indent=2))  # fmt: skip
+        })  # fmt: skip
     else:
-        print(found)
+        say(*str(found).split("\n"))
         if report is not None:
-            print(f"wrote {report}")
+            say(f"wrote {report}")
     raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
 
 

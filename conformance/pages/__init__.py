@@ -11,11 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mmabits.isa import MmabitsError, OperandError
+from mmabits.isa import MmabitsError, OperandError, visible
 
 
 def render(template: str, *, package: str = __name__, **values: Any) -> str:
-    """An HTML page from a template.
+    """An HTML page from a template. Control characters and marks of writing direction are spelled out, wherever they come from.
 
     Args:
         template: file name inside `package`; it extends `base.html.j2` and fills its blocks `title`, `lead`, `body`, `style`, `script`.
@@ -42,7 +42,8 @@ def render(template: str, *, package: str = __name__, **values: Any) -> str:
         loader=jinja2.FunctionLoader(load), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return environment.get_template(template).render(version=__version__, today=today, **values)
+    page = environment.get_template(template).render(version=__version__, today=today, **values)
+    return visible(page, keep="\n\t")
 
 
 def check_page(path: str | Path | None, *, suffixes: Sequence[str] = (".html",)) -> None:
@@ -62,14 +63,30 @@ def check_page(path: str | Path | None, *, suffixes: Sequence[str] = (".html",))
         raise OperandError(f"a page is written as {' or '.join(suffixes)}, got {str(path)!r}")
     if target.is_dir():
         raise OperandError(f"{path} is a folder; a page is a file")
-    there = next(folder for folder in target.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise OperandError(f"{path} cannot be written: {there} is no folder")
+    _check_place(target)
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuse a place for a folder of results before the work whose results it shall hold.
+
+    Args:
+        path: the folder; it and those above it will be made.
+
+    Raises:
+        OperandError: a file of that name, or a place where nothing can be written.
+    """
+    _check_place(Path(path) / "file")
+
+
+def _check_place(target: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: the whole file system may be read-only
-            pass
-    except OSError as error:
-        raise OperandError(f"{path} cannot be written: {there} takes no files ({error.strerror or error})") from error
+        there = next(folder for folder in target.absolute().parents if folder.exists())
+        if there.is_dir():
+            with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: the whole file system may be read-only
+                return
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise OperandError(f"{target.parent} takes no files ({getattr(error, 'strerror', None) or error})") from error
+    raise OperandError(f"{target.parent} cannot be made: {there} is no folder")
 
 
 def write(path: str | Path, text: str) -> Path:

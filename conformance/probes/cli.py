@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,12 +15,13 @@ if TYPE_CHECKING:
 
 EXIT_ERROR: Final = 2
 EXIT_OPEN: Final = 1
-_PIPE_WIDTH: Final = 400
 
 
 def _table(scores: Sequence[Score]) -> Table:
     from rich.markup import escape
     from rich.table import Table
+
+    from mmabits.isa import visible
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("file", "datapath", "rows", "mutants", "killed", "equivalent", "survivors"):
@@ -30,7 +29,7 @@ def _table(scores: Sequence[Score]) -> Table:
     for score in scores:
         names = ", ".join(f"{survivor.number} {survivor.change}" for survivor in score.open) or "none"
         table.add_row(
-            escape(Path(score.path).stem), score.datapath, str(score.rows), str(score.mutants), str(len(score.killed)),
+            escape(visible(Path(score.path).stem)), score.datapath, str(score.rows), str(score.mutants), str(len(score.killed)),
             str(len(score.equivalent)), escape(names),
         )  # fmt: skip
     return table
@@ -43,8 +42,7 @@ def vectors_score(
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 where a mutant survives that some operands could kill.")] = False,
 ) -> None:
     """Say which wrong models a set of dot products kills, and which survive. Exit status: 0, or 2 for unreadable input."""
-    from rich.console import Console
-
+    from mmabits.conformance.output import complain, draw, say, say_json
     from mmabits.conformance.pages import check_page, write
     from mmabits.conformance.probes.pack import FOLDER
     from mmabits.conformance.probes.score import score_files
@@ -63,24 +61,21 @@ def vectors_score(
         write(report, score_page(scores))
     failed = [score for score in scores if score.error is not None]
     for score in failed:
-        print(f"error: {score.error}", file=sys.stderr)
+        complain(str(score.error))
     good = [score for score in scores if score.error is None]
     if as_json:
-        print(json.dumps([score.as_json for score in scores], indent=2))
+        say_json([score.as_json for score in scores])
     elif good:
-        console = Console(highlight=False, soft_wrap=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH
-        console.print(_table(good))
+        draw(_table(good))
         reasons = dict.fromkeys(survivor.reason for score in good for survivor in score.equivalent)
         for reason in reasons:
             count = sum(survivor.reason == reason for score in good for survivor in score.equivalent)
-            print(f"no operands kill {count}: {reason}")
+            say(f"no operands kill {count}: {reason}")
         wrong = sum(score.differing for score in good)
-        print(f"{sum(len(score.killed) for score in good)} killed, {sum(len(score.open) for score in good)} survive, "
-              f"{sum(len(score.equivalent) for score in good)} that no operands kill; {wrong} rows differ from the model")  # fmt: skip
+        say(f"{sum(len(score.killed) for score in good)} killed, {sum(len(score.open) for score in good)} survive, "
+            f"{sum(len(score.equivalent) for score in good)} that no operands kill; {wrong} rows differ from the model")  # fmt: skip
     if report is not None and not as_json:
-        print(f"wrote {report}")
+        say(f"wrote {report}")
     if failed:
         raise typer.Exit(EXIT_ERROR)
     raise typer.Exit(EXIT_OPEN if strict and any(score.open for score in good) else 0)
@@ -90,7 +85,10 @@ def vectors_pack(
     out: Annotated[Path, typer.Option(help="Folder for the files; made if missing.")] = Path("vectors-pack"),
 ) -> None:
     """Write the discriminating pack: for each datapath the few dot products that kill every mutant, with computed results."""
+    from mmabits.conformance.output import say
+    from mmabits.conformance.pages import check_folder
     from mmabits.conformance.probes.pack import write_pack
 
+    check_folder(out)
     paths = write_pack(out)
-    print(f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes in {out}")
+    say(f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes in {out}")

@@ -21,7 +21,7 @@ from mmabits.conformance.probes.model import Model, model_of
 from mmabits.conformance.probes.mutants import mutants
 from mmabits.conformance.probes.score import killing_rows
 from mmabits.conformance.vectors import SUFFIX, DotVectors, write_vectors
-from mmabits.isa import Instruction, instructions, lower, parse
+from mmabits.isa import Instruction, VectorFileError, instructions, lower, parse
 
 FOLDER: Final = Path(__file__).resolve().parent / "pack"
 """Where the pack that ships lies."""
@@ -130,9 +130,12 @@ def write_pack(folder: Path) -> list[Path]:
     """Write every file of the pack; the same version always writes the same bytes.
 
     Raises:
-        VectorFileError: a file cannot be written.
+        VectorFileError: the folder or a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VectorFileError(f"{folder}: cannot be made ({error.strerror or error})") from error
     paths = []
     for entry in entries():
         path = folder / f"{entry.name}{SUFFIX}"

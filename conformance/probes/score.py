@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.failures import of_file
 from mmabits.conformance.probes.equivalent import reason_for
 from mmabits.conformance.probes.exact import Operands, evaluate
 from mmabits.conformance.probes.model import Model, model_of
@@ -18,7 +19,6 @@ from mmabits.conformance.probes.mutants import Mutant, mutants
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.vectors import DotVectors
 from mmabits.isa import lower, parse
-from mmabits.isa.errors import MmabitsError
 
 _FIRST: Final = 400
 """Rows tried first: most wrong models are killed by few."""
@@ -136,9 +136,8 @@ def score_files(files: Sequence[str | os.PathLike[str]]) -> Iterator[Score]:
     for path in map(Path, files):
         try:
             yield score_vectors(read_dots(path), path=str(path))
-        except MmabitsError as error:
-            text = str(error)
-            yield Score(path=str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")
+        except Exception as error:  # of whatever kind: the other files are scored
+            yield Score(path=str(path), error=of_file(path, error))
 
 
 # Choosing --------------------------------------------------------------------------------------------------------------------

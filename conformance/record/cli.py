@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from mmabits.isa.errors import MmabitsError, OperandError
+from mmabits.conformance.output import complain, note, say
+from mmabits.isa import MmabitsError, OperandError, architecture
 
 if TYPE_CHECKING:
     from mmabits.conformance.record.device import DeviceInfo
@@ -42,7 +43,7 @@ def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], report: P
             return _chosen(target, only, spelled, every_n=every_n)
         return [instruction for instruction in representatives(target) if only is None or only in instruction.ptx]
 
-    archs = TARGETS if arch == AUTO else (arch,)
+    archs = TARGETS if arch == AUTO else (architecture(arch).name,)
     with progress(sum(len(of(target)) for target in archs), "compiling") as advance:
         rows = kernel_rows(of, archs, advance=advance)
     if report is not None:
@@ -51,11 +52,11 @@ def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], report: P
         from mmabits.conformance.record.page import kernels_page
 
         write(report, kernels_page(rows, compiler=compiler_version()))
-    print(kernels_markdown(rows))
+    say(*kernels_markdown(rows).split("\n"))
     wrong = sum(bool(row.problems) for row in rows)
-    print(f"\n{len(rows)} kernels, {wrong} with problems")
+    say("", f"{len(rows)} kernels, {wrong} with problems")
     if report is not None:
-        print(f"wrote {report}")
+        say(f"wrote {report}")
     return EXIT_FAILED if wrong or not rows else 0
 
 
@@ -63,9 +64,9 @@ def _print_outcomes(outcomes: Sequence[Outcome], jobs: Sequence[Job], out: Path)
     for outcome in outcomes:
         if outcome.error:
             where = "" if str(outcome.path) in outcome.error else f"{outcome.path}: "
-            print(f"error: {where}{outcome.error}", file=sys.stderr)
+            complain(f"{where}{outcome.error}")
     counts = {state: sum(outcome.state == state for outcome in outcomes) for state in ("recorded", "kept", "failed")}
-    print(f"{len(jobs)} recordings in {out}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    say(f"{len(jobs)} recordings in {out}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
     return EXIT_FAILED if counts["failed"] else 0
 
 
@@ -104,6 +105,7 @@ def _record(
     chain: int, index: int, report: Path | None, *, every_n: bool, emulated: bool,
 ) -> int:  # fmt: skip
     """Record; the exit status."""
+    from mmabits.conformance.pages import check_folder
     from mmabits.conformance.progress import progress
     from mmabits.conformance.record.device import Device, EmulatedDevice
     from mmabits.conformance.record.driver import CudaDevice
@@ -114,11 +116,12 @@ def _record(
     if emulated and arch == AUTO:
         raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
     device: Device = EmulatedDevice(arch) if emulated else CudaDevice(index)
-    if arch not in (AUTO, device.info.arch):
+    if arch != AUTO and architecture(arch).name != device.info.arch:
         raise OperandError(f"--arch {arch} asks for another architecture than that of {device.info.name}, {device.info.arch}")
+    check_folder(out)
     chosen = _chosen(device.info.arch, only, spelled, every_n=every_n)
     jobs = make_jobs(chosen, arch=device.info.arch, generators=generators or tuple(GENERATORS), seed=seed, tiles=tiles, chain=chain)
-    print(f"{device.info.name}, {device.info.arch}: {len(jobs)} recordings", file=sys.stderr)
+    note(f"{device.info.name}, {device.info.arch}: {len(jobs)} recordings")
     outcomes: list[Outcome] = []
     try:
         with progress(len(jobs), "recording") as advance:
@@ -132,13 +135,13 @@ def _record(
         if report is not None:
             with suppress(MmabitsError):  # the disk may be full; why the run broke off matters more
                 _write_page(report, device.info, outcomes, out, len(jobs), str(error))
-                print(f"wrote {report}")
+                say(f"wrote {report}")
         raise
     if report is not None:
         _write_page(report, device.info, outcomes, out, len(jobs))
     status = _print_outcomes(outcomes, jobs, out)
     if report is not None:
-        print(f"wrote {report}")
+        say(f"wrote {report}")
     return status
 
 

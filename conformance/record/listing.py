@@ -10,6 +10,7 @@ from mmabits.conformance.record.disassembly import Disassembled, disassembler, m
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.nvrtc import CompilerRefused, Program, compile_source, compiler_version
 from mmabits.conformance.record.session import TARGETS
+from mmabits.isa import architecture
 from mmabits.isa.instructions import Instruction
 
 
@@ -43,13 +44,13 @@ def kernel_row(instruction: Instruction, arch: str, *, disassemble: bool | None 
     Raises:
         DeviceUnavailable: NVRTC is not installed; with `disassemble`, or the disassembler is not.
     """
-    kernel = Kernel(instruction=instruction, arch=arch)
+    kernel = Kernel(instruction=instruction, arch=architecture(arch).name)
     try:
-        program: Program = compile_source(kernel.source, arch)
+        program: Program = compile_source(kernel.source, kernel.arch)
     except CompilerRefused as error:
-        return KernelRow(instruction=instruction, arch=arch, cubin_bytes=None, opcodes="", problems=(str(error),))
+        return KernelRow(instruction=instruction, arch=kernel.arch, cubin_bytes=None, opcodes="", problems=(str(error),))
     if not (disassembler() is not None if disassemble is None else disassemble):
-        return KernelRow(instruction=instruction, arch=arch, cubin_bytes=len(program.cubin), opcodes="", problems=())
+        return KernelRow(instruction=instruction, arch=kernel.arch, cubin_bytes=len(program.cubin), opcodes="", problems=())
     found = _opcodes(program.cubin)
     return KernelRow(
         instruction=instruction, arch=arch, cubin_bytes=len(program.cubin), opcodes=str(found), problems=unexpected(kernel, found),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from mmabits.conformance.record.device import EMULATOR, DeviceInfo
 from mmabits.conformance.record.listing import KernelRow
 from mmabits.conformance.record.recording import manifest_path
 from mmabits.conformance.record.session import Outcome
+from mmabits.conformance.stored import read_json_file
+from mmabits.isa import OperandError
 
 _TONES: Final = {"recorded": "good", "kept": "soft", "failed": "bad"}
 """States of a recording."""
@@ -93,9 +94,9 @@ def _read(outcome: Outcome) -> _Read:
     if outcome.state == "failed":
         return _Read(outcome, {}, 0)
     try:
-        manifest = json.loads(manifest_path(outcome.path).read_text(encoding="utf-8"))
+        manifest = read_json_file(manifest_path(outcome.path), "the manifest")
         size = outcome.path.stat().st_size
-    except (OSError, ValueError):
+    except (OSError, OperandError):
         return _Read(outcome, {}, 0)
     return _Read(outcome, manifest if isinstance(manifest, dict) else {}, size)
 

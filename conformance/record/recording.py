@@ -17,20 +17,20 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.device import EMULATOR, HARDWARE
 from mmabits.conformance.record.tiles import TileOperands, check_codes, check_operands
-from mmabits.isa import Instruction, architecture, parse
-from mmabits.isa.errors import MmabitsError, OperandError, VectorFileError
+from mmabits.conformance.stored import format_of, open_tensors, read_json, read_json_file, whole_number
+from mmabits.isa import Instruction, architecture, complete, format_spec
+from mmabits.isa.errors import OperandError, VectorFileError
 
 Codes = npt.NDArray[Any]
 
@@ -44,8 +44,7 @@ REQUIRED_KEYS: Final = (
 SCALED_KEYS: Final = ("scale_type", "block_size")
 _TENSORS: Final = ("a", "b", "c", "d")
 _SCALES: Final = ("scale_a", "scale_b")
-_STORED: Final = ("U8", "U16", "U32", "U64")
-_LONGEST_NUMBER: Final = 9
+_TYPES: Final = ("a_type", "b_type", "c_type", "d_type")
 
 
 class NotWritten(VectorFileError):
@@ -75,7 +74,7 @@ class Recording:
     """What else is known of the run; JSON."""
 
     def __post_init__(self) -> None:
-        architecture(self.arch)
+        object.__setattr__(self, "arch", architecture(self.arch).name)
         if self.kind not in KINDS:
             raise OperandError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         check_operands(self.instruction, self.operands, chain=self.chain)
@@ -122,9 +121,7 @@ def manifest_path(path: Path) -> Path:
 
 def is_recording(path: str | os.PathLike[str]) -> bool:
     """Whether a file says that it is of this format. A file that cannot be read is not."""
-    with suppress(SafetensorError, OSError), safe_open(os.fspath(path), framework="numpy") as file:
-        return bool((file.metadata() or {}).get("format") == FORMAT)
-    return False
+    return format_of(path) == FORMAT
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -133,26 +130,17 @@ def is_recording(path: str | os.PathLike[str]) -> bool:
 def read_recording(path: str | os.PathLike[str]) -> Recording:
     """Read and check one file, against its own checksum and, where it lies beside it, its manifest.
 
+    A spelling without types and shape, as PTX's own of tcgen05.mma, is completed by the rest of the metadata.
+
     Raises:
         VectorFileError: the file is missing, damaged, incomplete or contradicts itself or its manifest; one line that names it.
     """
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = _checked_metadata(file.metadata())
-            tensors = {name: _tensor(file, name) for name in _tensor_names(list(file.keys()), metadata)}
+    with open_tensors(path) as file:
+        metadata = _checked_metadata(file.metadata)
+        tensors = {name: file.tensor(name) for name in _tensor_names(file.names, metadata)}
         recording = _from_parts(metadata, tensors)
         _check_against_manifest(Path(path))
         return recording
-    except SafetensorError as error:
-        raise VectorFileError(f"{path}: no readable safetensors file ({_one_line(error)}); it may be truncated") from error
-    except OSError as error:
-        raise VectorFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
-    except MmabitsError as error:
-        raise VectorFileError(f"{path}: {error}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _checked_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
@@ -174,31 +162,27 @@ def _tensor_names(found: list[str], metadata: Mapping[str, str]) -> tuple[str, .
     return wanted
 
 
-def _tensor(file: Any, name: str) -> Codes:
-    stored = str(file.get_slice(name).get_dtype())
-    if stored not in _STORED:
-        raise OperandError(f"tensor {name!r} is {stored}; allowed: {', '.join(_STORED)}")
-    codes: Codes = file.get_tensor(name)
-    return codes
+def _instruction(metadata: Mapping[str, str], formats: Mapping[str, Any], chain: int) -> Instruction:
+    sizes = {key: whole_number(metadata, key) for key in ("m", "n", "k")}
+    return complete(
+        metadata["instruction"], arch=metadata["arch"], m=sizes["m"], n=sizes["n"], k=sizes["k"] // chain,
+        block=whole_number(metadata, "block_size") if "block_size" in metadata else None, **formats,
+    )  # fmt: skip
 
 
 def _from_parts(metadata: Mapping[str, str], tensors: dict[str, Codes]) -> Recording:
-    d = tensors.pop("d")
-    chain = metadata["chain"]
-    if not (chain.isascii() and chain.isdecimal() and 0 < len(chain) <= _LONGEST_NUMBER and int(chain)):
-        raise OperandError(f"metadata key 'chain' is {chain!r}; allowed: a positive integer")
-    try:
-        manifest = json.loads(metadata["manifest"])
-    except json.JSONDecodeError as error:
-        raise OperandError(f"metadata key 'manifest' is no JSON ({error})") from error
+    d, chain = tensors.pop("d"), whole_number(metadata, "chain")
+    manifest = read_json(metadata["manifest"], "metadata key 'manifest'")
+    formats = {name: format_spec(metadata[name], scale=name == "scale_type") for name in (*_TYPES, "scale_type") if name in metadata}
     recording = Recording(
-        instruction=parse(metadata["instruction"]), arch=metadata["arch"], kind=metadata["kind"], gpu=metadata["gpu"], chain=int(chain),
+        instruction=_instruction(metadata, formats, chain), arch=metadata["arch"], kind=metadata["kind"], gpu=metadata["gpu"], chain=chain,
         operands=TileOperands(**tensors), d=d, manifest=manifest if isinstance(manifest, dict) else {},
     )  # fmt: skip
     wanted = recording.metadata
+    given = {**metadata, "arch": recording.arch, **{name: spec.name for name, spec in formats.items()}}
     for key in (*REQUIRED_KEYS, *(SCALED_KEYS if recording.instruction.scale_type is not None else ())):
-        if key not in ("manifest", "instruction") and metadata.get(key) != wanted[key]:
-            raise OperandError(f"metadata key {key!r} is {metadata.get(key, 'missing')!r}, but the data say {wanted[key]!r}")
+        if key not in ("manifest", "instruction") and given.get(key) != wanted[key]:
+            raise OperandError(f"metadata key {key!r} is {given.get(key, 'missing')!r}, but the data say {wanted[key]!r}")
     return recording
 
 
@@ -206,10 +190,7 @@ def _check_against_manifest(path: Path) -> None:
     beside = manifest_path(path)
     if not beside.exists():
         return
-    try:
-        manifest = json.loads(beside.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise OperandError(f"its manifest {beside.name} is no JSON ({_one_line(error)})") from error
+    manifest = read_json_file(beside, f"its manifest {beside.name}")
     wanted = manifest.get("file_sha256") if isinstance(manifest, dict) else None
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if wanted != found:
@@ -247,7 +228,7 @@ def write_manifest(path: Path, recording: Recording, data: bytes | None = None) 
     try:
         written = path.read_bytes() if data is None else data
     except OSError as error:
-        raise VectorFileError(f"{path}: cannot be read ({error.strerror or _one_line(error)})") from error
+        raise VectorFileError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
     known = {key: text for key, text in recording.metadata.items() if key != "manifest"}
     manifest = {**known, **recording.manifest, "file": path.name, "file_sha256": hashlib.sha256(written).hexdigest()}
     write_new(manifest_path(path), json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
@@ -282,4 +263,4 @@ def write_new(path: Path, data: bytes) -> None:
     except FileExistsError as error:
         raise VectorFileError(f"{path}: is there already; a finished recording never changes") from error
     except OSError as error:
-        raise NotWritten(f"{path}: cannot be written ({error.strerror or _one_line(error)})") from error
+        raise NotWritten(f"{path}: cannot be written ({error.strerror or one_line(error)})") from error

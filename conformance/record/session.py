@@ -159,7 +159,7 @@ def make_jobs(
         find_generator(generator)
     return [
         Job(
-            instruction=instruction, arch=arch, generator=generator, seed=seed, chain=chain,
+            instruction=instruction, arch=architecture(arch).name, generator=generator, seed=seed, chain=chain,
             tiles=usual_tiles(instruction, generator) if tiles is None else tiles,
         )
         for instruction in instructions for generator in generators

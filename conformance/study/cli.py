@@ -18,13 +18,14 @@ def study(
     size: Annotated[str, typer.Option(help="quick or full.")] = "full",
 ) -> None:
     """Run a study that ships, and write its page: what accumulation, formats and scale recipes do to products."""
+    from mmabits.conformance.output import say
     from mmabits.conformance.pages import check_page
-    from mmabits.conformance.study.report import run
+    from mmabits.conformance.study.report import can_write_parquet, run
     from mmabits.conformance.study.shipped import STUDIES
 
     if name is None:
         width = max(map(len, STUDIES))
-        print("\n".join(f"{row.name:{width}}  {row.title}" for row in STUDIES.values()))
+        say(*(f"{row.name:{width}}  {row.title}" for row in STUDIES.values()))
         return
     if name not in STUDIES:
         raise OperandError(f"unknown study {name!r}{nearest(name, STUDIES)}; known: {', '.join(STUDIES)}")
@@ -32,9 +33,11 @@ def study(
     check_page(folder / "index.html")
     table = run(STUDIES[name], out=folder, size=size)
     chosen = STUDIES[name]
-    print(chosen.title)
+    say(chosen.title)
     for finding in chosen.findings(table.rows):
-        print(f"- {finding}")
+        say(f"- {finding}")
     for claim in chosen.claims(table.rows):
-        print(f"- published {claim.published}, measured {claim.measured}: {claim.what} ({claim.source})")
-    print(f"wrote {folder / 'index.html'}")
+        say(f"- published {claim.published}, measured {claim.measured}: {claim.what} ({claim.source})")
+    if not can_write_parquet():
+        say("table.parquet is left out: pyarrow is not installed (pip install 'mmabits[study]')")
+    say(f"wrote {folder / 'index.html'}")

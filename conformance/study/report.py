@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import io
 import re
 import time
 from pathlib import Path
 from typing import Any, Final
 
-from mmabits.conformance.pages import render, write
+from mmabits.conformance.failures import one_line
+from mmabits.conformance.pages import check_folder, render, write
 from mmabits.conformance.study.shipped.row import Chart, Rows, Shipped, pick
 from mmabits.conformance.study.sweeps import Table, sweep
 from mmabits.isa import MmabitsError, OperandError
@@ -32,14 +33,18 @@ def run(study: Shipped, *, out: Path, size: str = "full", client: Any = None, pr
         progress: show a bar on a terminal.
 
     Raises:
-        OperandError: another size. JournalMismatch: the folder holds another study's results.
+        OperandError: another size, or a folder that cannot be written. JournalMismatch: the folder holds another study's results.
+        MmabitsError: matplotlib or jinja2, which the page needs, is not installed; nothing is computed then.
     """
     if size not in SIZES:
         raise OperandError(f"a study's size is one of {', '.join(SIZES)}, got {size!r}")
+    check_folder(out)
+    check_charts()
+    has_parquet = can_write_parquet()
     start = time.monotonic()
     table = sweep(study.at, study.points(size), out=out, client=client, progress=progress, what=study.name)
     table.csv(out / "table.csv")
-    with contextlib.suppress(MmabitsError):  # without pyarrow the CSV alone has the rows
+    if has_parquet:  # the CSV has the rows too
         table.parquet(out / "table.parquet")
     write(out / "index.html", page(study, table.rows, size, time.monotonic() - start))
     return table
@@ -54,13 +59,37 @@ def page(study: Shipped, rows: Rows, size: str, seconds: float) -> str:
     )  # fmt: skip
 
 
-def draw(chart: Chart, rows: Rows) -> str:
-    """A chart as SVG in the page's colours."""
+def check_charts() -> None:
+    """Whether what a page is made with is there.
+
+    Raises:
+        MmabitsError: matplotlib or jinja2 is not installed, or cannot be loaded.
+    """
+    for name, what in (("matplotlib.figure", "charts need matplotlib"), ("jinja2", "pages need jinja2")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise MmabitsError(f"{what} ({one_line(error)}): pip install 'mmabits[study]'") from None
+
+
+def can_write_parquet() -> bool:
+    """Whether pyarrow is installed."""
     try:
-        from matplotlib.figure import Figure
+        importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise MmabitsError("charts need matplotlib: pip install 'mmabits[study]'") from None
+        return False
+    return True
+
+
+def draw(chart: Chart, rows: Rows) -> str:
+    """A chart as SVG in the page's colours.
+
+    Raises:
+        MmabitsError: matplotlib is not installed.
+    """
+    check_charts()
     import matplotlib
+    from matplotlib.figure import Figure
 
     shown = pick(rows, **(chart.where or {}))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmabits", "font.family": "sans-serif", "font.size": 10.5}):

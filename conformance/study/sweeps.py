@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +47,7 @@ class Table:
         """Write as Parquet.
 
         Raises:
-            MmabitsError: pyarrow is not installed.
+            MmabitsError: pyarrow is not installed, or the file cannot be written.
         """
         try:
             import pyarrow
@@ -55,10 +55,16 @@ class Table:
         except ImportError:
             raise MmabitsError("Parquet needs pyarrow: pip install 'mmabits[study]'") from None
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(self.rows)), partial)
-        os.replace(partial, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(self.rows)), partial)
+            os.replace(partial, target)
+        except OSError as error:
+            raise MmabitsError(f"{path} cannot be written ({error.strerror or error})") from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
         return target
 
 
@@ -236,7 +242,7 @@ def _parsed(line: str) -> dict[str, Any]:
     """A line of a journal; empty where it is damaged, so that its point is computed again."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -363,7 +363,7 @@ def test_what_ptx_spells_itself_is_not_completed_nor_guessed(text, arch, k, type
 
 @pytest.mark.parametrize("shape", ["m" + "9" * 5000 + "n8k16", "m16n8k99999", "m١٦n8k16", "m016n8k16"])
 def test_numbers_that_no_shape_has_are_refused(shape):
-    with pytest.raises(UnknownInstruction, match="m.*n.*k"):
+    with pytest.raises(UnknownInstruction, match=r"m.*n.*k"):
         parse(f"mma.sync.aligned.{shape}.row.col.f32.f16.f16.f32")
 
 

@@ -1,0 +1,164 @@
+"""What the commands print: lines and tables that nothing in a file can steer a terminal with, whole in eighty columns and in a pipe.
+
+Every command prints with these and with nothing else. rich is imported when a table is printed, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from mmabits.isa import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+
+_PIPE_WIDTH: Final = 10_000
+"""Columns where the output is no terminal, so that no line is cut or folded."""
+
+
+def say(*lines: str) -> None:
+    """Print lines; what would steer a terminal or break a line is spelled out."""
+    for line in lines:
+        print(visible(line))
+
+
+def say_json(value: Any) -> None:
+    """Print JSON, in ASCII."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Print a line on standard error, if there is any."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(visible(text), file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print an error's line on standard error."""
+    note(f"error: {text}")
+
+
+@cache
+def _console_class() -> type[Console]:
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class SafeConsole(Console):
+        """Spells out what would steer a terminal, and leaves it to the caller what a reader that went away means."""
+
+        never_crops: Final = True
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            """As rich does."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(visible(segment.text, keep="\n"), segment.style)
+
+        def on_broken_pipe(self) -> None:
+            """Rich would leave the process with status 1."""
+            raise  # the BrokenPipeError that rich is handling
+
+    return SafeConsole
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables are printed: as wide as the terminal, or as wide as it takes."""
+    made = _console_class()(stderr=stderr, highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made.width = _PIPE_WIDTH
+    return made
+
+
+def draw(renderable: RenderableType, *, titles: int = 1) -> None:
+    """Print a table, an explanation or another thing of rich; nothing is cut at the edge of the terminal.
+
+    Args:
+        renderable: what; a table as `Fitting` does.
+        titles: see there.
+    """
+    from rich.table import Table
+
+    console().print(Fitting(renderable, titles) if isinstance(renderable, Table) else renderable, crop=False)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A table that stays whole: where it is wider than the terminal, each row becomes lines of heading and value."""
+
+    table: Table
+    titles: int = 1
+    """How many of its columns make the line above a row's other values."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.measure import Measurement
+
+        if Measurement.get(console, options.update(width=_PIPE_WIDTH), self.table).maximum <= options.max_width:
+            yield self.table
+        else:
+            yield from self._stacked(console)
+
+    def _stacked(self, console: Console) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        def text(part: RenderableType) -> Text:
+            return console.render_str(part) if isinstance(part, str) else part if isinstance(part, Text) else Text(str(part))
+
+        def line(*parts: str | Text) -> Text:
+            made = Text.assemble(*parts)
+            if getattr(console, "never_crops", False):  # elsewhere a long name is folded: cropping would lose its end
+                made.no_wrap, made.overflow = True, "ignore"
+            return made
+
+        def spaced(cells: list[Text]) -> Iterator[str | Text]:
+            for number, cell in enumerate(cells):
+                yield from (("  ", cell) if number else (cell,))
+
+        columns = self.table.columns
+        headings = [text(column.header).plain.replace("\n", " ") for column in columns]
+        width = max(map(len, headings[self.titles :]), default=0)
+        if self.table.title:
+            yield text(self.table.title)
+        for row in zip(*(list(column.cells) for column in columns), strict=True):
+            cells = [text(part) for part in row]
+            named = [Text(f"{headings[0]} ", "bold")] if self.titles == 1 and headings[0] and cells[0].plain else []
+            yield line(*named, *spaced(cells[: self.titles]))
+            for heading, value in zip(headings[self.titles :], cells[self.titles :], strict=True):
+                if value.plain:
+                    yield line("  ", Text(heading.ljust(width), "dim"), "  ", value)
+
+
+def settle_output() -> None:
+    """Let characters that standard output's encoding lacks be spelled out, before anything is printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def finish_output() -> OSError | None:
+    """Write out what is buffered.
+
+    Returns:
+        Why that failed, None where it did not; then nothing is left that Python would try to write at the end.
+    """
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return error
+    return None
+
+
+__all__ = ["Fitting", "complain", "console", "draw", "finish_output", "note", "say", "say_json", "settle_output"]
