@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,10 +15,11 @@ from mmabits.conformance.explain.cli import explain
 from mmabits.conformance.failures import is_foreseen, told
 from mmabits.conformance.identify.cli import identify
 from mmabits.conformance.minilm import minilm
-from mmabits.conformance.output import complain, console, draw, finish_output, say, say_json, settle_output
+from mmabits.conformance.output import ReaderGone, complain, console, draw, finish_output, say, say_json, settle_output
 from mmabits.conformance.probes.cli import vectors_pack, vectors_score
 from mmabits.conformance.record.cli import record
 from mmabits.conformance.study.cli import study
+from mmabits.isa.errors import MmabitsError
 
 if TYPE_CHECKING:
     from mmabits.isa import Instruction
@@ -49,13 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
+    output = sys.stdout
     settle_output()
     problem, status = _run(argv)
-    failure = finish_output()
-    if failure is not None:
+    if sys.stdout is not output:  # what click leaves behind where the reader has gone
         status = EXIT_ERROR
-        gone = isinstance(failure, BrokenPipeError)
-        problem = None if gone else f"standard output cannot be written ({failure.strerror or failure})"
+    try:
+        finish_output(output)
+    except ReaderGone:
+        problem, status = None, EXIT_ERROR
+    except MmabitsError as error:
+        problem, status = str(error), EXIT_ERROR
     if problem is not None:
         complain(problem)
     raise SystemExit(status)
@@ -67,7 +73,7 @@ def _run(argv: Sequence[str] | None) -> tuple[str | None, int]:
         app(args=None if argv is None else list(argv), prog_name="mmabits")
     except SystemExit as left:
         return None, left.code if isinstance(left.code, int) else EXIT_ERROR if left.code else 0
-    except BrokenPipeError:
+    except ReaderGone:
         return None, EXIT_ERROR
     except KeyboardInterrupt:
         return None, EXIT_INTERRUPTED
@@ -93,7 +99,7 @@ def _root(
 
 @app.command(name="list")
 def list_(
-    arch: Annotated[str | None, typer.Option(help="Only this architecture: sm_90a, ...")] = None,
+    arch: Annotated[str | None, typer.Option(help="Only this architecture, or GPU: sm_90a, h100.")] = None,
     evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
     family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
     as_json: Json = False,
@@ -128,10 +134,10 @@ def _instruction(text: str, arch: str, a_type: str | None, b_type: str | None, c
         raise UnknownInstruction(f"{error} (a short spelling needs --a-type)") from error
 
 
-@app.command()
+@app.command(short_help="Show what is known of an instruction.")
 def show(
     instruction: Annotated[str, typer.Argument(help="PTX in full, or short with --a-type: 'wgmma', 'tcgen05.mma.kind::mxf4.block_scale'.")],
-    arch: Annotated[str, typer.Option(help="Architecture: sm_90a, ...")],
+    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
     a_type: Annotated[str | None, typer.Option(help="Type of A, for a short spelling.")] = None,
     b_type: Annotated[str | None, typer.Option(help="Type of B; that of A if left out.")] = None,
     c_type: Annotated[str | None, typer.Option(help="Type of C.")] = None,
@@ -202,7 +208,7 @@ def replay_(
     raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json, report))
 
 
-@app.command()
+@app.command(short_help="Multiply real weights as several GPUs would, and compare.")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture; made if missing.")] = Path("demo-output"),
     size: Annotated[str, typer.Option(help="small or full.")] = "full",
@@ -221,13 +227,17 @@ def demo(
     raise typer.Exit(replay_paths([folder], 3, False))
 
 
-app.command(name="explain")(explain)
-app.command(name="diff")(diff)
-app.command(name="identify")(identify)
-app.command(name="minilm")(minilm)
+app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
+app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
+app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
+app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)
 app.command(name="record")(record)
-app.command(name="study")(study)
-vectors = typer.Typer(help="Vector files: which wrong models they would catch, and the pack that ships.", no_args_is_help=True)
+app.command(name="study", short_help="Run a study that ships, and write its page.")(study)
+vectors = typer.Typer(
+    help="Vector files: which wrong models they would catch, and the pack that ships.",
+    short_help="Which wrong models vector files catch; the pack that ships.",
+    no_args_is_help=True,
+)
 vectors.command(name="score")(vectors_score)
 vectors.command(name="pack")(vectors_pack)
 app.add_typer(vectors, name="vectors")

@@ -33,9 +33,11 @@ def told(error: Exception) -> str:
     Raises:
         Exception: the error itself, where it is unforeseen and `wants_traceback`.
     """
+    return str(error if isinstance(error, MmabitsError) else MmabitsError(_foreign(error)))
+
+
+def _foreign(error: Exception) -> str:
     match error:
-        case MmabitsError():
-            return str(error)
         case MemoryError():
             said = one_line(error)
             return f"not enough memory{f' ({said})' if said else ''}"

@@ -301,7 +301,7 @@ def run_minilm(
 
 
 def minilm(
-    arch: Annotated[list[str] | None, typer.Option(help="Architecture, repeatable: sm_80, sm_90a, sm_100a by default.")] = None,
+    arch: Annotated[list[str] | None, typer.Option(help="Architecture, or GPU, repeatable: sm_80, sm_90a, sm_100a by default.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=f"Scheme, repeatable: {', '.join(SCHEMES)}; all by default.")] = None,
     sentence: Annotated[list[str] | None, typer.Option(help="A sentence to embed, repeatable; eight of ours by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table as CSV.")] = Path("results"),

@@ -9,30 +9,47 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from mmabits.isa import visible
+from mmabits.isa import MmabitsError, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 _PIPE_WIDTH: Final = 10_000
 """Columns where the output is no terminal, so that no line is cut or folded."""
 
 
+class ReaderGone(Exception):
+    """Whoever read the output has stopped, as `head` does: nothing is wrong, and nobody is there to be told."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+    except OSError as error:
+        raise MmabitsError(f"standard output cannot be written ({error.strerror or error})") from error
+
+
 def say(*lines: str) -> None:
     """Print lines; what would steer a terminal or break a line is spelled out."""
-    for line in lines:
-        print(visible(line))
+    with _writing():
+        for line in lines:
+            print(visible(line))
 
 
 def say_json(value: Any) -> None:
     """Print JSON, in ASCII."""
-    print(json.dumps(value, indent=2, allow_nan=False))
+    with _writing():
+        print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def note(text: str) -> None:
@@ -86,7 +103,21 @@ def draw(renderable: RenderableType, *, titles: int = 1) -> None:
     """
     from rich.table import Table
 
-    console().print(Fitting(renderable, titles) if isinstance(renderable, Table) else renderable, crop=False)
+    with _writing():
+        console().print(Fitting(renderable, titles) if isinstance(renderable, Table) else renderable, crop=False)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A line that is not folded, so that the names in it stay whole; on a console that would crop it, it is."""
+
+    text: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        line = self.text.copy()
+        if getattr(console, "never_crops", False):
+            line.no_wrap, line.overflow = True, "ignore"
+        yield line
 
 
 @dataclass(frozen=True)
@@ -111,12 +142,6 @@ class Fitting:
         def text(part: RenderableType) -> Text:
             return console.render_str(part) if isinstance(part, str) else part if isinstance(part, Text) else Text(str(part))
 
-        def line(*parts: str | Text) -> Text:
-            made = Text.assemble(*parts)
-            if getattr(console, "never_crops", False):  # elsewhere a long name is folded: cropping would lose its end
-                made.no_wrap, made.overflow = True, "ignore"
-            return made
-
         def spaced(cells: list[Text]) -> Iterator[str | Text]:
             for number, cell in enumerate(cells):
                 yield from (("  ", cell) if number else (cell,))
@@ -129,10 +154,10 @@ class Fitting:
         for row in zip(*(list(column.cells) for column in columns), strict=True):
             cells = [text(part) for part in row]
             named = [Text(f"{headings[0]} ", "bold")] if self.titles == 1 and headings[0] and cells[0].plain else []
-            yield line(*named, *spaced(cells[: self.titles]))
+            yield Whole(Text.assemble(*named, *spaced(cells[: self.titles])))
             for heading, value in zip(headings[self.titles :], cells[self.titles :], strict=True):
                 if value.plain:
-                    yield line("  ", Text(heading.ljust(width), "dim"), "  ", value)
+                    yield Whole(Text.assemble("  ", (heading.ljust(width), "dim"), "  ", value))
 
 
 def settle_output() -> None:
@@ -142,23 +167,27 @@ def settle_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def finish_output() -> OSError | None:
-    """Write out what is buffered.
+def finish_output(stream: TextIO | None) -> None:
+    """Write out what is buffered; where that fails, nothing is left that Python would try to write at the end.
 
-    Returns:
-        Why that failed, None where it did not; then nothing is left that Python would try to write at the end.
+    Args:
+        stream: what standard output was at the beginning.
+
+    Raises:
+        ReaderGone: whoever read it has stopped.
+        MmabitsError: it cannot be written, as on a full disk.
     """
-    if sys.stdout is None:
-        return None
+    if stream is None:
+        return
     try:
-        sys.stdout.flush()
-    except OSError as error:
+        with _writing():
+            stream.flush()
+    except (ReaderGone, MmabitsError):
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-        return error
-    return None
+        raise
 
 
-__all__ = ["Fitting", "complain", "console", "draw", "finish_output", "note", "say", "say_json", "settle_output"]
+__all__ = ["Fitting", "ReaderGone", "Whole", "complain", "console", "draw", "finish_output", "note", "say", "say_json", "settle_output"]

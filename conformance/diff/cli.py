@@ -20,7 +20,9 @@ EXIT_ERROR: Final = 2
 
 def diff(
     against: Annotated[Path | None, typer.Option(help="A recording: a run, or tiles or dot products.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture to emulate; that of the recording or of the GPU if left out.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture to emulate, or GPU: sm_90a, h100; that of the recording or of the GPU if left out.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder to record runs into; nothing is compared.")] = None,
     case: Annotated[list[str] | None, typer.Option(help="Which case to run; may be repeated. All if left out.")] = None,

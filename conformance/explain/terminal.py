@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mmabits.conformance.explain.layout import Window, bits, hidden, window
 from mmabits.conformance.explain.words import code, exact, label, place
-from mmabits.conformance.output import Fitting
+from mmabits.conformance.output import Fitting, Whole
 from mmabits.conformance.trace import Addition, Step, Term, Trace
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ def explanation_lines(explanation: Explanation) -> Iterator[RenderableType]:
     """Everything to print, from top to bottom."""
     found = explanation.trace
     path = found.datapath
-    yield Text.assemble(
-        ("D", "bold"), f"[{explanation.row}, {explanation.column}] of ", (found.instruction.ptx, "bold"), f" on {found.arch}"
-    )
+    place_of_d = f"[{explanation.row}, {explanation.column}] of "
+    yield Whole(Text.assemble(("D", "bold"), place_of_d, (found.instruction.ptx, "bold"), f" on {found.arch}"))
     kept = f"F = {path.fraction_bits}, " if path.fraction_bits else ""
     yield Text(f"{path.name}: {kept}steps of {found.lowering.step}, {path.result_rounding.value} ({found.lowering.evidence})", "dim")
     yield ""

@@ -18,7 +18,9 @@ def identify(
     instruction: Annotated[
         str | None, typer.Option(help="Instead of a recording: ask for this instruction, PTX in full, with --arch or --gpu.")
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, sm_90a, ...")] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, or GPU: sm_90a, h100.")
+    ] = None,
     gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.tiles import Generator, TileOperands, diagonal_tiles, encoded, operand_formats
 from mmabits.isa import lower
 from mmabits.isa.errors import OperandError, nearest
@@ -26,6 +29,7 @@ Codes = npt.NDArray[Any]
 _Draw = Callable[[str, FormatSpec, tuple[int, ...], np.random.Generator], Codes]
 
 PROBES: Final = "probes"
+_PARAMETERS: Final = 4
 _SPECIAL_SHARE: Final = 0.15
 _NORMAL_SCALE_SPREAD: Final = 3
 _RANDOM_PROBES: Final = 40
@@ -142,7 +146,7 @@ def find_generator(name: str) -> Generator:
         name: one of `GENERATORS`, or `package.module:function`.
 
     Raises:
-        OperandError: no such generator.
+        OperandError: no such generator, or something that is none: a module of Python itself, a function of other parameters.
     """
     if name in GENERATORS:
         return GENERATORS[name]
@@ -150,11 +154,26 @@ def find_generator(name: str) -> Generator:
     if not colon:
         known = f"{', '.join(GENERATORS)}, package.module:function"
         raise OperandError(f"unknown generator {name!r}{nearest(name, GENERATORS)}; known: {known}")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise OperandError(f"no generator {name!r}: {module} is a module of Python itself")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise OperandError(f"no generator {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module may do anything when it is imported
+        raise OperandError(f"no generator {name!r}: {type(error).__name__}: {one_line(error)}") from error
     if not callable(found):
         raise OperandError(f"{name!r} is no function")
+    if not _has_the_parameters(found):
+        raise OperandError(f"{name!r} is no generator: one takes instruction, arch, tiles and seed, and nothing else that is needed")
     generator: Generator = found
     return generator
+
+
+def _has_the_parameters(function: Callable[..., Any]) -> bool:
+    """Whether a function needs the four that a generator is called with: what is something else must not be called."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of C, and does not tell
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [each for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    return not isinstance(function, type) and len(needed) == _PARAMETERS and all(each.kind in kinds for each in needed)

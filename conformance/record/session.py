@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from mmabits.conformance.failures import one_line
+from mmabits.conformance.memory import check_memory
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
@@ -26,7 +29,15 @@ from mmabits.conformance.record.recording import (
     write_manifest,
     write_recording,
 )
-from mmabits.conformance.record.tiles import Generator, TileOperands, check_operands, exact_operands, exact_result, join_chain
+from mmabits.conformance.record.tiles import (
+    Generator,
+    TileOperands,
+    check_operands,
+    exact_operands,
+    exact_result,
+    join_chain,
+    operand_formats,
+)
 from mmabits.emulator.codecs import decode
 from mmabits.isa.architectures import architecture
 from mmabits.isa.errors import MmabitsError, OperandError, UnsupportedInstruction, VectorFileError
@@ -43,6 +54,7 @@ _USUAL_N: Final = 64
 _CHECK_TILES: Final = 4
 _BATCH_BYTES: Final = 1 << 28
 _GIT_TIMEOUT_S: Final = 10
+_VALUE_BYTES: Final = 24
 _NONE: Final = "none"
 
 
@@ -261,8 +273,26 @@ class Outcome:
     error: str = ""
 
 
+def _needed_bytes(job: Job) -> int:
+    """Memory that a job takes, about: the values of the largest operand as float64 a few times over, and every code twice."""
+    sizes = [(math.prod(shape), spec.container_bits // 8) for _, spec, shape in operand_formats(job.instruction, chain=job.chain)]
+    results = job.instruction.m * job.instruction.n * job.instruction.d_type.container_bits // 8
+    return job.tiles * (_VALUE_BYTES * max(size for size, _ in sizes) + 2 * (sum(size * width for size, width in sizes) + results))
+
+
 def _generated(job: Job, generator: Generator) -> TileOperands:
-    operands = join_chain(generator(job.instruction, job.arch, job.tiles * job.chain, job.seed), job.chain)
+    check_memory(_needed_bytes(job), f"a recording of {job.tiles:,} tiles")
+    try:
+        made = generator(job.instruction, job.arch, job.tiles * job.chain, job.seed)
+    except (MmabitsError, MemoryError):
+        raise
+    except Exception as error:
+        if job.generator in GENERATORS:
+            raise
+        raise OperandError(f"generator {job.generator} fails: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(made, TileOperands):
+        raise OperandError(f"generator {job.generator} makes {type(made).__name__}, not TileOperands")
+    operands = join_chain(made, job.chain)
     check_operands(job.instruction, operands, chain=job.chain)
     if operands.tiles != job.tiles:
         raise OperandError(f"generator {job.generator} made {operands.tiles} tiles; {job.tiles} were asked for")
