@@ -63,6 +63,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     try:
         check_file(path)
         with safe_open(os.fspath(path), framework="numpy") as file:
+            _check_header(path)
             yield TensorFile(file)
     except SafetensorError as error:
         raise VectorFileError(f"{os.fspath(path)}: no readable safetensors file ({one_line(error)}); it may be truncated") from error
@@ -70,6 +71,12 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
         raise VectorFileError(f"{os.fspath(path)}: cannot be read ({error.strerror or one_line(error)})") from error
     except MmabitsError as error:
         raise VectorFileError(f"{os.fspath(path)}: {error}") from error
+
+
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Refuse a header that says a thing twice: readers differ in what they make of it."""
+    with open(path, "rb") as file:
+        read_json(file.read(int.from_bytes(file.read(8), "little")), "its header")
 
 
 def format_of(path: str | os.PathLike[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,15 +70,31 @@ def read_arrays(path: str | os.PathLike[str], form: str) -> tuple[dict[str, Any]
         return _from_parts(file.metadata, {name: file.tensor(name) for name in file.names})
 
 
-def check_texts(manifest: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Refuse a manifest that lacks a text.
+def check_manifest(manifest: Mapping[str, Any], texts: tuple[str, ...]) -> None:
+    """Refuse a manifest that lacks a text, or says something else than it should.
 
     Raises:
         OperandError: it does.
     """
-    absent = [name for name in names if not isinstance(manifest.get(name), str)]
+    absent = [name for name in texts if not isinstance(manifest.get(name), str)]
     if absent:
         raise OperandError(f"the manifest has no text {absent[0]!r}")
+    for name, (is_right, what) in _KINDS.items():
+        if name in manifest and not is_right(manifest[name]):
+            raise OperandError(f"the manifest's {name!r} is {manifest[name]!r:.40}; allowed: {what}")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+_KINDS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "seed": (lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "an integer from 0 on"),
+    "versions": (_are_texts, "texts by name"),
+    "instruction": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "fast_accum": (lambda value: value is None or isinstance(value, bool), "true, false or null"),
+}
+"""What else a manifest may hold, where it does."""
 
 
 def _sha256(codes: Mapping[str, Array], manifest: str) -> str:
@@ -107,4 +123,4 @@ def _from_parts(metadata: Mapping[str, str], codes: dict[str, Array]) -> tuple[d
     return manifest, arrays
 
 
-__all__ = ["DTYPES", "check_dtypes", "check_texts", "format_of", "read_arrays", "write_arrays"]
+__all__ = ["DTYPES", "check_dtypes", "check_manifest", "format_of", "read_arrays", "write_arrays"]

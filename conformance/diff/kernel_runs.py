@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.comparing import Difference, compare
-from mmabits.conformance.diff.files import check_dtypes, check_texts, format_of, read_arrays, write_arrays
+from mmabits.conformance.diff.files import check_dtypes, check_manifest, format_of, read_arrays, write_arrays
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
+from mmabits.conformance.failures import one_line
 from mmabits.emulator.api import operand_type, scale_type
 from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.session import Report, emulate
@@ -97,7 +98,7 @@ def read_kernel_run(path: str | os.PathLike[str]) -> KernelRun:
     """
     manifest, arrays = read_arrays(path, FORMAT)
     try:
-        check_texts(manifest, _TEXTS)
+        check_manifest(manifest, _TEXTS)
         strange = [name for name in arrays if not name.startswith(("in.", "out."))]
         if strange:
             raise OperandError(f"tensor {strange[0]!r} is neither an input nor an output")
@@ -295,12 +296,37 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> KernelDifferen
         MmabitsError: the architecture lacks the product.
     """
     case, target = case_of_kernel(run.case), architecture(arch or run.arch).name
-    outputs, report = emulated(case, run.inputs, target)
+    outputs, report = _emulated_run(case, run, target)
     found = {name: _compared(run.outputs[name], outputs[name]) for name in case.outputs}
     composed, products = _composed(case, run, target)
     composition = None if composed is None else {name: _compared(array, outputs[name]) for name, array in composed.items()}
     done = KernelDifference(run=run, arch=target, outputs=found, composition=composition, report=report)
     return replace(done, attribution=_attributed(done, products, outputs))
+
+
+def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], Report]:
+    """As `emulated`; what a kernel says of operands that are not those of the run's seed is the file's fault, not the kernel's.
+
+    Raises:
+        OperandError: the operands are no such kernel's.
+    """
+    drawn = case.draw(run.seed).inputs
+    told = {name: (str(array.dtype), array.ndim) for name, array in run.inputs.items()}
+    wanted = {name: (str(array.dtype), array.ndim) for name, array in drawn.items()}
+    if told != wanted:
+        raise OperandError(f"{case.name} takes {_listed(wanted)}; the run has {_listed(told)}")
+    try:
+        return emulated(case, run.inputs, arch)
+    except MmabitsError:
+        raise
+    except Exception as error:
+        if _same(drawn, run.inputs):
+            raise
+        raise OperandError(f"{case.name} does not take the run's operands ({type(error).__name__}: {one_line(error)})") from error
+
+
+def _listed(kinds: Mapping[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({dtype}, {ndim} axes)" for name, (dtype, ndim) in sorted(kinds.items())) or "nothing"
 
 
 def _compared(left: Array, right: Array) -> Difference:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from mmabits.conformance.diff.files import check_dtypes, check_texts, format_of, read_arrays, write_arrays
+from mmabits.conformance.diff.files import check_dtypes, check_manifest, format_of, read_arrays, write_arrays
 from mmabits.isa.errors import MmabitsError, OperandError, VectorFileError
 
 Array = npt.NDArray[Any]
@@ -113,7 +113,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             raise OperandError(
                 f"tensors are {', '.join(sorted(arrays)) or 'none'}; allowed: {', '.join(_TENSORS)}, and both scales or none"
             )
-        check_texts(manifest, _TEXTS)
+        check_manifest(manifest, _TEXTS)
         known: dict[str, Any] = {
             name: manifest[name] for name in (*_TEXTS, "instruction", "fast_accum", "seed", "versions") if name in manifest
         }

@@ -61,9 +61,9 @@ def check_page(path: str | Path | None, *, suffixes: Sequence[str] = (".html",))
     target = Path(path)
     if target.suffix not in suffixes:
         raise OperandError(f"a page is written as {' or '.join(suffixes)}, got {str(path)!r}")
+    _check_place(target)
     if target.is_dir():
         raise OperandError(f"{path} is a folder; a page is a file")
-    _check_place(target)
 
 
 def check_folder(path: str | Path) -> None:
@@ -80,6 +80,8 @@ def check_folder(path: str | Path) -> None:
 
 def _check_place(target: Path) -> None:
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):  # names that no file can have are told here
+            target.lstat()
         there = next(folder for folder in target.absolute().parents if folder.exists())
         if there.is_dir():
             with tempfile.TemporaryFile(dir=there):  # permissions alone do not tell: the whole file system may be read-only

@@ -159,6 +159,32 @@ def test_what_contradicts_itself_is_refused() -> None:
         replace(original, inputs={"x": np.zeros(3, np.complex64)})
 
 
+def test_operands_that_no_such_kernel_takes_are_refused() -> None:
+    original = recorded("triton-fp8")
+    x = original.inputs["x"]
+    with pytest.raises(OperandError, match=r"triton-fp8 takes .*x \(.*, 2 axes\).*; the run has y \(float32, 1 axes\)"):
+        compare_kernel(replace(original, inputs={"y": np.zeros(3, np.float32)}))
+    for other in (x[..., None], x.view(np.uint8)):
+        with pytest.raises(OperandError, match="triton-fp8 takes "):
+            compare_kernel(replace(original, inputs={**original.inputs, "x": other}))
+
+
+def test_what_a_kernel_says_of_foreign_operands_is_an_error_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those of the run's seed it would be a mistake of ours, and stays what it is."""
+    original = recorded("triton-fp8")
+
+    def broken(*_: object) -> None:
+        raise IndexError("out of\nbounds")
+
+    monkeypatch.setattr("mmabits.conformance.diff.kernel_runs.emulated", broken)
+    with pytest.raises(IndexError):
+        compare_kernel(original)
+    x = original.inputs["x"].copy()
+    x.view(np.uint8)[0, 0] ^= 1
+    with pytest.raises(OperandError, match=r"triton-fp8 does not take the run's operands \(IndexError: out of bounds\)"):
+        compare_kernel(replace(original, inputs={**original.inputs, "x": x}))
+
+
 def test_the_same_run_is_kept_and_another_is_not_replaced(tmp_path: Path) -> None:
     original = recorded("triton-fp8")
     first = keep(original, tmp_path)

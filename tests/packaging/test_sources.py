@@ -81,6 +81,23 @@ def fastmath_uses(tree: ast.AST) -> list[str]:
     return found
 
 
+PRINTER = Path("conformance/output.py")
+"""Through it alone the commands print: it spells out what a file could steer a terminal with."""
+
+
+def prints(tree: ast.AST) -> list[str]:
+    """Calls of print, writes to the standard streams, and consoles of rich for them."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        options = {keyword.arg for keyword in node.keywords}
+        if name in ("print", "sys.stdout.write", "sys.stderr.write", "typer.echo") or (name == "Console" and "file" not in options):
+            found.append(f"line {node.lineno}: calls {name}")
+    return found
+
+
 def violations(finder: Finder, files: list[Path]) -> list[str]:
     found: list[str] = []
     for path in files:
@@ -102,6 +119,8 @@ def violations(finder: Finder, files: list[Path]) -> list[str]:
         pytest.param(stray_imports, "from mmabits import isa\nfrom . import kernels\nimport mmabits.emulator", 0, id="stray-none"),
         pytest.param(fastmath_uses, "jit(fastmath=True)\noptions = {'fastmath': False}", 2, id="fastmath"),
         pytest.param(fastmath_uses, "'''never fastmath='''\njit(cache=True)", 0, id="fastmath-none"),
+        pytest.param(prints, "print(1)\nConsole()\nConsole(stderr=True).print(2)\nsys.stderr.write('')", 4, id="print"),
+        pytest.param(prints, "say(1)\nConsole(file=text)\nconsole.print(2)", 0, id="print-none"),
     ],
 )
 def test_finder_finds_what_it_should(finder: Finder, source: str, count: int) -> None:
@@ -111,6 +130,12 @@ def test_finder_finds_what_it_should(finder: Finder, source: str, count: int) ->
 def test_six_modules_know_the_compilers() -> None:
     assert all((ROOT / path).is_file() for path in COMPILER_USERS)
     assert violations(compiler_imports, [path for path in library_files() if path not in COMPILER_USERS]) == []
+
+
+def test_one_module_prints() -> None:
+    progress = (Path("conformance/progress.py"), Path("conformance/study/sweeps.py"))  # a bar on standard error, of texts of our own
+    files = [path for path in library_files() if path.parts[0] == "conformance" and path not in (PRINTER, *progress)]
+    assert violations(prints, files) == []
 
 
 def test_one_module_for_each_target_decorates() -> None:
