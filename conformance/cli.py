@@ -15,7 +15,7 @@ from mmabits.conformance.explain.cli import explain
 from mmabits.conformance.failures import is_foreseen, told
 from mmabits.conformance.identify.cli import identify
 from mmabits.conformance.minilm import minilm
-from mmabits.conformance.output import ReaderGone, complain, console, draw, finish_output, say, say_json, settle_output
+from mmabits.conformance.output import ReaderGone, complain, console, draw, finish_errors, finish_output, say, say_json, settle_output
 from mmabits.conformance.probes.cli import vectors_pack, vectors_score
 from mmabits.conformance.record.cli import record
 from mmabits.conformance.study.cli import study
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         problem, status = str(error), EXIT_ERROR
     if problem is not None:
         complain(problem)
+    finish_errors()
     raise SystemExit(status)
 
 

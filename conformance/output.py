@@ -74,6 +74,10 @@ def _console_class() -> type[Console]:
 
         never_crops: Final = True
 
+        def render_str(self, text: str, **options: Any) -> Text:
+            """As rich does; spelled out first, so that there is room for it."""
+            return super().render_str(visible(text, keep="\n"), **options)
+
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
             """As rich does."""
             for segment in super().render(renderable, options):
@@ -183,11 +187,38 @@ def finish_output(stream: TextIO | None) -> None:
         with _writing():
             stream.flush()
     except (ReaderGone, MmabitsError):
-        with suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        _discard(stream)
         raise
 
 
-__all__ = ["Fitting", "ReaderGone", "Whole", "complain", "console", "draw", "finish_output", "note", "say", "say_json", "settle_output"]
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere: at its end Python would try once more, and leave with a status of its own."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def finish_errors() -> None:
+    """Write out what standard error still holds; where that fails there is nobody to be told."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
+
+
+__all__ = [
+    "Fitting",
+    "ReaderGone",
+    "Whole",
+    "complain",
+    "console",
+    "draw",
+    "finish_errors",
+    "finish_output",
+    "note",
+    "say",
+    "say_json",
+    "settle_output",
+]

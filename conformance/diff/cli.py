@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.conformance.failures import told
 from mmabits.conformance.output import complain, draw, say, say_json
-from mmabits.isa.errors import MmabitsError, OperandError, visible
+from mmabits.isa.errors import OperandError, visible
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.running import AnyDifference, AnyRun, Choice
@@ -83,9 +84,9 @@ def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> 
             try:
                 done = record_into(case, folder, seed=seed, stand_in=stand_in)
                 say(f"{done.state} {done.path}")
-            except MmabitsError as error:
-                failed[case.name] = str(error)
-                _complain(case.name, error)
+            except Exception as error:  # of whatever kind: the other cases are run
+                failed[case.name] = told(error)
+                _complain(case.name, failed[case.name])
             advance()
     return EXIT_ERROR if failed else 0
 
@@ -102,9 +103,9 @@ def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *,
         for case in chosen.cases:
             try:
                 found.append(compare_any(record_any(case, seed=seed, stand_in=stand_in), arch=arch))
-            except MmabitsError as error:
-                failed[case.name] = str(error)
-                _complain(case.name, error)
+            except Exception as error:  # of whatever kind: the other cases are compared
+                failed[case.name] = told(error)
+                _complain(case.name, failed[case.name])
             advance()
     return _told(found, failed, report, as_json=as_json)
 
@@ -180,7 +181,7 @@ def _say_left_out(chosen: Choice) -> dict[str, str]:
     return dict(chosen.left_out)
 
 
-def _complain(name: str, error: MmabitsError | str) -> None:
+def _complain(name: str, error: str) -> None:
     complain(f"{name}: {error}")
 
 

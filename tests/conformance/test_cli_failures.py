@@ -15,16 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mmabits.conformance import cli, failures
-from mmabits.conformance.output import Fitting
+from mmabits.conformance.output import Fitting, draw
 from mmabits.conformance.pages import check_folder, check_page, render
 from mmabits.conformance.record.generators import find_generator
-from mmabits.isa import OperandError, instructions
+from mmabits.conformance.vectors import DotVectors, write_vectors
+from mmabits.isa import OperandError, format_spec, instructions
 
 ROOT = Path(__file__).resolve().parents[2]
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"
@@ -50,7 +52,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), **more}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # what is buffered is written at the end
+    return {**kept, "PYTHONPATH": str(ROOT / "src"), **more}
 
 
 def shell(command: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -133,14 +136,23 @@ def test_a_reader_that_leaves_is_told_nothing(command: str) -> None:
 
 @FULL
 def test_an_error_that_nobody_can_read_keeps_its_status() -> None:
-    for where in ("2> /dev/full", "2>&-", "> /dev/full 2>&1", ">&- 2>&-"):
+    for where in ("2> /dev/full", "--nope 2> /dev/full", "2>&-", "> /dev/full 2>&1", ">&- 2>&-"):
         done = shell(f"mmabits list --arch sm_91 {where}")
         assert (done.returncode, done.stdout, done.stderr) == (2, "", ""), where
 
 
-def test_an_encoding_without_a_character_is_no_error() -> None:
-    done = shell("mmabits list --arch h100; mmabits study", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_an_encoding_without_a_character_is_no_error(tmp_path: Path) -> None:
+    e4m3, f32 = format_spec("e4m3"), format_spec("f32")
+    one, zero = np.array([[0x38]], np.uint8), np.zeros(1, np.uint32)
+    write_vectors(
+        tmp_path / "größe.safetensors",
+        DotVectors(
+            instruction=WGMMA, arch="sm_90a", a_type=e4m3, b_type=e4m3, c_type=f32, d_type=f32, k=1, a=one, b=one, c=zero, d=zero, gpu="大",
+        ),
+    )  # fmt: skip
+    done = shell(f"mmabits replay '{tmp_path}'", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert r"gr\xf6\xdfe.safetensors row 0" in done.stdout and r"\u5927" in done.stdout
 
 
 # What commands are asked for ------------------------------------------------------------------------------------------------------
@@ -402,6 +414,16 @@ def test_explain_has_whole_numbers_in_eighty_columns(asked: tuple[str, ...]) -> 
     for text in (narrow, piped):
         assert "…" not in text and words_of(wide) <= set(text.split()), words_of(wide) - set(text.split())
         assert text.splitlines()[0] == wide.splitlines()[0]
+
+
+def test_a_table_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("a\x1b[2Jheading", title="\u202etitle")
+    table.add_row("\x9b2J\x00")
+    table.add_row(Text("cell\x1b[0m"))
+    draw(table)
+    out = capsys.readouterr().out
+    assert all(text in out for text in (r"a\x1b[2Jheading", r"\u202etitle", r"\x9b2J\x00", r"cell\x1b[0m")), out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
 
 
 def test_a_table_is_stacked_where_it_does_not_fit_and_nothing_is_lost() -> None:

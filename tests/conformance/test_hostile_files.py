@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import typer
-from hostile_files import ESCAPES, File, hostile, signed, taken_apart
+from hostile_files import ESCAPES, File, Pairs, hostile, signed, taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 
 from mmabits.conformance import cli, replay
@@ -26,9 +27,10 @@ from mmabits.conformance.record.generators import random_bits
 from mmabits.conformance.record.recording import Recording, read_recording, write_recording
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.record.tiles import emulate_tiles
+from mmabits.conformance.stored import open_tensors
 from mmabits.conformance.vectors import DotVectors, read_vectors, write_vectors
 from mmabits.emulator.api import dot_rows, gemm
-from mmabits.isa import parse
+from mmabits.isa import VectorFileError, parse
 
 COMMANDS = (("replay",), ("identify",), ("diff", "--against"), ("vectors", "score"))
 NOTHING = {"replay": "0 rows, 0 differ\n"}
@@ -213,6 +215,41 @@ def test_one_bad_manifest_does_not_end_the_replay_of_a_folder(valid: dict[str, F
     lines = result.err.splitlines()
     assert len(lines) == 2 and re.search(r"a\.safetensors: metadata key 'manifest' is no JSON", lines[0])
     assert re.search(r"b\.safetensors: its manifest b\.safetensors\.json is no JSON", lines[1])
+
+
+@pytest.mark.parametrize(
+    ("broken", "match"),
+    [
+        (lambda file: replace(file, header=Pairs([*file.header, file.header[0]])), "no readable safetensors file"),
+        (lambda file: replace(file, header=Pairs([*file.header, file.header[1]])), "its header is no JSON .a key stands there twice"),
+        (lambda file: file.of_tensor("a", "dtype", "F8_E4M3"), "tensor 'a' is F8_E4M3; allowed: U8, U16, U32, U64"),
+        (lambda file: file.of_tensor("a", "dtype", "BOOL"), "tensor 'a' is BOOL; allowed"),
+        (lambda file: file.of_tensor("c", "shape", [0, 2**60]).of_tensor("c", "data_offsets", [0, 0]), "no readable|no array has"),
+        (lambda file: file.of_tensor("c", "shape", [*[1] * 100, 3]), "tensor 'c' has shape .*, which no array has"),
+        (lambda file: file.of_tensor("c", "shape", [2**60]), "no readable safetensors file"),
+        (lambda file: file.of_tensor("c", "shape", [2**32, 2**32]), "no readable safetensors file"),
+        (lambda file: replace(file, length=2**60), "no readable safetensors file"),
+    ],
+    ids=["metadata twice", "tensor twice", "F8", "BOOL", "zero by 2^60", "101 axes", "2^60", "2^64", "2^60 of header"],
+)  # fmt: skip
+def test_headers_that_say_too_much(valid: dict[str, File], tmp_path: Path, broken: Callable[[File], File], match: str) -> None:
+    broken(valid["dots"]).put(tmp_path / "x.safetensors")
+    for command in COMMANDS:
+        result = run(*command, tmp_path / "x.safetensors")
+        check_refused(command[0], result)
+        assert re.search(match, result.err), result.err
+
+
+def test_a_tensor_of_nothing_by_far_too_much(tmp_path: Path) -> None:
+    """safetensors takes it; NumPy has no such array."""
+    header = b'{"a":{"dtype":"U8","shape":[0,1152921504606846976],"data_offsets":[0,0]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with (
+        pytest.raises(VectorFileError, match=r"tensor 'a' has shape \(0, 1152921504606846976\), which no array has"),
+        open_tensors(path) as file,
+    ):
+        file.tensor("a")
 
 
 @pytest.mark.parametrize("place", ["folder", "pipe", "broken link", "loop", "device"])
