@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+
+from mmabits.conformance.output import complain, say, say_json
 
 if TYPE_CHECKING:
     from mmabits.emulator.native import Variant
@@ -81,16 +81,16 @@ def show(
             }
             for each in found
         ]  # fmt: skip
-        print(json.dumps({"keeps_in": str(taken.path) if taken else None, "folders": rows}, indent=2))
+        say_json({"keeps_in": str(taken.path) if taken else None, "folders": rows})
         return
     for each in found:
-        print(each.path)
-        print(f"  {_counted(each.functions, 'function')}, {each.current} of them for this installation and processor; {_size(each.size)}")
+        say(str(each.path))
+        say(f"  {_counted(each.functions, 'function')}, {each.current} of them for this installation and processor; {_size(each.size)}")
         if each.answers:
-            print(f"  {_counted(each.answers, 'file')} of answers of Triton's compiler")
+            say(f"  {_counted(each.answers, 'file')} of answers of Triton's compiler")
         if each.problem:
-            print(f"  not used: {each.problem}")
-    print(f"new machine code is kept in {taken.path}" if taken else "no folder can keep machine code: every process compiles it anew")
+            say(f"  not used: {each.problem}")
+    say(f"new machine code is kept in {taken.path}" if taken else "no folder can keep machine code: every process compiles it anew")
 
 
 @cache.command()
@@ -117,12 +117,12 @@ def warm(
             try:
                 new = machine_code.warm(variant)
             except OSError as error:
-                print(f"error: machine code cannot be kept: {error}", file=sys.stderr)
+                complain(f"machine code cannot be kept: {error}")
                 raise typer.Exit(EXIT_ERROR) from None
             made += new
-            print(f"{variant.symbol}: {f'made in {time.perf_counter() - start:.1f} s' if new else 'kept already'}", flush=True)
+            say(f"{variant.symbol}: {f'made in {time.perf_counter() - start:.1f} s' if new else 'kept already'}")
             advance()
-    print(f"{_counted(made, 'function')} made, {len(wanted) - made} kept already")
+    say(f"{_counted(made, 'function')} made, {len(wanted) - made} kept already")
 
 
 @cache.command()
@@ -137,11 +137,11 @@ def clear() -> None:
                 length = path.lstat().st_size
                 path.unlink()
             except OSError as error:
-                print(f"error: {files.text_of(error)}", file=sys.stderr)
+                complain(files.text_of(error))
                 failed += 1
             else:
                 removed, size = removed + 1, size + length
-    print(f"{_counted(removed, 'file')} removed, {_size(size)}")
+    say(f"{_counted(removed, 'file')} removed, {_size(size)}")
     if failed:
         raise typer.Exit(EXIT_ERROR)
 
