@@ -59,6 +59,7 @@ _ACCUMULATORS: dict[np.dtype[Any], str] = {
 }
 _MANY = 1 << 22
 """Elements of operands and result up to which nobody asks for memory: not 64 MiB."""
+_RESULTS = {name: dtype for dtype, name in _ACCUMULATORS.items()}
 _CODES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
@@ -462,7 +463,7 @@ class _Call:
         run = _engine(device)
         if self.is_nothing:
             return self.accumulators()
-        row, result_type = self.instruction, self.instruction.d_type
+        row = self.instruction
         batch, lead = self._layout()
         if batch * (lead * (self.n + self.k) + self.k * self.n) > _MANY:
             require(self._size(), f"the product of {self.a.shape} and {self.b.shape}")
@@ -474,21 +475,16 @@ class _Call:
             blocks = self.scale_b.shape[-2]
             scale_a = self._flat(self.scale_a.view(np.uint8), (batch, lead, blocks))
             scale_b = self._flat(self.scale_b.view(np.uint8), (batch, blocks, self.n), shared=one)
-        d = np.zeros((batch, lead, self.n), _held_in(result_type))
+        d = np.zeros((batch, lead, self.n), self._result)
         if self.c is not None and row.scale_d:
             np.copyto(d.reshape(*self.batch, self.m, self.n), self.c, casting="safe")
-        if self.promote and self.lowering.separate_add:
-            self._promote_outside(run, a, b, d, scale_a, scale_b)
-        else:
-            run(self.lowering, a, b, d, scale_a, scale_b, self.promote)
-        if self.promote:  # the f32 addition's NaN, also where the tensor core accumulates in f16
-            d.view(np.uint32)[np.isnan(d)] = 0x7FFFFFFF
-        d = d.reshape(*self.batch, self.m, self.n)
-        if result_type.name == "f64":
-            if self.k % row.k and row.rounding != "rm":
-                d += 0.0  # the fused multiply-adds of the zeros that pad K turn -0 to +0, but for rounding down
-            d.view(np.uint64)[np.isnan(d)] = self.lowering.datapath.result_nan
-        return d.astype(np.float16) if result_type.name == "f16" and not self.promote else d
+        run(self.lowering, a, b, d, scale_a, scale_b, self.promote)
+        return d.reshape(*self.batch, self.m, self.n)
+
+    @property
+    def _result(self) -> np.dtype[Any]:
+        """The dtype of D."""
+        return np.dtype(np.float32) if self.promote else _RESULTS[self.instruction.d_type.name]
 
     @property
     def is_nothing(self) -> bool:
@@ -497,9 +493,7 @@ class _Call:
 
     def accumulators(self) -> Array:
         """What the product starts from, in the type of D: C as it is, or zeros."""
-        held = _held_in(self.instruction.d_type)
-        is_half = self.instruction.d_type.name == "f16" and not self.promote
-        d = np.zeros((*self.batch, self.m, self.n), np.dtype(np.float16) if is_half else held)
+        d = np.zeros((*self.batch, self.m, self.n), self._result)
         if self.c is not None and self.instruction.scale_d:
             np.copyto(d, self.c, casting="same_kind")
         return d
@@ -508,8 +502,7 @@ class _Call:
         """Bytes of what `run` makes: D, and copies of operands that the engine cannot take as they are."""
         items, lead = self._layout()
         d = math.prod(self.batch) * self.m * self.n
-        total: int = d * _held_in(self.instruction.d_type).itemsize * (2 if self.promote and self.lowering.separate_add else 1)
-        total += 2 * d if self.instruction.d_type.name == "f16" and not self.promote else 0
+        total: int = d * self._result.itemsize
         for array, form, elements in (
             (self.a, self.instruction.a_type, items * lead * self.k), (self.b, self.instruction.b_type, items * self.k * self.n),
         ):  # fmt: skip
@@ -523,17 +516,6 @@ class _Call:
         shared = self.b.ndim == 2 and (self.scale_b is None or self.scale_b.ndim == 2)
         return (1, items * self.m) if shared else (items, self.m)
 
-    def _promote_outside(
-        self, run: Callable[..., None], a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
-    ) -> None:
-        """Promotion of an instruction that adds C by itself: two levels of addition."""
-        for k0 in range(0, self.k, self.promote):
-            part = np.zeros_like(d)
-            panel = slice(k0, min(k0 + self.promote, self.k))
-            run(self.lowering, np.ascontiguousarray(a[:, :, panel]), np.ascontiguousarray(b[:, panel]), part, scale_a, scale_b, 0)
-            with np.errstate(all="ignore"):
-                d += part
-
     def _flat(self, array: Array, shape: tuple[int, int, int], *, shared: bool = False) -> Array:
         """An operand as the engine takes it: row by row, its elements aligned."""
         if not shared and array.shape[:-2] != self.batch:
@@ -542,14 +524,6 @@ class _Call:
         if not (flags.c_contiguous and flags.aligned):
             array = np.require(array, requirements=("C", "A"))
         return array.reshape(shape)
-
-
-_HELD_IN: dict[str, np.dtype[Any]] = {"f64": np.dtype(np.float64), "s32": np.dtype(np.int32)}
-
-
-def _held_in(form: FormatSpec) -> np.dtype[Any]:
-    """What the engine keeps an accumulator in: float32 also for f16, whose every value it holds."""
-    return _HELD_IN.get(form.name, np.dtype(np.float32))
 
 
 def _operand(array: Array, form: FormatSpec) -> Array:

@@ -9,10 +9,10 @@ import numpy as np
 
 from mmabits.emulator.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
 from mmabits.emulator.native import Call, Variant
-from mmabits.emulator.plan import StepNumbers
+from mmabits.emulator.plan import ResultNumbers, StepNumbers
 from mmabits.emulator.steps import dot_step
 from mmabits.emulator.tasks import WIDTH
-from mmabits.emulator.tiles import carve, report_no_memory, stopped, task_bounds
+from mmabits.emulator.tiles import carve, finish_row, padded, report_no_memory, stopped, task_bounds
 
 INT32_MAX = 2**31 - 1
 CHAIN_PANEL = 64
@@ -21,9 +21,13 @@ CHAIN_PANEL = 64
 
 @jit
 def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -> None:
-    """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says."""
+    """Tasks of d += a @ b in float64: a chain of fused multiply-adds an element, k ascending, rounded as the instruction says.
+
+    The zeros that fill the last instruction are multiplied like all else: they turn -0 to +0, save where it rounds down.
+    """
     before = enter_rounding(numbers.rounding)
-    k_total = a.shape[2]
+    k_total, k_padded = a.shape[2], padded(a.shape[2], numbers.k_instruction)
+    flat, result = array_at(call.d, d.size, np.float64), fields_at(call.result, ResultNumbers)
     packed, rest = carve(scratch, CHAIN_PANEL * WIDTH, np.float64)
     left, rest = carve(rest, CHAIN_PANEL, np.float64)
     sums, _ = carve(rest, WIDTH, np.float64)
@@ -32,19 +36,23 @@ def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -
         for tile in range(tile0, tile0 + tiles):
             col0 = tile * WIDTH
             columns = min(WIDTH, d.shape[2] - col0)
-            for k0 in range(0, k_total, CHAIN_PANEL):
+            for k0 in range(0, k_padded, CHAIN_PANEL):
                 if stopped(call):
                     leave_rounding(before)
                     return
-                count = min(CHAIN_PANEL, k_total - k0)
+                count = min(CHAIN_PANEL, k_padded - k0)
+                given = min(count, k_total - k0)
                 for k in range(count):
-                    for j in range(columns):
+                    width = columns if k < given else 0
+                    for j in range(width):
                         packed[k * WIDTH + j] = b[item, k0 + k, col0 + j]
-                    for j in range(columns, WIDTH):
+                    for j in range(width, WIDTH):
                         packed[k * WIDTH + j] = 0.0
                 for row in range(row0, row0 + rows):
-                    for k in range(count):
+                    for k in range(given):
                         left[k] = -a[item, row, k0 + k] if numbers.negate == 1 else a[item, row, k0 + k]
+                    for k in range(given, count):
+                        left[k] = 0.0
                     for j in range(columns):
                         sums[j] = d[item, row, col0 + j]
                     for j in range(columns, WIDTH):
@@ -52,6 +60,9 @@ def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -
                     dot_step(sums, 0, left, 0, packed, count)
                     for j in range(columns):
                         d[item, row, col0 + j] = sums[j]
+            for row in range(row0, row0 + rows):
+                at = (item * d.shape[1] + row) * d.shape[2] + col0
+                finish_row(flat, at, flat, at, columns, result)
     leave_rounding(before)
 
 

@@ -356,7 +356,7 @@ def _overflows_away(rounding: str, sign: _Bool) -> _Bool:
             raise OperandError(f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}")
 
 
-def _canonical_nan(spec: FormatSpec) -> int:
+def canonical_nan(spec: FormatSpec) -> int:
     """What a NaN encodes to: every magnitude bit and ignored low bit set; without NaN codes the largest number."""
     if spec.nan is None:
         return spec.max_finite_magnitude
@@ -369,13 +369,13 @@ def _pack_floats(rounded: _Rounded, spec: FormatSpec, rounding: str, satfinite: 
     sign_bit = np.where(rounded.sign, np.uint64(spec.sign_mask), np.uint64(0))
     code = sign_bit | (np.minimum(rounded.magnitude, largest) << low)
     saturated = sign_bit | np.uint64(spec.max_finite_magnitude)
-    canonical_nan = np.uint64(_canonical_nan(spec))
+    nan = np.uint64(canonical_nan(spec))
     if satfinite or spec.non_finite is NonFinite.NONE:
         code = np.where(rounded.is_infinite, saturated, code)
     else:
         lost = rounded.is_infinite | ((rounded.magnitude > largest) & _overflows_away(rounding, rounded.sign))
-        code = np.where(lost, sign_bit | (canonical_nan if spec.infinity is None else np.uint64(spec.infinity)), code)
-    return np.where(rounded.is_nan, canonical_nan, code)
+        code = np.where(lost, sign_bit | (nan if spec.infinity is None else np.uint64(spec.infinity)), code)
+    return np.where(rounded.is_nan, nan, code)
 
 
 def _pack_integers(rounded: _Rounded, spec: FormatSpec, nan_code: int) -> _U64:

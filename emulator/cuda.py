@@ -3,7 +3,7 @@
 The same rows (plan.py) drive it as the engine of the CPU, and it gives the same bits; of the code they share nothing, so each
 checks the other. Operands are taken apart once, to words of a significand and an exponent; then each thread walks K in steps.
 All but f64 is integer arithmetic, so no compiler can contract, reorder or flush anything; f64 calls the fused multiply-add
-of each rounding by name. Accumulators travel as the bits of a float32, also where they are f16.
+of each rounding by name. Accumulators travel as the bits of a float32; `started` and `finished` know what C and D are.
 
 Imported only when asked for. In Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) everything but f64 runs without a GPU.
 """
@@ -55,6 +55,8 @@ PIECE = 0.2
 
 F32_NAN, F32_INFINITY, F32_SIGN, F32_MAGNITUDE = 0x7FFFFFFF, 0x7F800000, 0x80000000, 0x7FFFFFFF
 F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT = 23, -126, 127
+F16_INFINITY, F16_SIGN, F16_MAGNITUDE = 0x7C00, 0x8000, 0x7FFF
+F16_FRACTION, F16_MIN_EXPONENT = 10, -14
 
 kernel: Any = cuda.jit
 """Compile a function that Python starts on the device."""
@@ -269,11 +271,47 @@ def nearest_sum(x: int, y: int, fraction_bits: int, min_exponent: int, max_expon
 
 
 @device
-def promoted(total: int, chain: int, numbers: Any, result: Any) -> Any:
+def promoted(total: int, chain: int, in_f16: int, result: Any) -> Any:
     """The total after a chain is added to it, in f32 or f16."""
-    if numbers.restart_f16 == 1:
+    if in_f16 == 1:
         return nearest_sum(total, chain, result.fraction_bits, result.min_exponent, result.max_exponent)
     return nearest_sum(total, chain, F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT)
+
+
+@device
+def is_due(done: int, k: int, every: int) -> Any:
+    """Whether something is added after `done` of k elements of K, as it is after every so many (0: never), and after the last."""
+    return every > 0 and (done % every == 0 or done == k)
+
+
+@device
+def started(code: int, result: Any) -> Any:
+    """An accumulator by its code in C."""
+    if result.half == 0:
+        return np.int64(code)
+    sign, magnitude = (np.int64(code) & F16_SIGN) << 16, np.int64(code) & F16_MAGNITUDE
+    if magnitude >= F16_INFINITY:
+        return sign | F32_INFINITY | (magnitude - F16_INFINITY) << 13
+    lowest = np.int64(1) << F16_FRACTION  # the smallest normal number
+    significand = magnitude if magnitude < lowest else (magnitude & (lowest - 1)) | lowest
+    lsb = larger(magnitude >> F16_FRACTION, 1) - 1 + F16_MIN_EXPONENT - F16_FRACTION
+    return sign | rounded(significand, lsb, NEAREST_EVEN, F32_FRACTION, F32_MIN_EXPONENT, F32_MAX_EXPONENT)
+
+
+@device
+def finished(total: int, result: Any) -> Any:
+    """The code in D of an accumulator, which is one of the values of D's type."""
+    if is_nan(total):
+        return np.int64(result.nan)
+    if result.half == 0:
+        return total
+    sign = (total & F32_SIGN) >> 16
+    if not is_finite(total):
+        return sign | F16_INFINITY
+    exponent, significand = held_exponent(total), abs(held_significand(total))
+    above = larger(exponent - F16_MIN_EXPONENT, np.int64(0))
+    below = exponent - F16_MIN_EXPONENT - above
+    return sign | (above << F16_FRACTION) + truncated(significand, below - (F32_FRACTION - F16_FRACTION))
 
 
 # ------------------------------------------------------------------------------------------------------- sections 2, 3 and 5
@@ -314,23 +352,27 @@ def fused_step(left: Any, right: Any, item: int, row: int, column: int, k0: int,
 
 @kernel
 def fused_kernel(left: Any, right: Any, d: Any, first: int, last: int, point: int, numbers: Any, result: Any) -> None:
-    """Elements first .. last - 1 of d. left: words (batch, M, K padded); right: words (batch, K padded, N); d: float32 bits (batch, M, N).
+    """Elements first .. last - 1 of d. left: words (batch, M, K padded); right: words (batch, K padded, N); d: codes (batch, M, N).
 
     A product of two significands has `point` fraction bits.
     """
     rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
     for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
-        total = np.int64(d[item, row, column])
+        total, part = started(d[item, row, column], result), np.int64(0)
         chain = np.int64(0) if numbers.restart > 0 else total
         for k0 in range(0, k_padded, numbers.step):
             chain = fused_step(left, right, item, row, column, k0, chain, point, numbers, result)
             done = k0 + numbers.step
-            if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                total, chain = promoted(total, chain, numbers, result), np.int64(0)
-        if numbers.restart == 0:
-            total = chain
-        d[item, row, column] = result.nan if is_nan(total) else total
+            if is_due(done, k_padded, numbers.restart):
+                if numbers.promote > 0:
+                    part = promoted(part, chain, numbers.restart_f16, result)
+                else:
+                    total = promoted(total, chain, numbers.restart_f16, result)
+                chain = np.int64(0)
+            if is_due(done, k_padded, numbers.promote):
+                total, part = promoted(total, part, 0, result), np.int64(0)
+        d[item, row, column] = finished(chain if numbers.restart == 0 else total, result)
 
 
 # ------------------------------------------------------------------------------------------------------- sections 4 and 5
@@ -382,30 +424,36 @@ def grouped_kernel(
     rows, columns, k_padded = d.shape[1], d.shape[2], left.shape[2]
     for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
-        total = np.int64(d[item, row, column])
+        total, part = started(d[item, row, column], result), np.int64(0)
         chain = np.int64(0) if numbers.restart > 0 else total
         for k0 in range(0, k_padded, numbers.step):
             chain = grouped_step(left, right, scale_a, scale_b, item, row, column, k0, chain, point, numbers, result)
             done = k0 + numbers.step
-            if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                total, chain = promoted(total, chain, numbers, result), np.int64(0)
-        if numbers.restart == 0:
-            total = chain
-        d[item, row, column] = result.nan if is_nan(total) else total
+            if is_due(done, k_padded, numbers.restart):
+                if numbers.promote > 0:
+                    part = promoted(part, chain, numbers.restart_f16, result)
+                else:
+                    total = promoted(total, chain, numbers.restart_f16, result)
+                chain = np.int64(0)
+            if is_due(done, k_padded, numbers.promote):
+                total, part = promoted(total, part, 0, result), np.int64(0)
+        d[item, row, column] = finished(chain if numbers.restart == 0 else total, result)
 
 
 # -------------------------------------------------------------------------------------------------------------- section 6
 
 
 @kernel
-def chain_kernel(a: Any, b: Any, d: Any, first: int, last: int, numbers: Any) -> None:
+def chain_kernel(a: Any, b: Any, d: Any, first: int, last: int, numbers: Any, nan: float) -> None:
     """f64: a chain of fused multiply-adds, k ascending, rounded as the instruction says. The one kernel that uses floats."""
-    rows, columns = d.shape[1], d.shape[2]
+    rows, columns, k_total = d.shape[1], d.shape[2], a.shape[2]
     for cell in range(first + cuda.grid(1), last, cuda.gridsize(1)):
         item, row, column = cell // (rows * columns), cell // columns % rows, cell % columns
         total = d[item, row, column]
-        for k in range(a.shape[2]):
-            x, y = a[item, row, k], b[item, k, column]
+        for k in range((k_total + numbers.k_instruction - 1) // numbers.k_instruction * numbers.k_instruction):
+            x, y = 0.0, 0.0  # what fills the last instruction turns -0 to +0, save where it rounds down
+            if k < k_total:
+                x, y = a[item, row, k], b[item, k, column]
             if numbers.negate == 1:
                 x = -x
             if numbers.rounding == TOWARD_ZERO:
@@ -416,7 +464,7 @@ def chain_kernel(a: Any, b: Any, d: Any, first: int, last: int, numbers: Any) ->
                 total = libdevice.fma_rd(x, y, total)
             else:
                 total = libdevice.fma_rn(x, y, total)
-        d[item, row, column] = total
+        d[item, row, column] = nan if total != total else total
 
 
 @kernel
@@ -450,19 +498,18 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
     if arithmetic is Arithmetic.FMA_CHAIN:
         if libdevice is None:
             raise UnsupportedInstruction(f"{lowering.instruction}: Numba's CUDA simulator has no fused multiply-add; use device='cpu'")
-        _compute(chain_kernel, (_to_device(a), _to_device(b)), d, numbers)
+        nan = np.uint64(plan.result_numbers(lowering).nan).view(np.float64)
+        _compute(chain_kernel, (_to_device(a), _to_device(b)), d, numbers, nan)
     elif arithmetic is Arithmetic.INTEGER:
         _compute(integer_kernel, (_to_device(a), _to_device(b)), d, numbers)
     elif arithmetic is Arithmetic.GROUPED and scale_a is not None and scale_b is not None:
-        _run_grouped(lowering, numbers, a, b, d, scale_a, scale_b)
+        _run_grouped(lowering, promote_every, a, b, d, scale_a, scale_b)
     else:
-        _run_fused(lowering, numbers, a, b, d, scale_a, scale_b)
+        _run_fused(lowering, promote_every, a, b, d, scale_a, scale_b)
 
 
-def _run_fused(
-    lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None
-) -> None:
-    row = lowering.instruction
+def _run_fused(lowering: Lowering, promote_every: int, a: Array, b: Array, d: Array, scale_a: Array | None, scale_b: Array | None) -> None:
+    row, numbers, result = lowering.instruction, plan.step_numbers(lowering, promote_every), plan.result_numbers(lowering, promote_every)
     scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
     _check_width(lowering, numbers.step * (16 if scale_bits else 4))  # each significand is below 2
     order = _to_device(plan.k_order(lowering))
@@ -479,11 +526,11 @@ def _run_fused(
     right = words(b, scale_b, row.b_type, 0)
     point = row.a_type.fraction_bits + row.b_type.fraction_bits + 2 * scale_bits
     left = left.reshape(a.shape[0], a.shape[1], left.shape[1])
-    _compute(fused_kernel, (left, right), d.view(np.uint32), point, numbers, plan.result_numbers(lowering))
+    _compute(fused_kernel, (left, right), _codes_of(d), point, numbers, result)
 
 
-def _run_grouped(lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Array, d: Array, scale_a: Array, scale_b: Array) -> None:
-    row = lowering.instruction
+def _run_grouped(lowering: Lowering, promote_every: int, a: Array, b: Array, d: Array, scale_a: Array, scale_b: Array) -> None:
+    row, numbers, result = lowering.instruction, plan.step_numbers(lowering, promote_every), plan.result_numbers(lowering, promote_every)
     table_a, table_b = _fixed_point(row.a_type), _fixed_point(row.b_type)
     point = _point(row.a_type) + _point(row.b_type)
     largest = int(np.abs(table_a).max()) * int(np.abs(table_b).max())
@@ -501,7 +548,12 @@ def _run_grouped(lowering: Lowering, numbers: plan.StepNumbers, a: Array, b: Arr
     scales = [_to_device(_words_of_scales(row.scale_type)[codes]) for codes in (scale_a, scale_b)]
     if row.scale_type is not None:
         point += 2 * row.scale_type.fraction_bits
-    _compute(grouped_kernel, (left, right, *scales), d.view(np.uint32), point, numbers, plan.result_numbers(lowering))
+    _compute(grouped_kernel, (left, right, *scales), _codes_of(d), point, numbers, result)
+
+
+def _codes_of(d: Array) -> Array:
+    """C and D as unsigned integers."""
+    return d.view(np.uint16 if d.dtype == np.float16 else np.uint32)
 
 
 def _as_columns(array: Array) -> Array:

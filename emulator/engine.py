@@ -36,7 +36,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         lowering: what the architecture makes of the instruction.
         a: (batch, M, K) operand codes as unsigned integers; int16 values for integers, float64 for f64.
         b: (batch, K, N), like `a`.
-        d: (batch, M, N) accumulators in, results out: float32 (also for f16), int32 or float64.
+        d: (batch, M, N) accumulators in, results out, to their last bits: float32, float16 (unless promoted), int32 or float64.
         scale_a: (batch, M, blocks) scale codes, or None.
         scale_b: (batch, blocks, N) scale codes, or None.
         promote_every: elements of K after which the chain is added to an f32 total; 0 for never.

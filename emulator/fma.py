@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.plan import F32_NAN
+
 Array = npt.NDArray[Any]
 
 
 def fma(x: Array, y: Array, z: Array) -> npt.NDArray[np.float32]:
-    """A product and a sum, x y + z, rounded once to the nearest float32, ties to even. NaN is 0x7FFFFFFF, as `fma.rn.f32` has it.
+    """A product and a sum, x y + z, rounded once to the nearest float32, ties to even; NaN is the GPU's.
 
     Args:
         x: float32, or narrower floats; the three broadcast.
@@ -21,12 +23,15 @@ def fma(x: Array, y: Array, z: Array) -> npt.NDArray[np.float32]:
     Returns:
         float32.
     """
-    result: npt.NDArray[np.float32]
     with np.errstate(all="ignore"):
         product = np.asarray(np.float64(1) * x) * y  # exact: 48 bits of 53
-        result = np.array(sum_rounded_to_odd(product, np.asarray(z).astype(np.float64)), dtype=np.float32)
-    result[np.isnan(result)] = np.uint32(0x7FFFFFFF).view(np.float32)
-    return result
+        return canonical(np.array(sum_rounded_to_odd(product, np.asarray(z).astype(np.float64)), dtype=np.float32))
+
+
+def canonical(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Float32 results of ordinary operations, in place, with the NaN that a GPU's have: the CPU's keeps an operand's bits."""
+    values.view(np.uint32)[np.isnan(values)] = F32_NAN
+    return values
 
 
 def sum_rounded_to_odd(x: Array, y: Array) -> Array:

@@ -18,8 +18,8 @@ from mmabits.emulator.steps import decode_group_columns, decode_group_elements, 
 from mmabits.emulator.tasks import ITEMS, PANEL, SIDE, WIDTH
 from mmabits.emulator.tiles import (
     CACHE_LINE,
-    add_chain,
     carve,
+    end_chain,
     item_bounds,
     kill_row,
     load_items,
@@ -51,7 +51,7 @@ class ScaledProduct(NamedTuple):
     flat_b: Any
     """The elements' codes as one row each."""
     d: Any
-    """(batch, M, N) float32: accumulators in, results out."""
+    """(batch, M, N) accumulators in, results out. Its shape: the elements, which may be float16, are got by steps.py from `flat_d`."""
     flat_d: Any
     form_a: Any
     form_b: Any
@@ -115,6 +115,8 @@ class Scratch(NamedTuple):
     total: Any
     chain: Any
     """Accumulators, (tiles, rows, WIDTH), flat; the same array where no chain is added to a total."""
+    part: Any
+    """Likewise, of an instruction that adds C by itself and is promoted; else the same array as total."""
     dead: Any
     """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
 
@@ -336,8 +338,11 @@ def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any) 
     chain = total
     if numbers.restart > 0:
         chain, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
+    part = total
+    if numbers.promote > 0:
+        part, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     dead, at = carve(at, (call.tiles, call.rows), np.uint8)
-    return Scratch(left, right, total, chain, dead), at
+    return Scratch(left, right, total, chain, part, dead), at
 
 
 @jit
@@ -345,16 +350,18 @@ def grouped_tasks(call: Any, product: Any, scratch: Any) -> None:
     """Tasks of d = a @ b + d."""
     before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
-    left, right, total, chain, dead = scratch
+    left, right, total, chain, part, dead = scratch
     step = numbers.step
     k_padded = padded(a.shape[2], numbers.k_instruction)
     panel = min(padded(PANEL, step), k_padded)
     for task in range(call.first, call.last):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
-        load_tiles(d, item, row0, rows, tile0, tiles, total)
+        load_tiles(d, product.flat_d, item, row0, rows, tile0, tiles, result, total)
         dead[:] = 0
         if numbers.restart > 0:
             chain[:] = 0.0
+        if numbers.promote > 0:
+            part[:] = 0.0
         for panel0 in range(0, k_padded, panel):
             count = min(panel, k_padded - panel0)
             decode_group_rows(product, item, row0, rows, panel0, count, left, 0)
@@ -367,10 +374,8 @@ def grouped_tasks(call: Any, product: Any, scratch: Any) -> None:
                 for start in range(0, count, step):
                     pack_group_columns(product, item, panel0 + start, col0, columns, right)
                     grouped_rows(product, rows, left, start, right, chain, base, dead[tile])
-                    done = panel0 + start + step
-                    if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                        add_chain(total, chain, base, rows, numbers, result, dead[tile])
-        store_tiles(total, item, row0, rows, tile0, tiles, result, d)
+                    end_chain(total, part, chain, base, rows, panel0 + start + step, k_padded, numbers, result, dead[tile])
+        store_tiles(total, item, row0, rows, tile0, tiles, result, d, product.flat_d)
     leave_rounding(before)
 
 
@@ -379,15 +384,17 @@ def grouped_side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
     """Tasks of a batch whose items have at most SIDE columns, ITEMS of them in a tile."""
     before = enter_rounding(TOWARD_ZERO)
     d, numbers, result = product.d, product.numbers, product.result
-    left, right, total, chain, dead = scratch
+    left, right, total, chain, part, dead = scratch
     step = numbers.step
     k_padded = padded(call.k, numbers.k_instruction)
     panel = min(padded(PANEL, step), k_padded)
     for task in range(call.first, call.last):
         item0, row0, rows = item_bounds(task, call)
-        load_items(d, product.flat_d, item0, row0, rows, total)
+        load_items(d, product.flat_d, item0, row0, rows, result, total)
         if numbers.restart > 0:
             chain[:] = 0.0
+        if numbers.promote > 0:
+            part[:] = 0.0
         for panel0 in range(0, k_padded, panel):
             if stopped(call):
                 leave_rounding(before)
@@ -398,9 +405,7 @@ def grouped_side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
             for start in range(0, count, step):
                 pack_group_items(product, item0, panel0 + start, right)
                 grouped_items(product, rows, left, start, right, chain)
-                done = panel0 + start + step
-                if numbers.restart > 0 and (done % numbers.restart == 0 or done == k_padded):
-                    add_chain(total, chain, 0, rows, numbers, result, dead[0])
+                end_chain(total, part, chain, 0, rows, panel0 + start + step, k_padded, numbers, result, dead[0])
         store_items(total, item0, row0, rows, result, d, product.flat_d)
     leave_rounding(before)
 

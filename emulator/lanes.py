@@ -94,6 +94,10 @@ class Lanes:
         """Lane by lane, a mask."""
         return self._compare("==", other)
 
+    def unordered(self, other: Lanes) -> Lanes:
+        """Of floating-point lanes, a mask: where either is NaN."""
+        return self._new(self.builder.fcmp_unordered("uno", self.value, other.value))
+
     def choose(self, yes: Lanes | float, no: Lanes) -> Lanes:
         """Of a mask: `yes` where it is set, else `no`."""
         return self._new(self.builder.select(self.value, no._like(yes), no.value))

@@ -93,6 +93,7 @@ class Variant(NamedTuple):
     """Name of one of the functions in entries.py."""
     operand: np.dtype[Any]
     accumulator: np.dtype[Any]
+    """What the sums are kept in from step to step."""
     carrier: np.dtype[Any]
     """Of the sums of a step."""
 
@@ -111,7 +112,8 @@ class NativeProduct:
             several threads at once, and leaves the floating-point unit of its thread as it found it.
         operand: dtype of A and B: uint8, uint16 or uint32 codes in a format's own container (one code an element: FP4 and
             FP6 too), int16 values for integers (also for u8 and the 4-bit types), float64 values for f64.
-        accumulator: dtype of D: float32 (also where the instruction's accumulator is f16), int32 or float64.
+        accumulator: dtype of C and D: float32, float16 where the instruction's accumulator is f16 and nothing is promoted, int32 or
+            float64.
         block: elements of K per block scale, 0 without.
         side_by_side: whether the function is the one for batches of narrow items.
         constants: the last words of a record.
@@ -156,7 +158,7 @@ class NativeProduct:
         return parts, task_count(batch, m, n, parts)
 
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT16, _FLOAT32, _FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
 _CARRIERS: dict[int, np.dtype[Any]] = {24: _FLOAT32, 53: _FLOAT64}
 _CODES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32)}
 _NONE = np.zeros(0)
@@ -186,11 +188,12 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
     row = lowering.instruction
     grouped = lowering.datapath.arithmetic is Arithmetic.GROUPED
     aligned = grouped or lowering.datapath.arithmetic is Arithmetic.FUSED
+    result = plan.result_numbers(lowering, promote_every)
     factors, exponents, scale_powers = plan.scale_tables(row.scale_type)
     order = plan.k_order(lowering)
     kept = (
         _words(plan.step_numbers(lowering, promote_every)),
-        _words(plan.result_numbers(lowering)) if aligned else _NONE,
+        _words(result),
         _words(plan.format_numbers(row.a_type, lowering.unpacked_to)) if aligned else _NONE,
         _words(plan.format_numbers(row.b_type, lowering.unpacked_to)) if aligned else _NONE,
         np.array(plan.step_powers(lowering), np.float64) if grouped else _NONE,
@@ -202,8 +205,8 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
     addresses = [array.ctypes.data for array in kept]
     place = Call._fields.index("order_size") - CALLED
     return NativeProduct(
-        address=function_address(variant), operand=variant.operand, accumulator=variant.accumulator, block=row.block or 0,
-        side_by_side=side_by_side, constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
+        address=function_address(variant), operand=variant.operand, accumulator=_FLOAT16 if result.half else variant.accumulator,
+        block=row.block or 0, side_by_side=side_by_side, constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
     )  # fmt: skip
 
 

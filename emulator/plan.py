@@ -15,6 +15,8 @@ TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
 GROUPS_AT_ONCE = 2
 """Groups whose sums run side by side, for two rows and two vectors, to hide the latency of a multiply-add."""
+F32_NAN = 0x7FFFFFFF
+"""The NaN that f32 additions, multiplications and fused multiply-adds outside tensor cores give."""
 NO_EXPONENT = -8192
 """Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
 
@@ -47,7 +49,9 @@ class ResultNumbers(NamedTuple):
     cut: int
     """Low fraction bits of an f32 that are always zero."""
     nan: int
-    """The NaN that comes out, as a float32."""
+    """Code of the NaN that comes out, in D's type."""
+    half: int
+    """1 where D is float16: accumulators are then float32 between D and D."""
 
 
 class StepNumbers(NamedTuple):
@@ -64,6 +68,8 @@ class StepNumbers(NamedTuple):
     """Elements of K after which the chain is added to the total and starts from +0; 0: never."""
     restart_f16: int
     """The add rounds to f16 (1) or f32 (0)."""
+    promote: int
+    """Of a lowering with an add of its own: elements of K after which what it has added up is added to an f32 total; 0: never."""
     c_shift: int
     """The accumulator enters each step divided by 2^c_shift."""
     negate: int
@@ -98,8 +104,8 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
 
 
 @lru_cache(maxsize=1024)
-def result_numbers(lowering: Lowering) -> ResultNumbers:
-    """The result rounding of a lowering's datapath as integers."""
+def result_numbers(lowering: Lowering, promote_every: int = 0) -> ResultNumbers:
+    """The result rounding of a lowering's datapath as integers, and what D is: an f32 where the caller promotes."""
     path = lowering.datapath
     mode = NEAREST_EVEN if path.result_rounding is ResultRounding.NEAREST_EVEN else TOWARD_ZERO
     return ResultNumbers(
@@ -108,19 +114,14 @@ def result_numbers(lowering: Lowering) -> ResultNumbers:
         min_exponent=path.result.min_exponent if not path.result.is_integer else 0,
         max_exponent=path.result.max_exponent if not path.result.is_integer else 0,
         cut=23 - path.result_fraction_bits if path.result.fraction_bits == 23 else 0,
-        nan=_nan_in_float32(path.result, path.result_nan),
+        nan=F32_NAN if promote_every else path.result_nan,
+        half=int(path.result.name == "f16" and not promote_every),
     )
-
-
-def _nan_in_float32(form: FormatSpec, nan: int) -> int:
-    """A NaN of a format of at most 32 bits widened to float32: the fraction keeps its place below the point."""
-    fraction = (nan & form.fraction_mask) << max(23 - form.fraction_bits, 0)
-    return (0x7F800000 | fraction) & 0x7FFFFFFF
 
 
 @lru_cache(maxsize=1024)
 def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
-    """A lowering as integers; a lowering with an add of its own restarts each instruction, else as the caller promotes."""
+    """A lowering as integers; a lowering with an add of its own restarts each instruction, any other as the caller promotes."""
     instruction = lowering.instruction
     own_add = lowering.separate_add
     return StepNumbers(
@@ -132,6 +133,7 @@ def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
         k_instruction=instruction.k,
         restart=instruction.k if own_add else promote_every,
         restart_f16=int(own_add and lowering.datapath.result.name == "f16"),
+        promote=promote_every if own_add else 0,
         c_shift=instruction.scale_input_d,
         negate=int(instruction.negate_a != instruction.negate_b),
         saturate=int(instruction.satfinite),

@@ -519,32 +519,91 @@ def _power_of(held: Lanes) -> Lanes:
     return (held.bits() & (0x7FF << 52)).floats()
 
 
-@intrinsic
-def load_side(_context: Any, source: Any, at: Any, total: Any, cell: Any) -> Any:
-    """total[cell + j] = source[at + j] for SIDE columns j."""
-    signature = types.none(source, _index, total, _index)
-
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emit = Emitter(context, builder)
-        emit.store(emit.load(emit.data(source, arguments[0]), arguments[1], SIDE), emit.data(total, arguments[2]), arguments[3])
-        return context.get_dummy_value()
-
-    return signature, codegen
+def _half_as_single(codes: Lanes) -> Lanes:
+    """F16 codes (int32) as float32 codes: the fields moved, the bias by a multiplication, which is exact of subnormals too."""
+    magnitude = codes & 0x7FFF
+    moved = magnitude << 13
+    bits = (moved.floats() * 2.0**112).bits()
+    return (magnitude >= 0x7C00).choose(moved | 0x7F800000, bits) | ((codes & 0x8000) << 16)
 
 
-@intrinsic
-def store_side(_context: Any, total: Any, cell: Any, target: Any, at: Any, nan: Any) -> Any:
-    """target[at + j] = total[cell + j] for SIDE columns j, with the bits `nan` for every NaN."""
-    signature = types.none(total, _index, target, _index, _index)
+def _single_as_half(bits: Lanes) -> Lanes:
+    """Float32 codes of f16's values (but NaN) as f16 codes (int32); a subnormal's is the multiple of 2^-24, the last place of 0.5."""
+    magnitude = bits & 0x7FFFFFFF
+    normal = (magnitude + -0x38000000) >> 13
+    subnormal = (magnitude.floats() + 0.5).bits() & 0x7FFFFF
+    codes = (magnitude >= 0x38800000).choose(normal, subnormal)
+    return (magnitude >= 0x7F800000).choose(0x7C00, codes) | ((bits >> 16) & 0x8000)
 
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        emit = Emitter(context, builder)
-        bits = emit.load(emit.data(total, arguments[0]), arguments[1], SIDE).bits()
-        found = ((bits & 0x7FFFFFFF) > 0x7F800000).choose(emit.splat(emit.narrow_index(arguments[4]), SIDE), bits)
-        emit.store(found.floats(), emit.data(target, arguments[2]), arguments[3])
-        return context.get_dummy_value()
 
-    return signature, codegen
+def _start(lanes: int) -> Any:
+    """What a chain starts with, for as many columns."""
+
+    def start_of_lanes(_context: Any, d: Any, at: Any, total: Any, cell: Any, result: Any) -> Any:
+        signature = types.none(d, _index, total, _index, result)
+
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            source, at_, total_, cell_ = emit.data(d, arguments[0]), arguments[1], emit.data(total, arguments[2]), arguments[3]
+            half = emit.fields(result, arguments[4]).half
+            with builder.if_else(builder.icmp_signed("==", half, emit.index(0)), likely=True) as (as_it_is, halves):
+                with as_it_is:
+                    emit.store(emit.load(source, at_, lanes), total_, cell_)
+                with halves:
+                    codes = emit.load(builder.bitcast(source, I16.as_pointer()), at_, lanes).unsigned(I32)
+                    emit.store(_half_as_single(codes).floats(), total_, cell_)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(start_of_lanes)
+
+
+start_one, start_side = _start(1), _start(SIDE)
+"""start_side(d, at, total, cell, result)
+
+total[cell + j] = element at + j of D, for SIDE columns j; start_one for one. Elements are float16 where result.half says so.
+"""
+
+
+def _finish(lanes: int) -> Any:
+    """The last bits of a result, for as many columns. Nothing else writes them."""
+
+    def finish_of_lanes(_context: Any, total: Any, cell: Any, d: Any, at: Any, result: Any) -> Any:
+        signature = types.none(total, _index, d, _index, result)
+
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            emit = Emitter(context, builder)
+            target, at_, result_ = emit.data(d, arguments[2]), arguments[3], emit.fields(result, arguments[4])
+            held = emit.load(emit.data(total, arguments[0]), arguments[1], lanes)
+            is_nan, bits = held.unordered(held), held.bits()
+
+            def put(codes: Lanes) -> None:
+                nan = result_.nan if codes.element is I64 else builder.trunc(result_.nan, codes.element)
+                found = is_nan.choose(emit.splat(nan, lanes), codes)
+                emit.store(found, builder.bitcast(target, codes.element.as_pointer()), at_)
+
+            if held.element is F64:
+                put(bits)
+                return context.get_dummy_value()
+            with builder.if_else(builder.icmp_signed("==", result_.half, emit.index(0)), likely=True) as (as_it_is, halves):
+                with as_it_is:
+                    put(bits)
+                with halves:
+                    put(_single_as_half(bits).narrow(I16))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(finish_of_lanes)
+
+
+finish_one, finish_side = _finish(1), _finish(SIDE)
+"""finish_side(total, cell, d, at, result)
+
+Element at + j of D = total[cell + j], for SIDE columns j, with the code result.nan for every NaN; finish_one for one column.
+Elements are float16 where result.half says so. An accumulator is then one of f16's values.
+"""
 
 
 @intrinsic

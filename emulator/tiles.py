@@ -9,7 +9,7 @@ import numpy as np
 from mmabits.emulator.jit import address_of, array_at, enter_rounding, inlined, jit, leave_rounding, shared_word
 from mmabits.emulator.native import Call
 from mmabits.emulator.plan import NEAREST_EVEN
-from mmabits.emulator.steps import load_side, nearest_add, store_side
+from mmabits.emulator.steps import finish_one, finish_side, nearest_add, start_one, start_side
 from mmabits.emulator.tasks import ITEMS, SIDE, WIDTH
 
 CACHE_LINE = 64
@@ -56,33 +56,49 @@ def task_bounds(task: int, m: int, n: int, tiling: Any) -> Any:
     return item, row0, min(tiling.rows, m - row0), tile0, min(tiling.tiles, n_tiles - tile0)
 
 
+@inlined
+def start_row(flat: Any, at: int, total: Any, cell: int, columns: int, result: Any) -> None:
+    """total[cell + j] = what D, as one row, has at + j, for so many columns j."""
+    whole = columns // SIDE * SIDE
+    for j in range(0, whole, SIDE):
+        start_side(flat, at + j, total, cell + j, result)
+    for j in range(whole, columns):
+        start_one(flat, at + j, total, cell + j, result)
+
+
+@inlined
+def finish_row(total: Any, cell: int, flat: Any, at: int, columns: int, result: Any) -> None:
+    """What D, as one row, has at + j = total[cell + j] with its last bits, for so many columns j."""
+    whole = columns // SIDE * SIDE
+    for j in range(0, whole, SIDE):
+        finish_side(total, cell + j, flat, at + j, result)
+    for j in range(whole, columns):
+        finish_one(total, cell + j, flat, at + j, result)
+
+
 @jit
-def load_tiles(d: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, total: Any) -> None:
-    """The accumulators handed in, tile by tile; columns past the edge are zeros."""
+def load_tiles(d: Any, flat: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, result: Any, total: Any) -> None:
+    """The accumulators handed in, tile by tile; columns past the edge are zeros. `flat` is d as one row."""
+    _, m, n = d.shape
     for tile in range(tiles):
         col0 = (tile0 + tile) * WIDTH
-        columns = min(WIDTH, d.shape[2] - col0)
+        columns = min(WIDTH, n - col0)
         for row in range(rows):
             cell = (tile * rows + row) * WIDTH
             for j in range(columns, WIDTH):
                 total[cell + j] = 0.0
-            for j in range(columns):
-                total[cell + j] = d[item, row0 + row, col0 + j]
+            start_row(flat, (item * m + row0 + row) * n + col0, total, cell, columns, result)
 
 
 @jit
-def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, result: Any, d: Any) -> None:
-    """The results; every NaN becomes the unit's one NaN."""
-    d_bits = d.view(np.int32)
+def store_tiles(total: Any, item: int, row0: int, rows: int, tile0: int, tiles: int, result: Any, d: Any, flat: Any) -> None:
+    """The results."""
+    _, m, n = d.shape
     for tile in range(tiles):
         col0 = (tile0 + tile) * WIDTH
         for row in range(rows):
             cell = (tile * rows + row) * WIDTH
-            for j in range(min(WIDTH, d.shape[2] - col0)):
-                value = total[cell + j]
-                d[item, row0 + row, col0 + j] = value
-                if np.isnan(value):
-                    d_bits[item, row0 + row, col0 + j] = result.nan
+            finish_row(total, cell, flat, (item * m + row0 + row) * n + col0, min(WIDTH, n - col0), result)
 
 
 @jit
@@ -94,44 +110,50 @@ def item_bounds(task: int, call: Any) -> Any:
 
 
 @jit
-def load_items(d: Any, flat: Any, item0: int, row0: int, rows: int, total: Any) -> None:
-    """load_tiles for ITEMS items side by side; past the last item that one again. `flat` is d as one row."""
+def load_items(d: Any, flat: Any, item0: int, row0: int, rows: int, result: Any, total: Any) -> None:
+    """load_tiles for ITEMS items side by side; past the last item that one again."""
     batch, m, columns = d.shape
     for place in range(ITEMS):
         item = min(item0 + place, batch - 1)
         for row in range(rows):
             cell = row * WIDTH + place * SIDE
             if columns == SIDE:
-                load_side(flat, (item * m + row0 + row) * SIDE, total, cell)
+                start_side(flat, (item * m + row0 + row) * SIDE, total, cell, result)
                 continue
             for j in range(columns, SIDE):
                 total[cell + j] = 0.0
-            for j in range(columns):
-                total[cell + j] = d[item, row0 + row, j]
+            start_row(flat, (item * m + row0 + row) * columns, total, cell, columns, result)
 
 
 @jit
 def store_items(total: Any, item0: int, row0: int, rows: int, result: Any, d: Any, flat: Any) -> None:
     """store_tiles for ITEMS items side by side."""
-    d_bits = d.view(np.int32)
     batch, m, columns = d.shape
     for place in range(min(ITEMS, batch - item0)):
         for row in range(rows):
             cell = row * WIDTH + place * SIDE
             if columns == SIDE:
-                store_side(total, cell, flat, ((item0 + place) * m + row0 + row) * SIDE, result.nan)
-                continue
-            for j in range(columns):
-                value = total[cell + j]
-                d[item0 + place, row0 + row, j] = value
-                if np.isnan(value):
-                    d_bits[item0 + place, row0 + row, j] = result.nan
+                finish_side(total, cell, flat, ((item0 + place) * m + row0 + row) * SIDE, result)
+            else:
+                finish_row(total, cell, flat, ((item0 + place) * m + row0 + row) * columns, columns, result)
+
+
+@inlined
+def end_chain(total: Any, part: Any, chain: Any, base: int, rows: int, done: int, k: int, numbers: Any, result: Any, dead: Any) -> None:
+    """Add up what `done` of k elements of K have come to, where an addition is due.
+
+    The chain goes to the part, which is the total, unless the instruction adds C by itself and the caller promotes too.
+    """
+    if numbers.restart > 0 and (done % numbers.restart == 0 or done == k):
+        add_chain(part, chain, base, rows, numbers.restart_f16, result, dead)
+    if numbers.promote > 0 and (done % numbers.promote == 0 or done == k):
+        add_chain(total, part, base, rows, 0, result, dead)
 
 
 @jit
-def add_chain(total: Any, chain: Any, base: int, rows: int, numbers: Any, result: Any, dead: Any) -> None:
+def add_chain(total: Any, chain: Any, base: int, rows: int, in_f16: int, result: Any, dead: Any) -> None:
     """Add the chain to the total by an IEEE addition, to nearest even in f32 or f16; the chain starts again from +0."""
-    if numbers.restart_f16 == 0:
+    if in_f16 == 0:
         before = enter_rounding(NEAREST_EVEN)
         for i in range(base, base + rows * WIDTH):
             total[i] += chain[i]

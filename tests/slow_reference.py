@@ -485,11 +485,12 @@ def dot(
 
     Args:
         arch: "sm_90a" and so on; with `family` ("mma", "wgmma", "tcgen05") and the types it picks the row of `UNITS`.
-        a_codes, b_codes: codes of any length K; the last instruction may be shorter (its missing products are zero).
+        a_codes, b_codes: codes of any length K; the last instruction may be shorter (its missing products are zero, which f64's
+            chain adds too: they turn -0 to +0 unless it rounds down).
         c_code: code of c in `acc_type`.
         scale_a, scale_b: codes, one for every `block` elements of K; `block` defaults to 32.
         promote_every: a multiple of `k_instruction`: the tensor-core accumulator restarts from +0 there, and its result is added to
-            an f32 accumulator, which starts as c, by an IEEE add.
+            an f32 accumulator, which starts as c, by an IEEE add; c and d are then f32, also where `acc_type` is f16.
         scale_input_d: tcgen05 kinds f16 and tf32: the accumulator enters each instruction as c x 2^-s, exactly.
 
     Returns:
@@ -498,17 +499,19 @@ def dot(
     scaled, size = scale_type is not None, block or 32
     unit = unit_for(arch, family, a_type, b_type, acc_type, k_instruction=k_instruction, scaled=scaled)
     loop = _Loop(a_type=a_type, b_type=b_type, unit=unit, scale_type=scale_type, block=size, rounding=rounding, satfinite=satfinite)
-    if promote_every and (acc_type != "f32" or promote_every % k_instruction or scale_input_d):
-        raise ValueError("promotion needs an f32 accumulator, whole instructions and no scale-input-d")
+    if promote_every and (unit is None or promote_every % k_instruction or scale_input_d):
+        raise ValueError("promotion needs an f32 or f16 accumulator, whole instructions and no scale-input-d")
     if scale_input_d and not (family == "tcgen05" and a_type in ("f16", "bf16", "tf32")):
         raise ValueError("scale-input-d belongs to tcgen05 kinds f16 and tf32")
     a, b, main, d = [int(x) for x in a_codes], [int(x) for x in b_codes], int(c_code), 0 if promote_every else int(c_code)
+    if a_type == "f64":
+        a, b = (codes + [0] * (-len(codes) % k_instruction) for codes in (a, b))
     for start in range(0, len(a), k_instruction):
         stop = min(start + k_instruction, len(a))
         scales = _slice(scale_a, start, stop, size), _slice(scale_b, start, stop, size)
         d = loop.instruction(a[start:stop], b[start:stop], d, scales, scale_input_d)
         if promote_every and (stop % promote_every == 0 or stop == len(a)):
-            main, d = ieee_add("f32", main, d), 0
+            main, d = _ieee_sum("f32", decode("f32", main), decode(acc_type, d), "rn"), 0
     return main if promote_every else d
 
 

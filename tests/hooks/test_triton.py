@@ -10,7 +10,9 @@ import threading
 
 import ml_dtypes
 import numpy as np
+import operands
 import pytest
+import slow_reference
 
 import mmabits
 from mmabits.isa import EmulationError
@@ -211,6 +213,19 @@ def test_ieee_f32_is_a_chain_of_fma_and_reported_as_no_tensor_core():
     assert not report.emulated
     assert report.skipped[0].operation == "tl.dot 16 x 16 x 16"
     assert "without tensor cores" in report.skipped[0].reason
+
+
+def test_ieee_f32_has_the_zeros_and_nan_of_fma():
+    codes = np.array([*operands.edge_codes("f32").values()], np.uint32)
+    rng = operands.generator("triton fma")
+    a, b, c = (rng.choice(codes, (16, 16)) for _ in range(3))
+    a[:, 2:], b[2:] = a[:, 2:] & (1 << 31), 0x3F800000  # zeros, so that infinities and NaN come of two products and of C
+    got, _ = run_tile("sm_80", *(each.view(np.float32) for each in (a, b, c)), precision="ieee")
+    want = c.tolist()
+    for i, j, k in np.ndindex(16, 16, 16):
+        want[i][j] = slow_reference.ieee_fma("f32", int(a[i, k]), int(b[k, j]), want[i][j])
+    assert np.asarray(got).view(np.uint32).tolist() == want
+    assert {0x7FFFFFFF, 0x7F800000, 0xFF800000} <= {code for row in want for code in row}
 
 
 def test_sm_75_has_no_tensor_cores_for_triton():

@@ -233,8 +233,6 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
 def _emulated(arch: str, instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int, note: str) -> Choice:
     lowering = lower(instruction, arch)
     promote = promote or own_promotion(arch, lowering)
-    if promote and lowering.separate_add:
-        return Refused(f"promotion of {instruction}, which adds C by itself")
     return Emulated(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
 
 

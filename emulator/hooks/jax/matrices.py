@@ -11,12 +11,19 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
-from mmabits.emulator.hooks.jax.choices import Emulated
-from mmabits.isa import FormatSpec
+from mmabits.emulator.codecs import canonical_nan
+from mmabits.isa import format_spec
 
 _CODES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 _SATURATES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
-_NAN_F32 = np.uint32(0x7FFFFFFF)
+_NANS: dict[np.dtype[Any], int] = {
+    np.dtype(dtype): canonical_nan(format_spec(name))
+    for dtype, name in (
+        (np.float32, "f32"), (np.float16, "f16"), (ml_dtypes.bfloat16, "bf16"), (ml_dtypes.float8_e4m3fn, "e4m3"),
+        (ml_dtypes.float8_e5m2, "e5m2"),
+    )
+}  # fmt: skip
+"""Code of the NaN that a GPU's conversion to a type gives; XLA's on a CPU keeps an operand's sign."""
 
 
 class Dimensions(NamedTuple):
@@ -83,30 +90,17 @@ def codes(array: Any) -> Any:
     return lax.bitcast_convert_type(array, _CODES[array.dtype.itemsize])
 
 
-def held_k(choice: Emulated, k: int) -> int:
-    """Elements of K that the engine is given. It adds zeros up to whole instructions, but for chains of f64."""
-    whole = choice.instruction.k
-    return -(-k // whole) * whole if choice.instruction.d_type.name == "f64" else k
-
-
-def with_held_k(array: Any, axis: int, choice: Emulated) -> Any:
-    """An operand with zeros added along K up to `held_k`."""
-    missing = held_k(choice, array.shape[axis]) - array.shape[axis]
-    if not missing:
-        return array
-    widths = [(0, missing if each == axis else 0, 0) for each in range(array.ndim)]
-    return lax.pad(array, np.zeros((), array.dtype), widths)
-
-
-def result(d: Any, choice: Emulated, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
+def result(d: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
     """The engine's result in the shape and type that JAX expects: rounded once, to nearest even; fp8 saturates as cuBLASLt's does."""
-    form: FormatSpec = choice.instruction.d_type
-    if choice.promote_every:  # the NaN of the f32 addition
-        d = lax.select(lax.ne(d, d), lax.full_like(d, _NAN_F32.view(np.float32)), d)
-    if form.name == "f64":
-        nan = np.uint64(choice.lowering.datapath.result_nan).view(np.float64)
-        d = lax.select(lax.ne(d, d), lax.full_like(d, nan), d)
+    if d.dtype == dtype:
+        return d.reshape(shape)
+    is_nan, nan = lax.ne(d, d), _NANS.get(dtype)
     if dtype in _SATURATES:
-        largest = np.float32(ml_dtypes.finfo(dtype).max)
-        d = lax.select(lax.ne(d, d), d, lax.clamp(-largest, d, largest))
-    return d.astype(dtype).reshape(shape)
+        largest = np.asarray(ml_dtypes.finfo(dtype).max).astype(d.dtype)
+        d = lax.select(is_nan, d, lax.clamp(-largest, d, largest))
+    d = d.astype(dtype)
+    if nan is not None:
+        integers = _CODES[dtype.itemsize]
+        stored = lax.bitcast_convert_type(d, integers)
+        d = lax.bitcast_convert_type(lax.select(is_nan, lax.full_like(stored, integers.type(nan)), stored), dtype)
+    return d.reshape(shape)

@@ -257,7 +257,7 @@ class _Site:
         self.session.check(choice.instruction)
         require(8 * batch * m * n if choice.instruction.d_type.name == "f64" else 4 * batch * m * n, f"{self.name}: {self.operation}")
         product = native_product(choice.lowering, choice.promote_every, side_by_side=lie_side_by_side(batch, n))
-        calls = handler.product_site(product, batch, m, n, matrices.held_k(choice, k), account.gate(self.key))
+        calls = handler.product_site(product, batch, m, n, k, account.gate(self.key))
         notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
         self._enter(calls, shape, choice, notes)
         return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
@@ -316,8 +316,7 @@ def _product(site: _Site, choice: Choice, dimensions: Dimensions) -> Any:
     def product(left: Any, right: Any) -> Any:
         left = matrices.codes(matrices.left_matrix(left.astype(choice.operands[0]), dimensions))
         right = matrices.codes(matrices.right_matrix(right.astype(choice.operands[1]), dimensions))
-        d = multiply(matrices.with_held_k(left, 2, choice), matrices.with_held_k(right, 1, choice))
-        return matrices.result(d, choice, site.out.shape, np.dtype(site.out.dtype))
+        return matrices.result(multiply(left, right), site.out.shape, np.dtype(site.out.dtype))
 
     return site.traced(product)
 
@@ -346,7 +345,7 @@ def _scaled_product(site: _Site, choice: Emulated, dimensions: Dimensions) -> An
         lefts = [matrices.codes(matrices.left_matrix(each, dimensions)) for each in (left, scale_left)]
         rights = [matrices.codes(matrices.right_matrix(each, dimensions)) for each in (right, scale_right)]
         d = multiply(lefts[0], rights[0], lefts[1], rights[1])
-        return matrices.result(d, choice, site.out.shape, np.dtype(site.out.dtype))
+        return matrices.result(d, site.out.shape, np.dtype(site.out.dtype))
 
     return site.traced(product)
 

@@ -6,31 +6,33 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmabits.emulator.codecs import encode
+from mmabits.emulator.codecs import canonical_nan, encode
+from mmabits.isa import DATAPATHS, format_spec
 
 Floats = npt.NDArray[np.float32]
 
 _FP8 = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
-
-
-def fused_multiply_add(x: Floats, y: Floats, z: Floats) -> Floats:
-    """`x * y + z` with one rounding to nearest even, as FFMA; float32 arrays that broadcast."""
-    with np.errstate(all="ignore"):
-        product = x.astype(np.float64) * y  # exact: 48 bits
-        total = np.asarray(product + z)
-        part = total - product
-        lost = np.asarray((product - (total - part)) + (z - part))
-        # Rounding to odd: a float64 whose last bit stands for all that was cut rounds to the float32 of the exact sum.
-        is_cut = (lost != 0) & np.isfinite(lost) & (total.view(np.int64) & 1 == 0)
-        odd = np.where(is_cut, np.nextafter(total, np.where(lost > 0, np.inf, -np.inf)), total)
-        rounded: Floats = odd.astype(np.float32)
-    return rounded
+_NANS = {
+    torch.float16: (torch.int16, canonical_nan(format_spec("f16"))),
+    torch.bfloat16: (torch.int16, canonical_nan(format_spec("bf16"))),
+    torch.float32: (torch.int32, canonical_nan(format_spec("f32"))),
+    torch.float64: (torch.int64, DATAPATHS["sm_80.dmma.f64.f64"].result_nan),
+}
+"""Integers as wide as a type, and the code of the NaN that a GPU stores; PyTorch's on a CPU keeps an operand's bits, or sets them all."""
 
 
 def store(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A result in the type it is stored in: rounded to nearest even; FP8 saturates, as `cvt.rn.satfinite`."""
+    """A result in the type it is stored in: rounded to nearest even; FP8 saturates, as `cvt.rn.satfinite`. NaN is the GPU's."""
     form = _FP8.get(dtype)
     if form is None:
-        return result.to(dtype)
+        return _with_one_nan(result.to(dtype))
     codes = encode(result.detach().cpu().numpy(), form, satfinite=True)
     return torch.from_numpy(codes).view(dtype).to(result.device)
+
+
+def _with_one_nan(result: torch.Tensor) -> torch.Tensor:
+    is_nan = result.isnan()
+    if result.dtype not in _NANS or not is_nan.any():
+        return result
+    integers, code = _NANS[result.dtype]
+    return result.view(integers).masked_fill(is_nan, code).view(result.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
-from mmabits.emulator.hooks.torch.epilogue import Floats
+from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined, route
 from mmabits.emulator.hooks.torch.scaled import (
     FP4,
@@ -153,7 +153,7 @@ def grouped_mm(call: Call) -> Any:
     note = joined(ASSUMED, layout.note)
     for group, left, right in _each(layout, a, b):
         product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=note)
-        result[group.out] = tensor_of(product, a).to(out_dtype)
+        result[group.out] = store(tensor_of(product, a), out_dtype)
     return call.give(result)
 
 
@@ -210,7 +210,7 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
             recipe=recipe, instruction=instruction, a=elements(left, 1), b=elements(right, 0), scale_a=scales_a, scale_b=scales_b,
             note=layout.note,
         )  # fmt: skip
-        result[group.out] = tensor_of(compute(call, given, call.values["use_fast_accum"]), a).to(torch.bfloat16)
+        result[group.out] = store(tensor_of(compute(call, given, call.values["use_fast_accum"]), a), torch.bfloat16)
     return call.give(result)
 
 

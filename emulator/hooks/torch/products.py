@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
+from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
 from mmabits.isa import Instruction, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
@@ -147,7 +148,7 @@ def _matmul(call: Call, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None
     result = _activation(call, _combine(product, c, alpha, beta))
     if result.shape != product.shape:
         return call.stock()  # C does not broadcast: PyTorch's own error
-    return call.give(result.to(out_dtype))
+    return call.give(store(result, out_dtype))
 
 
 def _without_instruction(call: Call, found: Route) -> Any:
@@ -192,7 +193,7 @@ def addbmm(call: Call) -> Any:
     total, beta = c, call.values["beta"]
     for left, right in zip(a, b, strict=True):
         product = compute(call, left, right, found.instruction, f"{ASSUMED}; {EPILOGUE}")
-        total, beta = _combine(product, total, call.values["alpha"], beta).to(c.dtype), 1
+        total, beta = store(_combine(product, total, call.values["alpha"], beta), c.dtype), 1
     return call.give(total)
 
 

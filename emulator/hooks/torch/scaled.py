@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from mmabits.emulator.api import gemm
+from mmabits.emulator.fma import fma
 from mmabits.emulator.hooks.torch.calls import Array, Call, tensor_of, to_numpy
-from mmabits.emulator.hooks.torch.epilogue import Floats, fused_multiply_add, store
+from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
 from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture, lower
@@ -277,7 +278,7 @@ def _blockwise(call: Call, given: Operands, promote: int | None, note: str) -> F
         panel = slice(start, start + BLOCK)
         part = gemm(given.a[:, panel], given.b[panel], instruction=given.instruction, arch=call.session.arch)
         scale = given.scale_a[0][:, number, None] * given.scale_b[0][number]
-        total = fused_multiply_add(part, scale, total)
+        total = fma(part, scale, total)
     call.session.count(call.site, given.instruction, m, n, k, note=joined(ASSUMED, PER_BLOCK, given.note))
     return total
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.emulator.fma import sum_rounded_to_odd
+from mmabits.emulator.fma import canonical, fma
 from mmabits.emulator.hooks.triton.plans import Plan, Scheme
 from mmabits.emulator.session import Session
 from mmabits.isa import Instruction
@@ -102,7 +102,8 @@ def _of_parts(session: Session, plan: Plan, row: Instruction, a: Array, b: Array
         total = _gemm(session, plan, row, left[i], right[j], total)
     total = np.where(np.isnan(total), np.float32(0), total)
     total = _gemm(session, plan, row, left[0], right[0], total)
-    return _canonical(total + c)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return canonical(total + c)
 
 
 def _tf32_parts(x: Array, count: int) -> list[Array]:
@@ -119,11 +120,6 @@ def _bf16_parts(x: Array, count: int) -> list[Array]:
             parts.append(x.astype(ml_dtypes.bfloat16))
             x = x - parts[-1].astype(np.float32)
     return parts
-
-
-def _canonical(values: Array) -> Array:
-    values.view(np.uint32)[np.isnan(values)] = 0x7FFFFFFF
-    return values
 
 
 # Block scales without a block-scaled instruction -------------------------------------------------------------------------
@@ -161,14 +157,8 @@ def _converted(elements: Array, to: str) -> Array:
 
 
 def fma_chain(a: Array, b: Array, c: Array) -> Array:
-    """A chain c + a[0] b[0] + a[1] b[1] + ..., each step one f32 fused multiply-add.
-
-    The product is exact in float64; the sum is rounded there to odd, so that the second rounding, to f32, is the only one that shows.
-    """
-    total = c.astype(np.float64)
-    left, right = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(all="ignore"):
-        for k in range(a.shape[-1]):
-            term = left[..., :, k, None] * right[..., k, None, :]
-            total = sum_rounded_to_odd(term, total).astype(np.float32).astype(np.float64)
-    return _canonical(total.astype(np.float32))
+    """A chain c + a[0] b[0] + a[1] b[1] + ..., each step one f32 fused multiply-add."""
+    total = canonical(c.astype(np.float32))
+    for k in range(a.shape[-1]):
+        total = fma(a[..., :, k, None], b[..., k, None, :], total)
+    return total

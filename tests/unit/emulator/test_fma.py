@@ -1,10 +1,13 @@
 """Fused multiply-add against exact fractions."""
 
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
+import operands
+import slow_reference
 
-from mmabits.emulator.fma import fma
+from mmabits.emulator.fma import canonical, fma
 
 
 def nearest(exact: Fraction) -> np.float32:
@@ -49,6 +52,30 @@ def test_fma_special_values() -> None:
         np.array([1, -inf, inf, 0, 0], np.float32),
     )
     assert got.view(np.uint32).tolist() == [0x7FFFFFFF, 0x7FFFFFFF, 0x7F800000, 0x7FFFFFFF, 0x7F800000]
+
+
+def test_fma_of_every_three_edges() -> None:
+    """Zeros, infinities and NaN of both signs, subnormals, the largest numbers: code for code."""
+    codes = np.array([*product(operands.edge_codes("f32").values(), repeat=3)], np.uint32)
+    got = fma(*codes.T.copy().view(np.float32)).view(np.uint32)
+    for (x, y, z), found in zip(codes.tolist(), got.tolist(), strict=True):
+        assert found == slow_reference.ieee_fma("f32", x, y, z), (hex(x), hex(y), hex(z))
+    assert {0, 1 << 31, 0x7F800000, 0xFF800000, 0x7FFFFFFF} <= set(got.tolist())
+
+
+def test_fma_of_any_bits() -> None:
+    rng = operands.generator("fma")
+    x, y, z = rng.integers(0, 1 << 32, (3, 4000), dtype=np.uint32)
+    with np.errstate(all="ignore"):
+        near = (-(x.view(np.float32).astype(np.float64) * y.view(np.float32))).astype(np.float32).view(np.uint32)
+    z[::2] = near[::2] + rng.integers(-2, 3, 2000).astype(np.uint32)
+    got = fma(*(codes.view(np.float32) for codes in (x, y, z))).view(np.uint32).tolist()
+    assert got == [slow_reference.ieee_fma("f32", *three) for three in zip(x.tolist(), y.tolist(), z.tolist(), strict=True)]
+
+
+def test_canonical_leaves_all_but_nan() -> None:
+    codes = np.array([0x7F800001, 0xFFC00000, 0x7FFFFFFF, 0xFF800000, 0x80000000, 0x7F7FFFFF, 0], np.uint32)
+    assert canonical(codes.view(np.float32)).view(np.uint32).tolist() == [0x7FFFFFFF] * 3 + [0xFF800000, 0x80000000, 0x7F7FFFFF, 0]
 
 
 def test_fma_broadcasts() -> None:

@@ -12,7 +12,7 @@ from mmabits.emulator.native import CALL, NativeProduct, native_product
 from mmabits.isa import Lowering, lower, parse
 
 FUSED = ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", "sm_89", np.uint8, np.float32)
-WIDE = ("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16", "sm_80", np.uint16, np.float32)
+WIDE = ("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16", "sm_80", np.uint16, np.float16)
 TF32 = ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "sm_80", np.uint32, np.float32)
 SCALED = ("tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.m128n8k32.f32.e4m3.e5m2.ue8m0", "sm_100a", np.uint8, np.float32)
 GROUPED = ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n8k64.f32.e2m1.e2m1.ue4m3", "sm_100a", np.uint8, np.float32)

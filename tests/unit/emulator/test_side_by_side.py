@@ -40,7 +40,7 @@ SHAPES = [
 class Batch:
     """Operands of a batch, drawn."""
 
-    def __init__(self, lowering: Lowering, kind: str, shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, lowering: Lowering, kind: str, shape: tuple[int, int, int, int], promote: int) -> None:
         row = lowering.instruction
         items, m, n, k = shape
         rng = operands.generator(str(row), kind, *shape)
@@ -56,12 +56,11 @@ class Batch:
             assert left.scale_a is not None and right.scale_b is not None
             turned = right.scale_b.reshape(items, n, -1).transpose(0, 2, 1)
             self.scales = (left.scale_a.reshape(items, m, -1).copy(), turned.copy())
-        operand = native.native_product(lowering).operand
-        self.a = self._held(left.a, types[0], operand).reshape(items, m, k)
-        self.b = self._held(right.b, types[1], operand).reshape(items, n, k).transpose(0, 2, 1).copy()
-        accumulator = native.native_product(lowering).accumulator
+        product = native.native_product(lowering, promote)
+        self.a = self._held(left.a, types[0], product.operand).reshape(items, m, k)
+        self.b = self._held(right.b, types[1], product.operand).reshape(items, n, k).transpose(0, 2, 1).copy()
         c = operands.draw_pair(kind, *types, items * m * n, row.k, rng, c_format=row.c_type.name).c
-        self.c = self._held(c, row.c_type.name, accumulator).reshape(items, m, n)
+        self.c = self._held(c, row.c_type.name, product.accumulator).reshape(items, m, n)
 
     @staticmethod
     def _held(codes: Array, name: str, dtype: np.dtype[Any]) -> Array:
@@ -88,8 +87,8 @@ def test_side_by_side_has_the_bits_of_one_by_one(
     row = lowering.instruction
     unit = row.block or 1
     k = -(-int(instructions * row.k) // unit) * unit
-    promote = 0 if lowering.separate_add else promoted * row.k
+    promote = promoted * row.k
     for kind in operands.KINDS:
-        batch = Batch(lowering, kind, (items, m or row.m, n, k))
+        batch = Batch(lowering, kind, (items, m or row.m, n, k), promote)
         got, want = (batch.run(lowering, promote, side_by_side=each) for each in (True, False))
         assert got.tobytes() == want.tobytes(), kind
