@@ -161,7 +161,7 @@ REFUSALS: dict[str, tuple[type[MmabitsError], str, Callable[[], Any]]] = {
     "nan_scales": (OperandError, "nan_scales must be 'propagate' or 'refuse', got 'ignore'",
                    lambda: mxf8(A, B, scale_a=SA, scale_b=SB, nan_scales="ignore")),
     # names
-    "architecture": (UnknownArchitecture, "unknown architecture 'sm_91'; did you mean .*sm_90a", lambda: wgmma(A, B, arch="sm_91")),
+    "architecture": (UnknownArchitecture, "unknown architecture 'sm_91'; known: .*sm_90a", lambda: wgmma(A, B, arch="sm_91")),
     "architecture without its a": (UnknownArchitecture, "'sm_90' leaves out .* write 'sm_90a'", lambda: wgmma(A, B, arch="sm_90")),
     "architecture None": (UnknownArchitecture, "given as text such as 'sm_90a', not as NoneType", lambda: wgmma(A, B, arch=None)),
     "architecture list": (UnknownArchitecture, "not as list", lambda: wgmma(A, B, arch=["sm_90a"])),
