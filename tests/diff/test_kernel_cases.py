@@ -102,7 +102,9 @@ def test_a_stand_in_gives_the_bits_of_the_emulated_call_and_of_the_composition(c
         return
     assert all(one.is_equal for one in found.composition.values()), found.verdict
     assert found.verdict == "every bit equal; emulated kernel and composition agree"
-    assert bool(found.report.emulated) != ("quantize" in case.name) and not found.report.skipped
+    assert bool(found.report.emulated) != ("quantize" in case.name)
+    attention = "sage" in case.name or "attention" in case.name  # by NumPy's exp2, as the composition and the stand-in have it
+    assert {line.operation for line in found.report.skipped} == ({"exp2"} if attention and "triton" in case.name else set())
     assert set(found.outputs) == set(case.outputs)
 
 

@@ -179,7 +179,7 @@ def test_bias_is_added_in_f32():
 
 @pytest.mark.parametrize("out_dtype, form", [(E4M3, ml_dtypes.float8_e4m3fn), (E5M2, ml_dtypes.float8_e5m2)])
 def test_fp8_results_are_scaled_and_saturate(monkeypatch, out_dtype, form):
-    monkeypatch.setattr(torch, "__version__", "2.14.0")  # the CUDA backend of 2.10 to 2.13 leaves scale_result out
+    monkeypatch.setattr("mmabits.emulator.hooks.torch.scaled.VERSION", (2, 14))  # the CUDA backend of 2.10 to 2.13 leaves scale_result out
     a, b, ta, tb = pair()
     one, result_scale = torch.tensor(1.0), torch.tensor(0.5)
     with emulated("sm_100a"):

@@ -898,6 +898,10 @@ def plain_grid(capability):
     for a, acc, m, k, extra in (
         ("f16", "f32", 64, 64, {}), ("f16", "f16", 128, 32, {"warps": 8}), ("f16", "f32", 16, 64, {}), ("f16", "f32", 64, 64, {"warps": 2}),
         ("f16", "f32", 32, 32, {"batch": 2}), ("f16", "f32", 16, 64, {"b_loaded": "s8"}), ("f16", "f32", 16, 16, {"b_loaded": "s8"}),
+        *(("f16", "f32", 16, 64, {"b_loaded": "s8", "b_joined": bits}) for bits in (8, 16, 32, 64)),
+        *(("f16", "f32", 16, 64, {"a_joined": bits}) for bits in (8, 16, 32, 64)),
+        *(("f16", "f32", 16, k, {"b_loaded": "s8", "b_joined": 16}) for k in (16, 32, 128)), ("f16", "f32", 16, 16, {"b_joined": 32}),
+        ("f32", "f32", 16, 64, {"b_loaded": "f16", "b_joined": 32}),
         ("f32", "f32", 16, 64, {"b_loaded": "f16"}), ("bf16", "f32", 128, 32, {}), ("f32", "f32", 64, 32, {}),
         ("f32", "f32", 64, 32, {"precision": "tf32x3"}), ("f32", "f32", 64, 32, {"precision": "bf16x6"}),
         ("f32", "f32", 64, 32, {"precision": "ieee"}), ("e5m2", "f32", 64, 64, {"imprecise": default}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,7 @@ from mmabits.isa import OperandError
 torch = pytest.importorskip("torch")
 
 from mmabits.emulator.hooks.torch import mode, undefined  # noqa: E402
+from mmabits.emulator.hooks.torch import scaled as scaled_products  # noqa: E402
 
 SCALED = hasattr(torch, "_scaled_mm") and hasattr(torch, "float4_e2m1fn_x2")
 needs_scaled = pytest.mark.skipif(not SCALED, reason="this PyTorch has no scaled products of packed FP4")
@@ -229,7 +231,7 @@ def test_padding_of_scales_of_groups():
 def test_scale_result_is_applied_where_pytorchs_cuda_backend_does_it(monkeypatch, version, applied):
     a, b = normal(16, 64).to(torch.float8_e4m3fn), normal(32, 64, seed=1).to(torch.float8_e4m3fn).t()
     one = torch.tensor(1.0)
-    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(scaled_products, "VERSION", tuple(int(part) for part in re.findall(r"\d+", version)[:2]))
     with emulated("sm_100a") as session:
         exact = torch._scaled_mm(a, b, one, one, out_dtype=torch.float32)
         plain = torch._scaled_mm(a, b, one, one, out_dtype=torch.float8_e4m3fn)

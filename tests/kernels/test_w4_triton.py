@@ -232,7 +232,9 @@ def test_kernel_and_composition_have_the_same_bits(name: str, arch: str) -> None
     assert got.shape == wanted.shape and np.isfinite(wanted).all() and wanted.any()
     different = np.argwhere(got.view(np.uint32) != wanted.view(np.uint32))
     assert not len(different), f"{len(different)} differ, first at {different[0]}: {got[tuple(different[0])]} {wanted[tuple(different[0])]}"
-    assert report.emulated and not report.skipped
+    assert report.emulated
+    attention = name.startswith(("sage", "fp8-cache"))
+    assert {line.operation for line in report.skipped} == ({"exp2"} if attention else set())
 
 
 @pytest.mark.parametrize("arch", ARCHES)

@@ -371,8 +371,7 @@ def _result_factor(call: Call, out_dtype: torch.dtype) -> tuple[np.float32 | Non
     if out_dtype not in FP8:
         return None, RESULT_UNSCALED
     first, last = DROPS_SCALE_RESULT
-    version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
-    if first <= version <= last:
+    if first <= VERSION <= last:
         return None, RESULT_DROPPED
     return factor, RESULT_SCALED
 

@@ -11,20 +11,26 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from triton._C.libtriton import ir
 from triton.language import core as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.emulator.fma import fma
+from mmabits.emulator.fma import fma, sum_rounded_to_odd
+from mmabits.emulator.hooks.triton import accesses, account, libdevice, origins
+from mmabits.emulator.hooks.triton.accesses import Accesses
+from mmabits.emulator.hooks.triton.account import Account
 from mmabits.emulator.hooks.triton.casts import NAMES, Casts, float_to_integer
+from mmabits.emulator.hooks.triton.memory import Memory
+from mmabits.emulator.hooks.triton.origins import NOTHING, origin
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.hooks.triton.plans import Dot, Plan, Planner, ScaledDot, Scheme
 from mmabits.emulator.hooks.triton.products import VIEWS, as_operand, product, scaled_product
 from mmabits.emulator.hooks.triton.source import Kernel, Kernels
 from mmabits.emulator.layouts import unpack_fp4
 from mmabits.emulator.session import Session
-from mmabits.isa import EmulationError, Family
+from mmabits.isa import EmulationError
 
 Array = npt.NDArray[Any]
 
@@ -35,11 +41,7 @@ _UNSETTLED = (
     "on the course of the program; write tl.dot(a, b, acc)"
 )
 _ASSUMED = "the term added to the dot taken for its accumulator, as if the dot had no other use"
-_FUSED = (
-    "the compiler may fuse them into one multiply-add, which rounds once; here each is rounded; "
-    "launch with enable_fp_fusion=False for the same on a GPU"
-)
-_JOINED = "operands from tl.join: in which order mma.sync takes the K of a tile then is not known"
+_CROSSED = "the operands came through a loop, a branch or an operation behind which the compiler may not look"
 _MASKED = (
     "elements that a mask leaves out of a load without `other`: undefined in Triton's language, though its compiler for NVIDIA's GPUs "
     "puts zeros there"
@@ -60,6 +62,8 @@ class Launch:
     """Parameters whose values the compiler knows."""
     fuses: bool = True
     """The compiler may make one fused multiply-add of a product and a sum."""
+    memory: Memory | None = None
+    """What the launch may touch."""
 
 
 class Lazy(TensorHandle):  # type: ignore[misc]
@@ -67,7 +71,7 @@ class Lazy(TensorHandle):  # type: ignore[misc]
 
     def __init__(self, dtype: Any, zero: Array, compute: Callable[[Array, str], Array], one_use: bool | None, site: str) -> None:
         self.dtype, self.zero, self.compute, self.one_use, self.site = dtype, zero, compute, one_use, site
-        self.attr: dict[str, Any] = {}
+        self.attr: dict[str, Any] = {"origin": NOTHING}
         self.taken: Array | None = None
         """The sum that the dot went into, where only what came before said that it has no other use."""
         self.plain: Array | None = None
@@ -99,9 +103,15 @@ class Operations:
     kernels: Kernels
     folds_scaled: bool
     """The compiler makes what is added to a block-scaled dot its accumulator, as with other dots."""
+    halves_always: bool
+    """A tl.join behind an operand always halves the width of its layout."""
     launch: Launch | None = None
-    _sites: dict[tuple[str, Any, int], str] = field(default_factory=dict)
+    account: Account = field(init=False)
+    _sites: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _facts: dict[tuple[Any, ...], tuple[bool | None, bool]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.account = Account(self)
 
     # Where we are ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ class Operations:
         frame: FrameType | None = sys._getframe(1)
         known = self.kernels.by_code
         while frame is not None:
-            kernel = known.get(frame.f_code)
+            kernel = known.get(id(frame.f_code))
             if kernel is not None:
                 return kernel, frame
             frame = frame.f_back
@@ -122,11 +132,24 @@ class Operations:
         if where is None:
             return outer
         kernel, frame = where
-        key = (outer, frame.f_code, frame.f_lineno)
+        key = (outer, id(frame.f_code), frame.f_lineno)
         if key not in self._sites:
             inner = "" if kernel.name == outer else f" in {kernel.name}"
             self._sites[key] = f"{outer}{inner}, line {frame.f_lineno}"
         return self._sites[key]
+
+    def place(self) -> str:
+        """As `site`, but inside a function of Triton's library the line of the program that calls it: `kernel, line 12, tl.softmax`."""
+        frame: FrameType | None = sys._getframe(1)
+        known, inner = self.kernels.by_code, ""
+        while frame is not None:
+            kernel = known.get(id(frame.f_code))
+            if kernel is not None and not kernel.library:
+                return self.site((kernel, frame)) + inner
+            if kernel is not None:
+                inner = f", tl.{kernel.name}"
+            frame = frame.f_back
+        return self.site(None) + inner
 
     # Dots ------------------------------------------------------------------------------------------------------------
 
@@ -137,28 +160,42 @@ class Operations:
         name_a, name_b, name_d = (self._type(handle, site) for handle in (a, b, d))
         *batch, m, k = a.data.shape
         assert self.launch is not None
+        loaded, joined, known = self._layout(a, b)
         plan = self.planner.plan(
             Dot(
                 capability=self.planner.capability, a=name_a, b=name_b, acc=name_d, m=m, n=b.data.shape[-1], k=k,
                 batch=batch[0] if batch else 0, warps=self.launch.warps, ctas=self.launch.ctas,
                 precision=str(precision).split(".")[-1].lower(), imprecise=imprecise,
-                a_loaded=_loaded(a), b_loaded=_loaded(b),
+                a_loaded=loaded[0], b_loaded=loaded[1], a_joined=joined[0], b_joined=joined[1],
             )
         )  # fmt: skip
         left, right = as_operand(a.data, name_a), as_operand(b.data, name_b)
-        assumed = ""
-        if ("joined" in a.attr or "joined" in b.attr) and plan.instruction is not None and plan.instruction.family is Family.MMA_SYNC:
-            assumed = _JOINED
+        if not known or (batch and any(joined)):
+            plan = plan.with_unknown_order(_CROSSED)
 
         def compute(c: Array, note: str) -> Array:
-            self._count(site, plan, left.shape, right.shape, "; ".join(filter(None, (note, assumed))))
+            self._count(site, plan, left.shape, right.shape, note)
             return np.ascontiguousarray(product(self.session, plan, left, right, c), dtype=c.dtype)
 
         if imprecise == 0 and "zero" in d.attr and name_d != "s32" and where is not None:
             one_use, literal = self._dot_in_source(*where)
             if literal:
                 return Lazy(d.dtype.scalar, np.ascontiguousarray(d.data), compute, one_use, site)
-        return TensorHandle(compute(np.ascontiguousarray(d.data), ""), d.dtype.scalar)
+        return _ended(TensorHandle(compute(np.ascontiguousarray(d.data), ""), d.dtype.scalar))
+
+    def _layout(self, *operands: Any) -> tuple[list[str], list[int], bool]:
+        """By which narrower loads a dot's operands are laid out (`f16`, `s8`, or empty), the bits of what tl.join joined behind them, and
+        whether both are certain.
+        """
+        loaded, joined, certain, least = [], [], [], []
+        for handle in operands:
+            bits, behind = handle.dtype.primitive_bitwidth, origin(handle)
+            narrowest, widths = min(bits, behind.bits), behind.widths(bits, self.halves_always)
+            loaded.append({16: "f16", 8: "s8"}.get(narrowest, "") if narrowest < bits else "")
+            joined.append(0 if str(handle.dtype.scalar) in _FP8 else behind.joined)
+            certain.append(widths[0])
+            least.append(widths[1] if joined[-1] == behind.joined else widths[1] // 2)
+        return loaded, joined, min(certain) == min(least)
 
     def _type(self, handle: Any, site: str) -> str:
         name = str(handle.dtype.scalar)
@@ -202,7 +239,6 @@ class Operations:
         It does so where the result of the dot has no other use, and with the right operand first. Where the source does not settle
         the uses, what happens does, and the report says so; a use that comes later and would change the sum is an error.
         """
-        self.tell_of_fusion(left, right)
         for dot, other in ((right, left), (left, right)):
             if not isinstance(dot, Lazy) or dot.is_read or dot.dtype != other.dtype or other.data.shape != dot.zero.shape:
                 continue
@@ -215,13 +251,9 @@ class Operations:
             folded = dot.compute(np.ascontiguousarray(other.data), "" if certain else _ASSUMED)
             if not certain:
                 dot.taken, dot.plain = folded, other.data
-            return TensorHandle(folded, dot.dtype)
+            return _ended(TensorHandle(folded, dot.dtype))
+        self.account.sum(left, right)
         return stock(builder, left, right)
-
-    def tell_of_fusion(self, left: Any, right: Any) -> None:
-        """Enter into the report that a GPU may round a product and a sum once where they are rounded twice here."""
-        if ("product" in left.attr or "product" in right.attr) and self.launch is not None and self.launch.fuses:
-            self.session.skip(self.site(self.frame()), "a product and a sum", _FUSED)
 
     def leave_open(self, handle: Any, masked: Array) -> None:
         """What a load left out, and what stands there. Integers stay zero: as offsets they would lead the program astray."""
@@ -277,6 +309,10 @@ class Operations:
             )
         )  # fmt: skip
         assert plan.instruction is not None
+        if plan.convert and "e2m1" not in (lhs_format, rhs_format):
+            behind = [origin(each.handle) for each in (lhs, lhs_scale, rhs, rhs_scale) if each is not None]
+            if min(each.bits for each in behind) > 8 or any(each.may_join for each in behind):
+                plan = plan.with_unknown_order(_CROSSED)
         columns = None if scale_b is None else np.ascontiguousarray(scale_b.T)
 
         def compute(c: Array, note: str) -> Array:
@@ -289,7 +325,7 @@ class Operations:
             if literal:
                 handle = Lazy(tl.float32, c, compute, one_use, site)
         if handle is None:
-            handle = TensorHandle(compute(c, ""), tl.float32)
+            handle = _ended(TensorHandle(compute(c, ""), tl.float32))
         return tl.tensor(handle, tl.block_type(out, [m, n]))
 
     def _scaled_elements(self, site: str, operand: Any, form: str, along_k: bool, k_axis: int) -> Array:
@@ -329,19 +365,28 @@ class Operations:
         """`cast_impl`, which truncates f32 to bf16 and wraps floats out of an integer's range."""
         from_name, to_name = str(source.dtype.scalar), str(to.scalar)
         if from_name in _FLOATS and to_name in _FLOATS:
-            return self.convert(source, to, None)
+            handle = self.convert(source, to, None)
+            if (from_name, to_name) == ("fp32", "fp64") and "product" in source.attr:
+                handle.attr["product"] = source.attr["product"]  # a sum cut back to f32 is one of f32 for the compiler
+            return handle
         if from_name in _FLOATS and to.scalar.is_int() and to_name != "int1":
             values = self.casts.float_to_float(source.data, "bf16", "f32") if from_name == "bf16" else source.data
             return TensorHandle(float_to_integer(values, interpreter._get_np_dtype(to)), to.scalar)
         if to_name == "bf16":
-            return TensorHandle(self.casts.float_to_float(source.data.astype(np.float32), "f32", "bf16"), to.scalar)
+            return TensorHandle(self.casts.integer_to_bf16(source.data), to.scalar)
         return TensorHandle(stock(builder, source, to).data, to.scalar)
 
     def multiply_add(self, stock: Callable[..., Any], builder: Any, x: Any, y: Any, z: Any) -> Any:
-        """`create_fma`, which rounds twice before Triton 3.9."""
-        if str(z.dtype.scalar) != "fp32":
+        """`create_fma`, which rounds twice before Triton 3.9, in f16 always, and takes the codes of bf16 for integers."""
+        self.account.roundings += 1
+        name = str(z.dtype.scalar)
+        if name == "fp32":
+            return TensorHandle(fma(x.data, y.data, z.data), z.dtype.scalar)
+        if name not in ("fp16", "bf16"):
             return stock(builder, x, y, z)
-        return TensorHandle(fma(x.data, y.data, z.data), z.dtype.scalar)
+        x, y, z = (self.casts.float_to_float(each.data, NAMES[name], "f64") for each in (x, y, z))
+        total = sum_rounded_to_odd(x * y, z)
+        return TensorHandle(self.casts.float_to_float(total, "f64", NAMES[name]), tl.bfloat16 if name == "bf16" else tl.float16)
 
     def convert(self, source: Any, to: Any, rounding: Any) -> TensorHandle:
         """`create_fp_to_fp`."""
@@ -377,41 +422,10 @@ def _scale_name(scales: Array | None) -> str:
     return "ue8m0" if scales.dtype == np.dtype("float8_e8m0fnu") else "ue4m3"
 
 
-# Where operands come from: the compiler lays a dot's operands out by the narrowest element that they were loaded as ---------
-
-
-def _loaded(handle: Any) -> str:
-    """`f16` or `s8` where the operand was made of narrower elements, loaded with 16 or 8 bits."""
-    bits = handle.attr.get("bits", 99)
-    return {16: "f16", 8: "s8"}.get(bits, "") if bits < handle.dtype.primitive_bitwidth else ""
-
-
-def _tracing(stock: Callable[..., Any], *, joins: bool = False) -> Callable[..., Any]:
-    """An operation whose result remembers the narrowest load among its operands."""
-
-    def operation(self: Any, *arguments: Any) -> Any:
-        result = stock(self, *arguments)
-        bits, joined = 99, joins
-        for argument in arguments:
-            attributes = getattr(argument, "attr", None)
-            if attributes:
-                bits = min(bits, attributes.get("bits", 99))
-                joined = joined or "joined" in attributes
-        if bits < 99 or joined:
-            for handle in result if isinstance(result, tuple) else (result,):
-                if bits < 99:
-                    handle.attr["bits"] = bits
-                if joined:
-                    handle.attr["joined"] = True
-        return result
-
-    return operation
-
-
-_TRACED = (
-    "create_fp_to_fp", "cast_impl", "unary_op", "binary_op", "ternary_op", "create_trans", "create_reshape", "create_expand_dims",
-    "create_broadcast", "create_bitcast", "create_split",
-)  # fmt: skip
+def _ended(handle: TensorHandle) -> TensorHandle:
+    """A handle behind which the compiler does not look."""
+    handle.attr["origin"] = NOTHING
+    return handle
 
 
 def _is_literal(kernel: Kernel, place: ast.AST, zero: ast.AST | None, constants: frozenset[str]) -> bool:
@@ -424,52 +438,36 @@ def install(patches: Patches, operations: Operations) -> None:
     builder, ops = InterpreterBuilder, operations
     patches.set(builder, "create_dot", lambda self, a, b, d, precision, imprecise: ops.dot(a, b, d, precision, imprecise))
     patches.set(builder, "create_fp_to_fp", lambda self, source, to, rounding: ops.convert(source, to, rounding))
-    stock_cast, stock_add, stock_splat = builder.cast_impl, builder.create_fadd, builder.create_splat
+    stock_cast, stock_add = builder.cast_impl, builder.create_fadd
     patches.set(builder, "cast_impl", lambda self, source, to: ops.cast(stock_cast, self, source, to))
     patches.set(builder, "create_fadd", lambda self, left, right: ops.add(stock_add, self, left, right))
     unary, binary, ternary = builder.unary_op, builder.binary_op, builder.ternary_op
     patches.set(builder, "unary_op", lambda self, x, op: ops.arithmetic(unary, self, (x,), op))
     patches.set(builder, "binary_op", lambda self, x, y, op: ops.arithmetic(binary, self, (x, y), op))
     patches.set(builder, "ternary_op", lambda self, x, y, z, op: ops.arithmetic(ternary, self, (x, y, z), op))
-    stock_product, stock_difference = builder.create_fmul, builder.create_fsub
-
-    def multiply(self: Any, left: Any, right: Any) -> Any:
-        handle = stock_product(self, left, right)
-        handle.attr["product"] = True
-        return handle
-
-    def subtract(self: Any, left: Any, right: Any) -> Any:
-        ops.tell_of_fusion(left, right)
-        return stock_difference(self, left, right)
-
     stock_fma = builder.create_fma
     patches.set(builder, "create_fma", lambda self, x, y, z: ops.multiply_add(stock_fma, self, x, y, z))
-    patches.set(builder, "create_fmul", multiply)
-    patches.set(builder, "create_fsub", subtract)
-    for name in ("get_fp16", "get_fp32", "get_fp64", "get_null_value"):
-        patches.set(builder, name, _marking_zero(getattr(builder, name)))
+    for name, rounding in (("create_floor", np.floor), ("create_ceil", np.ceil)):
+        patches.set(builder, name, _without_subnormals(rounding))
+    if not hasattr(builder, "get_bf16"):  # up to Triton 3.8
+        patches.set(builder, "get_bf16", lambda self, value: self.create_fp_trunc(self.get_fp32(value), tl.bfloat16))
+    # Up to Triton 3.7 these pass NaN on; the compiler's do not.
+    patches.set(builder, "create_maxnumf", lambda self, x, y: self.binary_op(x, y, np.fmax))
+    patches.set(builder, "create_minnumf", lambda self, x, y: self.binary_op(x, y, np.fmin))
+    stock_clamp = builder.create_clampf
 
-    def splat(self: Any, *arguments: Any) -> TensorHandle:
-        handle = stock_splat(self, *arguments)
-        if "zero" in arguments[-1].attr:
-            handle.attr["zero"] = True
-        return handle
+    def clamp(self: Any, x: Any, low: Any, high: Any, propagated: Any) -> Any:
+        if propagated != ir.PROPAGATE_NAN.NONE:
+            return stock_clamp(self, x, low, high, propagated)
+        return self.binary_op(self.binary_op(x, low, np.fmax), high, np.fmin)
 
-    patches.set(builder, "create_splat", splat)
-    for name in _TRACED:
-        patches.set(builder, name, _tracing(getattr(builder, name)))
-    patches.set(builder, "create_join", _tracing(builder.create_join, joins=True))
-    stock_load = builder.create_masked_load
-
-    def load(self: Any, pointers: Any, mask: Any, other: Any, *arguments: Any) -> TensorHandle:
-        handle = stock_load(self, pointers, mask, other, *arguments)
-        if other is None and not mask.data.all():
-            ops.leave_open(handle, ~mask.data)
-        if handle.data.itemsize <= 2 and handle.data.size > 1 and handle.data.dtype != np.bool_:
-            handle.attr["bits"] = 8 * handle.data.itemsize
-        return handle
-
-    patches.set(builder, "create_masked_load", load)
+    patches.set(builder, "create_clampf", clamp)
+    libdevice.install(patches, ops)
+    for name, what in (("create_inline_asm", "inline assembly"), ("new_block", "tl.map_elementwise")):
+        patches.set(builder, name, _refusing(ops, what))
+    origins.install(patches)
+    account.install(patches, ops.account)
+    accesses.install(patches, Accesses(ops, ops.account))
     semantic = interpreter.TritonSemantic
     stock_scaled = semantic.dot_scaled
 
@@ -481,11 +479,17 @@ def install(patches: Patches, operations: Operations) -> None:
     patches.set(semantic, "dot_scaled", scaled)
 
 
-def _marking_zero(stock: Callable[..., Any]) -> Callable[..., Any]:
-    def make(self: Any, value: Any) -> Any:
-        handle = stock(self, value)
-        if handle.data.size == 1 and not handle.data.any():
-            handle.attr["zero"] = True
-        return handle
+def _refusing(ops: Operations, what: str) -> Callable[..., Any]:
+    def operation(self: Any, *arguments: Any) -> Any:
+        ops.session.refuse(ops.place(), what, "kernels are interpreted here, and this is for the compiler alone")
 
-    return make
+    return operation
+
+
+def _without_subnormals(rounding: Any) -> Callable[..., Any]:
+    """Rounding to an integer as `cvt.ftz`."""
+
+    def operation(self: Any, x: Any) -> Any:
+        return self.unary_op(TensorHandle(libdevice.flushed(x.data), x.dtype, x.attr), rounding)
+
+    return operation

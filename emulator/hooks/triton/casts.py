@@ -107,8 +107,24 @@ class Casts:
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             if to != "bf16":
                 return values.astype(_HELD[to])
+            if source == "f64":
+                values = _to_odd_f32(values)
             rounded: Array = values.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
         return _with_nan(values, rounded, _NAN["bf16"])
+
+    def integer_to_bf16(self, data: Array) -> Array:
+        """Integers to bf16: rounded once from sm_90 on, by way of f32 before.
+
+        Args:
+            data: of an integer dtype, or bool.
+        """
+        if self._capability < 90:
+            return self.float_to_float(data.astype(np.float32), "f32", "bf16")
+        if data.dtype.itemsize == 8:  # the low bits, which float64 cannot hold, as one
+            low = (data & data.dtype.type(0x7FF)) != 0
+            large = (data >= data.dtype.type(1 << 53)) | (data.astype(np.float64) <= -(2.0**53))
+            data = np.where(large, data >> data.dtype.type(11) << data.dtype.type(11) | low.astype(data.dtype) << data.dtype.type(11), data)
+        return self.float_to_float(data.astype(np.float64), "f64", "bf16")
 
     def _wide(self, data: Array, source: str, to: str) -> Array:
         """The values as floats that hold them all."""
@@ -186,6 +202,15 @@ def _saturated(values: Array, to: str, nan: Any) -> Array:
     largest = _LARGEST[to]
     narrow = np.clip(values.astype(np.float32), -largest, largest).astype(_ML[to]).view(np.uint8)
     return _with_nan(values, narrow, nan)
+
+
+def _to_odd_f32(values: Array) -> Array:
+    """f64 cut to f32, the last bit set where something was lost: what is rounded further down is then rounded once."""
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        near = values.astype(np.float32)
+    codes = near.view(np.uint32) - (np.abs(near.astype(np.float64)) > np.abs(values)).astype(np.uint32)
+    lost = (codes.view(np.float32).astype(np.float64) != values) & ~np.isnan(values)
+    return np.asarray(codes | lost.astype(np.uint32)).view(np.float32)
 
 
 def _toward_zero(values: Array, to: str) -> Array:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -15,12 +18,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
-from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import GridExecutor, InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
 from mmabits.emulator import scope
 from mmabits.emulator.hooks.triton import builder
+from mmabits.emulator.hooks.triton.arguments import Grid, parameters
 from mmabits.emulator.hooks.triton.builder import Launch, Operations
 from mmabits.emulator.hooks.triton.casts import Casts
 from mmabits.emulator.hooks.triton.compiler import compiler
@@ -28,10 +31,13 @@ from mmabits.emulator.hooks.triton.patches import Change, NoScope, Patches, lang
 from mmabits.emulator.hooks.triton.plans import planner
 from mmabits.emulator.hooks.triton.source import Kernels
 from mmabits.emulator.session import Session
-from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa import EmulationError, OperandError
 
 FOLDS_SCALED_DOTS = (3, 8)
 """First version of Triton whose combine pass treats tl.dot_scaled as tl.dot."""
+
+LOOKS_AT_JOINS = (3, 8)
+"""First version to which the elements of a tl.join matter."""
 
 KERNELS = Kernels()
 """Rewritten kernels, of all sessions."""
@@ -49,8 +55,9 @@ class Runner:
     """What is set in the interpreter while a kernel runs."""
     thread: int
 
-    def run(self, function: Any, hooks: list[Any], arguments: tuple[Any, ...], grid: Any, warmup: bool, keywords: dict[str, Any]) -> None:
+    def run(self, jitted: Any, hooks: list[Any], arguments: tuple[Any, ...], grid: Any, warmup: bool, keywords: dict[str, Any]) -> None:
         """Launch a kernel."""
+        function = jitted.fn
         name = function.__name__
         if warmup:
             return
@@ -63,13 +70,15 @@ class Runner:
         if callable(grid):
             grid = grid(dict(bound.arguments))
         self._check_types(name, tuple(bound.arguments.values()))
+        known = parameters(jitted, function)
         launch = Launch(
             kernel=kernel, warps=int(keywords.get("num_warps") or self.options.num_warps), ctas=int(keywords.get("num_ctas") or 1),
-            constants=_constants(function, bound.arguments), fuses=keywords.get("enable_fp_fusion") is not False,
+            constants=_constants(known, bound.arguments), fuses=_fuses(keywords.get("enable_fp_fusion")),
         )  # fmt: skip
-        self._execute(launch, GridExecutor(kernel.run, names, tuple(int(size) for size in grid), hooks), arguments, given)
+        executor = Grid(kernel.run, known, tuple(int(size) for size in grid), hooks, partial(setattr, launch, "memory"))
+        self._execute(launch, executor, arguments, given)
 
-    def _execute(self, launch: Launch, executor: GridExecutor, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _execute(self, launch: Launch, executor: Grid, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
         operations = self.operations
         outer, operations.launch = operations.launch, launch
         patches = Patches()
@@ -80,13 +89,6 @@ class Runner:
                 patches.set(owner, name, value)
             with np.errstate(all="ignore"):  # a GPU overflows silently
                 executor(*arguments, **given)
-        except InterpreterError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, MmabitsError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
         finally:
             patches.undo()
             operations.launch = outer
@@ -110,11 +112,18 @@ class Runner:
         return tuned or tuner.prune_configs(keywords)[0]
 
 
-def _constants(function: Any, arguments: dict[str, Any]) -> frozenset[str]:
+def _constants(known: dict[str, Any], arguments: dict[str, Any]) -> frozenset[str]:
     """Parameters that the compiler knows the value of: those declared so, and integers that are 1."""
-    declared = {name for name, kind in function.__annotations__.items() if "constexpr" in str(getattr(kind, "__name__", kind))}
-    ones = {name for name, value in arguments.items() if isinstance(value, int) and value == 1}
+    declared = {name for name, each in known.items() if each.is_constexpr}
+    ones = {name for name, value in arguments.items() if type(value) is int and value == 1 and not known[name].do_not_specialize}
     return frozenset(declared | ones)
+
+
+def _fuses(requested: bool | None) -> bool:
+    """Whether the compiler fuses products and sums, as asked or by its default."""
+    if getattr(knobs.language, "force_disable_fp_fusion", False):
+        return False
+    return bool(knobs.language.default_fp_fusion if requested is None else requested)
 
 
 def _tuning_key(tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
@@ -135,9 +144,10 @@ _LAUNCHES: Final = Patches()
 def install(session: Session, version: str) -> Callable[[], None]:
     """Take a session's launches to the interpreter; what is returned ends that, in whichever order."""
     plans = planner(session.arch, version, compiler(version))
+    numbers = tuple(map(int, version.split(".")[:2]))
     operations = Operations(
         session=session, planner=plans, casts=Casts(version, plans.capability), kernels=KERNELS,
-        folds_scaled=tuple(map(int, version.split(".")[:2])) >= FOLDS_SCALED_DOTS,
+        folds_scaled=numbers >= FOLDS_SCALED_DOTS, halves_always=numbers < LOOKS_AT_JOINS,
     )  # fmt: skip
     language_changes()  # while the interpreter is as it was
     backend = make_backend(GPUTarget("cuda", plans.capability, 32))
@@ -145,6 +155,7 @@ def install(session: Session, version: str) -> Callable[[], None]:
     changes = _interpreter_changes(operations, backend, options)
     if not _RUNNERS:
         _install_launches(_LAUNCHES)
+        _install_target(_LAUNCHES)
     _RUNNERS[id(session)] = Runner(
         session=session, operations=operations, options=options, changes=changes, thread=threading.get_ident()
     )  # fmt: skip
@@ -215,6 +226,29 @@ def _install_builder(patches: Patches, operations: Operations, backend: Any, opt
         patches.set(interpreter.InterpreterBuilder, "get_fp8e4nv_ty", refused)
 
 
+class _Targets:
+    """Triton's `driver` as its language sees it: questions for the target are answered with the architecture of the block around them."""
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
+
+    @property
+    def active(self) -> Any:
+        """The driver."""
+        block = scope.current("triton")
+        if block is None:
+            return self.stock.active
+        target = GPUTarget("cuda", _RUNNERS[id(block.session)].operations.planner.capability, 32)
+        return SimpleNamespace(get_current_target=lambda: target)
+
+
+def _install_target(patches: Patches) -> None:
+    for name in ("triton.language.target_info", "triton.language.semantic"):
+        module = sys.modules.get(name)
+        if hasattr(module, "driver"):
+            patches.set(module, "driver", _Targets(vars(module)["driver"]))
+
+
 def _install_launches(patches: Patches) -> None:
     stock_run, stock_call, stock_autotuned = JITFunction.run, JITFunction.__call__, Autotuner.run
     stock_run_interpreted, stock_call_interpreted = InterpretedFunction.run, InterpretedFunction.__call__
@@ -225,13 +259,13 @@ def _install_launches(patches: Patches) -> None:
             return stock_run(self, *arguments, grid=grid, warmup=warmup, **keywords)
         if self.is_gluon():
             runner.session.refuse(self.fn.__name__, "a Gluon kernel", "Triton cannot interpret Gluon")
-        return runner.run(self.fn, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
+        return runner.run(self, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
 
     def run_interpreted(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
         runner = _runner(self.fn.__name__)
         if runner is None:
             return stock_run_interpreted(self, *arguments, grid=grid, warmup=warmup, **keywords)
-        return runner.run(self.fn, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
+        return runner.run(self, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
 
     def calling(stock: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any, **keywords: Any) -> Any:

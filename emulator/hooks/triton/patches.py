@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -69,6 +69,7 @@ def language_changes() -> tuple[Change, ...]:
     """
     import triton.language as tl
     import triton.runtime.interpreter as interpreter
+    from triton.runtime.jit import JITFunction
 
     recorder = _Recorder()
     patches = Patches()
@@ -81,4 +82,24 @@ def language_changes() -> tuple[Change, ...]:
         patches.undo()
     # Triton 3.6 makes an int of an array of one element, which NumPy 2.4 no longer does.
     index = (tl.core.tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
-    return (*recorder.changes, index)
+    # Over the interpreter's own, which makes a handle past its builder.
+    transpose = (tl.core.tensor, "T", property(lambda self: tl.trans(self)))
+    return (*recorder.changes, index, transpose, *_methods(tl, JITFunction), *_reflected(tl.core.constexpr))
+
+
+def _methods(tl: Any, jitted: type) -> Iterator[tuple[Any, str, Any]]:
+    """Methods of tensors that the interpreter misses: the library's own kernels do not bind, and before Triton 3.9 exp and the like
+    are not known for the language's.
+    """
+    for name, member in vars(tl.core.tensor).items():
+        if isinstance(member, jitted):
+            yield tl.core.tensor, name, lambda self, *rest, _function=member, **options: _function(self, *rest, **options)
+        elif isinstance(member, FunctionType) and callable(vars(tl.math).get(name)) and not tl.core.is_builtin(member):
+            yield tl.core.tensor, name, lambda self, *rest, _name=name, **options: getattr(tl.math, _name)(self, *rest, **options)
+
+
+def _reflected(constexpr: type) -> Iterator[tuple[Any, str, Any]]:
+    """What a declared constant lacks on the right of a number, which parameters are here and not in the compiler."""
+    for name in ("mod", "and", "or", "xor", "lshift", "rshift", "pow"):
+        if not any(f"__r{name}__" in vars(each) for each in constexpr.__mro__):
+            yield constexpr, f"__r{name}__", lambda self, other, _name=name: getattr(other, f"__{_name}__")(self.value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -52,6 +52,9 @@ class Dot:
     a_loaded: str = ""
     """`f16` or `s8`, where A was made of elements loaded with so many bits: layouts depend on it; else empty."""
     b_loaded: str = ""
+    a_joined: int = 0
+    """Bits of the elements, where A was made by a tl.join: layouts depend on it, too; 0: it was not."""
+    b_joined: int = 0
 
     @property
     def question(self) -> dict[str, Any]:
@@ -115,6 +118,15 @@ class Plan:
     """Likewise 0xFF."""
     source: str = ""
     """Who says so."""
+    unknown: str = ""
+    """Why the order of K within the tile is not known; empty: it is."""
+
+    def with_unknown_order(self, why: str) -> Plan:
+        """The plan where the operands may be laid out otherwise: the same, if no order depends on it."""
+        row = self.instruction
+        if row is None or row.family is not Family.MMA_SYNC or row.d_type.is_integer:
+            return self
+        return replace(self, unknown=why)
 
     @property
     def note(self) -> str:
@@ -126,9 +138,12 @@ class Plan:
             words.append(f"f32 addition every {self.promote_every} of K")
         if self.scheme is not Scheme.PLAIN:
             words.append(self.scheme.value)
-        if self.k_order:
-            words.append("K permuted within the tile")
-        words.append(self.source)
+        if self.unknown:
+            taken = "permuted" if self.k_order else "ascending"
+            words.append(f"order of K within the tile not known, taken as {taken}: {self.unknown}")
+        else:
+            words += ["K permuted within the tile"] if self.k_order else []
+            words.append(self.source)
         return "; ".join(word for word in words if word)
 
 
@@ -198,8 +213,9 @@ def read_plan(arch: str, dot: Dot | ScaledDot, facts: Facts, source: str) -> Pla
     row = _instruction(arch, dot, spelling, {Scheme.BF16X3: "bf16", Scheme.BF16X6: "bf16"}.get(scheme))
     operand = "f32" if row.a_type.name == "tf32" else row.a_type.name
     convert = row.a_type.name if scheme is Scheme.PLAIN and operand != dot.a else ""
+    order, unknown = _order_or_reason(arch, dot, row, facts)
     return Plan(
-        scheme=scheme, instruction=row, convert=convert, k_order=_k_order(arch, dot, row, facts), source=source,
+        scheme=scheme, instruction=row, convert=convert, k_order=order, source=source, unknown=unknown,
         promote_every=_promotion(arch, dot, row, opcodes) if scheme is Scheme.PLAIN else 0, separate_add=scheme is not Scheme.PLAIN,
     )  # fmt: skip
 
@@ -258,6 +274,16 @@ def _promotion(arch: str, dot: Dot, row: Instruction, opcodes: dict[str, int]) -
     if adds * 32 * dot.warps != expected or row.family is not Family.WGMMA:
         raise EmulationError(f"{dot} on {arch}: Triton's compiler emits {adds} additions, which max_num_imprecise_acc does not explain")
     return every
+
+
+def _order_or_reason(arch: str, dot: Dot, row: Instruction, facts: Facts) -> tuple[tuple[int, ...], str]:
+    """The order of K, or why it is not known: tl.join halves the width, down to tiles that are smaller than a run of neighbours."""
+    try:
+        return _k_order(arch, dot, row, facts), ""
+    except EmulationError as error:
+        if not (dot.a_joined or dot.b_joined):
+            raise
+        return (), str(error)
 
 
 def _k_order(arch: str, dot: Dot | ScaledDot, row: Instruction, facts: Facts) -> tuple[int, ...]:

@@ -27,14 +27,15 @@ _TYPES = {
     "s32": "i32",
 }  # fmt: skip
 _OUT = {"f16": tl.float16, "f32": tl.float32, "f64": tl.float64, "s32": tl.int32, "bf16": tl.bfloat16, "s8": tl.int8}
+_JOINED = {8: tl.int8, 16: tl.float16, 32: tl.float32, 64: tl.float64}
 
 
 @triton.jit
 def plain_dot(  # type: ignore[no-untyped-def]
     a_ptr, b_ptr, c_ptr, BATCH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
-    OUT: tl.constexpr, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr,
+    OUT: tl.constexpr, PRECISION: tl.constexpr, IMPRECISE: tl.constexpr, JOIN_A: tl.constexpr, JOIN_B: tl.constexpr,
 ):  # fmt: skip
-    """A dot of two tiles as loaded, or cast first."""
+    """A dot of two tiles as loaded, or cast first, or joined of two halves of another type."""
     i = tl.arange(0, M)
     j = tl.arange(0, N)
     k = tl.arange(0, K)
@@ -44,8 +45,18 @@ def plain_dot(  # type: ignore[no-untyped-def]
         b = tl.load(b_ptr + z * K * N + k[None, :, None] * N + j[None, None, :])
         at = c_ptr + z * M * N + i[None, :, None] * N + j[None, None, :]
     else:
-        a = tl.load(a_ptr + i[:, None] * K + k[None, :])
-        b = tl.load(b_ptr + k[:, None] * N + j[None, :])
+        half = tl.arange(0, K // 2)
+        if JOIN_A is not None:
+            a_at = a_ptr + i[:, None] * K + half[None, :]
+            a = tl.reshape(tl.join(tl.load(a_at).to(JOIN_A), tl.load(a_at + K // 2).to(JOIN_A)), (M, K))
+        else:
+            a = tl.load(a_ptr + i[:, None] * K + k[None, :])
+        if JOIN_B is not None:
+            b_at = b_ptr + half[:, None] * N + j[None, :]
+            b = tl.join(tl.load(b_at).to(JOIN_B), tl.load(b_at + K // 2 * N).to(JOIN_B))
+            b = tl.reshape(tl.permute(b, (0, 2, 1)), (K, N))
+        else:
+            b = tl.load(b_ptr + k[:, None] * N + j[None, :])
         at = c_ptr + i[:, None] * N + j[None, :]
     c = tl.load(at)
     d = tl.dot(a.to(A), b.to(B), c, out_dtype=OUT, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
@@ -90,8 +101,10 @@ def _plain(ask: dict[str, Any]) -> ASTSource:
     pointers = {"a_ptr": f"*{_TYPES[ask['a_loaded']]}", "b_ptr": f"*{_TYPES[ask['b_loaded']]}", "c_ptr": f"*{_TYPES[ask['acc']]}"}
     out = {**_OUT, "e4m3": tl.float8e4nv, "e5m2": tl.float8e5}
     imprecise = ask["imprecise"] if ask["a"] in ("e4m3", "e5m2") and ask["imprecise"] <= ask["k"] else None
+    joined = [_JOINED.get(ask[name]) for name in ("a_joined", "b_joined")]
     types = [out[ask["a"]], out[ask["b"]], out[ask["acc"]]]
-    return _source(plain_dot, pointers, [ask["batch"], ask["m"], ask["n"], ask["k"], *types, ask["precision"], imprecise])
+    shape = [ask[name] for name in ("batch", "m", "n", "k")]
+    return _source(plain_dot, pointers, [*shape, *types, ask["precision"], imprecise, *joined])
 
 
 def _scaled(ask: dict[str, Any]) -> ASTSource:

@@ -175,13 +175,22 @@ def _plain(dot: Dot, a: str, b: str, version: tuple[int, int]) -> Facts:
     spelling = row.spelling.format(a=spelled.get(a, a), b=spelled.get(b, b), d=dot.acc, n=_wgmma_n(dot))
     width, kind = 0, "f16" if row.converts else a
     if spelling.startswith("mma"):
-        bits = [_LOADED_BITS.get(loaded, _BITS[dot.a]) for loaded in (dot.a_loaded, dot.b_loaded)]
+        operands = ((dot.a_loaded, dot.a_joined), (dot.b_loaded, dot.b_joined))
+        bits = [_laid_out(_LOADED_BITS.get(loaded, _BITS[dot.a]), joined, dot.k, version) for loaded, joined in operands]
         width = max(32 // min(*bits, _BITS[a]), 1)
     opcodes = {spelling: 1}
     if "wgmma" in spelling and dot.a in FP8 and dot.acc == "f32" and dot.imprecise <= dot.k:
         every = -(-dot.imprecise // 32) * 32
         opcodes["add.f32"] = -(-dot.k // every) * dot.m * dot.n // (32 * dot.warps)
     return _facts(opcodes, [(kind, width)] if width else [])
+
+
+def _laid_out(loaded: int, joined: int, k: int, version: tuple[int, int]) -> int:
+    """The bits by which an operand is laid out. A tl.join halves them; later if its elements are twice as wide, and four threads of the
+    width then fit into K.
+    """
+    halves = bool(joined) if version <= _EARLY else joined == 2 * loaded and 4 * (32 // (loaded // 2)) <= k
+    return loaded // 2 if halves else loaded
 
 
 def _wgmma_n(dot: Dot) -> int:
