@@ -304,7 +304,7 @@ def _watched(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
     def start(*arguments: Any, **keywords: Any) -> Any:
         block, frame = current(), sys._getframe(1)
-        if block is not None and block.session.frameworks:
+        if block is not None and block.session.frameworks and _module(frame) != "multiprocessing.queues":  # whose threads only pass on
             while frame.f_back is not None and _module(frame).partition(".")[0] in _PASSING_ON:
                 frame = frame.f_back
             if not frame.f_code.co_filename.startswith(_HERE):

@@ -12,6 +12,7 @@ import pytest
 
 import mmabits
 from mmabits.emulator.session import NotEmulated
+from mmabits.isa import EmulationError
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")
 pytest.importorskip("absl", reason="Mosaic GPU needs absl-py")
@@ -20,6 +21,8 @@ if not hasattr(jax, "make_user_context"):
 
 from jax import numpy as jnp  # noqa: E402
 from jax.experimental import pallas as pl  # noqa: E402
+
+from mmabits.emulator.hooks.jax import mosaic  # noqa: E402
 
 try:
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
@@ -121,3 +124,8 @@ def test_a_kernel_goes_by_the_block_it_was_traced_in() -> None:
     assert np.asarray(kernel(a, b)).tobytes() == stock
     with pytest.raises(Exception, match="a program compiled inside an emulate block is called after the block"):
         jax.block_until_ready(inside(a, b))
+
+
+def test_a_kernel_that_outlives_its_block_is_stopped() -> None:
+    with pytest.raises(EmulationError, match="an interpreted kernel of an emulate block for sm_90a still ran when an exception ended"):
+        mosaic._called(("sm_90a", "inferred", "zero", 0), lambda: None)

@@ -775,30 +775,41 @@ def test_caches_of_jax_keep_programs_apart(tmp_path):
 
 
 def test_a_program_that_still_runs_when_its_block_is_left():
-    """Leaving waits for it; what is dispatched outside while it runs is not emulated, nor is what was dispatched before emulated."""
+    """Leaving waits for it. One that was dispatched before a block is not emulated though it multiplies inside."""
     probe = Probe("jax")
     jax = probe.framework.jax
-    started, go = threading.Event(), threading.Event()
 
-    def wait(x):
-        started.set()
-        go.wait(10)
-        return x
+    def slow(a, steps):
+        wave = jax.lax.fori_loop(0, steps, lambda _, x: jax.numpy.sin(x), jax.numpy.float32(1))
+        return jax.numpy.matmul(a + (wave > 2).astype(a.dtype), B, preferred_element_type=np.float32)
 
-    def slow(a):
-        a = jax.pure_callback(wait, jax.ShapeDtypeStruct(a.shape, a.dtype), a)
-        return jax.numpy.matmul(a, B, preferred_element_type=np.float32)
+    def bits(result):
+        return next(arch for arch, known in probe.known.items() if known == np.asarray(result).tobytes())
 
     function = jax.jit(slow)
-    plain = function(A)
     with probe.emulate("sm_80"):
-        go.set()
-        assert np.asarray(plain).tobytes() == probe.known["plain"]
-        go.clear()
-        threading.Timer(0.3, go.set).start()
-        emulated = function(A)
-    assert go.is_set()
-    assert np.asarray(emulated).tobytes() == probe.known["sm_80"] and np.asarray(function(A)).tobytes() == probe.known["plain"]
+        compiled = function.lower(A, 1).compile()
+        assert bits(function(A, 1)) == "sm_80"
+    assert bits(function(A, 1)) == "plain"
+    a_second = 30_000_000
+    outside = function(A, a_second)
+    with probe.emulate("sm_80") as session:
+        assert not outside.is_ready()
+        inside = function(A, a_second)
+        assert not inside.is_ready()
+    assert inside.is_ready() and probe.counts(session) == {"sm_80": 1}
+    assert (bits(outside), bits(inside)) == ("plain", "sm_80")
+
+    with pytest.raises(ZeroDivisionError), probe.emulate("sm_80"):  # an exception waits for nothing, and spoils nothing that runs
+        inside = function(A, a_second)
+        raise ZeroDivisionError
+    assert not inside.is_ready() and probe.framework.account._LINGERING
+    assert bits(inside) == "sm_80"
+    with probe.emulate("sm_90a"):
+        pass
+    assert not probe.framework.account._LINGERING
+    with pytest.raises(Exception, match="a program compiled inside an emulate block is called after the block"):
+        np.asarray(compiled(A, 1))
 
 
 # The end of the process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,6 +50,8 @@ _OPEN: list[tuple[Key, Session]] = []
 _GATES: dict[Key, npt.NDArray[np.int64]] = {}
 """How many blocks with a key are open, where compiled programs look."""
 
+_LINGERING: list[Key] = []
+"""Of blocks that have ended and whose gates are still open."""
 _MARKS: dict[Key, Site] = {}
 
 
@@ -88,6 +91,7 @@ def gate(key: Key) -> npt.NDArray[np.int64]:
 
 def enter(session: Session) -> None:
     """Begin to count for a session. What ran before is the outer block's; what ran with its key outside any, nobody's."""
+    _close_gates()
     key = _free_key(session)
     last = open_session(key)
     if last is not None:
@@ -101,11 +105,8 @@ def enter(session: Session) -> None:
 
 def _free_key(session: Session) -> Key:
     """The first key that no block has but those that this one lies in."""
-    for number in itertools.count():
-        key = (session.arch, str(session.require), session.undefined, number)
-        if all(known != key or other in session.within for known, other in _OPEN):
-            return key
-    raise AssertionError
+    keys = ((session.arch, str(session.require), session.undefined, number) for number in itertools.count())
+    return next(key for key in keys if all(known != key or other in session.within for known, other in _OPEN))
 
 
 def leave(session: Session) -> None:
@@ -116,7 +117,22 @@ def leave(session: Session) -> None:
         key = key_of(session)
         assert key is not None
         _OPEN.remove((key, session))
-        gate(key)[0] -= 1
+        _LINGERING.append(key)
+        _close_gates()
+
+
+def _close_gates() -> None:
+    """Close those of blocks that have ended, unless programs still run, as they may after an exception: then the next block does it."""
+    if _LINGERING and all(map(_is_ready, jax.live_arrays())):
+        while _LINGERING:
+            gate(_LINGERING.pop())[0] -= 1
+
+
+def _is_ready(array: Any) -> bool:
+    try:
+        return bool(array.is_ready())
+    except RuntimeError:  # deleted meanwhile
+        return True
 
 
 def add(key: Key, entry: Entry) -> None:

@@ -263,8 +263,7 @@ class _Handler(_Code):
         with self.unless(builder.icmp_unsigned("==", process, self.number(STAMP))):
             self.return_error("elsewhere", "mmabits: a program compiled inside emulate belongs to the process that compiled it")
         with self.builder.if_then(self.is_zero(self.load(self.load(site, 8 * _GATE)))):
-            words = "is called after the block, or begins after an exception left it; lower it anew"
-            self.return_error("outside", f"mmabits: a program compiled inside an emulate block {words}")
+            self.return_error("outside", "mmabits: a program compiled inside an emulate block is called after the block; lower it anew")
         self.change("add", site, _CALLS, 1)
         self.execute(site)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mmabits.emulator.api import operand_type
 from mmabits.emulator.hooks.jax import account, flag, handler
 from mmabits.emulator.session import Session
-from mmabits.isa import Family, UnsupportedInstruction, resolve
+from mmabits.isa import EmulationError, Family, UnsupportedInstruction, resolve
 
 Array = npt.NDArray[Any]
 
@@ -95,7 +95,13 @@ class _Callbacks:
 
 
 def _called(key: account.Key, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """Run a callback for a block."""
+    """Run a callback for a block.
+
+    Raises:
+        EmulationError: an exception has ended the block, which then waits for nothing.
+    """
+    if account.open_session(key) is None:
+        raise EmulationError(f"an interpreted kernel of an emulate block for {key[0]} still ran when an exception ended the block")
     _RUNNING.key = key
     try:
         return function(*arguments, **keywords)

@@ -57,4 +57,4 @@ def _check_version(version: str, session: Session) -> None:
             f"PyTorch {version} is newer than {last}, the last that emulate was made for: operators that it has since may multiply unseen"
         )
         session.skip("operators that are new", "torch", reason)
-        warnings.warn(f"perhaps not emulated: {reason}", NotEmulated, stacklevel=7)
+        warnings.warn(f"perhaps not emulated: {reason}", NotEmulated, stacklevel=4)
