@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import mmabits
 from mmabits.conformance import cli, failures
 from mmabits.conformance.output import Fitting, draw
 from mmabits.conformance.pages import check_folder, check_page, render
@@ -330,6 +331,17 @@ def test_gpus_are_taken_wherever_an_architecture_is(run, tmp_path: Path) -> None
     assert run("diff", "--against", file, "--arch", "h100").status == 0
     check_error(run("diff", "--against", file, "--arch", "RTX 6000"), r"may be sm_75 .* or sm_89 .* or sm_120a")
     check_error(run("list", "--arch", "b100"), "unknown architecture 'b100'; known: sm_70")
+
+
+def test_gpus_are_taken_in_python_too() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((8, 32)).astype(np.float16), rng.standard_normal((32, 8)).astype(np.float16)
+    for gpu, arch in (("NVIDIA H100 PCIe", "sm_90a"), ("rtx5090", "sm_120a"), ("v100", "sm_70")):
+        found, wanted = (mmabits.gemm(a, b, instruction="mma.sync", arch=name) for name in (gpu, arch))
+        assert found.tobytes() == wanted.tobytes()
+        assert mmabits.explain(a[0], b[:, 0], instruction="mma.sync", arch=gpu).on(gpu).arch == arch
+        with mmabits.emulate(gpu, frameworks=[]) as session:
+            assert session.arch == arch
 
 
 # Pages --------------------------------------------------------------------------------------------------------------------------
