@@ -242,7 +242,7 @@ vectors = typer.Typer(
 vectors.command(name="score")(vectors_score)
 vectors.command(name="pack")(vectors_pack)
 app.add_typer(vectors, name="vectors")
-app.add_typer(cache, name="cache")
+app.add_typer(cache, name="cache", short_help="Where the engine's machine code is kept; fill and empty it.")
 
 
 if __name__ == "__main__":

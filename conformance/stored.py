@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from mmabits.conformance.failures import one_line
-from mmabits.conformance.memory import check_memory
+from mmabits.emulator import memory
 from mmabits.isa import MmabitsError, OperandError, VectorFileError
 
 Codes = npt.NDArray[Any]
@@ -91,7 +91,8 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: it is not there, or may not be looked at.
-        OperandError: a folder, a pipe, a device; or too large.
+        OperandError: a folder, a pipe, a device.
+        NotEnoughMemory: it is too large.
     """
     try:
         found = os.stat(path)
@@ -99,7 +100,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise OperandError(f"no such file ({one_line(error)})") from error
     if not stat.S_ISREG(found.st_mode):
         raise OperandError("is a folder, not a file" if stat.S_ISDIR(found.st_mode) else "is no regular file")
-    check_memory(found.st_size, "reading it")
+    memory.require(found.st_size, "reading it")
 
 
 def whole_number(metadata: Mapping[str, str], key: str) -> int:

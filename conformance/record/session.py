@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.failures import one_line
-from mmabits.conformance.memory import check_memory
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
@@ -38,9 +37,10 @@ from mmabits.conformance.record.tiles import (
     join_chain,
     operand_formats,
 )
+from mmabits.emulator import memory
 from mmabits.emulator.codecs import decode
 from mmabits.isa.architectures import architecture
-from mmabits.isa.errors import MmabitsError, OperandError, UnsupportedInstruction, VectorFileError
+from mmabits.isa.errors import MmabitsError, NotEnoughMemory, OperandError, UnsupportedInstruction, VectorFileError
 from mmabits.isa.instructions import INSTRUCTION_SPECS, Instruction, InstructionSpec, Query, ScaleMode, Tile, make_instruction
 from mmabits.isa.lowering import is_modelled
 
@@ -281,7 +281,7 @@ def _needed_bytes(job: Job) -> int:
 
 
 def _generated(job: Job, generator: Generator) -> TileOperands:
-    check_memory(_needed_bytes(job), f"a recording of {job.tiles:,} tiles")
+    memory.require(_needed_bytes(job), f"a recording of {job.tiles:,} tiles")
     try:
         made = generator(job.instruction, job.arch, job.tiles * job.chain, job.seed)
     except (MmabitsError, MemoryError):
@@ -337,7 +337,7 @@ def record_job(device: Device, job: Job, folder: Path, *, command: str = "") -> 
     return Outcome(job=job, path=path, state="recorded")
 
 
-_SPOILS_ONE: Final = (CompilerRefused, LayoutCheckFailed, UnsupportedInstruction, OperandError, VectorFileError)
+_SPOILS_ONE: Final = (CompilerRefused, LayoutCheckFailed, UnsupportedInstruction, OperandError, NotEnoughMemory, VectorFileError)
 """What spoils one file only. A device that fails, a missing compiler or a full disk ends the run."""
 
 

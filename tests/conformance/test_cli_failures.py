@@ -250,7 +250,7 @@ def test_a_recording_larger_than_memory_is_refused_before_any_work(run, tmp_path
     for size in (("--tiles", "1000000000"), ("--tiles", "2", "--chain", "1000000000")):
         result = run(*asked, *size)
         assert result.status == 2 and "1 failed" in result.out
-        assert re.search(r"error: .*: a recording of [\d,]+ tiles needs about [\d.]+ TiB of memory; .* are free\n", result.err)
+        assert re.search(r"error: .*: a recording of [\d,]+ tiles takes [\d.,]+ GiB of memory, and .* can be had\n", result.err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -457,7 +457,23 @@ def test_a_table_is_stacked_where_it_does_not_fit_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "list", "show", "replay", "demo", "explain", "diff", "identify", "minilm", "record", "study", "vectors score"]
+    "command",
+    [
+        "",
+        "list",
+        "show",
+        "replay",
+        "demo",
+        "explain",
+        "diff",
+        "identify",
+        "minilm",
+        "record",
+        "study",
+        "vectors score",
+        "cache",
+        "cache warm",
+    ],
 )
 def test_help_is_whole_in_eighty_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "400")

@@ -283,7 +283,7 @@ def test_a_file_larger_than_memory_is_refused_before_it_is_read(valid: dict[str,
         pytest.skip("this file system has no files of 8 TiB")
     result = run("replay", path)
     assert result.status == 2
-    assert re.fullmatch(r"error: .*x\.safetensors: reading it needs about 8 TiB of memory; .* are free\n", result.err), result.err
+    assert re.fullmatch(r"error: .*x\.safetensors: reading it takes 8,192.0 GiB of memory, and .* can be had\n", result.err), result.err
 
 
 @pytest.mark.parametrize("text", ESCAPES, ids=ascii)
