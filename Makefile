@@ -78,12 +78,12 @@ $(VENV)-oldest/.ready: pyproject.toml .ci/oldest.py
 	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "the oldest versions are tested on Python 3.11; try: make $(@D) OLDEST_PYTHON=..." >&2; exit 1; }
 	test -x $(@D)/bin/python || $(OLDEST_PYTHON) -m venv $(@D)
-	$(@D)/bin/python .ci/oldest.py dev jax study triton > $(@D)/constraints.txt
+	$(@D)/bin/python .ci/oldest.py dev jax triton > $(@D)/constraints.txt
 	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt '$(TORCH)'
-	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt '$(TORCH)' -e '.[jax,study,torch,triton]' hypothesis pytest
+	$(@D)/bin/python $(INSTALL) -c $(@D)/constraints.txt '$(TORCH)' -e '.[jax,torch,triton]' hypothesis pytest
 	@touch $@
 
 $(VENV)-newest/.ready: pyproject.toml
 	test -x $(@D)/bin/python || $(NEWEST_PYTHON) -m venv $(@D)
-	$(@D)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[jax,study]' hypothesis pytest
+	$(@D)/bin/python $(INSTALL) --upgrade --upgrade-strategy eager -e '.[jax]' hypothesis pytest
 	@touch $@
