@@ -115,9 +115,9 @@ def _compiled(variant: Variant) -> _Object:
         from mmabits.emulator.jit import compiled_object
 
         made = _Object(*compiled_object(entries.entry(variant), variant.symbol))
-    except MemoryError:
-        raise
-    except Exception as error:  # from whichever part of Numba has changed
+    except Exception as error:
+        if not isinstance(error, (ImportError, AttributeError, KeyError, TypeError, *_numba_errors())):
+            raise
         version = getattr(sys.modules.get("numba"), "__version__", "(not imported)")
         reason = " ".join(str(error).split())[:300] or "no reason given"
         raise CompilerError(
@@ -127,6 +127,12 @@ def _compiled(variant: Variant) -> _Object:
     if missing:
         raise CompilerError(f"numba {sys.modules['numba'].__version__} made code that needs {', '.join(missing)}, which nothing here has")
     return made
+
+
+def _numba_errors() -> tuple[type[Exception], ...]:
+    """Those of Numba itself; anything else, as an exception out of a signal's handler, is not its fault."""
+    found = getattr(sys.modules.get("numba.core.errors"), "NumbaError", None)
+    return () if found is None else (found,)
 
 
 # ------------------------------------------------------------------------------------------------------------------ loading

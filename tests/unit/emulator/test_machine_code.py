@@ -180,12 +180,17 @@ def not_importable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(builtins, "__import__", imported)
 
 
+def cannot_be_typed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(entries, "entry", lambda variant: lambda pointer: pointer.no_such_attribute)
+
+
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
         pytest.param(without_a_method, "AttributeError: .*_get_compiled_object", id="a method"),
         pytest.param(another_option, "_no_such_option", id="an option"),
         pytest.param(not_importable, "ImportError: cannot import name 'cpu_target'", id="a module"),
+        pytest.param(cannot_be_typed, "TypingError: .*no_such_attribute", id="its language"),
     ],
 )
 def test_another_numba_is_named_with_what_it_lacks(
@@ -198,6 +203,17 @@ def test_another_numba_is_named_with_what_it_lacks(
         with pytest.raises(CompilerError, match=rf"^numba {numba.__version__} cannot compile .* numba 0.61 to 0.68: .*{missing}"):
             machine_code._compiled(small)
     assert machine_code._compiled(small).code
+
+
+@pytest.mark.parametrize("error", [TimeoutError("out of a signal's handler"), MemoryError(), KeyboardInterrupt()])
+def test_what_is_not_numbas_fault_is_handed_on(small: Variant, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", interrupted)
+    with pytest.raises(type(error)) as raised:
+        machine_code._compiled(small)
+    assert raised.value is error
 
 
 def test_code_that_needs_what_is_not_there_is_not_loaded(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
