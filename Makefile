@@ -41,8 +41,9 @@ test-all: $(READY) ## every test
 test-oldest: $(VENV)-oldest/.ready ## unit, hook and diff tests, with the oldest versions admitted on Python 3.11
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" tests/unit tests/hooks tests/diff
 
-test-newest: $(VENV)-newest/.ready ## the same with the newest versions on Python 3.12, without torch
-	$(VENV)-newest/bin/python -m pytest -m "not slow" tests/unit tests/hooks tests/diff
+test-newest: $(VENV)-newest/.ready ## hook, diff and some unit tests, with the newest versions on Python 3.12, without torch
+	$(VENV)-newest/bin/python -m pytest -m "not slow" tests/hooks tests/diff \
+	  tests/unit/emulator/test_api.py tests/unit/emulator/test_machine_code.py tests/unit/emulator/test_rounding_mode.py
 
 demo: $(READY) ## run the demonstration into demo-output/
 	$(BIN)/mmabits demo --out demo-output
