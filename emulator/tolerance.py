@@ -30,7 +30,7 @@ _NONE: Final = -(1 << 20)
 _SLACK: Final = 1 + 2.0**-40
 """More than all roundings of a bound's own computation."""
 _DOUBLE: Final = 2.0**-53
-_ARRAYS: Final = 24
+_ARRAYS: Final = 28
 """As many arrays of M x N doubles as the account of a step holds at once."""
 _TINY: Final = 2.0**-1074
 _NOTHING: Final = -1.0

@@ -48,7 +48,7 @@ class TestTorch:
         one, bias = torch.tensor(1.0), torch.ones(n).bfloat16()
         with mmabits.emulate(arch, frameworks=["torch"]) as session:
             self.check(torch._scaled_mm(a, b, one, one, bias=bias, out_dtype=torch.bfloat16), (m, n))  # PyTorch adds no bias to nothing
-            self.check(torch._scaled_mm(a, b, torch.ones(m, 1), torch.ones(1, n), out_dtype=torch.float32), (m, n))
+            self.check(torch._scaled_mm(a, b, torch.ones(m, 1), torch.ones(1, n), out_dtype=torch.bfloat16), (m, n))
             if hasattr(torch.nn.functional, "scaled_mm"):
                 kind = torch.nn.functional.ScalingType.TensorWise
                 self.check(torch.nn.functional.scaled_mm(a, b, one, kind, one, kind, output_dtype=torch.bfloat16), (m, n))

@@ -449,13 +449,15 @@ def test_results_requiring_grad_and_versions():
     assert y.requires_grad and y.grad_fn is not None and y.device == x.device
 
 
-def test_the_example_of_the_document_runs(capsys):
+def test_the_examples_of_the_document_run(capsys):
     document = Path(__file__).resolve().parents[2] / "docs" / "torch.md"
     if not document.is_file():
         pytest.skip("docs/torch.md is not here")
-    example, *_ = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    exec(compile(example.replace('"sm_90a"', '"sm_90a", frameworks=["torch"]'), "example.py", "exec"), {})
-    assert "mm at example.py:7" in capsys.readouterr().out
+    examples = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    example = "\n".join(examples).replace('"sm_90a"', '"sm_90a", frameworks=["torch"]')
+    exec(compile(example, "example.py", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "mm at example.py:7" in printed and "_grouped_mm at example.py" in printed and "Undefined on a GPU" in printed
 
 
 @pytest.mark.parametrize("version", ["2.8.0", "1.13.1", "3.0.0", "unknown"])

@@ -13,6 +13,7 @@ if not hasattr(F, "scaled_mm"):
 
 from mmabits import gemm, layouts  # noqa: E402
 from mmabits.emulator.fma import fma  # noqa: E402
+from mmabits.emulator.hooks.torch import scaled  # noqa: E402
 from mmabits.emulator.session import emulate  # noqa: E402
 from mmabits.isa import EmulationError, OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4  # noqa: E402
@@ -143,8 +144,6 @@ def test_rowwise_scales_are_a_column_and_a_row_without_gaps(second):
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("arch", ["sm_89", "sm_100a", "sm_120a"])
 def test_rowwise_results_are_of_the_types_that_pytorchs_kernel_has(arch, second, monkeypatch):
-    from mmabits.emulator.hooks.torch import scaled
-
     sa, sb, bias = torch_of(scale(M, 1)), torch_of(scale(1, N, seed=8)), torch.zeros(N, dtype=torch.float16)
     for version, taken in (
         ((2, 9), [torch.bfloat16]),
@@ -179,7 +178,7 @@ def test_bias_is_added_in_f32():
 
 @pytest.mark.parametrize("out_dtype, form", [(E4M3, ml_dtypes.float8_e4m3fn), (E5M2, ml_dtypes.float8_e5m2)])
 def test_fp8_results_are_scaled_and_saturate(monkeypatch, out_dtype, form):
-    monkeypatch.setattr("mmabits.emulator.hooks.torch.scaled.VERSION", (2, 14))  # the CUDA backend of 2.10 to 2.13 leaves scale_result out
+    monkeypatch.setattr(scaled, "VERSION", (2, 14))  # the CUDA backend of 2.10 to 2.13 leaves scale_result out
     a, b, ta, tb = pair()
     one, result_scale = torch.tensor(1.0), torch.tensor(0.5)
     with emulated("sm_100a"):

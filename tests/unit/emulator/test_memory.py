@@ -112,7 +112,7 @@ def test_a_product_too_large_is_refused_with_its_size(a, b, options, size) -> No
 
 @pytest.mark.usefixtures("little")
 def test_a_tolerance_too_large_is_refused_with_its_size() -> None:
-    with pytest.raises(NotEnoughMemory, match=r"^a tolerance for 3000 x 3000 x 32 takes 1.7 GiB of memory"):
+    with pytest.raises(NotEnoughMemory, match=r"^a tolerance for 3000 x 3000 x 32 takes 2.1 GiB of memory"):
         mmabits.tolerance(zeros(3000, 32), zeros(32, 3000), instruction="wgmma", arch="sm_90a")
 
 
@@ -140,4 +140,4 @@ def test_the_bound_on_a_tolerances_arrays_holds() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 8 * 512 * 512 * (2 + _ARRAYS) * 1.05
+    assert peak < 512 * 512 * (3 * 8 + 3 + 8 * _ARRAYS)
