@@ -71,7 +71,7 @@ def _unit(code: int, form: str) -> int:
 
 def _between(to: str, form: str, mode: str, *, ftz: bool = False, sat: bool = False, relu: bool = False, finite: bool = False) -> Reference:
     def reference(a: int) -> int:
-        number = decode(a, form, ftz=ftz)
+        number = decode(a, form, ftz=ftz and form == "f32")
         if relu and not number.is_nan and number.sign:
             return 0
         code = encode(number, to, mode, ftz=ftz and to == "f32", saturating=finite)
