@@ -26,7 +26,7 @@ from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
 __all__ = [
-    "address_of", "allocate", "array_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
+    "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
     "leave_rounding", "release", "shared_word",
 ]  # fmt: skip
 
@@ -130,6 +130,18 @@ def shared_word(_context: Any, address: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()), ordering="monotonic", align=8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def call_at(_context: Any, function: Any, argument: Any) -> Any:
+    """Call the function `int32 (void *)` that lies at an address."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        callee = builder.inttoptr(arguments[0], ir.FunctionType(word, [pointer]).as_pointer())
+        return builder.call(callee, [builder.inttoptr(arguments[1], pointer)])
+
+    return types.int32(types.int64, types.int64), codegen
 
 
 @intrinsic

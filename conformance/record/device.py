@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.layouts import Words
+from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import Program
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
 from mmabits.isa.architectures import ARCHITECTURES, architecture

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmabits.conformance.record.device import HARDWARE, DeviceInfo, Images, arch_of
 from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, Kernel
-from mmabits.conformance.record.layouts import Words
+from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import EXTRA, Program, compile_source
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
-from mmabits.conformance.record.layouts import (
+from mmabits.isa.fragments import (
     FIRST,
     LANES,
     LEADING_BYTES,

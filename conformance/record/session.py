@@ -17,7 +17,7 @@ from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.layouts import Words
+from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import CompilerRefused, Program
 from mmabits.conformance.record.recording import (
     SUFFIX,

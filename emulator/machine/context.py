@@ -1,0 +1,129 @@
+"""The records through which a launch, its warps and the helpers speak: 64-bit words in this order."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Context(NamedTuple):
+    """What a warp works with."""
+
+    segment: int
+    """Where it goes on."""
+    warp: int
+    """Its number in the CTA."""
+    registers: int
+    """Address of the registers that live across segments."""
+    parameters: int
+    """Address of the kernel's parameters."""
+    shared: int
+    """Address of shared memory,"""
+    shared_size: int
+    """and its bytes."""
+    local: int
+    """Address of local memory, one lane after another,"""
+    local_size: int
+    """and the bytes of a lane."""
+    constants: int
+    """Address of the module's variables,"""
+    constants_size: int
+    """and their bytes."""
+    ctaid_x: int
+    ctaid_y: int
+    ctaid_z: int
+    nctaid_x: int
+    nctaid_y: int
+    nctaid_z: int
+    ntid_x: int
+    ntid_y: int
+    ntid_z: int
+    alive: int
+    """Lanes that have not ended, a bit each."""
+    state: int
+    """One of the states below."""
+    barrier: int
+    """Which barrier it waits at,"""
+    expected: int
+    """and for how many threads: 0 for all."""
+    pcs: int
+    """Address of 32 segments, one for each lane, while the warp is diverged; -1 of a lane that has ended."""
+    queue: int
+    """Address of the queue of asynchronous copies,"""
+    queue_size: int
+    """and how many copies it holds at most,"""
+    queued: int
+    """and how many it holds,"""
+    group: int
+    """and how many groups were closed."""
+    ranges: int
+    """Address of pairs: beginning and end of what the kernel may read and write,"""
+    range_count: int
+    """and how many."""
+    last_range: int
+    """The one found last."""
+    error: int
+    """0, or one of the errors below,"""
+    error_instruction: int
+    """where,"""
+    error_lane: int
+    """of which lane,"""
+    error_address: int
+    """and at which address."""
+    spins: int
+    """How often it was asked in vain."""
+    helper: int
+    """Address of helpers.helper."""
+    tables: int
+    """Address of four words for each kind of product: addresses of its Shape, of the engine's record and function, words of the record."""
+
+
+class Launch(NamedTuple):
+    """What helpers.run takes."""
+
+    operation: int
+    """RUN."""
+    uniform: int
+    """Address of the warp's function."""
+    diverged: int
+    """Address of its function for a warp whose lanes went different ways."""
+    warps: int
+    """Of a CTA."""
+    threads: int
+    """Of a CTA."""
+    first: int
+    """CTAs first .. last - 1 are run, x fastest."""
+    last: int
+    grid_x: int
+    grid_y: int
+    grid_z: int
+    contexts: int
+    """Address of a Context for each warp."""
+    shared: int
+    shared_size: int
+    barriers: int
+    """Address of 16 barriers: threads that have come, threads expected."""
+    stop: int
+    """Address of a word: other than 0 ends the run between two segments."""
+    result: int
+    """0, or one of the outcomes below."""
+    failed_cta: int
+    failed_warp: int
+
+
+READY, BLOCKED, DONE, DIVERGED = range(4)
+"""States of a warp."""
+ENDED, AT_BARRIER, PARTED, MET, WAITING, FAILED = range(6)
+"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it waits for others, it failed."""
+FINE, ERROR, DEADLOCK, STOPPED = range(4)
+"""Outcomes of a run."""
+OUTSIDE, MISALIGNED, QUEUE_FULL, BAD_BARRIER, PARTIAL, TRAPPED, NO_SPACE = range(1, 8)
+"""Errors."""
+RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, FUNCTION = range(8)
+"""Operations of the helper."""
+
+SHARED_TAG: Final = 1
+LOCAL_TAG: Final = 2
+CONSTANT_TAG: Final = 3
+"""Top bytes of generic addresses; 0 is the program's own memory."""
+TAG_SHIFT: Final = 56
+CONTEXT_WORDS: Final = len(Context._fields)

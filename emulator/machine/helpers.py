@@ -1,0 +1,612 @@
+"""What a warp's code calls, compiled by Numba into one function: the run of CTAs, memory, asynchronous copies, matrices, products.
+
+Every operation takes the address of a record of 64-bit words; the first says which operation it is. Nothing here knows an opcode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmabits.emulator.jit import address_of, array_at, call_at, jit
+from mmabits.emulator.machine.context import (
+    ASYNC, AT_BARRIER, ATOMIC, BAD_BARRIER, BLOCKED, CONSTANT_TAG, DEADLOCK, DIVERGED, DONE, ENDED, ERROR, FAILED, FINE, LOCAL_TAG, MATRIX,
+    MET, MISALIGNED, MOVE, NO_SPACE, OUTSIDE, PARTED, PRODUCT, QUEUE_FULL, READY, RUN, SHARED_TAG, SHUFFLE, STOPPED, TAG_SHIFT, WAITING,
+    Context, Launch,
+)  # fmt: skip
+
+# Places of words.
+_C = Context._fields
+(
+    _SEGMENT, _WARP, _REGISTERS, _PARAMETERS, _SHARED, _SHARED_SIZE, _LOCAL, _LOCAL_SIZE, _CONSTANTS, _CONSTANTS_SIZE, _CTAID_X, _CTAID_Y, _CTAID_Z, _NCTAID_X,
+    _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED, _GROUP, _RANGES,
+    _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _SPINS, _HELPER,
+    _TABLES,
+) = range(len(_C))  # fmt: skip
+(
+    _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS, _STOP,
+    _RESULT, _FAILED_CTA, _FAILED_WARP,
+) = range(len(Launch._fields))  # fmt: skip
+_WORDS = len(_C)
+_BARRIER_COUNT = 16
+_PATIENCE = 1 << 20
+"""Rounds in which nothing but waiting happens before it is called a deadlock."""
+
+
+@jit
+def _fail(context: Any, kind: int, instruction: int, lane: int, address: int) -> None:
+    if context[_ERROR] == 0:
+        context[_ERROR] = kind
+        context[_ERROR_INSTRUCTION] = instruction
+        context[_ERROR_LANE] = lane
+        context[_ERROR_ADDRESS] = address
+
+
+@jit
+def _resolved(context: Any, address: int, size: int, lane: int, instruction: int) -> int:
+    """The place in this process that a generic address means, if all of `size` bytes may be touched; else 0 and an error."""
+    tag = address >> TAG_SHIFT
+    low = address & ((1 << TAG_SHIFT) - 1)
+    if size & (size - 1) == 0 and address & (size - 1) != 0:
+        _fail(context, MISALIGNED, instruction, lane, address)
+        return 0
+    if tag == SHARED_TAG:
+        if low + size <= context[_SHARED_SIZE]:
+            return context[_SHARED] + low
+    elif tag == LOCAL_TAG:
+        if low + size <= context[_LOCAL_SIZE]:
+            return context[_LOCAL] + lane * context[_LOCAL_SIZE] + low
+    elif tag == CONSTANT_TAG:
+        if low + size <= context[_CONSTANTS_SIZE]:
+            return context[_CONSTANTS] + low
+    elif tag == 0:
+        ranges = array_at(context[_RANGES], 2 * context[_RANGE_COUNT], np.int64)
+        last = context[_LAST_RANGE]
+        if ranges[2 * last] <= address and address + size <= ranges[2 * last + 1]:
+            return address
+        for place in range(context[_RANGE_COUNT]):
+            if ranges[2 * place] <= address and address + size <= ranges[2 * place + 1]:
+                context[_LAST_RANGE] = place
+                return address
+    _fail(context, OUTSIDE, instruction, lane, address)
+    return 0
+
+
+@jit
+def _copy(to: int, of: int, size: int) -> None:
+    if size == 4:
+        array_at(to, 1, np.uint32)[0] = array_at(of, 1, np.uint32)[0]
+    elif size == 16 or size == 8:
+        for place in range(size // 8):
+            array_at(to, 2, np.uint64)[place] = array_at(of, 2, np.uint64)[place]
+    elif size == 2:
+        array_at(to, 1, np.uint16)[0] = array_at(of, 1, np.uint16)[0]
+    else:
+        target, source = array_at(to, size, np.uint8), array_at(of, size, np.uint8)
+        for place in range(size):
+            target[place] = source[place]
+
+
+@jit
+def _move(words: Any) -> None:
+    """Loads and stores: mask, context, addresses, data, bytes of a lane, bytes of an element and of its register, store, instruction.
+
+    Data lie register after register: element e of lane l at data + (32 e + l) * register.
+    """
+    mask, size, unit, register = words[1], words[5], words[6], words[7]
+    context = array_at(words[2], _WORDS, np.int64)
+    addresses = array_at(words[3], 32, np.int64)
+    data, store, instruction = words[4], words[8], words[9]
+    for lane in range(32):
+        if mask >> lane & 1 == 0:
+            continue
+        place = _resolved(context, addresses[lane], size, lane, instruction)
+        if place == 0:
+            continue
+        at = data + lane * register
+        for _ in range(size // unit):
+            if store:
+                _copy(place, at, unit)
+            else:
+                _copy(at, place, unit)
+            place += unit
+            at += 32 * register
+
+
+_ADD, _MIN, _MAX, _AND, _OR, _XOR, _EXCH, _CAS, _INC, _DEC = range(10)
+
+
+@jit
+def _combined(operation: int, kind: int, old: int, value: int, other: int, bits: int) -> int:
+    """The new bits of an atomic operation on integers; `kind` is 1 of signed ones."""
+    if operation == _ADD:
+        return old + value
+    if operation == _AND:
+        return old & value
+    if operation == _OR:
+        return old | value
+    if operation == _XOR:
+        return old ^ value
+    if operation == _EXCH:
+        return value
+    if operation == _CAS:
+        return other if old == value else old
+    if bits == 32 and kind == 1:
+        old, value = np.int64(np.int32(old)), np.int64(np.int32(value))
+    if bits == 64 and kind == 0:
+        smaller = np.uint64(old) < np.uint64(value)
+    else:
+        smaller = old < value
+    if operation == _MIN:
+        return old if smaller else value
+    if operation == _MAX:
+        return value if smaller else old
+    if operation == _INC:
+        return 0 if not smaller else old + 1
+    return value if old == 0 or not (smaller or old == value) else old - 1
+
+
+@jit
+def _atomic(words: Any) -> None:
+    """Atomic operations, lanes in ascending order: mask, context, addresses, values, others, results, bits, operation, kind, instruction.
+
+    Of kind 2 the sums are of floating-point numbers: f32, f64, f16 and bf16 by `bits` 32, 64, 16 and 17, in pairs where there are more.
+    """
+    mask, bits, operation, kind, instruction = words[1], words[7], words[8], words[9], words[10]
+    context = array_at(words[2], _WORDS, np.int64)
+    addresses = array_at(words[3], 32, np.int64)
+    size = bits // 8
+    for lane in range(32):
+        if mask >> lane & 1 == 0:
+            continue
+        place = _resolved(context, addresses[lane], size, lane, instruction)
+        if place == 0:
+            continue
+        if bits == 32:
+            cell = array_at(place, 1, np.uint32)
+            old = np.uint32(cell[0])
+            array_at(words[6], 32, np.uint32)[lane] = old
+            value = array_at(words[4], 32, np.uint32)[lane]
+            other = array_at(words[5], 32, np.uint32)[lane]
+            if kind == 2:
+                one = array_at(place, 1, np.float32)
+                total = one[0] + array_at(words[4], 32, np.float32)[lane]
+                one[0] = total
+                if total != total:
+                    cell[0] = np.uint32(0x7FFFFFFF)
+            else:
+                cell[0] = np.uint32(_combined(operation, kind, np.int64(old), np.int64(value), np.int64(other), 32) & 0xFFFFFFFF)
+        else:
+            wide = array_at(place, 1, np.int64)
+            old64 = wide[0]
+            array_at(words[6], 32, np.int64)[lane] = old64
+            if kind == 2:
+                number = array_at(place, 1, np.float64)
+                sum64 = number[0] + array_at(words[4], 32, np.float64)[lane]
+                number[0] = sum64
+                if sum64 != sum64:
+                    wide[0] = np.int64(0x7FF8000000000000)
+            else:
+                wide[0] = _combined(
+                    operation, kind, old64, array_at(words[4], 32, np.int64)[lane], array_at(words[5], 32, np.int64)[lane], 64
+                )  # fmt: skip
+
+
+_QUEUE_COPY, _QUEUE_COMMIT, _QUEUE_WAIT = range(3)
+
+
+@jit
+def _asynchronous(words: Any) -> None:
+    """cp.async: what (copy, commit, wait), mask, context, targets, sources, bytes, bytes read of each lane, instruction, groups left.
+
+    A copy is put off until a wait wants its group; what was read is then what lies at the source. An entry is four words: target,
+    source, bytes and bytes read, group.
+    """
+    what, mask = words[1], words[2]
+    context = array_at(words[3], _WORDS, np.int64)
+    queue = array_at(context[_QUEUE], 4 * context[_QUEUE_SIZE], np.int64)
+    if what == _QUEUE_COMMIT:
+        context[_GROUP] += 1
+        return
+    if what == _QUEUE_COPY:
+        targets, sources = array_at(words[4], 32, np.int64), array_at(words[5], 32, np.int64)
+        taken = array_at(words[7], 32, np.int32)
+        size, instruction = words[6], words[8]
+        for lane in range(32):
+            if mask >> lane & 1 == 0:
+                continue
+            target = _resolved(context, targets[lane], size, lane, instruction)
+            have = min(np.int64(taken[lane]), size)
+            source = np.int64(0)
+            if have > 0:
+                source = _resolved(context, sources[lane], have, lane, instruction)
+                if source == 0:
+                    continue
+            if target == 0:
+                continue
+            place = context[_QUEUED]
+            if place == context[_QUEUE_SIZE]:  # the oldest may be carried out at any time
+                _carry_out(context, queue, context[_GROUP] + 1)
+                place = context[_QUEUED]
+            queue[4 * place] = target
+            queue[4 * place + 1] = source
+            queue[4 * place + 2] = size << 32 | have
+            queue[4 * place + 3] = context[_GROUP]
+            context[_QUEUED] = place + 1
+        return
+    _carry_out(context, queue, context[_GROUP] - words[9])
+
+
+@jit
+def _carry_out(context: Any, queue: Any, groups: int) -> None:
+    """The copies of the groups before one, in the order in which they were asked for."""
+    left = 0
+    for place in range(context[_QUEUED]):
+        target, source, sizes, group = queue[4 * place], queue[4 * place + 1], queue[4 * place + 2], queue[4 * place + 3]
+        if group < groups:
+            size, have = sizes >> 32, sizes & 0xFFFFFFFF
+            if have == size:
+                _copy(target, source, size)
+            else:
+                cells = array_at(target, size, np.uint8)
+                for byte in range(size):
+                    cells[byte] = 0
+                if have > 0:
+                    _copy(target, source, have)
+        else:
+            for word in range(4):
+                queue[4 * left + word] = queue[4 * place + word]
+            left += 1
+    context[_QUEUED] = left
+
+
+@jit
+def _matrix(words: Any) -> None:
+    """ldmatrix, stmatrix of 8 x 8 elements of 16 bits: store, context, addresses, data, matrices, transposed, instruction.
+
+    Lane 8 i + r has the address of row r of matrix i. Register i of lane 4 r + c holds columns 2 c and 2 c + 1 of row r.
+    """
+    store, count, transposed, instruction = words[1], words[5], words[6], words[7]
+    context = array_at(words[2], _WORDS, np.int64)
+    addresses = array_at(words[3], 32, np.int64)
+    data = array_at(words[4], 32 * 2 * count, np.uint16)
+    for matrix in range(count):
+        for row in range(8):
+            lane = 8 * matrix + row
+            place = _resolved(context, addresses[lane], 16, lane, instruction)
+            if place == 0:
+                continue
+            cells = array_at(place, 8, np.uint16)
+            for column in range(8):
+                if transposed:
+                    at = 2 * (32 * matrix + 4 * column + row // 2) + (row & 1)
+                else:
+                    at = 2 * (32 * matrix + 4 * row + column // 2) + (column & 1)
+                if store:
+                    cells[column] = data[at]
+                else:
+                    data[at] = cells[column]
+
+
+@jit
+def _shuffle(words: Any) -> None:
+    """shfl: mode (up, down, bfly, idx), mask, values, lanes, clamps, results, whether in range: a word each of every lane."""
+    mode, mask = words[1], words[2]
+    values, wanted, clamps = array_at(words[3], 32, np.uint32), array_at(words[4], 32, np.uint32), array_at(words[5], 32, np.uint32)
+    results, inside = array_at(words[6], 32, np.uint32), array_at(words[7], 32, np.uint32)
+    for lane in range(32):
+        by, clamp = np.int64(wanted[lane] & 31), np.int64(clamps[lane])
+        segment = clamp >> 8 & 31
+        bound = (lane & segment) | (clamp & 31 & ~segment)
+        least = lane & segment
+        if mode == 0:
+            other = lane - by
+            ok = other >= bound
+        elif mode == 1:
+            other = lane + by
+            ok = other <= bound
+        elif mode == 2:
+            other = lane ^ by
+            ok = other <= bound
+        else:
+            other = least | (by & ~segment & 31)
+            ok = other <= bound
+        if not ok:
+            other = lane
+        results[lane] = values[other]
+        inside[lane] = 1 if ok else 0
+
+
+@jit
+def _unpacked(starts: Any, fragment: int, codes: int, row0: int, column0: int, rows: int, columns: int, stride: int, bits: int, held: int) -> None:
+    """Elements of a fragment's words, into a matrix of codes of 8, 16 or 32 bits (`held`), row by row."""
+    words = array_at(fragment, 1 << 20, np.uint32)
+    mask = np.uint32((1 << bits) - 1)
+    for row in range(rows):
+        base = (row0 + row) * stride + column0
+        for column in range(columns):
+            start = starts[row * columns + column]
+            code = words[start >> 5] >> np.uint32(start & 31) & mask
+            if held == 8:
+                array_at(codes, 1 << 40, np.uint8)[base + column] = code
+            elif held == 16:
+                array_at(codes, 1 << 40, np.uint16)[base + column] = code
+            elif held == 32:
+                array_at(codes, 1 << 40, np.uint32)[base + column] = code
+            elif held == 64:
+                array_at(codes, 1 << 40, np.uint64)[base + column] = array_at(fragment, 1 << 20, np.uint64)[start >> 6]
+            elif held == 17:  # s8, s4 as int16
+                shift = 16 - bits
+                array_at(codes, 1 << 40, np.int16)[base + column] = np.int16(np.int16(code << np.uint32(shift)) >> shift)
+
+
+@jit
+def _product(words: Any) -> None:
+    """Products of mma.sync, `rows` x `columns` tiles of `steps` along K, through the engine.
+
+    Words: rows, columns, steps; addresses of the fragments of A [row][step], of B [column][step], of C and D [row][column], of the
+    scales of A and B (or 0); of a Shape; of room for A, B, D and the scales; of the engine's record and function.
+    """
+    rows, columns, steps = words[1], words[2], words[3]
+    shape = array_at(words[9], 40, np.int64)
+    m, n, k, a_words, b_words, d_words = shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]
+    a_bits, b_bits, a_held, b_held, d_held, blocks = shape[6], shape[7], shape[8], shape[9], shape[10], shape[11]
+    a_starts, b_starts = array_at(shape[12], m * k, np.int32), array_at(shape[13], k * n, np.int32)
+    d_starts = array_at(shape[14], m * n, np.int32)
+    whole_n, whole_k = n * columns, k * steps
+    room_a, room_b, room_d = words[10], words[11], words[12]
+    for row in range(rows):
+        for step in range(steps):
+            at = words[4] + 4 * a_words * (row * steps + step)
+            _unpacked(a_starts, at, room_a, row * m, step * k, m, k, whole_k, a_bits, a_held)
+    for column in range(columns):
+        for step in range(steps):
+            at = words[5] + 4 * b_words * (column * steps + step)
+            _unpacked(b_starts, at, room_b, step * k, column * n, k, n, whole_n, b_bits, b_held)
+    if blocks:
+        per = shape[17]
+        sa_starts, sb_starts = array_at(shape[15], m * blocks, np.int32), array_at(shape[16], blocks * n, np.int32)
+        for row in range(rows):
+            for step in range(steps):
+                _unpacked(sa_starts, words[7] + 128 * (row * steps + step), words[13], row * m, step * blocks, m, blocks, blocks * steps, 8, 8)
+        for column in range(columns):
+            for step in range(steps):
+                _unpacked(sb_starts, words[8] + 128 * (column * steps + step), words[14], step * blocks, column * n, blocks, n, whole_n, 8, 8)
+    for row in range(rows):
+        for column in range(columns):
+            fragment = words[6] + 4 * d_words * (row * columns + column)
+            _accumulators(d_starts, fragment, room_d, row * m, column * n, m, n, whole_n, d_held, False)
+    record = array_at(words[15], 64, np.int64)
+    call = array_at(words[17], 64, np.int64)
+    for word in range(words[18]):
+        call[word] = record[word]
+    call[0], call[1], call[2] = room_a, room_b, room_d
+    if blocks:
+        call[3], call[4] = words[13], words[14]
+    call_at(words[16], words[17])
+    for row in range(rows):
+        for column in range(columns):
+            fragment = words[6] + 4 * d_words * (row * columns + column)
+            _accumulators(d_starts, fragment, room_d, row * m, column * n, m, n, whole_n, d_held, True)
+
+
+@jit
+def _f16_value(code: int) -> float:
+    """What an f16 code is, in f32."""
+    sign = -1.0 if code >> 15 else 1.0
+    field, fraction = code >> 10 & 31, code & 1023
+    if field == 31:
+        return np.float32(np.inf * sign) if fraction == 0 else np.float32(np.nan)
+    if field == 0:
+        return np.float32(sign * fraction * 2.0**-24)
+    return np.float32(sign * (1024 + fraction) * 2.0 ** (field - 25))
+
+
+@jit
+def _f16_code(bits: int) -> int:
+    """The f16 code of an f32 number that f16 holds."""
+    sign, magnitude = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
+    if magnitude > 0x7F800000:
+        return 0x7FFF
+    if magnitude == 0x7F800000:
+        return sign | 0x7C00
+    field = magnitude >> 23
+    if field >= 113:
+        return sign | ((field - 112) << 10) | (magnitude >> 13 & 1023)
+    if field < 102:
+        return sign
+    return sign | ((magnitude & 0x7FFFFF | 0x800000) >> (126 - field))
+
+
+@jit
+def _accumulators(
+    starts: Any, fragment: int, matrix: int, row0: int, column0: int, rows: int, columns: int, stride: int, held: int, back: bool
+) -> None:
+    """C from its fragment into the engine's matrix, or D back: f32 and s32 as they are, f16 (held 16) through f32, f64 (held 64)."""
+    words = array_at(fragment, 1 << 20, np.uint32)
+    halves = array_at(fragment, 1 << 20, np.uint16)
+    wide = array_at(fragment, 1 << 20, np.uint64)
+    cells = array_at(matrix, 1 << 40, np.uint32)
+    numbers = array_at(matrix, 1 << 40, np.float32)
+    for row in range(rows):
+        base = (row0 + row) * stride + column0
+        for column in range(columns):
+            start = starts[row * columns + column]
+            if held == 32:
+                if back:
+                    words[start >> 5] = cells[base + column]
+                else:
+                    cells[base + column] = words[start >> 5]
+            elif held == 16:
+                if back:
+                    halves[start >> 4] = _f16_code(np.int64(cells[base + column]))
+                else:
+                    numbers[base + column] = _f16_value(np.int64(halves[start >> 4]))
+            elif back:
+                wide[start >> 6] = array_at(matrix, 1 << 40, np.uint64)[base + column]
+            else:
+                array_at(matrix, 1 << 40, np.uint64)[base + column] = wide[start >> 6]
+
+
+@jit
+def _live_threads(launch: Any) -> int:
+    count = 0
+    for warp in range(launch[_WARPS]):
+        context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
+        alive = context[_ALIVE]
+        for lane in range(32):
+            count += alive >> lane & 1
+    return count
+
+
+@jit
+def _begin(launch: Any, cta: int) -> None:
+    """A CTA's contexts, barriers and shared memory as they are at its start."""
+    shared = array_at(launch[_RUN_SHARED], launch[_RUN_SHARED_SIZE] // 8, np.int64)
+    for word in range(launch[_RUN_SHARED_SIZE] // 8):
+        shared[word] = 0
+    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
+    for word in range(2 * _BARRIER_COUNT):
+        barriers[word] = 0
+    x = cta % launch[_GRID_X]
+    y = cta // launch[_GRID_X] % launch[_GRID_Y]
+    z = cta // launch[_GRID_X] // launch[_GRID_Y]
+    for warp in range(launch[_WARPS]):
+        context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
+        context[_SEGMENT] = 0
+        context[_CTAID_X], context[_CTAID_Y], context[_CTAID_Z] = x, y, z
+        lanes = min(32, launch[_THREADS] - 32 * warp)
+        context[_ALIVE] = (1 << lanes) - 1
+        context[_STATE] = READY
+        context[_QUEUED] = 0
+        context[_GROUP] = 0
+        context[_SPINS] = 0
+        if lanes < 32:
+            context[_STATE] = DIVERGED
+            pcs = array_at(context[_PCS], 32, np.int32)
+            for lane in range(32):
+                pcs[lane] = 0 if lane < lanes else -1
+
+
+@jit
+def _arrive(launch: Any, context: Any) -> bool:
+    """A warp comes to a barrier and, if it is the last, lets all go on. False where the barrier is misused."""
+    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
+    number, expected = context[_BARRIER], context[_EXPECTED]
+    if number < 0 or number >= _BARRIER_COUNT or expected % 32 != 0:
+        return False
+    if barriers[2 * number] > 0 and barriers[2 * number + 1] != expected:
+        return False
+    barriers[2 * number + 1] = expected
+    barriers[2 * number] += 32
+    return True
+
+
+@jit
+def _release(launch: Any) -> bool:
+    """Let go the warps of every barrier that is complete."""
+    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
+    found = False
+    for number in range(_BARRIER_COUNT):
+        come, expected = barriers[2 * number], barriers[2 * number + 1]
+        if come == 0:
+            continue
+        if expected == 0:
+            expected = (_live_threads(launch) + 31) // 32 * 32
+        if come < expected:
+            continue
+        barriers[2 * number] = 0
+        found = True
+        for warp in range(launch[_WARPS]):
+            context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
+            if context[_STATE] & 3 == BLOCKED and context[_BARRIER] == number:
+                context[_STATE] = context[_STATE] >> 2
+    return found
+
+
+@jit
+def _run_cta(launch: Any) -> int:
+    """The warps of a CTA in turns, each until it must wait."""
+    patience = 0
+    while True:
+        live, moved = 0, False
+        for warp in range(launch[_WARPS]):
+            at = launch[_CONTEXTS] + 8 * _WORDS * warp
+            context = array_at(at, _WORDS, np.int64)
+            if context[_STATE] == DONE:
+                continue
+            live += 1
+            if context[_STATE] & 3 == BLOCKED:
+                continue
+            while True:
+                diverged = context[_STATE] == DIVERGED
+                found = call_at(launch[_PARTED] if diverged else launch[_UNIFORM], at)
+                if context[_ERROR] != 0 or found == FAILED:
+                    launch[_FAILED_WARP] = warp
+                    return ERROR
+                if found == PARTED:
+                    context[_STATE] = DIVERGED
+                elif found == MET:
+                    context[_STATE] = READY
+                else:
+                    break
+            if found == ENDED:
+                context[_STATE] = DONE
+                context[_ALIVE] = 0
+                moved = True
+            elif found == AT_BARRIER:
+                moved = True
+                context[_STATE] = context[_STATE] << 2 | BLOCKED
+                if not _arrive(launch, context):
+                    _fail(context, BAD_BARRIER, context[_ERROR_INSTRUCTION], 0, context[_BARRIER])
+                    launch[_FAILED_WARP] = warp
+                    return ERROR
+        if live == 0:
+            return FINE
+        if _release(launch):
+            moved = True
+        if array_at(launch[_STOP], 1, np.int64)[0] != 0:
+            return STOPPED
+        if moved:
+            patience = 0
+        else:
+            patience += 1
+            waiting = False
+            for warp in range(launch[_WARPS]):
+                context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
+                waiting = waiting or (context[_STATE] != DONE and context[_STATE] & 3 != BLOCKED)
+            if not waiting or patience > _PATIENCE:
+                return DEADLOCK
+
+
+@jit
+def _run(launch: Any) -> None:
+    for cta in range(launch[_FIRST], launch[_LAST]):
+        _begin(launch, cta)
+        found = _run_cta(launch)
+        if found != FINE:
+            launch[_RESULT] = found
+            launch[_FAILED_CTA] = cta
+            return
+
+
+def helper(pointer: Any) -> int:
+    """Carry out the operation of a record."""
+    words = array_at(address_of(pointer), 64, np.int64)
+    operation = words[0]
+    if operation == MOVE:
+        _move(words)
+    elif operation == MATRIX:
+        _matrix(words)
+    elif operation == PRODUCT:
+        _product(words)
+    elif operation == ASYNC:
+        _asynchronous(words)
+    elif operation == SHUFFLE:
+        _shuffle(words)
+    elif operation == ATOMIC:
+        _atomic(words)
+    elif operation == RUN:
+        _run(words)
+    return 0

@@ -1,0 +1,148 @@
+"""A kernel's instructions cut into segments, and which registers live from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from mmabits.emulator.machine.ptx import Entry, Instruction, Operand, PtxError, Register, Symbol, registers_of
+
+_NO_RESULT = (
+    "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
+    "prefetchu", "discard", "griddepcontrol", "setmaxnreg", "brkpt", "pmevent", "call",
+)  # fmt: skip
+"""Base opcodes whose first operand is read like the others."""
+_ENDS = ("bra", "brx", "ret", "exit", "trap")
+_YIELDS = ("bar", "barrier")
+
+
+def base_of(opcode: str) -> str:
+    """The first word of an opcode."""
+    return opcode.partition(".")[0]
+
+
+def results_of(instruction: Instruction) -> tuple[Operand, ...]:
+    """Operands that are written."""
+    base = base_of(instruction.opcode)
+    if base in _NO_RESULT or not instruction.operands:
+        return ()
+    return instruction.operands[:1]
+
+
+def written(instruction: Instruction) -> Iterator[Register]:
+    """Registers that an instruction writes."""
+    for operand in results_of(instruction):
+        yield from registers_of(operand)
+
+
+def read(instruction: Instruction) -> Iterator[Register]:
+    """Registers that an instruction reads; under a guard also what it may leave as it was."""
+    for operand in instruction.operands[len(results_of(instruction)) :]:
+        yield from registers_of(operand)
+    if instruction.guard is not None:
+        yield instruction.guard._replace(negated=False)
+        yield from written(instruction)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Instructions that run one after another, in one go."""
+
+    first: int
+    last: int
+    """One past the last instruction."""
+    targets: tuple[int, ...]
+    """Segments that may follow."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The control flow of a kernel."""
+
+    entry: Entry
+    segments: tuple[Segment, ...]
+    live_in: tuple[frozenset[Register], ...]
+    """Registers that a segment may read before it writes them, or that a later one may."""
+    live_out: tuple[frozenset[Register], ...]
+
+    def segment_of(self, label: str) -> int:
+        """The segment that begins at a label."""
+        return self._starts[self.entry.labels[label]]
+
+    @cached_property
+    def _starts(self) -> dict[int, int]:
+        return {segment.first: place for place, segment in enumerate(self.segments)}
+
+    @cached_property
+    def kept(self) -> tuple[Register, ...]:
+        """Registers that live across segments, the widest first."""
+        names = set().union(*self.live_in) if self.live_in else set()
+        return tuple(sorted(names, key=lambda each: (-each.bits, each.name)))
+
+
+def program(entry: Entry) -> Program:
+    """The control flow of a kernel.
+
+    Raises:
+        PtxError: a branch to nowhere.
+    """
+    instructions = entry.instructions
+    count = len(instructions)
+    leaders = {0} | {place for place in entry.labels.values() if place < count}
+    for place, instruction in enumerate(instructions):
+        base = base_of(instruction.opcode)
+        if base in _ENDS or base in _YIELDS:
+            leaders.add(place + 1)
+    starts = sorted(place for place in leaders if place < count)
+    number = {start: place for place, start in enumerate(starts)}
+    segments = []
+    for place, start in enumerate(starts):
+        end = starts[place + 1] if place + 1 < len(starts) else count
+        segments.append(Segment(start, end, tuple(_targets(entry, instructions[end - 1], place, len(starts), number))))
+    live_in, live_out = _lives(instructions, segments)
+    return Program(entry, tuple(segments), live_in, live_out)
+
+
+def _targets(entry: Entry, last: Instruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:
+    base = base_of(last.opcode)
+    if base == "bra":
+        yield number[_label(entry, last, last.operands[0])]
+    elif base == "brx":
+        table = last.operands[1]
+        for label in entry.tables[table.name if isinstance(table, Symbol) else ""]:
+            yield number[_label(entry, last, Symbol(label))]
+    if (base not in _ENDS or (last.guard is not None and base != "brx")) and place + 1 < count:
+        yield place + 1
+
+
+def _label(entry: Entry, instruction: Instruction, operand: Operand) -> int:
+    found = entry.labels.get(operand.name) if isinstance(operand, Symbol) else None
+    if found is None or found >= len(entry.instructions):
+        raise PtxError(f"{entry.name}: no place to branch to in {instruction}")
+    return found
+
+
+def _lives(instructions: list[Instruction], segments: list[Segment]) -> tuple[tuple[frozenset[Register], ...], tuple[frozenset[Register], ...]]:
+    uses, defines = [], []
+    for segment in segments:
+        used: set[Register] = set()
+        defined: set[Register] = set()
+        for instruction in instructions[segment.first : segment.last]:
+            used.update(each for each in read(instruction) if each not in defined)
+            if instruction.guard is None:
+                defined.update(written(instruction))
+        uses.append(used)
+        defines.append(defined)
+    live_in: list[set[Register]] = [set() for _ in segments]
+    changed = True
+    while changed:
+        changed = False
+        for place in reversed(range(len(segments))):
+            after = set().union(*(live_in[target] for target in segments[place].targets))
+            before = uses[place] | (after - defines[place])
+            if before != live_in[place]:
+                live_in[place] = before
+                changed = True
+    live_out = [set().union(*(live_in[target] for target in segment.targets)) for segment in segments]
+    return tuple(map(frozenset, live_in)), tuple(map(frozenset, live_out))

@@ -1,0 +1,555 @@
+"""PTX text as modules, kernels and instructions: what Triton, NVRTC and their inline assembly write.
+
+Registers get names of their own where a scope hides another's; everything keeps the line of the text and, from `.loc`, that of the
+source.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from mmabits.isa import EmulationError
+from mmabits.isa.opcodes import width
+
+
+class PtxError(EmulationError):
+    """PTX that this reader does not understand."""
+
+
+# ------------------------------------------------------------------------------------------------------------------- operands
+
+
+class Register(NamedTuple):
+    """A register of a lane."""
+
+    name: str
+    bits: int
+    """1 of a predicate."""
+    negated: bool = False
+    """Read as its opposite."""
+
+
+class Special(NamedTuple):
+    """A register that the hardware writes: `%tid.x`."""
+
+    name: str
+
+
+class Immediate(NamedTuple):
+    """A constant: an integer, or the code of a float."""
+
+    number: int
+    form: str = ""
+    """`f32` or `f64` of a float."""
+
+
+class Symbol(NamedTuple):
+    """A name: a label, a variable, a function."""
+
+    name: str
+
+
+class Address(NamedTuple):
+    """A place in memory, `[base + offset]`; of a tensor, its map and the coordinates."""
+
+    base: Register | Symbol | Immediate
+    offset: int = 0
+    coordinates: tuple[Operand, ...] = ()
+
+
+class Vector(NamedTuple):
+    """`{a, b, ...}`."""
+
+    items: tuple[Operand, ...]
+
+
+class Pair(NamedTuple):
+    """`a|b`."""
+
+    first: Operand
+    second: Operand
+
+
+class Sink(NamedTuple):
+    """`_`: a result that nobody wants."""
+
+
+Operand = Register | Special | Immediate | Symbol | Address | Vector | Pair | Sink
+
+
+# --------------------------------------------------------------------------------------------------------------------- pieces
+
+
+class Location(NamedTuple):
+    """A line of the source."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction:
+    """One instruction."""
+
+    opcode: str
+    operands: tuple[Operand, ...]
+    guard: Register | None
+    line: int
+    """Of the PTX text, from 1."""
+    location: Location | None
+    text: str
+
+    def __str__(self) -> str:
+        where = f", {self.location}" if self.location else ""
+        return f"`{self.text}` (line {self.line} of the PTX{where})"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the module or of a kernel."""
+
+    name: str
+    space: str
+    """`shared`, `global`, `const`, `local` or `param`."""
+    align: int
+    size: int
+    """Bytes; 0 of shared memory whose size the launch gives."""
+    kind: str
+    """Type of an element."""
+    initial: tuple[int, ...] = ()
+    """First elements."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A kernel, or a function that kernels call."""
+
+    name: str
+    is_kernel: bool
+    parameters: list[Variable]
+    returns: list[Variable] = field(default_factory=list)
+    attributes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """`reqntid` and the like."""
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    """Index of the instruction that a label stands before."""
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Targets of indirect branches."""
+    variables: dict[str, Variable] = field(default_factory=dict)
+    """Of shared and local memory, declared inside."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a CTA, where the text says so."""
+        sizes = self.attributes.get("reqntid")
+        if sizes is None:
+            return None
+        count = 1
+        for size in sizes:
+            count *= size
+        return count
+
+
+@dataclass(eq=False)
+class Module:
+    """A PTX file."""
+
+    version: str = ""
+    target: str = ""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels."""
+        return tuple(name for name, entry in self.entries.items() if entry.is_kernel)
+
+
+# -------------------------------------------------------------------------------------------------------------------- reading
+
+_SPACE: Final = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.S)
+_LABEL: Final = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
+_LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b([^\n;]*)")
+_NUMBER: Final = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]+|0[bB][01]+|\d+)U?$")
+_FLOAT: Final = re.compile(r"(-?)0([fFdD])([0-9a-fA-F]{8}(?:[0-9a-fA-F]{8})?)$")
+_GUARD: Final = re.compile(r"@\s*(!?)\s*([%\w$]+)\s+")
+_DECLARED: Final = re.compile(r"\.(extern|visible|weak|common|const|global|shared|local|param|reg)\b")
+_SPECIALS: Final = re.compile(
+    r"%(?:(?:tid|ntid|ctaid|nctaid|clusterid|nclusterid|cluster_ctaid|cluster_nctaid)\.[xyz]|laneid|warpid|nwarpid|smid|nsmid|gridid"
+    r"|is_explicit_cluster|cluster_ctarank|cluster_nctarank|lanemask_(?:eq|le|lt|ge|gt)|clock(?:_hi|64)?|globaltimer(?:_lo|_hi)?|envreg\d+"
+    r"|total_smem_size|aggr_smem_size|dynamic_smem_size|reserved_smem_offset_\w+|current_graph_exec|pm\d+(?:_64)?)$"
+)
+
+
+def split_commas(text: str) -> list[str]:
+    """Pieces between commas that no bracket encloses."""
+    if "{" not in text and "[" not in text and "(" not in text:
+        return [each.strip() for each in text.split(",")] if text.strip() else []
+    pieces, depth, start = [], 0, 0
+    for place, sign in enumerate(text):
+        if sign in "{[(":
+            depth += 1
+        elif sign in "}])":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            pieces.append(text[start:place].strip())
+            start = place + 1
+    last = text[start:].strip()
+    return [*pieces, last] if last else pieces
+
+
+class _Scope:
+    """Names of registers."""
+
+    def __init__(self) -> None:
+        self.single: dict[str, Register] = {}
+        self.families: dict[str, int] = {}
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.place = 0
+        self.module = Module()
+        self.starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self.files = {int(each[1]): each[2] for each in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"\n]*)"', text, re.M)}
+        self.plain: dict[str, Operand] = {}
+        """Operands outside every inner scope, which a kernel names again and again."""
+        self.location: Location | None = None
+        self.scopes: list[_Scope] = []
+        self.entry: Entry | None = None
+        self.renamed = 0
+
+    # -------------------------------------------------------------------------------------------------------- the text itself
+
+    def line_of(self, place: int) -> int:
+        return bisect_right(self.starts, place)
+
+    def fail(self, what: str) -> PtxError:
+        return PtxError(f"line {self.line_of(self.place)} of the PTX: {what}")
+
+    def skip(self) -> bool:
+        """Past spaces and comments; whether anything is left."""
+        found = _SPACE.match(self.text, self.place)
+        if found:
+            self.place = found.end()
+        return self.place < len(self.text)
+
+    def statement(self) -> str:
+        """The text up to the next semicolon, without comments, spaces made single."""
+        end = self.text.find(";", self.place)
+        while True:  # a semicolon inside a comment does not count
+            if end < 0:
+                raise self.fail("the text ends inside a statement")
+            start = self.text.rfind("\n", self.place, end) + 1 or self.place
+            comment = self.text.find("//", start, end)
+            if comment < 0:
+                break
+            end = self.text.find(";", self.text.find("\n", end))
+        found = self.text[self.place : end]
+        self.place = end + 1
+        if "/" in found:
+            found = _SPACE.sub(" ", found)
+        return " ".join(found.split())
+
+    # ---------------------------------------------------------------------------------------------------------------- modules
+
+    def read(self) -> Module:
+        while self.skip():
+            if not self.directive():
+                self.declaration()
+        return self.module
+
+    def directive(self) -> bool:
+        """A directive that ends with its line."""
+        found = _LINE_DIRECTIVE.match(self.text, self.place)
+        if not found:
+            if self.text.startswith(".section", self.place):
+                self.skip_block()
+                return True
+            return False
+        self.place = found.end()
+        name, rest = found[1], found[2].partition("//")[0].strip()
+        if self.text.startswith(";", self.place):
+            self.place += 1
+        if name == "version":
+            self.module.version = rest
+        elif name == "target":
+            self.module.target = rest.partition(",")[0].strip()
+        elif name == "loc":
+            words = rest.replace(",", " ").split()
+            self.location = Location(self.files.get(int(words[0]), words[0]), int(words[1])) if int(words[1]) else None
+        return True
+
+    def skip_block(self) -> None:
+        depth, place = 0, self.text.index("{", self.place)
+        while True:
+            sign = self.text[place]
+            depth += (sign == "{") - (sign == "}")
+            place += 1
+            if depth == 0:
+                break
+        self.place = place
+
+    def declaration(self) -> None:
+        found = re.compile(r"(?:\.\w+\s+)*?\.(entry|func)\b").match(self.text, self.place)
+        if found:
+            self.place = found.end()
+            self.function(found[1] == "entry")
+            return
+        text = self.statement()
+        if text.startswith((".pragma", ".alias", "@@DWARF")):
+            return
+        for variable in self.variables(text):
+            self.module.variables[variable.name] = variable
+
+    def variables(self, text: str) -> Iterator[Variable]:
+        """`.shared .align 16 .b8 name[4] = {...}, ...`."""
+        words = re.match(r"((?:\.\w+(?:\s+\d+)?\s+)*)(.*)", text, re.S)
+        assert words is not None
+        attributes = words[1].split()
+        space = next((word[1:] for word in attributes if word in (".shared", ".global", ".const", ".local", ".param")), None)
+        if space is None:
+            raise self.fail(f"not understood: {text[:80]}")
+        kind = next(word[1:] for word in reversed(attributes) if re.fullmatch(r"\.(?:pred|[bsuf]\d+|f16x2|bf16|tf32)", word))
+        lanes = 4 if ".v4" in attributes else 2 if ".v2" in attributes else 1
+        unit = max(1, width(kind) // 8) * lanes
+        align = int(attributes[attributes.index(".align") + 1]) if ".align" in attributes else unit
+        for piece in split_commas(words[2]):
+            name, _, initial = (part.strip() for part in piece.partition("="))
+            sizes = re.findall(r"\[(\w*)\]", name)
+            count = 1
+            for size in sizes:
+                count *= int(size, 0) if size else 0
+            numbers = tuple(self.initial(each) for each in split_commas(initial.strip("{}"))) if initial else ()
+            yield Variable(name.partition("[")[0].strip(), space, align, unit * count, kind, numbers)
+
+    def initial(self, text: str) -> int:
+        found = self.operand(text.strip())
+        if isinstance(found, Immediate):
+            return found.number
+        raise self.fail(f"an initial value that is no number: {text}")
+
+    def function(self, is_kernel: bool) -> None:
+        returns: list[Variable] = []
+        self.skip()
+        if self.text[self.place] == "(":
+            returns = self.parameters()
+            self.skip()
+        found = re.compile(r"[\w$]+").match(self.text, self.place)
+        if not found:
+            raise self.fail("a function without a name")
+        self.place = found.end()
+        self.skip()
+        parameters = self.parameters() if self.text[self.place] == "(" else []
+        entry = Entry(found[0], is_kernel, parameters, returns)
+        self.skip()
+        while self.text[self.place] == ".":
+            word = re.compile(r"\.(\w+)((?:\s*,?\s*\d+)*)").match(self.text, self.place)
+            assert word is not None
+            self.place = word.end()
+            entry.attributes[word[1]] = tuple(int(each) for each in re.findall(r"\d+", word[2]))
+            self.skip()
+        if self.text[self.place] == ";":  # declared, defined elsewhere
+            self.place += 1
+            return
+        self.module.entries[entry.name] = entry
+        self.entry, self.location = entry, None
+        self.plain.clear()
+        self.body()
+        self.entry = None
+
+    def parameters(self) -> list[Variable]:
+        end = self.text.index(")", self.place)
+        inside = _SPACE.sub(" ", self.text[self.place + 1 : end])
+        self.place = end + 1
+        found = []
+        for piece in split_commas(inside):
+            piece = re.sub(r"\.ptr(?:\s+\.(?:global|shared|const|local|generic))?(?:\s+\.align\s+\d+)?", "", piece)
+            found.extend(self.variables(piece.replace(".reg", ".param") + ""))
+        return found
+
+    # ------------------------------------------------------------------------------------------------------------------ bodies
+
+    def body(self) -> None:
+        entry = self.entry
+        assert entry is not None
+        self.place += 1
+        self.scopes = [_Scope()]
+        while self.scopes:
+            if not self.skip():
+                raise self.fail(f"the text ends inside {entry.name}")
+            if self.directive():
+                continue
+            sign = self.text[self.place]
+            if sign in "{}":
+                self.place += 1
+                if sign == "{":
+                    self.scopes.append(_Scope())
+                else:
+                    self.scopes.pop()
+                continue
+            label = _LABEL.match(self.text, self.place)
+            if label:
+                self.place = label.end()
+                self.skip()
+                if self.text.startswith(".branchtargets", self.place):
+                    entry.tables[label[1]] = tuple(split_commas(self.statement().removeprefix(".branchtargets").strip()))
+                elif self.text.startswith(".callprototype", self.place):
+                    self.statement()
+                else:
+                    entry.labels[label[1]] = len(entry.instructions)
+                continue
+            self.one(entry)
+
+    def one(self, entry: Entry) -> None:
+        """A declaration or an instruction."""
+        line = self.line_of(self.place)
+        text = self.statement()
+        if not text or text.startswith(".pragma"):
+            return
+        if text.startswith(".reg"):
+            self.registers(text)
+            return
+        if _DECLARED.match(text):
+            for variable in self.variables(text):
+                entry.variables[variable.name] = variable
+            return
+        rest, guard = text, None
+        found = _GUARD.match(text)
+        if found:
+            register = self.register(found[2])
+            guard, rest = register._replace(negated=bool(found[1])), text[found.end() :]
+        opcode, _, operands = rest.partition(" ")
+        if opcode.startswith("."):
+            raise self.fail(f"a directive that is not understood: {text[:80]}")
+        entry.instructions.append(
+            Instruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
+        )
+
+    def registers(self, text: str) -> None:
+        """`.reg .b32 %r<10>, a, b`."""
+        _, kind, names = text.split(None, 2)
+        bits = width(kind[1:])
+        scope = self.scopes[-1]
+        for name in split_commas(names):
+            family = re.fullmatch(r"([\w$%]+)<\d+>", name)
+            if family:
+                scope.families[family[1]] = bits
+                continue
+            self.renamed += 1
+            unique = name if len(self.scopes) == 1 else f"{name}@{self.renamed}"
+            scope.single[name] = Register(unique, bits)
+
+    def find(self, name: str) -> Register | None:
+        prefix = name.rstrip("0123456789")
+        for scope in reversed(self.scopes):
+            if name in scope.single:
+                return scope.single[name]
+            if prefix != name and prefix in scope.families:
+                return Register(name, scope.families[prefix])
+        return None
+
+    def register(self, name: str) -> Register:
+        found = self.find(name)
+        if found is None:
+            raise self.fail(f"no register is called {name}")
+        return found
+
+    def operand(self, text: str) -> Operand:
+        if len(self.scopes) != 1:
+            return self.read_operand(text)
+        found = self.plain.get(text)
+        if found is None:
+            found = self.plain[text] = self.read_operand(text)
+        return found
+
+    def read_operand(self, text: str) -> Operand:
+        if text.startswith("{"):
+            return Vector(tuple(self.operand(each) for each in split_commas(text[1:-1])))
+        if text.startswith("["):
+            return self.address(text)
+        if text.startswith("("):
+            return Vector(tuple(self.operand(each) for each in split_commas(text[1:-1])))
+        if text == "_":
+            return Sink()
+        if "|" in text:
+            first, _, second = text.partition("|")
+            return Pair(self.operand(first.strip()), self.operand(second.strip()))
+        if text.startswith("!"):
+            return self.register(text[1:].strip())._replace(negated=True)
+        number = _NUMBER.match(text)
+        if number:
+            digits = number[2]
+            octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567"
+            value = int(digits, 8) if octal else int(digits, 0)
+            return Immediate(-value if number[1] else value)
+        code = _FLOAT.match(text)
+        if code:
+            value = int(code[3], 16)
+            bits = 64 if code[2] in "dD" else 32
+            return Immediate(value ^ (bool(code[1]) << (bits - 1)), f"f{bits}")
+        if text == "WARP_SZ":
+            return Immediate(32)
+        if _SPECIALS.match(text):
+            return Special(text)
+        found = self.find(text) if self.scopes else None
+        if found is not None:
+            return found
+        plus = re.fullmatch(r"([\w$.]+)\s*\+\s*(-?\d+)", text)
+        if plus:
+            return Address(Symbol(plus[1]), int(plus[2]))
+        if re.fullmatch(r"[A-Za-z_$][\w$.]*", text):
+            return Symbol(text)
+        raise self.fail(f"an operand that is not understood: {text}")
+
+    def address(self, text: str) -> Operand:
+        pieces = split_commas(text[1:-1])
+        found = re.fullmatch(r"([%\w$.]+)\s*(?:([+-])\s*(-?\w+))?", pieces[0])
+        if not found:
+            raise self.fail(f"an address that is not understood: {text}")
+        offset = int(found[3], 0) * (-1 if found[2] == "-" else 1) if found[3] else 0
+        base = self.operand(found[1])
+        if not isinstance(base, (Register, Symbol, Immediate)):
+            raise self.fail(f"an address that is not understood: {text}")
+        coordinates: tuple[Operand, ...] = ()
+        if len(pieces) > 1:
+            more = self.operand(pieces[1])
+            coordinates = more.items if isinstance(more, Vector) else (more,)
+        return Address(base, offset, coordinates)
+
+
+def read_ptx(text: str) -> Module:
+    """A PTX file.
+
+    Args:
+        text: PTX, as Triton, NVRTC or LLVM write it.
+
+    Raises:
+        PtxError: what is not understood, with its line.
+    """
+    return _Reader(text).read()
+
+
+def registers_of(operand: Operand) -> Iterator[Register]:
+    """Registers that an operand names."""
+    if isinstance(operand, Register):
+        yield operand._replace(negated=False)
+    elif isinstance(operand, Address):
+        if isinstance(operand.base, Register):
+            yield operand.base
+        for each in operand.coordinates:
+            yield from registers_of(each)
+    elif isinstance(operand, Vector):
+        for each in operand.items:
+            yield from registers_of(each)
+    elif isinstance(operand, Pair):
+        yield from registers_of(operand.first)
+        yield from registers_of(operand.second)

@@ -1,0 +1,539 @@
+"""A warp as one LLVM function: registers are vectors of 32 lanes, segments are blocks, and where it must wait it returns.
+
+There are two such functions of a kernel. In the first all lanes go the same way. Where a branch parts them it returns PARTED, and the
+second takes over, which runs the lanes that are furthest behind under a mask until all have met again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine.context import Context
+from mmabits.emulator.machine.elementwise import NoEmitter, emitted
+from mmabits.emulator.machine.program import Program, base_of
+from mmabits.emulator.machine.ptx import (
+    Address, Immediate, Instruction, Operand, Pair, PtxError, Register, Sink, Special, Symbol, Vector,
+)  # fmt: skip
+from mmabits.emulator.machine.vectors import LANES, Code, Value
+from mmabits.isa.opcodes import Opcode, opcode_table, width
+
+_PLACE: Final = {name: 8 * place for place, name in enumerate(Context._fields)}
+ALL: Final = (1 << LANES) - 1
+
+
+class UnknownOpcode(PtxError):
+    """An opcode that has no row, or that the machine has no code for."""
+
+
+Handler = Callable[["WarpCode", Instruction], None]
+
+
+class WarpCode(Code):
+    """The text of a warp's function.
+
+    Args:
+        program: the kernel.
+        handlers: what writes opcodes that are not of one lane, by the base.
+        layout: what the launch knows of memory: places of parameters and variables, and threads.
+        diverged: write the function for a warp whose lanes went different ways.
+    """
+
+    def __init__(self, program: Program, handlers: dict[str, Handler], layout: Any, *, diverged: bool) -> None:
+        super().__init__()
+        self.program, self.handlers, self.layout, self.diverged = program, handlers, layout, diverged
+        self.slots: dict[Register, int] = {}
+        at = 0
+        for register in program.kept:
+            self.slots[register] = at
+            at += LANES * max(8, register.bits) // 8
+        self.register_bytes = (at + 63) // 64 * 64
+        self.values: dict[Register, Value] = {}
+        self.dirty: set[Register] = set()
+        self.active: Value | None = None
+        """Lanes that run, None for all."""
+        self.segment = 0
+        self.index = 0
+        """Of the instruction."""
+        self.room = 4096
+        """Bytes of the frame: records and what helpers work on."""
+        self.products: Any = None
+        """Products put off (tensor.py)."""
+
+    # ------------------------------------------------------------------------------------------------------------------ frame
+
+    def reserve(self, size: int) -> None:
+        """Have at least so many bytes in the frame."""
+        self.room = max(self.room, size)
+
+    def frame(self, offset: int) -> str:
+        """A place in the frame."""
+        return self.named(f"getelementptr i8, ptr %frame, i64 {offset}")
+
+    def frame_number(self, offset: int) -> str:
+        """Its address as a number."""
+        return self.named(f"add i64 %frame_number, {offset}")
+
+    def context_place(self, name: str) -> str:
+        """The place of a word of the context."""
+        return self.named(f"getelementptr i8, ptr %context, i64 {_PLACE[name]}")
+
+    def context_word(self, name: str) -> str:
+        """A word of the context."""
+        return self.named(f"load i64, ptr {self.context_place(name)}")
+
+    def set_context(self, name: str, value: int | str) -> None:
+        """Write a word of the context."""
+        self.line(f"store i64 {value}, ptr {self.context_place(name)}")
+
+    def call_helper(self, record: list[int | str], at: int = 0) -> None:
+        """Call the helper with a record, which is written to the frame."""
+        for place, word in enumerate(record):
+            self.line(f"store i64 {word}, ptr {self.frame(at + 8 * place)}")
+        self.line(f"call void %helper(ptr {self.frame(at)})")
+
+    def put_down(self, value: Value, offset: int) -> None:
+        """Store a vector in the frame."""
+        if value.element == "i1":
+            value = self.convert("zext", value, "i8")
+        self.line(f"store {value.typed}, ptr {self.frame(offset)}, align 8")
+
+    def take_up(self, element: str, offset: int) -> Value:
+        """Load a vector from the frame."""
+        return self.value(element, f"load <{LANES} x {element}>, ptr {self.frame(offset)}, align 8")
+
+    # -------------------------------------------------------------------------------------------------------------- registers
+
+    def get(self, register: Register) -> Value:
+        """What a register holds."""
+        negated, register = register.negated, register._replace(negated=False)
+        self.settle(register)
+        found = self.values.get(register)
+        if found is None:
+            slot = self.slots.get(register)
+            if slot is None:  # read before it was ever written: undefined; zeros here
+                found = self.constant(0, register.bits)
+            else:
+                place = self.named(f"getelementptr i8, ptr %registers, i64 {slot}")
+                held = max(8, register.bits)
+                found = self.value(f"i{held}", f"load <{LANES} x i{held}>, ptr {place}, align 8")
+                if register.bits == 1:
+                    found = self.convert("trunc", found, "i1")
+            self.values[register] = found
+        return self.opposite(found) if negated else found
+
+    def put(self, register: Register, value: Value, guard: Value | None = None) -> None:
+        """Write a register where lanes run and the guard holds."""
+        self.settle(register)
+        mask = self.running(guard)
+        if mask is not None:
+            value = self.select(mask, value, self.get(register))
+        self.values[register] = value
+        self.dirty.add(register)
+
+    def settle(self, register: Register) -> None:
+        """Carry out the products that were put off, if one of them writes this register."""
+        if self.products is not None and self.products.writes(register):
+            self.flush()
+
+    def flush(self) -> None:
+        """Carry out the products that were put off."""
+        if self.products is not None:
+            self.products.carry_out(self)
+
+    def running(self, guard: Value | None) -> Value | None:
+        """Lanes that run and whose guard holds; None for all."""
+        if guard is None:
+            return self.active
+        return guard if self.active is None else self.both(guard, self.active)
+
+    def lanes(self, guard: Value | None) -> str:
+        """The same as a number, a bit for each lane."""
+        mask = self.running(guard)
+        return str(ALL) if mask is None else self.named(f"zext i32 {self.as_word(mask)} to i64")
+
+    def as_word(self, mask: Value) -> str:
+        """A bit for each lane, as an i32."""
+        return self.named(f"bitcast {mask.typed} to i{LANES}")
+
+    def guard(self, instruction: Instruction) -> Value | None:
+        """The guard of an instruction."""
+        return None if instruction.guard is None else self.get(instruction.guard)
+
+    def spill(self) -> None:
+        """Store what later segments read."""
+        live = self.program.live_out[self.segment]
+        for register in sorted(self.dirty & live, key=lambda each: each.name):
+            value = self.values[register]
+            if register.bits == 1:
+                value = self.convert("zext", value, "i8")
+            place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
+            self.line(f"store {value.typed}, ptr {place}, align 8")
+
+    # --------------------------------------------------------------------------------------------------------------- operands
+
+    def operand(self, operand: Operand, bits: int, *, signed: bool = False) -> Value:
+        """An operand as a vector of so many bits: registers of other widths are cut, or widened by zeros."""
+        if isinstance(operand, Register):
+            return self.resize(self.get(operand), bits, signed=signed)
+        if isinstance(operand, Immediate):
+            return self.constant(_number(operand, bits), bits)
+        if isinstance(operand, Special):
+            return self.resize(self.special(operand.name), bits)
+        if isinstance(operand, Symbol):
+            return self.constant(self.layout.address_of(operand.name), bits)
+        if isinstance(operand, Address) and isinstance(operand.base, Symbol):
+            return self.constant(self.layout.address_of(operand.base.name) + operand.offset, bits)
+        if isinstance(operand, Vector):
+            return self.packed(operand, bits)
+        raise self.refused(f"an operand of this kind: {operand}")
+
+    def packed(self, operand: Vector, bits: int) -> Value:
+        """The parts of a vector operand in one word, the first in the low bits."""
+        part = bits // len(operand.items)
+        total = self.constant(0, bits)
+        for place, each in enumerate(operand.items):
+            total = self.either(total, self.shift("shl", self.resize(self.operand(each, part), bits), part * place))
+        return total
+
+    def address(self, operand: Operand) -> Value:
+        """An address, 64 bits, without the state space's tag."""
+        if not isinstance(operand, Address):
+            raise self.refused(f"no address: {operand}")
+        base: Value
+        if isinstance(operand.base, Register):
+            base = self.resize(self.get(operand.base), 64)
+        elif isinstance(operand.base, Immediate):
+            base = self.constant(operand.base.number, 64)
+        else:
+            base = self.constant(self.layout.address_of(operand.base.name), 64)
+        return self.binary("add", base, self.constant(operand.offset, 64)) if operand.offset else base
+
+    def special(self, name: str) -> Value:
+        """A special register, 32 bits (64 of a clock)."""
+        kind, _, axis = name[1:].partition(".")
+        lane = self.constants(range(LANES), 32)
+        if kind == "laneid":
+            return lane
+        if kind.startswith("lanemask_"):
+            which = kind.removeprefix("lanemask_")
+            masks = [{"eq": 1 << each, "lt": (1 << each) - 1, "le": (2 << each) - 1, "gt": ALL & ~((2 << each) - 1), "ge": ALL & ~((1 << each) - 1)}
+                     [which] for each in range(LANES)]  # fmt: skip
+            return self.constants(masks, 32)
+        if kind == "warpid":
+            return self.uniform("warp")
+        if kind in ("ctaid", "nctaid", "ntid"):
+            return self.uniform(f"{kind}_{axis}")
+        if kind == "tid":
+            return self.thread(axis)
+        if kind == "nwarpid":
+            return self.constant(self.layout.warps, 32)
+        if kind in ("clusterid", "nclusterid"):
+            return self.uniform(("ctaid_" if kind == "clusterid" else "nctaid_") + axis)
+        if kind in ("cluster_ctarank", "cluster_ctaid", "smid", "gridid", "is_explicit_cluster"):
+            return self.constant(0, 32)
+        if kind in ("cluster_nctarank", "cluster_nctaid", "nsmid"):
+            return self.constant(1, 32)
+        if kind == "dynamic_smem_size":
+            return self.constant(self.layout.dynamic, 32)
+        if kind == "total_smem_size":
+            return self.constant(self.layout.shared_size, 32)
+        raise self.refused(f"the special register {name}")
+
+    def uniform(self, name: str) -> Value:
+        """A word of the context in every lane."""
+        return self.splat(self.named(f"trunc i64 {self.context_word(name)} to i32"), "i32")
+
+    def thread(self, axis: str) -> Value:
+        """%tid: the linear number of a thread taken apart."""
+        start = self.shift("shl", self.uniform("warp"), 5)
+        linear = self.binary("add", start, self.constants(range(LANES), 32))
+        x, y = (self.uniform(f"ntid_{each}") for each in "xy")
+        if axis == "x":
+            return self.binary("urem", linear, x)
+        rest = self.binary("udiv", linear, x)
+        return self.binary("urem", rest, y) if axis == "y" else self.binary("udiv", rest, y)
+
+    # ----------------------------------------------------------------------------------------------------------- instructions
+
+    def refused(self, what: str) -> UnknownOpcode:
+        """The error for what the machine cannot do."""
+        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated, in {self.instruction}")
+
+    @property
+    def instruction(self) -> Instruction:
+        """The one that is being written."""
+        return self.program.entry.instructions[self.index]
+
+    def write(self, instruction: Instruction) -> None:
+        """One instruction that does not end a segment."""
+        handler = self.handlers.get(base_of(instruction.opcode))
+        row = opcode_table().get(_row_name(instruction))
+        if row is not None and not _takes_apart(instruction):
+            self.elementwise(instruction, row)
+        elif handler is not None:
+            handler(self, instruction)
+        else:
+            raise self.refused(f"the opcode {instruction.opcode}")
+
+    def elementwise(self, instruction: Instruction, row: Opcode) -> None:
+        """An opcode of one lane."""
+        target, *given = instruction.operands
+        carry = Register("%cc", 1)
+        sources = list(row.sources)
+        operands = [self.operand(each, width(kind)) for each, kind in zip(given, sources, strict=False)]
+        if len(sources) == len(given) + 1 and sources[-1] == "pred":
+            operands.append(self.get(carry))
+        elif len(sources) != len(given):
+            raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
+        try:
+            results = emitted(self, row, operands)
+        except NoEmitter:
+            raise self.refused(f"the opcode {row.name}") from None
+        guard = self.guard(instruction)
+        targets: tuple[Operand, ...] = (target.first, target.second) if isinstance(target, Pair) else (target,)
+        if row.base in ("add", "addc", "sub", "subc", "mad", "madc") and len(results) == 2:
+            targets = (target, carry)
+        for place, kind, value in zip(targets, row.results, results, strict=False):
+            if isinstance(place, Register):
+                self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)
+            elif not isinstance(place, Sink):
+                raise PtxError(f"no register to write in {instruction}")
+
+    # --------------------------------------------------------------------------------------------------------------- segments
+
+    def text(self, name: str) -> str:
+        """The whole function."""
+        body: list[str] = []
+        for place, segment in enumerate(self.program.segments):
+            self.segment, self.values, self.dirty, self.lines = place, {}, set(), []
+            self.label(f"segment{place}")
+            if self.diverged:
+                self.active = self.value("i1", f"bitcast i32 {self.named('load i32, ptr %active')} to <{LANES} x i1>")
+            ended = False
+            for index in range(segment.first, segment.last):
+                self.index = index
+                ended = self.step(self.program.entry.instructions[index], place)
+            if not ended:
+                self.leave(place)
+                if place + 1 < len(self.program.segments):
+                    self.go(place + 1)
+                else:
+                    self.end(None, place)
+            body.extend(self.lines)
+        self.lines = []
+        self.begin()
+        return f"define i32 @{name}(ptr %context) {{\nentry:\n" + "\n".join(self.lines + body) + "\n}\n"
+
+    def begin(self) -> None:
+        """What stands before the segments."""
+        self.line(f"%frame = alloca i8, i64 {self.room}, align 64")
+        self.line(f"%helper = inttoptr i64 {self.context_word('helper')} to ptr")
+        self.line("%context_number = ptrtoint ptr %context to i64")
+        self.line("%frame_number = ptrtoint ptr %frame to i64")
+        self.line(f"%registers = inttoptr i64 {self.context_word('registers')} to ptr")
+        cases = " ".join(f"i64 {place}, label %segment{place}" for place in range(len(self.program.segments)))
+        if not self.diverged:
+            self.line(f"switch i64 {self.context_word('segment')}, label %nowhere [ {cases} ]")
+        else:
+            self.line("%active = alloca i32")
+            self.line(f"%pcs = inttoptr i64 {self.context_word('pcs')} to ptr")
+            self.line("br label %choose")
+            self.choose(cases)
+        self.label("nowhere")
+        self.line(f"ret i32 {words.FAILED}")
+
+    def choose(self, cases: str) -> None:
+        """Of a parted warp: which lanes go on; barriers are counted as ends until all others have come there."""
+        self.label("choose")
+        pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
+        alive = self.compare("ne", pcs, self.constant(-1, 32))
+        alive_word = self.as_word(alive)
+        self.line(f"br i1 {self.named(f'icmp eq i32 {alive_word}, 0')}, label %all_ended, label %some")
+        self.label("all_ended")
+        self.line(f"ret i32 {words.ENDED}")
+        self.label("some")
+        self.declared.add("declare i32 @llvm.vector.reduce.umin.v32i32(<32 x i32>)")
+        least = self.named(f"call i32 @llvm.vector.reduce.umin.v32i32({pcs.typed})")
+        here = self.as_word(self.compare("eq", pcs, self.splat(least, "i32")))
+        wide = self.named(f"zext i32 {least} to i64")
+        self.line(f"store i32 {here}, ptr %active")
+        whole = self.named(f"icmp eq i32 {here}, -1")
+        self.line(f"br i1 {whole}, label %met, label %go")
+        self.label("met")
+        self.set_context("segment", wide)
+        self.line(f"ret i32 {words.MET}")
+        self.label("go")
+        self.line(f"switch i64 {wide}, label %nowhere [ {cases} ]")
+
+    def step(self, instruction: Instruction, place: int) -> bool:
+        """One instruction; whether it ended the segment."""
+        base = base_of(instruction.opcode)
+        if base == "bra":
+            self.branch(instruction, place)
+        elif base == "brx":
+            self.indirect(instruction, place)
+        elif base in ("ret", "exit"):
+            self.leave(place)
+            self.end(self.guard(instruction), place)
+        elif base == "trap":
+            self.leave(place)
+            self.fail(words.TRAPPED)
+        elif base in ("bar", "barrier") and ".cluster" not in instruction.opcode and ".warp" not in instruction.opcode:
+            self.barrier(instruction, place)
+        else:
+            self.write(instruction)
+            return False
+        return True
+
+    def leave(self, place: int) -> None:
+        """Before a segment is left."""
+        self.flush()
+        self.spill()
+
+    def fail(self, kind: int) -> None:
+        """End with an error at this instruction."""
+        self.set_context("error", kind)
+        self.set_context("error_instruction", self.index)
+        self.line(f"ret i32 {words.FAILED}")
+
+    def go(self, target: int) -> None:
+        """All lanes that run go on at a segment."""
+        if not self.diverged:
+            self.line(f"br label %segment{target}")
+            return
+        self.move_lanes(self.constant(target, 32))
+        self.line("br label %choose")
+
+    def move_lanes(self, targets: Value) -> None:
+        """Where each lane that runs goes on."""
+        assert self.active is not None
+        before = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
+        self.line(f"store {self.select(self.active, targets, before).typed}, ptr %pcs, align 4")
+
+    def branch(self, instruction: Instruction, place: int) -> None:
+        """Bra: the warp goes on where all lanes go, or parts."""
+        label = instruction.operands[0]
+        assert isinstance(label, Symbol)
+        target = self.program.segment_of(label.name)
+        guard = self.guard(instruction)
+        self.leave(place)
+        if guard is None:
+            self.go(target)
+            return
+        targets = self.select(guard, self.constant(target, 32), self.constant(place + 1, 32))
+        if self.diverged:
+            self.move_lanes(targets)
+            self.line("br label %choose")
+            return
+        word = self.as_word(guard)
+        self.line(f"switch i32 {word}, label %parted{place} [ i32 -1, label %segment{target} i32 0, label %segment{place + 1} ]")
+        self.part(place, targets)
+
+    def part(self, place: int, targets: Value) -> None:
+        """Lanes go different ways."""
+        self.label(f"parted{place}")
+        self.line(f"store {targets.typed}, ptr {self.pcs_place()}, align 4")
+        self.line(f"ret i32 {words.PARTED}")
+
+    def pcs_place(self) -> str:
+        """Where the lanes' segments stand."""
+        return self.named(f"inttoptr i64 {self.context_word('pcs')} to ptr")
+
+    def indirect(self, instruction: Instruction, place: int) -> None:
+        """brx.idx: a table of targets."""
+        index, table = instruction.operands[:2]
+        assert isinstance(table, Symbol)
+        value = self.operand(index, 32)
+        guard = self.guard(instruction)
+        self.leave(place)
+        labels = self.program.entry.tables[table.name]
+        targets = self.constant(place + 1 if guard is not None else self.program.segment_of(labels[0]), 32)
+        for number, label in enumerate(labels):
+            chosen = self.compare("eq", value, self.constant(number, 32))
+            chosen = chosen if guard is None else self.both(chosen, guard)
+            targets = self.select(chosen, self.constant(self.program.segment_of(label), 32), targets)
+        if self.diverged:
+            self.move_lanes(targets)
+            self.line("br label %choose")
+            return
+        first = self.lane(targets)
+        same = self.as_word(self.compare("eq", targets, self.splat(first, "i32")))
+        self.line(f"br i1 {self.named(f'icmp eq i32 {same}, -1')}, label %together{place}, label %parted{place}")
+        self.label(f"together{place}")
+        ways = " ".join(f"i32 {each}, label %segment{each}" for each in sorted(set(self.program.segments[place].targets)))
+        self.line(f"switch i32 {first}, label %nowhere [ {ways} ]")
+        self.part(place, targets)
+
+    def end(self, guard: Value | None, place: int) -> None:
+        """Ret: lanes end."""
+        if self.diverged:
+            targets = self.constant(-1, 32)
+            if guard is not None:
+                targets = self.select(guard, targets, self.constant(place + 1, 32))
+            self.move_lanes(targets)
+            self.line("br label %choose")
+            return
+        if guard is None:
+            self.line(f"ret i32 {words.ENDED}")
+            return
+        word = self.as_word(guard)
+        self.line(f"switch i32 {word}, label %parted{place} [ i32 -1, label %ended{place} i32 0, label %segment{place + 1} ]")
+        self.label(f"ended{place}")
+        self.line(f"ret i32 {words.ENDED}")
+        self.part(place, self.select(guard, self.constant(-1, 32), self.constant(place + 1, 32)))
+
+    def barrier(self, instruction: Instruction, place: int) -> None:
+        """bar.sync and barrier.sync: the warp returns, and goes on when as many threads have come as it says."""
+        if instruction.guard is not None or not any(word in instruction.opcode for word in (".sync", ".arrive")):
+            raise self.refused(f"the opcode {instruction.opcode}" + (" under a guard" if instruction.guard else ""))
+        if ".arrive" in instruction.opcode or ".red" in instruction.opcode:
+            raise self.refused(f"the opcode {instruction.opcode}")
+        number = self.operand(instruction.operands[0], 32)
+        expected = self.operand(instruction.operands[1], 32) if len(instruction.operands) > 1 else self.constant(0, 32)
+        self.leave(place)
+        self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
+        self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
+        self.set_context("error_instruction", self.index)
+        if self.diverged:
+            self.barrier_of_a_part(place)
+            return
+        self.set_context("segment", place + 1)
+        self.line(f"ret i32 {words.AT_BARRIER}")
+
+    def barrier_of_a_part(self, place: int) -> None:
+        """A barrier that some lanes come to: right where the others have ended."""
+        assert self.active is not None
+        pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
+        others = self.both(self.opposite(self.active), self.compare("ne", pcs, self.constant(-1, 32)))
+        alone = self.named(f"icmp eq i32 {self.as_word(others)}, 0")
+        self.line(f"br i1 {alone}, label %alone{place}, label %apart{place}")
+        self.label(f"apart{place}")
+        self.fail(words.BAD_BARRIER)
+        self.label(f"alone{place}")
+        self.move_lanes(self.constant(place + 1, 32))
+        self.line(f"ret i32 {words.AT_BARRIER}")
+
+
+def _number(operand: Immediate, bits: int) -> int:
+    """An immediate as an instruction of so many bits reads it."""
+    if operand.form == "f64" and bits == 32:
+        return int.from_bytes(struct.pack("<f", struct.unpack("<d", operand.number.to_bytes(8, "little"))[0]), "little")
+    if operand.form == "f32" and bits == 64:
+        return int.from_bytes(struct.pack("<d", struct.unpack("<f", operand.number.to_bytes(4, "little"))[0]), "little")
+    return operand.number
+
+
+def _row_name(instruction: Instruction) -> str:
+    """The name of an instruction's row: three operands of min and max are another row than two."""
+    base = base_of(instruction.opcode)
+    if base in ("min", "max") and len(instruction.operands) == 4:
+        return f"{instruction.opcode}#3"
+    return instruction.opcode
+
+
+def _takes_apart(instruction: Instruction) -> bool:
+    """A mov into several registers."""
+    return base_of(instruction.opcode) == "mov" and isinstance(instruction.operands[0], Vector)
