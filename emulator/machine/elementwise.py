@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from mmabits.emulator.machine.functions import approximated
 from mmabits.emulator.machine.numbers import (
     decoded,
     encoded,
@@ -36,7 +37,7 @@ def emitted(code: Code, row: Opcode, operands: Operands) -> tuple[Value, ...]:
     Raises:
         NoEmitter: the machine has no code for this row.
     """
-    emitter = _EMITTERS.get(row.base)
+    emitter = approximated if "approx" in row.parts or "full" in row.parts else _EMITTERS.get(row.base)
     found = emitter(code, row, operands) if emitter is not None else None
     if found is None:
         raise NoEmitter(row.name)

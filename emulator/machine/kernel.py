@@ -168,7 +168,7 @@ class Kernel:
             products.kinds = list(self._uniform.products.kinds)
         code.products = products
         function = code.text("warp")
-        text = "\n".join(sorted(code.declared)) + "\n" + function
+        text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         module = llvm.parse_assembly(text)

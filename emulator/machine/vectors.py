@@ -42,6 +42,8 @@ class Code:
         self.lines: list[str] = []
         self.declared: set[str] = set()
         """Declarations of intrinsics that the module needs."""
+        self.globals: dict[str, str] = {}
+        """Tables of the module, by name."""
         self._count = 0
 
     # ---------------------------------------------------------------------------------------------------------- names, text

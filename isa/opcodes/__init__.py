@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import chain
 
-from mmabits.isa.opcodes import conversions, floating, integer
+from mmabits.isa.opcodes import conversions, floating, functions, integer
 from mmabits.isa.opcodes.spec import Kind, Opcode, width
 
 __all__ = ["Kind", "Opcode", "opcode_table", "width"]
@@ -15,7 +15,7 @@ __all__ = ["Kind", "Opcode", "opcode_table", "width"]
 def opcode_table() -> dict[str, Opcode]:
     """Every opcode by its PTX spelling; `#3` behind a name tells a form by its count of operands."""
     table: dict[str, Opcode] = {}
-    for row in chain(integer.rows(), floating.rows(), conversions.rows()):
+    for row in chain(integer.rows(), floating.rows(), conversions.rows(), functions.rows()):
         if row.name in table:
             raise ValueError(f"two rows are called {row.name}")
         table[row.name] = row
