@@ -75,6 +75,8 @@ class Context(NamedTuple):
     """Address of helpers.helper."""
     tables: int
     """Address of four words for each kind of product: addresses of its Shape, of the engine's record and function, words of the record."""
+    counts: int
+    """Address of a counter for each of them."""
 
 
 class Launch(NamedTuple):

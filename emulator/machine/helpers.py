@@ -22,7 +22,7 @@ _C = Context._fields
     _SEGMENT, _WARP, _REGISTERS, _PARAMETERS, _SHARED, _SHARED_SIZE, _LOCAL, _LOCAL_SIZE, _CONSTANTS, _CONSTANTS_SIZE, _CTAID_X, _CTAID_Y, _CTAID_Z, _NCTAID_X,
     _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED, _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _SPINS, _HELPER,
-    _TABLES,
+    _TABLES, _COUNTS,
 ) = range(len(_C))  # fmt: skip
 (
     _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS, _STOP,
@@ -356,6 +356,8 @@ def _product(words: Any) -> None:
     d_starts = array_at(shape[14], m * n, np.int32)
     whole_n, whole_k = n * columns, k * steps
     room_a, room_b, room_d = words[10], words[11], words[12]
+    context = array_at(words[20], _WORDS, np.int64)
+    array_at(context[_COUNTS], 256, np.int64)[words[19]] += rows * columns * steps
     for row in range(rows):
         for step in range(steps):
             at = words[4] + 4 * a_words * (row * steps + step)

@@ -15,11 +15,13 @@ from llvmlite import binding as llvm
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine import exchange, memory, tensor
 from mmabits.emulator.machine.context import CONTEXT_WORDS, Context, Launch
+from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import EmulationError, OperandError
+from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS}
 _QUEUE: Final = 32 * 512
@@ -119,6 +121,7 @@ class Kernel:
         arch: architecture of the tensor cores.
         shared: bytes of dynamic shared memory.
         threads: of a CTA, where the text does not say; three numbers for x, y, z.
+        contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
 
     Raises:
         PtxError: the text is not understood; UnknownOpcode: an instruction is not emulated.
@@ -126,7 +129,8 @@ class Kernel:
     """
 
     def __init__(
-        self, module: Module | str, name: str | None = None, *, arch: str, shared: int = 0, threads: tuple[int, int, int] | None = None
+        self, module: Module | str, name: str | None = None, *, arch: str, shared: int = 0, threads: tuple[int, int, int] | None = None,
+        contracts: bool = True,
     ) -> None:
         module = read_ptx(module) if isinstance(module, str) else module
         names = module.kernels
@@ -136,6 +140,10 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         self.entry, self.arch = module.entries[name], arch
+        self.fused = 0
+        """Sums that became fused multiply-adds."""
+        if contracts:
+            self.entry, self.fused = contracted(self.entry)
         told = self.entry.attributes.get("reqntid")
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
@@ -158,6 +166,16 @@ class Kernel:
     def has_atomics(self) -> bool:
         """Whether CTAs may see each other: they run one after another then."""
         return any(base_of(each.opcode) in ("atom", "red") for each in self.entry.instructions)
+
+    @property
+    def opcodes(self) -> tuple[str, ...]:
+        """Opcodes in the text, each once."""
+        return tuple(dict.fromkeys(each.opcode for each in self.entry.instructions))
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Tensor-core instructions in the text."""
+        return tuple(self._uniform.products.counts)
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
@@ -198,7 +216,7 @@ class Kernel:
 
     # --------------------------------------------------------------------------------------------------------------- launch
 
-    def launch(self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]]) -> None:
+    def launch(self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]]) -> dict[Matrix, int]:
         """Run the kernel.
 
         Args:
@@ -206,13 +224,16 @@ class Kernel:
             arguments: integers, or bytes, for each parameter.
             ranges: addresses, first and one past the last, of what the kernel may read and write.
 
+        Returns:
+            How often each tensor-core instruction was carried out by a warp.
+
         Raises:
             KernelError: what a GPU would end the kernel for; memory stays as far as it was written.
         """
         sizes = [*map(int, grid), 1, 1][:3]
         total = sizes[0] * sizes[1] * sizes[2]
         if total == 0:
-            return
+            return {}
         parameters = self._parameters(arguments)
         from mmabits.emulator.engine import threads_wanted
 
@@ -245,6 +266,12 @@ class Kernel:
                 each.join()
         if errors:
             raise errors[0]
+        executed: dict[Matrix, int] = {}
+        for run in runs:
+            for table, count in zip(self._tables, run.counts.tolist(), strict=False):
+                if count:
+                    executed[table.kind.matrix] = executed.get(table.kind.matrix, 0) + count
+        return executed
 
     def _parameters(self, arguments: Sequence[Any]) -> npt.NDArray[np.uint8]:
         if len(arguments) != len(self.entry.parameters):
@@ -292,6 +319,8 @@ class _Run:
     contexts: npt.NDArray[np.int64] = field(init=False)
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
+    counts: npt.NDArray[np.int64] = field(init=False)
+    """Instructions carried out, by the kind of product."""
 
     def __post_init__(self) -> None:
         kernel, layout = self.kernel, self.kernel.memory
@@ -307,6 +336,7 @@ class _Run:
             queues = np.zeros(4 * warps, np.int64)
         self.contexts = np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept = [ranges, shared, registers, local, pcs, queues, barriers]
+        self.counts = np.zeros(256, np.int64)
         helper = helper_address()
         self.helper = _HELPER(helper)
         for warp in range(warps):
@@ -319,7 +349,7 @@ class _Run:
                 "ntid_x": kernel.block[0], "ntid_y": kernel.block[1], "ntid_z": kernel.block[2],
                 "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + (32 * _QUEUE if has_copies else 32) * warp,
                 "queue_size": _QUEUE if has_copies else 1, "ranges": ranges.ctypes.data, "range_count": len(pairs), "helper": helper,
-                "tables": kernel._table_words.ctypes.data,
+                "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data,
             }  # fmt: skip
             for name, value in fields.items():
                 self.contexts[warp, _PLACE[name]] = value

@@ -74,11 +74,17 @@ class Pair(NamedTuple):
     second: Operand
 
 
+class Negative(NamedTuple):
+    """A floating-point operand with the other sign: what contraction leaves."""
+
+    operand: Operand
+
+
 class Sink(NamedTuple):
     """`_`: a result that nobody wants."""
 
 
-Operand = Register | Special | Immediate | Symbol | Address | Vector | Pair | Sink
+Operand = Register | Special | Immediate | Symbol | Address | Vector | Pair | Negative | Sink
 
 
 # --------------------------------------------------------------------------------------------------------------------- pieces
@@ -550,6 +556,8 @@ def registers_of(operand: Operand) -> Iterator[Register]:
     elif isinstance(operand, Vector):
         for each in operand.items:
             yield from registers_of(each)
+    elif isinstance(operand, Negative):
+        yield from registers_of(operand.operand)
     elif isinstance(operand, Pair):
         yield from registers_of(operand.first)
         yield from registers_of(operand.second)

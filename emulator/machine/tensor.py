@@ -24,6 +24,9 @@ from mmabits.isa.instructions import Instruction as Matrix
 _BASE: Final = 4096
 """Where the frame's room for products begins; records and small vectors lie before it."""
 
+_MOST: Final = 256
+"""Kinds of products of a kernel."""
+
 
 class Kind(NamedTuple):
     """A product of one instruction and size: what the helper is told of it."""
@@ -163,6 +166,8 @@ class Products:
         matrix, steps = first.matrix, len(first.a)
         kind = Kind(matrix, lower(matrix, self.arch), len(rows), len(columns), steps, first.selectors)
         if kind not in self.kinds:
+            if len(self.kinds) == _MOST:
+                raise code.refused(f"more than {_MOST} kinds of products")
             self.kinds.append(kind)
         number = self.kinds.index(kind)
         has_scales = matrix.scale_type is not None
@@ -205,7 +210,8 @@ class Products:
         code.call_helper([
             words.PRODUCT, len(rows), len(columns), steps, addresses["a"], addresses["b"], addresses["d"], addresses["scale_a"],
             addresses["scale_b"], shape, addresses["room_a"], addresses["room_b"], addresses["room_d"], addresses["room_sa"],
-            addresses["room_sb"], record, engine, addresses["call"], count,
+            addresses["room_sb"], record, engine, addresses["call"], count, number,
+            "%context_number",
         ])  # fmt: skip
         for (row, column), chain in places.items():
             place = places_of["d"] + d_size * (row * len(columns) + column)

@@ -15,7 +15,7 @@ from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
 from mmabits.emulator.machine.program import Program, base_of
 from mmabits.emulator.machine.ptx import (
-    Address, Immediate, Instruction, Operand, Pair, PtxError, Register, Sink, Special, Symbol, Vector,
+    Address, Immediate, Instruction, Negative, Operand, Pair, PtxError, Register, Sink, Special, Symbol, Vector,
 )  # fmt: skip
 from mmabits.emulator.machine.vectors import LANES, Code, Value
 from mmabits.isa.opcodes import Opcode, opcode_table, width
@@ -27,6 +27,10 @@ ALL: Final = (1 << LANES) - 1
 class UnknownOpcode(PtxError):
     """An opcode that has no row, or that the machine has no code for."""
 
+
+_SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
+                 "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
+"""Sign bits of the types of products."""
 
 Handler = Callable[["WarpCode", Instruction], None]
 
@@ -190,6 +194,13 @@ class WarpCode(Code):
             return self.packed(operand, bits)
         raise self.refused(f"an operand of this kind: {operand}")
 
+    def source(self, operand: Operand, kind: str) -> Value:
+        """An operand of a type."""
+        if isinstance(operand, Negative):
+            signs = _SIGNS[self.instruction.opcode.rpartition(".")[2]]
+            return self.binary("xor", self.source(operand.operand, kind), self.constant(signs, width(kind)))
+        return self.operand(operand, width(kind))
+
     def packed(self, operand: Vector, bits: int) -> Value:
         """The parts of a vector operand in one word, the first in the low bits."""
         part = bits // len(operand.items)
@@ -283,7 +294,7 @@ class WarpCode(Code):
         target, *given = instruction.operands
         carry = Register("%cc", 1)
         sources = list(row.sources)
-        operands = [self.operand(each, width(kind)) for each, kind in zip(given, sources, strict=False)]
+        operands = [self.source(each, kind) for each, kind in zip(given, sources, strict=False)]
         if len(sources) == len(given) + 1 and sources[-1] == "pred":
             operands.append(self.get(carry))
         elif len(sources) != len(given):

@@ -1,0 +1,227 @@
+"""Triton kernels as Triton's compiler makes them: a driver that takes the GPU's place, and the machine that runs their PTX.
+
+Triton's own launch path compiles, specialises and chooses; what it asks of a driver is here. No kernel is rewritten and nothing of
+Triton is patched but which driver is active.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.cache import get_cache_manager
+
+from mmabits.emulator.hooks.triton.patches import Patches
+from mmabits.emulator.machine.kernel import Kernel, aligned
+from mmabits.emulator.machine.program import base_of
+from mmabits.emulator.session import Session
+from mmabits.isa import EmulationError, Evidence, architecture
+from mmabits.isa.opcodes import opcode_table
+
+_KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
+"""Compiled kernels, by PTX, architecture, shared memory and contraction."""
+_FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
+_PROCESSORS: Final = 132
+_SHARED: Final = 232448
+
+
+class _Interface:
+    """Triton's idea of a device's module in PyTorch."""
+
+    @staticmethod
+    def synchronize(*_: Any) -> None:
+        """Launches are done when they return."""
+
+    @staticmethod
+    def current_device() -> int:
+        """There is one."""
+        return 0
+
+
+class _Utilities:
+    """What Triton asks for binaries and devices."""
+
+    @staticmethod
+    def load_binary(name: str, _kernel: bytes, _shared: int, _device: int) -> tuple[Any, Any, int, int, int]:
+        """Module, function, registers, spills, and the most threads of a CTA."""
+        return name, name, 0, 0, 1024
+
+    @staticmethod
+    def get_device_properties(_device: int) -> dict[str, int]:
+        """Of the GPU that is emulated, as far as kernels ask."""
+        return {"max_shared_mem": _SHARED, "multiprocessor_count": _PROCESSORS, "max_num_regs": 65536, "warpSize": 32}
+
+
+class MachineDriver:
+    """The GPU's place in Triton, for one session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        spec = architecture(session.arch)
+        self.capability = int("".join(each for each in spec.target.removeprefix("sm_") if each.isdigit()))
+        self.utils = _Utilities()
+        self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session, source, metadata)
+
+    def get_current_target(self) -> Any:
+        """What Triton compiles for."""
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """There is one."""
+        return 0
+
+    def set_current_device(self, _device: int) -> None:
+        """There is one."""
+
+    def get_current_stream(self, _device: int = 0) -> int:
+        """Everything is done in order."""
+        return 0
+
+    def get_active_torch_device(self) -> Any:
+        """Tensors are on the CPU."""
+        import torch
+
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> type[_Interface]:
+        """For host code that synchronises."""
+        return _Interface
+
+    def get_benchmarker(self) -> Callable[..., list[float]]:
+        """Nothing is measured: every configuration is as fast as the first, which an autotuner then takes."""
+        return lambda _call, quantiles=None, **_: [1.0] * (len(quantiles) if quantiles else 1)
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        """Of a launcher that is compiled; there is none."""
+        return name
+
+
+class Launcher:
+    """What Triton calls to launch one specialised kernel."""
+
+    def __init__(self, session: Session, source: Any, metadata: Any) -> None:
+        self.session, self.source, self.metadata = session, source, metadata
+        ctas = getattr(metadata, "num_ctas", 1)
+        if ctas != 1:
+            raise EmulationError(f"{metadata.name}: num_ctas={ctas} is not emulated")
+        text = _ptx(source, metadata)
+        contracts = bool(getattr(metadata, "enable_fp_fusion", True))
+        key = (hashlib.sha256(text.encode()).hexdigest(), session.arch, int(metadata.shared), contracts)
+        kernel = _KERNELS.get(key)
+        if kernel is None:
+            kernel = _KERNELS[key] = Kernel(text, arch=session.arch, shared=int(metadata.shared), contracts=contracts)
+        self.kernel = kernel
+
+    def __call__(
+        self, x: int, y: int, z: int, _stream: Any, _function: Any, _packed: Any, launch_metadata: Any, enter: Any, leave: Any, *arguments: Any
+    ) -> None:
+        """Launch."""
+        if enter is not None:
+            enter(launch_metadata)
+        values: list[Any] = []
+        ranges: list[tuple[int, int]] = []
+        for kind, value in _flattened(self.source.signature.values(), arguments):
+            values.append(self._argument(kind, value, ranges))
+        kept = []
+        for name in ("global_scratch", "profile_scratch"):
+            size = int(getattr(self.metadata, f"{name}_size", 0) or 0) * x * y * z
+            if len(values) < len(self.kernel.entry.parameters):
+                room = aligned(max(size, 1), int(getattr(self.metadata, f"{name}_align", 1) or 1) * 128) if size else None
+                kept.append(room)
+                values.append(room.ctypes.data if room is not None else 0)
+                if room is not None:
+                    ranges.append((room.ctypes.data, room.ctypes.data + room.size))
+        sizes = [variable.size for variable in self.kernel.entry.parameters]
+        packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
+        self._check()
+        executed = self.kernel.launch((x, y, z), packed, ranges)
+        self._report(executed)
+        if leave is not None:
+            leave(launch_metadata)
+
+    def _argument(self, kind: str, value: Any, ranges: list[tuple[int, int]]) -> Any:
+        if kind.startswith("tensordesc"):
+            raise EmulationError(f"{self.metadata.name}: tensor descriptors of the host are not emulated in compiled kernels")
+        if not kind.startswith("*"):
+            return (kind, value) if kind in (*_FLOATS, "bf16") else value
+        if value is None:
+            return 0
+        if hasattr(value, "data_ptr"):
+            if hasattr(value, "untyped_storage"):
+                if str(value.device) != "cpu":
+                    raise EmulationError(f"{self.metadata.name}: a tensor on {value.device}; emulated kernels run on CPU tensors")
+                storage = value.untyped_storage()
+                ranges.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
+            return int(value.data_ptr())
+        return int(value)
+
+    def _check(self) -> None:
+        """Refuse, before the launch, what is known less well than the session requires."""
+        for matrix in self.kernel.matrices:
+            self.session.check(matrix)
+        if self.session.require > Evidence.INFERRED:
+            for name in self.kernel.opcodes:
+                row = opcode_table().get(name)
+                if row is not None and row.evidence < self.session.require:
+                    self.session.refuse(self.metadata.name, name, f"it rests on {row.evidence} evidence, but {self.session.require} is required")
+
+    def _report(self, executed: dict[Any, int]) -> None:
+        import triton
+
+        note = f"as compiled by Triton {triton.__version__}"
+        for matrix, count in executed.items():
+            self.session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
+        for name in self.kernel.opcodes:
+            row = opcode_table().get(name)
+            if row is not None and row.evidence < Evidence.PUBLISHED and row.note:
+                self.session.skip(self.metadata.name, name, f"{row.evidence}: {row.note}")
+        if self.kernel.fused:
+            reason = f"inferred: {self.kernel.fused} products and sums of the text are fused by a rule for ptxas, not compared with its machine code"
+            self.session.skip(self.metadata.name, "fused multiply-adds", reason)
+        for kind in ("atom", "red"):
+            if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
+                self.session.skip(self.metadata.name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined")
+
+
+def _ptx(source: Any, metadata: Any) -> str:
+    """The PTX that Triton keeps beside the binary."""
+    name = source.name[:150]
+    group = get_cache_manager(metadata.hash).get_group(f"{name}.json") or {}
+    path = group.get(f"{name}.ptx")
+    if path is None:
+        raise EmulationError(f"{source.name}: Triton kept no PTX; is its cache switched off?")
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _flattened(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
+    """Arguments that are no constants, tuples taken apart."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _flattened(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def _packed_value(value: Any, size: int) -> Any:
+    """A float argument as the bytes of its type."""
+    if not isinstance(value, tuple):
+        return int(value)
+    kind, number = value
+    if kind == "bf16":
+        import ml_dtypes
+
+        return np.array(number, ml_dtypes.bfloat16).tobytes()
+    return struct.pack(_FLOATS[kind], number).ljust(size, b"\0")
+
+
+def install(session: Session) -> Patches:
+    """Make the machine Triton's device; `undo` of what is returned ends it."""
+    patches = Patches()
+    patches.set(driver, "_active", MachineDriver(session))
+    return patches
