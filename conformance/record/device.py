@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from mmabits.conformance.record.kernels import Kernel
-from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import Program
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import DeviceUnavailable
+from mmabits.isa.fragments import Words
 
 HARDWARE: Final = "hardware"
 EMULATOR: Final = "emulator"

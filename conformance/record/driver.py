@@ -13,9 +13,9 @@ import numpy as np
 
 from mmabits.conformance.record.device import HARDWARE, DeviceInfo, Images, arch_of
 from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, Kernel
-from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import EXTRA, Program, compile_source
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
+from mmabits.isa.fragments import Words
 
 _VERSION_FILE: Final = Path("/proc/driver/nvidia/version")
 _NEEDS: Final = f"recording needs an NVIDIA GPU and the extra gpu ({EXTRA}); --compile-only and --emulated need no GPU"

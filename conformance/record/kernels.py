@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
+from mmabits.isa import lower
+from mmabits.isa.errors import OperandError
+from mmabits.isa.formats import FormatSpec
 from mmabits.isa.fragments import (
     FIRST,
     LANES,
@@ -28,9 +31,6 @@ from mmabits.isa.fragments import (
     scale_columns,
     scale_layout,
 )
-from mmabits.isa import lower
-from mmabits.isa.errors import OperandError
-from mmabits.isa.formats import FormatSpec
 from mmabits.isa.instructions import Family, Instruction
 
 ENTRY: Final = "tile"

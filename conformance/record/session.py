@@ -17,7 +17,6 @@ from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
-from mmabits.isa.fragments import Words
 from mmabits.conformance.record.nvrtc import CompilerRefused, Program
 from mmabits.conformance.record.recording import (
     SUFFIX,
@@ -41,6 +40,7 @@ from mmabits.emulator import memory
 from mmabits.emulator.codecs import decode
 from mmabits.isa.architectures import architecture
 from mmabits.isa.errors import MmabitsError, NotEnoughMemory, OperandError, UnsupportedInstruction, VectorFileError
+from mmabits.isa.fragments import Words
 from mmabits.isa.instructions import INSTRUCTION_SPECS, Instruction, InstructionSpec, Query, ScaleMode, Tile, make_instruction
 from mmabits.isa.lowering import is_modelled
 

@@ -243,7 +243,11 @@ def _extract(code: Code, row: Opcode, operands: Operands) -> Value:
     last = code.intrinsic("llvm.umin", f"i{bits}", [last, code.constant(bits - 1, bits)])
     sign = code.both(_shifted(code, "lshr", a, last), code.constant(1, bits))
     is_negative = code.both(code.compare("ne", sign, code.constant(0, bits)), code.compare("ne", length, code.constant(0, bits)))
-    return code.select(is_negative, code.either(field, code.opposite(mask)), code.select(code.compare("eq", length, code.constant(0, bits)), code.constant(0, bits), field))
+    return code.select(
+        is_negative,
+        code.either(field, code.opposite(mask)),
+        code.select(code.compare("eq", length, code.constant(0, bits)), code.constant(0, bits), field),
+    )
 
 
 def _insert(code: Code, row: Opcode, operands: Operands) -> Value:
@@ -462,7 +466,10 @@ def _in_half(code: Code, row: Opcode, form: str, operands: Operands) -> Value:
     if "ftz" in row.parts:
         found = flushed(code, found, spec)
     if "relu" in row.parts:
-        negative = code.both(code.has_bits(found, 0x8000), code.opposite(code.compare("ugt", code.masked(found, 0x7FFF), code.constant(spec.exponent_mask, 16))))
+        negative = code.both(
+            code.has_bits(found, 0x8000),
+            code.opposite(code.compare("ugt", code.masked(found, 0x7FFF), code.constant(spec.exponent_mask, 16))),
+        )
         found = code.select(negative, code.constant(0, 16), found)
     if "sat" in row.parts:
         found = _clamped_code(code, found, form)
@@ -488,7 +495,7 @@ def _clamped_code(code: Code, bits: Value, form: str) -> Value:
 def _float_division(code: Code, row: Opcode, operands: Operands) -> Value | None:
     """div, rcp and sqrt as IEEE 754 has them."""
     form, mode = _kind(row), _mode(row)
-    if mode == "rn" and "rn" not in row.parts or (form == "f64" and mode != "rn"):
+    if (mode == "rn" and "rn" not in row.parts) or (form == "f64" and mode != "rn"):
         return None
     spec, ftz = FORMATS[form], "ftz" in row.parts
     if ftz:
@@ -838,7 +845,11 @@ def _scale(code: Code, bits: Value, mode: str, finite: bool) -> Value:
     if mode == "rp":
         more = code.either(
             code.both(code.has_bits(magnitude, 0x7F_FFFF), code.compare("ne", field, code.constant(0, 32))),
-            code.compare("ugt", code.select(code.compare("eq", field, code.constant(0, 32)), magnitude, code.constant(0, 32)), code.constant(0x40_0000, 32)),
+            code.compare(
+                "ugt",
+                code.select(code.compare("eq", field, code.constant(0, 32)), magnitude, code.constant(0, 32)),
+                code.constant(0x40_0000, 32),
+            ),
         )
         field = code.binary("add", field, code.convert("zext", more, "i32"))
     top = 0xFE if finite or mode == "rz" else 0xFF

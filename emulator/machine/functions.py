@@ -26,7 +26,11 @@ def _looked_up(code: Code, name: str, index: Value) -> list[Value]:
         function = f"@llvm.masked.gather.v{LANES}i64.v{LANES}p0"
         code.declared.add(f"declare <{LANES} x i64> {function}(<{LANES} x ptr>, i32, <{LANES} x i1>, <{LANES} x i64>)")
         every = code.constant(1, 1)
-        found.append(code.value("i64", f"call <{LANES} x i64> {function}(<{LANES} x ptr> {places}, i32 8, {every.typed}, <{LANES} x i64> zeroinitializer)"))
+        found.append(
+            code.value(
+                "i64", f"call <{LANES} x i64> {function}(<{LANES} x ptr> {places}, i32 8, {every.typed}, <{LANES} x i64> zeroinitializer)"
+            )
+        )
     return found
 
 

@@ -54,7 +54,7 @@ def contracted(entry: Entry) -> tuple[Entry, int]:
         made = entry.instructions[place]
         if not _is_fusible(made, ("mul",)) or _rest(made.opcode) != rest:
             return None
-        if any(isinstance(each, Register) and each not in once for each in made.operands[1:]):
+        if any(isinstance(each, Register) and len(defined[each]) > 1 for each in made.operands[1:]):
             return None
         sums = [entry.instructions[use] for use in used[operand]]
         if all(_is_fusible(each, _SUMS) and _rest(each.opcode) == rest for each in sums):

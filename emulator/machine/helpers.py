@@ -11,9 +11,35 @@ import numpy as np
 
 from mmabits.emulator.jit import address_of, array_at, call_at, jit
 from mmabits.emulator.machine.context import (
-    ASYNC, AT_BARRIER, ATOMIC, BAD_BARRIER, BLOCKED, CONSTANT_TAG, DEADLOCK, DIVERGED, DONE, ENDED, ERROR, FAILED, FINE, LOCAL_TAG, MATRIX,
-    MET, MISALIGNED, MOVE, NO_SPACE, OUTSIDE, PARTED, PRODUCT, QUEUE_FULL, READY, RUN, SHARED_TAG, SHUFFLE, STOPPED, TAG_SHIFT, WAITING,
-    Context, Launch,
+    ASYNC,
+    AT_BARRIER,
+    ATOMIC,
+    BAD_BARRIER,
+    BLOCKED,
+    CONSTANT_TAG,
+    DEADLOCK,
+    DIVERGED,
+    DONE,
+    ENDED,
+    ERROR,
+    FAILED,
+    FINE,
+    LOCAL_TAG,
+    MATRIX,
+    MET,
+    MISALIGNED,
+    MOVE,
+    OUTSIDE,
+    PARTED,
+    PRODUCT,
+    READY,
+    RUN,
+    SHARED_TAG,
+    SHUFFLE,
+    STOPPED,
+    TAG_SHIFT,
+    Context,
+    Launch,
 )  # fmt: skip
 
 # Places of words.
@@ -319,7 +345,9 @@ def _shuffle(words: Any) -> None:
 
 
 @jit
-def _unpacked(starts: Any, fragment: int, codes: int, row0: int, column0: int, rows: int, columns: int, stride: int, bits: int, held: int) -> None:
+def _unpacked(
+    starts: Any, fragment: int, codes: int, row0: int, column0: int, rows: int, columns: int, stride: int, bits: int, held: int
+) -> None:
     """Elements of a fragment's words, into a matrix of codes of 8, 16 or 32 bits (`held`), row by row."""
     words = array_at(fragment, 1 << 20, np.uint32)
     mask = np.uint32((1 << bits) - 1)
@@ -371,10 +399,14 @@ def _product(words: Any) -> None:
         sa_starts, sb_starts = array_at(shape[15], m * blocks, np.int32), array_at(shape[16], blocks * n, np.int32)
         for row in range(rows):
             for step in range(steps):
-                _unpacked(sa_starts, words[7] + 128 * (row * steps + step), words[13], row * m, step * blocks, m, blocks, blocks * steps, 8, 8)
+                _unpacked(
+                    sa_starts, words[7] + 128 * (row * steps + step), words[13], row * m, step * blocks, m, blocks, blocks * steps, 8, 8
+                )
         for column in range(columns):
             for step in range(steps):
-                _unpacked(sb_starts, words[8] + 128 * (column * steps + step), words[14], step * blocks, column * n, blocks, n, whole_n, 8, 8)
+                _unpacked(
+                    sb_starts, words[8] + 128 * (column * steps + step), words[14], step * blocks, column * n, blocks, n, whole_n, 8, 8
+                )
     for row in range(rows):
         for column in range(columns):
             fragment = words[6] + 4 * d_words * (row * columns + column)

@@ -129,7 +129,13 @@ class Kernel:
     """
 
     def __init__(
-        self, module: Module | str, name: str | None = None, *, arch: str, shared: int = 0, threads: tuple[int, int, int] | None = None,
+        self,
+        module: Module | str,
+        name: str | None = None,
+        *,
+        arch: str,
+        shared: int = 0,
+        threads: tuple[int, int, int] | None = None,
         contracts: bool = True,
     ) -> None:
         module = read_ptx(module) if isinstance(module, str) else module

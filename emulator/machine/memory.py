@@ -183,7 +183,7 @@ def _asynchronous(code: WarpCode, instruction: Instruction) -> None:
     elif opcode.startswith(("cp.async.ca.", "cp.async.cg.")):
         target, source, size, *more = instruction.operands
         count = getattr(size, "number", 0)
-        has_size = bool(more) and not opcode.endswith(".L2::cache_hint") or len(more) == 2
+        has_size = (bool(more) and not opcode.endswith(".L2::cache_hint")) or len(more) == 2
         taken = code.operand(more[0], 32) if has_size else code.constant(count, 32)
         code.put_down(generic(code, target, "shared"), _ADDRESSES)
         code.put_down(generic(code, source, "global"), _ADDRESSES + 256)

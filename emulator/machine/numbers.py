@@ -94,9 +94,7 @@ def encoded(code: Code, bits: Value, spec: FormatSpec, mode: str, *, saturating:
     is_small = code.compare("eq", field, code.constant(0, 32))
     one = code.constant(1, 32)
     exponent = code.select(is_small, one, field)
-    significand = code.either(
-        code.masked(magnitude, 0x7F_FFFF), code.select(is_small, code.constant(0, 32), code.constant(0x80_0000, 32))
-    )
+    significand = code.either(code.masked(magnitude, 0x7F_FFFF), code.select(is_small, code.constant(0, 32), code.constant(0x80_0000, 32)))
     lowest = spec.min_exponent + 127
     floor = code.intrinsic("llvm.smax", "i32", [exponent, code.constant(lowest, 32)])
     shift = code.binary("add", code.binary("sub", floor, exponent), code.constant(23 - fraction, 32))

@@ -123,7 +123,9 @@ def _label(entry: Entry, instruction: Instruction, operand: Operand) -> int:
     return found
 
 
-def _lives(instructions: list[Instruction], segments: list[Segment]) -> tuple[tuple[frozenset[Register], ...], tuple[frozenset[Register], ...]]:
+def _lives(
+    instructions: list[Instruction], segments: list[Segment]
+) -> tuple[tuple[frozenset[Register], ...], tuple[frozenset[Register], ...]]:
     uses, defines = [], []
     for segment in segments:
         used: set[Register] = set()

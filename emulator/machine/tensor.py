@@ -68,7 +68,10 @@ def tables_of(kind: Kind) -> Tables:
         blocks = of_scales[0].shape[1]
         kept += [np.ascontiguousarray(layout.starts[0]).astype(np.int32) for layout in of_scales]
         scales = [each.ctypes.data for each in kept[3:]]
-    held = [17 if form.is_integer and form.sign_bits else 16 if form.is_integer else form.container_bits for form in (matrix.a_type, matrix.b_type)]
+    held = [
+        17 if form.is_integer and form.sign_bits else 16 if form.is_integer else form.container_bits
+        for form in (matrix.a_type, matrix.b_type)
+    ]
     shape = np.array(
         [m, n, k, *(layout.words for layout in layouts), matrix.a_type.code_bits, matrix.b_type.code_bits, *held, matrix.d_type.container_bits,
          blocks, *(each.ctypes.data for each in kept[:3]), *scales, 0], np.int64,
@@ -116,7 +119,9 @@ class Products:
         given = tuple(each for each in c if isinstance(each, Register))
         # Reading operands may carry out what was put off: what goes on along K is looked for afterwards.
         left = tuple(code.operand(each, register_bits(matrix.a_type)) for each in a) + tuple(code.operand(each, 32) for each in operands[4])
-        right = tuple(code.operand(each, register_bits(matrix.b_type)) for each in b) + tuple(code.operand(each, 32) for each in operands[5])
+        right = tuple(code.operand(each, register_bits(matrix.b_type)) for each in b) + tuple(
+            code.operand(each, 32) for each in operands[5]
+        )
         chain = self.chain_of(matrix, selectors, given)
         if chain is not None:
             self.waiting.difference_update(chain.d)

@@ -15,7 +15,18 @@ from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
 from mmabits.emulator.machine.program import Program, base_of
 from mmabits.emulator.machine.ptx import (
-    Address, Immediate, Instruction, Negative, Operand, Pair, PtxError, Register, Sink, Special, Symbol, Vector,
+    Address,
+    Immediate,
+    Instruction,
+    Negative,
+    Operand,
+    Pair,
+    PtxError,
+    Register,
+    Sink,
+    Special,
+    Symbol,
+    Vector,
 )  # fmt: skip
 from mmabits.emulator.machine.vectors import LANES, Code, Value
 from mmabits.isa.opcodes import Opcode, opcode_table, width
@@ -491,10 +502,11 @@ class WarpCode(Code):
             self.line(f"ret i32 {words.ENDED}")
             return
         word = self.as_word(guard)
+        targets = self.select(guard, self.constant(-1, 32), self.constant(place + 1, 32))
         self.line(f"switch i32 {word}, label %parted{place} [ i32 -1, label %ended{place} i32 0, label %segment{place + 1} ]")
         self.label(f"ended{place}")
         self.line(f"ret i32 {words.ENDED}")
-        self.part(place, self.select(guard, self.constant(-1, 32), self.constant(place + 1, 32)))
+        self.part(place, targets)
 
     def barrier(self, instruction: Instruction, place: int) -> None:
         """bar.sync and barrier.sync: the warp returns, and goes on when as many threads have come as it says."""

@@ -116,7 +116,11 @@ def encode(number: Number, form: str, mode: str = "rn", *, ftz: bool = False, st
     highest = significand.bit_length() - 1 + exponent if significand else -(10**9)
     unit = max(highest, spec.min_exponent) - spec.fraction_bits
     shifted = round_integer(number.sign, significand, exponent - unit, mode, sticky=sticky)
-    code = shifted if unit == spec.min_exponent - spec.fraction_bits else shifted + ((unit + spec.fraction_bits + spec.bias - 1) << spec.fraction_bits)
+    code = (
+        shifted
+        if unit == spec.min_exponent - spec.fraction_bits
+        else shifted + ((unit + spec.fraction_bits + spec.bias - 1) << spec.fraction_bits)
+    )
     if code > largest:
         toward_zero = mode == "rz" or (mode == "rm" and not number.sign) or (mode == "rp" and number.sign)
         infinite = (top << spec.fraction_bits) if spec.non_finite is NonFinite.IEEE else spec.magnitude_mask

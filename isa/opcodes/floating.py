@@ -85,7 +85,11 @@ def _arithmetic() -> Iterator[Opcode]:
                     flags = (mode or "rn", bool(ftz), bool(sat))
                     note = _FTZ_AFTER if ftz else ""
                     evidence = Evidence.INFERRED if ftz else Evidence.PUBLISHED
-                    for name, reference in (("add", _sum(form, *flags, 0)), ("sub", _sum(form, *flags, 1)), ("mul", _product(form, *flags))):
+                    for name, reference in (
+                        ("add", _sum(form, *flags, 0)),
+                        ("sub", _sum(form, *flags, 1)),
+                        ("mul", _product(form, *flags)),
+                    ):
                         yield Opcode(
                             name=_words(name, mode, ftz, sat, form), section=_section(form, name), sources=(form, form), results=(form,),
                             reference=reference, fusible=not mode, evidence=evidence, note=note,
@@ -176,7 +180,9 @@ def _division() -> Iterator[Opcode]:
                 one = encode(Number(0, 1, 0), form)
                 evidence = Evidence.INFERRED if ftz else Evidence.PUBLISHED
                 shared: dict[str, Any] = {"results": (form,), "evidence": evidence, "note": _FTZ_AFTER if ftz else ""}
-                yield Opcode(name=_words("div", mode, ftz, form), section=_SCALAR + "div", sources=(form, form), reference=quotient, **shared)
+                yield Opcode(
+                    name=_words("div", mode, ftz, form), section=_SCALAR + "div", sources=(form, form), reference=quotient, **shared
+                )
                 yield Opcode(name=_words("sqrt", mode, ftz, form), section=_SCALAR + "sqrt", sources=(form,), reference=root, **shared)
                 yield Opcode(
                     name=_words("rcp", mode, ftz, form), section=_SCALAR + "rcp", sources=(form,),
@@ -241,7 +247,9 @@ def _signs() -> Iterator[Opcode]:
 
             for name, act in (("abs", absolute), ("neg", negative)):
                 note = "a NaN keeps its payload; the manual leaves it open"
-                yield Opcode(name=_words(name, ftz, form), section=_section(form, name), sources=(form,), results=(form,), reference=act, note=note)
+                yield Opcode(
+                    name=_words(name, ftz, form), section=_section(form, name), sources=(form,), results=(form,), reference=act, note=note
+                )
                 if packed:
                     yield Opcode(
                         name=_words(name, ftz, packed), section=_section(form, name), sources=(packed,), results=(packed,),
@@ -333,7 +341,9 @@ def _comparing() -> Iterator[Opcode]:
                     truth = test(a, b)
                     return truth, 1 - truth
 
-                yield Opcode(name=_words("setp", name, ftz, kind), section=where, sources=(kind, kind), results=("pred", "pred"), reference=plain)
+                yield Opcode(
+                    name=_words("setp", name, ftz, kind), section=where, sources=(kind, kind), results=("pred", "pred"), reference=plain
+                )
                 for word, combine in _BOOLS.items():
 
                     def joined(a: int, b: int, c: int, test: Any = test, combine: Any = combine) -> tuple[int, int]:

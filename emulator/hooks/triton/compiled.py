@@ -119,7 +119,17 @@ class Launcher:
         self.kernel = kernel
 
     def __call__(
-        self, x: int, y: int, z: int, _stream: Any, _function: Any, _packed: Any, launch_metadata: Any, enter: Any, leave: Any, *arguments: Any
+        self,
+        x: int,
+        y: int,
+        z: int,
+        _stream: Any,
+        _function: Any,
+        _packed: Any,
+        launch_metadata: Any,
+        enter: Any,
+        leave: Any,
+        *arguments: Any,
     ) -> None:
         """Launch."""
         if enter is not None:
@@ -169,7 +179,9 @@ class Launcher:
             for name in self.kernel.opcodes:
                 row = opcode_table().get(name)
                 if row is not None and row.evidence < self.session.require:
-                    self.session.refuse(self.metadata.name, name, f"it rests on {row.evidence} evidence, but {self.session.require} is required")
+                    self.session.refuse(
+                        self.metadata.name, name, f"it rests on {row.evidence} evidence, but {self.session.require} is required"
+                    )
 
     def _report(self, executed: dict[Any, int]) -> None:
         import triton
@@ -186,7 +198,9 @@ class Launcher:
             self.session.skip(self.metadata.name, "fused multiply-adds", reason)
         for kind in ("atom", "red"):
             if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
-                self.session.skip(self.metadata.name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined")
+                self.session.skip(
+                    self.metadata.name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined"
+                )
 
 
 def _ptx(source: Any, metadata: Any) -> str:

@@ -1,0 +1,334 @@
+"""Kernels written by hand: control flow, barriers, shared memory, exchange, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mmabits.emulator.machine.kernel import Kernel, KernelError
+from mmabits.emulator.machine.ptx import PtxError, read_ptx
+from mmabits.emulator.machine.warp import UnknownOpcode
+from mmabits.isa import OperandError
+
+HEAD = ".version 8.8\n.target sm_80\n.address_size 64\n"
+REGISTERS = "\t.reg .pred %p<20>;\n\t.reg .b16 %rs<20>;\n\t.reg .b32 %r<60>;\n\t.reg .b64 %rd<20>;\n"
+
+
+def kernel(body: str, *, threads: int = 32, parameters: int = 1, before: str = "", **options: Any) -> Kernel:
+    """A kernel of pointers, the first of which is in %rd1, the second in %rd2, ..."""
+    names = [f".param .u64 k_param_{place}" for place in range(parameters)]
+    loads = "".join(f"\tld.param.b64 %rd{place + 1}, [k_param_{place}];\n" for place in range(parameters))
+    text = f"{HEAD}{before}.visible .entry k(\n{', '.join(names)}\n)\n.reqntid {threads}\n{{\n{REGISTERS}{loads}{body}\n}}\n"
+    return Kernel(text, arch="sm_80", **options)
+
+
+def run(made: Kernel, *arrays: npt.NDArray[Any], grid: tuple[int, ...] = (1,)) -> None:
+    ranges = [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+    made.launch(grid, [each.ctypes.data for each in arrays], ranges)
+
+
+PLACE = """
+	mov.u32 %r1, %tid.x;
+	mov.u32 %r2, %ctaid.x;
+	mov.u32 %r3, %ntid.x;
+	mad.lo.s32 %r4, %r2, %r3, %r1;
+	mul.wide.u32 %rd10, %r4, 4;
+	add.s64 %rd11, %rd1, %rd10;
+"""
+"""%r4: the linear thread, %rd11: its word of the first array."""
+
+
+def test_a_loop_of_another_length_in_every_lane() -> None:
+    made = kernel(PLACE + """
+	ld.global.b32 %r5, [%rd11];
+	mov.b32 %r6, 0;
+$L_loop:
+	setp.eq.s32 %p1, %r5, 1;
+	@%p1 bra $L_done;
+	add.s32 %r6, %r6, 1;
+	and.b32 %r7, %r5, 1;
+	setp.eq.s32 %p2, %r7, 0;
+	@%p2 bra $L_even;
+	mad.lo.s32 %r5, %r5, 3, 1;
+	bra.uni $L_loop;
+$L_even:
+	shr.u32 %r5, %r5, 1;
+	bra.uni $L_loop;
+$L_done:
+	st.global.b32 [%rd11], %r6;
+	ret;""", threads=64)  # fmt: skip
+    numbers = np.arange(1, 193, dtype=np.int32)
+
+    def steps(n: int) -> int:
+        count = 0
+        while n != 1:
+            n, count = (n // 2 if n % 2 == 0 else 3 * n + 1), count + 1
+        return count
+
+    wanted = [steps(n) for n in numbers.tolist()]
+    run(made, numbers, grid=(3,))
+    assert numbers.tolist() == wanted
+
+
+def test_lanes_that_end_early_and_a_warp_that_is_not_full() -> None:
+    made = kernel(PLACE + """
+	setp.gt.s32 %p1, %r1, 40;
+	@%p1 ret;
+	ld.global.b32 %r5, [%rd11];
+	neg.s32 %r5, %r5;
+	st.global.b32 [%rd11], %r5;
+	ret;""", threads=48)  # fmt: skip
+    numbers = np.arange(96, dtype=np.int32)
+    run(made, numbers, grid=(2,))
+    assert numbers.tolist() == [-n if n % 48 <= 40 else n for n in range(96)]
+
+
+SHARED = ".extern .shared .align 16 .b8 room[];\n"
+REVERSED = (
+    PLACE
+    + """
+	ld.global.b32 %r5, [%rd11];
+	mov.b32 %r8, room;
+	shl.b32 %r9, %r1, 2;
+	add.s32 %r10, %r8, %r9;
+	st.shared.b32 [%r10], %r5;
+	bar.sync 0;
+	sub.s32 %r11, %r3, %r1;
+	add.s32 %r11, %r11, -1;
+	shl.b32 %r11, %r11, 2;
+	add.s32 %r12, %r8, %r11;
+	ld.shared.b32 %r13, [%r12];
+	st.global.b32 [%rd11], %r13;
+	ret;"""
+)
+
+
+def test_warps_exchange_through_shared_memory() -> None:
+    made = kernel(REVERSED, threads=128, before=SHARED, shared=512)
+    numbers = np.arange(256, dtype=np.int32)
+    run(made, numbers, grid=(2,))
+    assert numbers.reshape(2, 128)[:, ::-1].reshape(-1).tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_do_not_depend_on_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.emulator.engine.threads_wanted", lambda: threads)
+    made = kernel(REVERSED, threads=64, before=SHARED, shared=256)
+    numbers = np.arange(64 * 33, dtype=np.int32)
+    run(made, numbers, grid=(33,))
+    assert numbers.reshape(33, 64)[:, ::-1].reshape(-1).tolist() == list(range(64 * 33))
+
+
+def test_three_dimensions() -> None:
+    body = """
+	mov.u32 %r1, %tid.x; mov.u32 %r2, %tid.y; mov.u32 %r3, %tid.z;
+	mov.u32 %r4, %ctaid.x; mov.u32 %r5, %ctaid.y; mov.u32 %r6, %ctaid.z;
+	mad.lo.s32 %r7, %r3, 4, %r2;
+	mad.lo.s32 %r8, %r7, 8, %r1;
+	mad.lo.s32 %r9, %r6, 3, %r5;
+	mad.lo.s32 %r10, %r9, 2, %r4;
+	mad.lo.s32 %r11, %r10, 64, %r8;
+	mul.wide.u32 %rd10, %r11, 4;
+	add.s64 %rd11, %rd1, %rd10;
+	st.global.b32 [%rd11], %r11;
+	ret;"""
+    text = f"{HEAD}.visible .entry k(.param .u64 k_param_0) .reqntid 8, 4, 2 {{\n{REGISTERS} ld.param.b64 %rd1, [k_param_0];{body}\n}}"
+    found = np.zeros(64 * 24, np.int32)
+    run(Kernel(text, arch="sm_80"), found, grid=(2, 3, 4))
+    assert found.tolist() == list(range(64 * 24))
+
+
+def test_exchange_between_lanes() -> None:
+    made = kernel(PLACE + """
+	shfl.sync.bfly.b32 %r5|%p1, %r1, 5, 31, -1;
+	shfl.sync.up.b32 %r6|%p2, %r1, 3, 0, -1;
+	shfl.sync.idx.b32 %r7, %r1, 9, 31, -1;
+	shfl.sync.down.b32 %r8|%p3, %r1, 2, 0x181f, -1;
+	setp.lt.u32 %p4, %r1, 7;
+	vote.sync.ballot.b32 %r9, %p4, -1;
+	selp.b32 %r10, 1, 0, %p2;
+	selp.b32 %r11, 1, 0, %p3;
+	redux.sync.max.s32 %r12, %r1, -1;
+	mov.b64 %rd5, {%r5, %r6};
+	mov.b64 {%r14, %r15}, %rd5;
+	mad.lo.s32 %r16, %r1, 28, 0;
+	cvt.u64.u32 %rd6, %r16;
+	add.s64 %rd7, %rd1, %rd6;
+	st.global.b32 [%rd7], %r14; st.global.b32 [%rd7+4], %r15; st.global.b32 [%rd7+8], %r7; st.global.b32 [%rd7+12], %r8;
+	st.global.b32 [%rd7+16], %r9; st.global.b32 [%rd7+20], %r12; st.global.b32 [%rd7+24], %r10;
+	ret;""")  # fmt: skip
+    found = np.zeros((32, 7), np.int32)
+    run(made, found)
+    for lane in range(32):
+        down = lane + 2 if lane % 8 + 2 <= 7 else lane
+        wanted = [lane ^ 5, lane - 3 if lane >= 3 else lane, 9, down, 0x7F, 31, int(lane >= 3)]
+        assert found[lane].tolist() == wanted
+
+
+def test_words_of_several_sizes_and_vectors() -> None:
+    made = kernel(PLACE + """
+	shl.b32 %r5, %r1, 4;
+	cvt.u64.u32 %rd5, %r5;
+	add.s64 %rd6, %rd1, %rd5;
+	ld.global.v4.b32 {%r6, %r7, %r8, %r9}, [%rd6];
+	st.global.v4.b32 [%rd6], {%r9, %r8, %r7, %r6};
+	ld.global.s8 %r10, [%rd6];
+	ld.global.u16 %r11, [%rd6+2];
+	ld.global.v2.b8 {%rs1, %rs2}, [%rd6+4];
+	st.global.b32 [%rd6+8], %r10;
+	st.global.b16 [%rd6+12], %rs2;
+	ret;""")  # fmt: skip
+    cells = np.arange(32 * 16, dtype=np.uint32).astype(np.uint8).reshape(32, 16)
+    cells[:, 12] = 0xF0  # the first byte after the swap
+    before = cells.copy()
+    run(made, cells)
+    swapped = before.reshape(32, 4, 4)[:, ::-1].reshape(32, 16).copy()
+    swapped[:, 8:12] = swapped[:, :1].view(np.int8).astype(np.int32).view(np.uint8)
+    swapped[:, 12] = swapped[:, 5]
+    swapped[:, 13] = 0
+    assert np.array_equal(cells, swapped)
+
+
+def test_atomic_operations_in_order() -> None:
+    made = kernel(PLACE + """
+	atom.global.add.u32 %r5, [%rd2], 1;
+	st.global.b32 [%rd11], %r5;
+	cvt.rn.f32.u32 %r6, %r4;
+	red.global.add.f32 [%rd2+4], %r6;
+	atom.global.max.s32 %r7, [%rd2+8], %r4;
+	ret;""", parameters=2, threads=64)  # fmt: skip
+    found, cells = np.zeros(128, np.int32), np.zeros(3, np.int32)
+    run(made, found, cells, grid=(2,))
+    assert found.tolist() == list(range(128))
+    assert cells[0] == 128 and cells[2] == 127
+    assert cells[1:2].view(np.float32)[0] == sum(range(128))
+
+
+def test_copies_are_put_off_until_their_wait() -> None:
+    """A copy takes what lies at its source when it is waited for; what was written in between is seen, as late as it may be."""
+    made = kernel(PLACE + """
+	mov.b32 %r8, room;
+	shl.b32 %r9, %r1, 2;
+	add.s32 %r10, %r8, %r9;
+	mov.b32 %r20, 7;
+	st.shared.b32 [%r10], %r20;
+	cp.async.ca.shared.global [%r10], [%rd11], 4;
+	cp.async.commit_group;
+	ld.shared.b32 %r11, [%r10];
+	cp.async.wait_group 0;
+	ld.shared.b32 %r12, [%r10];
+	mad.lo.s32 %r13, %r11, 1000, %r12;
+	st.global.b32 [%rd11], %r13;
+	ret;""", before=SHARED, shared=128)  # fmt: skip
+    numbers = np.arange(32, dtype=np.int32)
+    run(made, numbers)
+    assert numbers.tolist() == [7000 + n for n in range(32)]
+
+
+# --------------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_an_access_outside_is_an_error_that_says_where() -> None:
+    made = kernel(PLACE + "\tst.global.b32 [%rd11], %r4;\n\tret;", threads=32)
+    guarded = np.zeros(64, np.int32)
+    inside = guarded[:40]
+    with pytest.raises(
+        KernelError, match=r"k: an access at 0x[0-9a-f]+, outside .* program \(1, 0, 0\), warp 0, lane 8, at `st.global.b32"
+    ):
+        run(made, inside, grid=(2,))
+    assert guarded[:40].tolist() == list(range(40)) and not guarded[40:].any()
+    run(made, guarded, grid=(2,))  # the process goes on
+    assert guarded.tolist() == list(range(64))
+
+
+def test_shared_memory_has_an_end() -> None:
+    with pytest.raises(KernelError, match="outside"):
+        run(kernel(REVERSED, threads=128, before=SHARED, shared=256), np.zeros(128, np.int32))
+
+
+def test_a_misaligned_access_is_an_error() -> None:
+    made = kernel(PLACE + "\tld.global.b32 %r5, [%rd1+2];\n\tret;")
+    with pytest.raises(KernelError, match="a misaligned access"):
+        run(made, np.zeros(4, np.int32))
+
+
+def test_a_deadlock_is_an_error() -> None:
+    made = kernel(PLACE + """
+	setp.lt.s32 %p1, %r1, 32;
+	@%p1 bra $L_first;
+	bar.sync 1, 128;
+	ret;
+$L_first:
+	bar.sync 2, 128;
+	ret;""", threads=64)  # fmt: skip
+    with pytest.raises(KernelError, match=r"a deadlock in program 0: warp 0 at barrier 2.*warp 1 at barrier 1"):
+        run(made, np.zeros(4, np.int32))
+
+
+def test_lanes_of_a_warp_at_different_places_of_a_barrier() -> None:
+    made = kernel(PLACE + """
+	setp.lt.s32 %p1, %r1, 16;
+	@%p1 bra $L_there;
+	bar.sync 0;
+$L_there:
+	ret;""")  # fmt: skip
+    with pytest.raises(KernelError, match="a barrier that lanes or warps come to in ways that do not fit"):
+        run(made, np.zeros(4, np.int32))
+
+
+def test_a_trap_is_an_error() -> None:
+    with pytest.raises(KernelError, match="a trap"):
+        run(kernel(PLACE + "\ttrap;"), np.zeros(4, np.int32))
+
+
+def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
+    with pytest.raises(
+        UnknownOpcode, match=r"k: the opcode tanh.approx.f32 is not emulated, in `tanh.approx.f32 %r2, %r1` \(line 15 of the PTX"
+    ):
+        kernel("\tmov.b32 %r1, 0;\n\ttanh.approx.f32 %r2, %r1;\n\tret;")
+
+
+def test_an_opcode_with_a_row_and_without_code_is_refused() -> None:
+    with pytest.raises(UnknownOpcode, match="add.rz.f64"):
+        kernel("\tadd.rz.f64 %rd2, %rd1, %rd1;\n\tret;")
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("add.s32 %r1, %q1, 2;", "q1"), ("bra $L_nowhere;", "no place to branch to"), ("add.s32 %r1, [%r2*4], 1;", "address"),
+])  # fmt: skip
+def test_text_that_is_no_ptx(text: str, why: str) -> None:
+    with pytest.raises(PtxError, match=why):
+        kernel("\t" + text + "\n\tret;")
+
+
+def test_parameters_are_counted() -> None:
+    with pytest.raises(OperandError, match="k takes 1 parameters, got 2"):
+        kernel("\tret;").launch((1,), [0, 0], [])
+
+
+# --------------------------------------------------------------------------------------------------------------------- parsing
+
+
+def test_scoped_registers_of_inline_assembly() -> None:
+    module = read_ptx(HEAD + """
+.visible .entry k() .reqntid 32 {
+	.reg .b32 %r<4>;
+	mov.b32 %r1, 1;
+	{ .reg .pred p; .reg .b32 t;
+	setp.eq.s32 p, %r1, 1; // a comment; with a semicolon
+	@!p bra done;
+	mov.b32 t, 0f3F800000;
+	}
+done:
+	{ .reg .pred p; setp.ne.s32 p, %r1, 1; }
+	ret;
+}""")  # fmt: skip
+    entry = module.entries["k"]
+    names = {operand.name for each in entry.instructions for operand in each.operands if hasattr(operand, "bits")}
+    assert len([name for name in names if name.startswith("p@")]) == 2
+    assert entry.labels == {"done": 4}
+    assert entry.instructions[3].operands[1].number == 0x3F800000  # type: ignore[union-attr]
+    assert entry.instructions[2].guard is not None and entry.instructions[2].guard.negated
