@@ -269,12 +269,10 @@ def _extend(code: Code, row: Opcode, operands: Operands) -> Value:
     a, size = operands
     size = code.masked(size, 31) if "wrap" in row.parts else code.intrinsic("llvm.umin", "i32", [size, code.constant(32, 32)])
     gap = code.binary("sub", code.constant(32, 32), size)
-    return _shifted(code, "ashr" if _is_signed(_kind(row)) else "lshr", _shifted(code, "shl", a, gap), gap) if not _is_signed(_kind(row)) else (
-        code.select(
-            code.compare("eq", size, code.constant(0, 32)), code.constant(0, 32),
-            _shifted(code, "ashr", _shifted(code, "shl", a, gap), gap),
-        )
-    )  # fmt: skip
+    signed = _is_signed(_kind(row))
+    found = _shifted(code, "ashr" if signed else "lshr", _shifted(code, "shl", a, gap), gap)
+    nothing = code.constant(0, 32)
+    return code.select(code.compare("eq", size, nothing), nothing, found)
 
 
 def _logic(code: Code, row: Opcode, operands: Operands) -> Value:
@@ -648,8 +646,8 @@ def _convert(code: Code, row: Opcode, operands: Operands) -> Value | None:
     if "ue8m0x2" in (to, of):
         return _scales(code, row, operands)
     if to in ("f16x2", "bf16x2"):
-        high, low = (_between(code, row, to[:-2], "f32", each) for each in operands)
-        return _joined(code, low, high)
+        pair = [_between(code, row, to[:-2], "f32", each) for each in operands]
+        return _joined(code, pair[1], pair[0])
     (a,) = operands
     to_integer, of_integer = (_is_integer(kind) for kind in (to, of))
     if to_integer and of_integer:
@@ -742,7 +740,7 @@ def _whole(code: Code, row: Opcode, form: str, a: Value) -> Value:
     return _clamped_code(code, bits, form) if "sat" in row.parts else bits
 
 
-def _between(code: Code, row: Opcode, to: str, of: str, a: Value) -> Value | None:
+def _between(code: Code, row: Opcode, to: str, of: str, a: Value) -> Value:
     """From one floating-point format to another."""
     words, spec = row.parts, FORMATS[to]
     if row.name == "cvt.bf16.bf16":
@@ -820,7 +818,7 @@ def _from_small(code: Code, row: Opcode, a: Value) -> Value:
 
 
 def _scales(code: Code, row: Opcode, operands: Operands) -> Value:
-    to, of = row.parts[-2:]
+    of = row.parts[-1]
     if of == "ue8m0x2":
         halves = []
         for place in range(2):
@@ -860,7 +858,8 @@ def _scale(code: Code, bits: Value, mode: str, finite: bool) -> Value:
 _EMITTERS: Final[dict[str, Emitter]] = {
     "add": _sum, "sub": _sum, "addc": _sum, "subc": _sum, "mul": _product, "mad": _mad, "madc": _mad, "fma": _float_arithmetic,
     "mul24": _mul24, "sad": _sad, "dp4a": _dot, "dp2a": _dot, "div": _quotient, "rem": _quotient, "rcp": _float_division,
-    "sqrt": _float_division, "min": _limit, "max": _limit, "abs": _absolute, "neg": _absolute, "popc": _count, "clz": _count, "brev": _count,
+    "sqrt": _float_division, "min": _limit, "max": _limit, "abs": _absolute, "neg": _absolute, "popc": _count, "clz": _count,
+    "brev": _count,
     "bfind": _find, "bfe": _extract, "bfi": _insert, "bmsk": _bit_mask, "szext": _extend, "and": _logic, "or": _logic, "xor": _logic,
     "not": _logic, "cnot": _logic, "shl": _shift, "shr": _shift, "lop3": _lop3, "shf": _funnel, "prmt": _permute, "mov": _move,
     "copysign": _copysign, "testp": _test, "setp": _set_predicate, "set": _set, "selp": _select, "slct": _select, "cvt": _convert,

@@ -45,13 +45,16 @@ from mmabits.emulator.machine.context import (
 # Places of words.
 _C = Context._fields
 (
-    _SEGMENT, _WARP, _REGISTERS, _PARAMETERS, _SHARED, _SHARED_SIZE, _LOCAL, _LOCAL_SIZE, _CONSTANTS, _CONSTANTS_SIZE, _CTAID_X, _CTAID_Y, _CTAID_Z, _NCTAID_X,
-    _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED, _GROUP, _RANGES,
+    _SEGMENT, _WARP, _REGISTERS, _PARAMETERS, _SHARED, _SHARED_SIZE, _LOCAL, _LOCAL_SIZE, _CONSTANTS, _CONSTANTS_SIZE,
+    _CTAID_X, _CTAID_Y, _CTAID_Z, _NCTAID_X,
+    _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED,
+    _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _SPINS, _HELPER,
     _TABLES, _COUNTS,
 ) = range(len(_C))  # fmt: skip
 (
-    _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS, _STOP,
+    _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS,
+    _STOP,
     _RESULT, _FAILED_CTA, _FAILED_WARP,
 ) = range(len(Launch._fields))  # fmt: skip
 _WORDS = len(_C)
@@ -70,7 +73,7 @@ def _fail(context: Any, kind: int, instruction: int, lane: int, address: int) ->
 
 
 @jit
-def _resolved(context: Any, address: int, size: int, lane: int, instruction: int) -> int:
+def _resolved(context: Any, address: int, size: int, lane: int, instruction: int) -> Any:
     """The place in this process that a generic address means, if all of `size` bytes may be touched; else 0 and an error."""
     tag = address >> TAG_SHIFT
     low = address & ((1 << TAG_SHIFT) - 1)
@@ -144,7 +147,7 @@ _ADD, _MIN, _MAX, _AND, _OR, _XOR, _EXCH, _CAS, _INC, _DEC = range(10)
 
 
 @jit
-def _combined(operation: int, kind: int, old: int, value: int, other: int, bits: int) -> int:
+def _combined(operation: int, kind: int, old: Any, value: Any, other: Any, bits: int) -> Any:
     """The new bits of an atomic operation on integers; `kind` is 1 of signed ones."""
     if operation == _ADD:
         return old + value
@@ -160,10 +163,7 @@ def _combined(operation: int, kind: int, old: int, value: int, other: int, bits:
         return other if old == value else old
     if bits == 32 and kind == 1:
         old, value = np.int64(np.int32(old)), np.int64(np.int32(value))
-    if bits == 64 and kind == 0:
-        smaller = np.uint64(old) < np.uint64(value)
-    else:
-        smaller = old < value
+    smaller = np.uint64(old) < np.uint64(value) if bits == 64 and kind == 0 else old < value
     if operation == _MIN:
         return old if smaller else value
     if operation == _MAX:
@@ -318,11 +318,13 @@ def _matrix(words: Any) -> None:
 @jit
 def _shuffle(words: Any) -> None:
     """shfl: mode (up, down, bfly, idx), mask, values, lanes, clamps, results, whether in range: a word each of every lane."""
-    mode, mask = words[1], words[2]
+    mode = words[1]
     values, wanted, clamps = array_at(words[3], 32, np.uint32), array_at(words[4], 32, np.uint32), array_at(words[5], 32, np.uint32)
     results, inside = array_at(words[6], 32, np.uint32), array_at(words[7], 32, np.uint32)
     for lane in range(32):
-        by, clamp = np.int64(wanted[lane] & 31), np.int64(clamps[lane])
+        by: Any = np.int64(wanted[lane] & 31)
+        clamp = np.int64(clamps[lane])
+        other: Any = np.int64(lane)
         segment = clamp >> 8 & 31
         bound = (lane & segment) | (clamp & 31 & ~segment)
         least = lane & segment
@@ -336,10 +338,10 @@ def _shuffle(words: Any) -> None:
             other = lane ^ by
             ok = other <= bound
         else:
-            other = least | (by & ~segment & 31)
+            other = least | by & ~segment & 31
             ok = other <= bound
         if not ok:
-            other = lane
+            other = np.int64(lane)
         results[lane] = values[other]
         inside[lane] = 1 if ok else 0
 
@@ -395,7 +397,6 @@ def _product(words: Any) -> None:
             at = words[5] + 4 * b_words * (column * steps + step)
             _unpacked(b_starts, at, room_b, step * k, column * n, k, n, whole_n, b_bits, b_held)
     if blocks:
-        per = shape[17]
         sa_starts, sb_starts = array_at(shape[15], m * blocks, np.int32), array_at(shape[16], blocks * n, np.int32)
         for row in range(rows):
             for step in range(steps):
@@ -426,7 +427,7 @@ def _product(words: Any) -> None:
 
 
 @jit
-def _f16_value(code: int) -> float:
+def _f16_value(code: int) -> Any:
     """What an f16 code is, in f32."""
     sign = -1.0 if code >> 15 else 1.0
     field, fraction = code >> 10 & 31, code & 1023

@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -303,7 +304,7 @@ class Kernel:
 def _shares(total: int, threads: int) -> list[tuple[int, int]]:
     parts = min(total, threads * 8 if threads > 1 else max(1, total // 64))
     bounds = [total * part // parts for part in range(parts + 1)]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def aligned(size: int, unit: int = 1024) -> npt.NDArray[np.uint8]:
@@ -361,7 +362,7 @@ class _Run:
                 self.contexts[warp, _PLACE[name]] = value
         self.kept.append(kernel._table_words)
         self.callback = kernel._part(self)
-        parted = ctypes.cast(self.callback, ctypes.c_void_p).value if kernel._diverged is None else kernel._diverged.address
+        parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": warps, "threads": kernel.threads,
             "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2], "contexts": self.contexts.ctypes.data,

@@ -64,7 +64,8 @@ def _move(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
         for number, each in enumerate(items):
             code.put_down(code.operand(each, bits), _DATA + number * LANES * held // 8)
     code.call_helper([
-        words.MOVE, code.lanes(guard), "%context_number", code.frame_number(_ADDRESSES), code.frame_number(_DATA), count * bits // 8, bits // 8,
+        words.MOVE, code.lanes(guard), "%context_number", code.frame_number(_ADDRESSES), code.frame_number(_DATA),
+        count * bits // 8, bits // 8,
         held // 8, int(store), code.index,
     ], _RECORD)  # fmt: skip
     if not store:
@@ -108,8 +109,8 @@ def _atomic(code: WarpCode, instruction: Instruction) -> None:
     if not name or bits not in (32, 64) or (kind in ("f32", "f64") and name != "add") or kind in ("f16x2", "bf16x2") or "async" in parts:
         raise code.refused(f"the opcode {instruction.opcode}")
     is_red = parts[0] == "red"
-    result, place, *values = (None, *instruction.operands) if is_red else instruction.operands
-    assert place is not None
+    place, *values = instruction.operands if is_red else instruction.operands[1:]
+    result = None if is_red else instruction.operands[0]
     guard, count = code.guard(instruction), _count(instruction)
     form = 2 if kind[0] == "f" else int(kind[0] == "s")
     code.reserve(_DATA + 4 * 256)

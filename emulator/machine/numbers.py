@@ -87,7 +87,7 @@ def encoded(code: Code, bits: Value, spec: FormatSpec, mode: str, *, saturating:
         mode: `rn`, `rna`, `rz`, `rm` or `rp`.
         saturating: the largest finite number takes the place of what is beyond it.
     """
-    fraction, bias = spec.fraction_bits, spec.bias
+    fraction = spec.fraction_bits
     magnitude = code.masked(bits, MAGNITUDE)
     sign = code.masked(bits, SIGN)
     field = code.shift("lshr", magnitude, 23)

@@ -376,7 +376,7 @@ class _Reader:
         end = self.text.index(")", self.place)
         inside = _SPACE.sub(" ", self.text[self.place + 1 : end])
         self.place = end + 1
-        found = []
+        found: list[Variable] = []
         for piece in split_commas(inside):
             piece = re.sub(r"\.ptr(?:\s+\.(?:global|shared|const|local|generic))?(?:\s+\.align\s+\d+)?", "", piece)
             found.extend(self.variables(piece.replace(".reg", ".param") + ""))

@@ -16,7 +16,7 @@ from mmabits.emulator.machine.memory import together
 from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.emulator.native import CALL, NativeProduct, native_product
+from mmabits.emulator.native import Call, NativeProduct, native_product
 from mmabits.isa import Lowering, MmabitsError, lower, parse
 from mmabits.isa.fragments import ScaleSelectors, accumulator_layout, operand_layout, register_bits, scale_layout
 from mmabits.isa.instructions import Instruction as Matrix
@@ -52,7 +52,7 @@ class Tables:
     @property
     def words(self) -> tuple[int, int, int, int]:
         """As the context's `tables` has them."""
-        return self.shape.ctypes.data, self.record.ctypes.data, self.product.address, len(CALL)
+        return self.shape.ctypes.data, self.record.ctypes.data, self.product.address, len(Call._fields)
 
 
 def tables_of(kind: Kind) -> Tables:
@@ -73,7 +73,8 @@ def tables_of(kind: Kind) -> Tables:
         for form in (matrix.a_type, matrix.b_type)
     ]
     shape = np.array(
-        [m, n, k, *(layout.words for layout in layouts), matrix.a_type.code_bits, matrix.b_type.code_bits, *held, matrix.d_type.container_bits,
+        [m, n, k, *(layout.words for layout in layouts), matrix.a_type.code_bits, matrix.b_type.code_bits, *held,
+         matrix.d_type.container_bits,
          blocks, *(each.ctypes.data for each in kept[:3]), *scales, 0], np.int64,
     )  # fmt: skip
     shape = np.concatenate([shape, np.zeros(40 - len(shape), np.int64)])
@@ -186,9 +187,10 @@ class Products:
         blocks = k // matrix.block if matrix.block else 0
         for name, size in (
             ("a", a_size * len(rows) * steps), ("b", b_size * len(columns) * steps), ("d", d_size * len(rows) * len(columns)),
-            ("scale_a", scale * len(rows) * steps), ("scale_b", scale * len(columns) * steps), ("room_a", held * m * k), ("room_b", held * k * n),
+            ("scale_a", scale * len(rows) * steps), ("scale_b", scale * len(columns) * steps), ("room_a", held * m * k),
+            ("room_b", held * k * n),
             ("room_d", max(4, matrix.d_type.container_bits // 8) * m * n), ("room_sa", blocks * m), ("room_sb", blocks * n),
-            ("call", 8 * len(CALL)),
+            ("call", 8 * len(Call._fields)),
         ):  # fmt: skip
             places_of[name] = at
             at += (size + 127) // 64 * 64
@@ -238,7 +240,8 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
     except MmabitsError as error:
         raise code.refused(f"{instruction.opcode} ({error})") from None
     d, a, b, c, *scales = instruction.operands
-    selectors, more = ScaleSelectors(), [(), ()]
+    selectors = ScaleSelectors()
+    more: list[tuple[Operand, ...]] = [(), ()]
     if scales:
         numbers = [each.number for vector in (scales[1], scales[3]) for each in _items(vector) if isinstance(each, Immediate)]
         if len(numbers) != 4:

@@ -241,8 +241,7 @@ class WarpCode(Code):
             return lane
         if kind.startswith("lanemask_"):
             which = kind.removeprefix("lanemask_")
-            masks = [{"eq": 1 << each, "lt": (1 << each) - 1, "le": (2 << each) - 1, "gt": ALL & ~((2 << each) - 1), "ge": ALL & ~((1 << each) - 1)}
-                     [which] for each in range(LANES)]  # fmt: skip
+            masks = [_lane_mask(which, each) for each in range(LANES)]
             return self.constants(masks, 32)
         if kind == "warpid":
             return self.uniform("warp")
@@ -538,6 +537,12 @@ class WarpCode(Code):
         self.label(f"alone{place}")
         self.move_lanes(self.constant(place + 1, 32))
         self.line(f"ret i32 {words.AT_BARRIER}")
+
+
+def _lane_mask(which: str, lane: int) -> int:
+    """%lanemask_lt and its like, of one lane."""
+    below, up_to = (1 << lane) - 1, (2 << lane) - 1
+    return {"eq": 1 << lane, "lt": below, "le": up_to, "gt": ALL & ~up_to, "ge": ALL & ~below}[which]
 
 
 def _number(operand: Immediate, bits: int) -> int:

@@ -215,7 +215,8 @@ def _small() -> Iterator[Opcode]:
                 return _scale(a, mode, finite) << 8 | _scale(b, mode, finite)
 
             yield Opcode(
-                name=_words("cvt", mode, finite, "ue8m0x2.f32"), section=SECTION, sources=("f32", "f32"), results=("ue8m0x2",), reference=scales,
+                name=_words("cvt", mode, finite, "ue8m0x2.f32"), section=SECTION, sources=("f32", "f32"), results=("ue8m0x2",),
+                reference=scales,
                 evidence=Evidence.INFERRED, note="the sign is dropped, as NVIDIA's header does",
             )  # fmt: skip
             yield _row(

@@ -126,7 +126,8 @@ def _arithmetic() -> Iterator[Opcode]:
                             continue
                         for kind, act in ((form, reference), (packed, _pairs(reference, 16))):
                             yield Opcode(
-                                name=_words(name, mode, ftz, sat, kind), section=_section(form, name), sources=(kind,) * count, results=(kind,),
+                                name=_words(name, mode, ftz, sat, kind), section=_section(form, name), sources=(kind,) * count,
+                                results=(kind,),
                                 reference=act, fusible=not mode, evidence=Evidence.INFERRED if ftz else Evidence.PUBLISHED,
                                 note=_FTZ_AFTER if ftz else "",
                             )  # fmt: skip
@@ -134,7 +135,8 @@ def _arithmetic() -> Iterator[Opcode]:
             relu = _fused(form, "rn", bool(ftz), False, relu=True)
             for kind, act in ((form, relu), (packed, _pairs(relu, 16))):
                 yield Opcode(
-                    name=_words("fma.rn", ftz, "relu", kind), section=_section(form, "fma"), sources=(kind,) * 3, results=(kind,), reference=act,
+                    name=_words("fma.rn", ftz, "relu", kind), section=_section(form, "fma"), sources=(kind,) * 3, results=(kind,),
+                    reference=act,
                     evidence=Evidence.INFERRED, note="a negative result, and -0, become +0; NaN stays",
                 )  # fmt: skip
 
@@ -230,7 +232,8 @@ def _signs() -> Iterator[Opcode]:
                         )  # fmt: skip
                         if form == "f32" and not xorsign:
                             yield Opcode(
-                                name=_words(name, ftz, nan, form) + "#3", section=_section(form, name), sources=(form,) * 3, results=(form,),
+                                name=_words(name, ftz, nan, form) + "#3", section=_section(form, name), sources=(form,) * 3,
+                                results=(form,),
                                 reference=act,
                             )  # fmt: skip
                         if packed:
@@ -288,7 +291,8 @@ def _flushed(code: int, form: str, ftz: bool) -> int:
 
 
 ORDERED: Final[dict[str, Callable[[int], bool]]] = {
-    "eq": lambda c: c == 0, "ne": lambda c: c != 0, "lt": lambda c: c < 0, "le": lambda c: c <= 0, "gt": lambda c: c > 0, "ge": lambda c: c >= 0,
+    "eq": lambda c: c == 0, "ne": lambda c: c != 0, "lt": lambda c: c < 0, "le": lambda c: c <= 0, "gt": lambda c: c > 0,
+    "ge": lambda c: c >= 0,
 }  # fmt: skip
 UNSIGNED: Final = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 """Comparisons of unsigned integers under names of their own."""
@@ -370,7 +374,8 @@ def _comparing() -> Iterator[Opcode]:
             if of == "f16":
                 continue
             yield Opcode(
-                name=f"selp.{of}", section=section + "selp", sources=(of, of, "pred"), results=(of,), reference=lambda a, b, c: a if c else b,
+                name=f"selp.{of}", section=section + "selp", sources=(of, of, "pred"), results=(of,),
+                reference=lambda a, b, c: a if c else b,
             )  # fmt: skip
             yield Opcode(
                 name=f"slct.{of}.s32", section=section + "slct", sources=(of, of, "s32"), results=(of,),
@@ -395,7 +400,7 @@ def _packed_comparisons() -> Iterator[Opcode]:
                 )  # fmt: skip
                 for result, value in ((packed, one), ("u32", 0xFFFF), ("s32", 0xFFFF)):
 
-                    def pair(a: int, b: int, test: Any = test, value: int = value) -> int:
+                    def pair(a: int, b: int, test: Any = test, value: int = value) -> Any:
                         return value * test(a & 0xFFFF, b & 0xFFFF) | value * test(a >> 16, b >> 16) << 16
 
                     yield Opcode(

@@ -38,7 +38,7 @@ def _halves(kind: str, function: Callable[..., int]) -> Reference:
     """A function of 16-bit integers, for both halves of a word."""
     one = _typed(kind, function)
 
-    def reference(*operands: int) -> int:
+    def reference(*operands: int) -> Any:
         return one(*(each & 0xFFFF for each in operands)) | one(*(each >> 16 for each in operands)) << 16
 
     return reference
@@ -333,8 +333,10 @@ def _carries() -> Iterator[Opcode]:
             of = f"{sign}{bits}"
             two, three = (of, of), (of, of, of)
             for name, function, in_, out in (
-                ("add.cc", lambda a, b: a + b, 0, 1), ("addc", lambda a, b, c: a + b + c, 1, 0), ("addc.cc", lambda a, b, c: a + b + c, 1, 1),
-                ("sub.cc", lambda a, b: a - b, 0, 1), ("subc", lambda a, b, c: a - b - c, 1, 0), ("subc.cc", lambda a, b, c: a - b - c, 1, 1),
+                ("add.cc", lambda a, b: a + b, 0, 1), ("addc", lambda a, b, c: a + b + c, 1, 0),
+                ("addc.cc", lambda a, b, c: a + b + c, 1, 1),
+                ("sub.cc", lambda a, b: a - b, 0, 1), ("subc", lambda a, b, c: a - b - c, 1, 0),
+                ("subc.cc", lambda a, b, c: a - b - c, 1, 1),
             ):  # fmt: skip
                 sources = (*two, "pred") if in_ else two
                 yield Opcode(

@@ -292,7 +292,7 @@ def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
 
 
 def test_an_opcode_with_a_row_and_without_code_is_refused() -> None:
-    with pytest.raises(UnknownOpcode, match="add.rz.f64"):
+    with pytest.raises(UnknownOpcode, match=r"add\.rz\.f64"):
         kernel("\tadd.rz.f64 %rd2, %rd1, %rd1;\n\tret;")
 
 

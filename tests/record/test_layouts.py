@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mmabits.conformance.record.kernels import Kernel, instruction_descriptor
-from mmabits.isa.fragments import ScaleSelectors
 from mmabits.conformance.record.session import TARGETS, recordable, representatives
 from mmabits.isa import parse
+from mmabits.isa.fragments import ScaleSelectors
 from mmabits.isa.instructions import Family
 
 Codes = np.ndarray[Any, Any]
