@@ -1,0 +1,123 @@
+"""mma.sync in a kernel, of every type and architecture, against `mmabits.gemm`: fragments, chains along K, tiles side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import operands
+import pytest
+
+import mmabits
+from mmabits.conformance.record.session import recordable, representatives
+from mmabits.emulator.codecs import as_codes, from_codes
+from mmabits.emulator.machine.kernel import Kernel
+from mmabits.isa import FormatSpec, MmabitsError
+from mmabits.isa.fragments import Layout, accumulator_layout, operand_layout, register_bits, scale_layout
+from mmabits.isa.instructions import Instruction
+
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
+CHAIN = 2
+
+
+def instructions() -> list[object]:
+    found = []
+    for arch in ARCHITECTURES:
+        for instruction in recordable(arch, only="mma.sync"):
+            quick = instruction in representatives(arch)
+            found.append(pytest.param(arch, instruction, marks=() if quick else pytest.mark.slow, id=f"{arch}-{instruction.ptx}"))
+    return found
+
+
+def finite_codes(rng: np.random.Generator, shape: tuple[int, ...], spec: FormatSpec) -> npt.NDArray[Any]:
+    """Codes of moderate numbers."""
+    if spec.is_integer:
+        return rng.integers(0, spec.codes, shape).astype(f"uint{spec.container_bits}")
+    if spec.name == "ue8m0":
+        return rng.integers(120, 135, shape).astype(np.uint8)
+    numbers = np.round(rng.standard_normal(shape) * 8) / 4
+    return as_codes(mmabits.encode(np.abs(numbers) + 0.25 if spec.scale_only else numbers, spec.name), spec)
+
+
+def kernel_text(instruction: Instruction, layouts: dict[str, Layout], tiles: int) -> str:
+    """A warp that loads the fragments of A, of `tiles` B, and of C, multiplies CHAIN times, and stores D."""
+    lines, names = [], {}
+    for name, layout in layouts.items():
+        bits = register_bits(layout.spec) if name in "abc" else 32
+        copies = 1 if name in ("a", "scale_a") else tiles
+        count = layout.words * 32 // bits // 32
+        for copy in range(copies):
+            names[name, copy] = [f"%{name}{copy}_{place}" for place in range(count)]
+            for place, register in enumerate(names[name, copy]):
+                lines.append(f".reg .b{bits} {register};")
+                offset = (copy * count + place) * 4 * bits
+                lines.append(f"ld.global.b{bits} {register}, [%rd_{name}_{bits}+{offset}];")
+    for tile in range(tiles):
+        for step in range(CHAIN):
+
+            def part(name: str, copy: int, step: int = step) -> str:
+                registers = names[name, copy]
+                count = len(registers) // (CHAIN if name != "c" else 1)
+                start = step * count if name != "c" else 0
+                return "{" + ", ".join(registers[start : start + count]) + "}"
+
+            scales = ""
+            if "scale_a" in layouts:
+                scales = f", {names['scale_a', 0][step]}, {{0, 0}}, {names['scale_b', tile][step]}, {{0, 0}}"
+            lines.append(f"{instruction.ptx} {part('c', tile)}, {part('a', 0)}, {part('b', tile)}, {part('c', tile)}{scales};")
+    for tile in range(tiles):
+        bits = register_bits(instruction.d_type)
+        for place, register in enumerate(names["c", tile]):
+            lines.append(f"st.global.b{bits} [%rd_c_{bits}+{(tile * len(names['c', tile]) + place) * 4 * bits}], {register};")
+    head = []
+    for place, name in enumerate(layouts):
+        head.append(f".reg .b64 %rd_{name}; ld.param.b64 %rd_{name}, [k_{place}];")
+        for bits in (32, 64):
+            head.append(f".reg .b64 %rd_{name}_{bits}; mad.wide.u32 %rd_{name}_{bits}, %lane, {bits // 8}, %rd_{name};")
+    parameters = ", ".join(f".param .u64 k_{place}" for place in range(len(layouts)))
+    body = "\n".join([".reg .b32 %lane; mov.u32 %lane, %tid.x;", *head, *lines, "ret;"])
+    return f".version 8.8\n.target sm_80\n.visible .entry k({parameters}) .reqntid 32 {{\n{body}\n}}"
+
+
+@pytest.mark.parametrize(("arch", "instruction"), instructions())
+def test_a_chain_of_two_beside_another(arch: str, instruction: Instruction) -> None:
+    rng, tiles = operands.generator("machine", arch, instruction.ptx), 2
+    layouts = {
+        "a": operand_layout(instruction, side="a", chain=CHAIN), "b": operand_layout(instruction, side="b", chain=CHAIN),
+        "c": accumulator_layout(instruction),
+    }  # fmt: skip
+    if instruction.scale_type is not None:
+        layouts["scale_a"] = scale_layout(instruction, side="a", chain=CHAIN)
+        layouts["scale_b"] = scale_layout(instruction, side="b", chain=CHAIN)
+    codes = {
+        name: finite_codes(rng, (1 if name in ("a", "scale_a") else tiles, *layout.shape), layout.spec) for name, layout in layouts.items()
+    }
+    words = {name: layout.pack(codes[name]) for name, layout in layouts.items()}
+    made = Kernel(kernel_text(instruction, layouts, tiles), arch=arch)
+    held = {name: np.ascontiguousarray(each) for name, each in words.items()}
+    made.launch(
+        (1,), [each.ctypes.data for each in held.values()], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in held.values()]
+    )
+    found = layouts["c"].unpack(held["c"])
+
+    def values(name: str, tile: int) -> Any:
+        return from_codes(codes[name][0 if name in ("a", "scale_a") else tile], layouts[name].spec)
+
+    for tile in range(tiles):
+        scales: dict[str, Any] = {}
+        if "scale_a" in layouts:
+            scales = {name: values(name, tile) for name in ("scale_a", "scale_b")}
+        wanted = mmabits.gemm(values("a", tile), values("b", tile), values("c", tile), instruction=instruction, arch=arch, **scales)
+        assert np.array_equal(found[tile], as_codes(wanted, instruction.d_type))
+    assert len(made.matrices) == 1 and [kind.columns for kind in made._uniform.products.kinds] == [tiles]
+
+
+def test_an_instruction_that_the_architecture_lacks() -> None:
+    (instruction,) = [each for each in recordable("sm_89", only="m16n8k32") if "e4m3.e4m3.f32" in each.ptx and "mma.sync" in each.ptx][:1]
+    layouts = {
+        "a": operand_layout(instruction, side="a", chain=CHAIN), "b": operand_layout(instruction, side="b", chain=CHAIN),
+        "c": accumulator_layout(instruction),
+    }  # fmt: skip
+    with pytest.raises(MmabitsError, match=r"is not emulated"):
+        Kernel(kernel_text(instruction, layouts, 1), arch="sm_80")
