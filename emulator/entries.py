@@ -10,6 +10,14 @@ from mmabits.emulator.fused import fused_entry, side_by_side_entry
 from mmabits.emulator.grouped import grouped_entry, grouped_side_by_side_entry
 from mmabits.emulator.native import Variant
 
+
+def _machine_entry(_variant: Variant) -> Callable[[Any], Any]:
+    """What the code of compiled kernels calls."""
+    from mmabits.emulator.machine.helpers import helper
+
+    return helper
+
+
 _ENTRIES: dict[str, Callable[[Variant], Callable[[Any], None]]] = {
     "fused": fused_entry,
     "fused_side_by_side": side_by_side_entry,
@@ -17,6 +25,7 @@ _ENTRIES: dict[str, Callable[[Variant], Callable[[Any], None]]] = {
     "grouped_side_by_side": grouped_side_by_side_entry,
     "chain": chain_entry,
     "integer": integer_entry,
+    "machine": _machine_entry,
 }
 
 

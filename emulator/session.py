@@ -46,6 +46,10 @@ FRAMEWORKS: Final = ("triton", "jax", "torch")
 """What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
 
 
+TRITON: Final = ("interpreted", "compiled")
+"""How `emulate` runs Triton's kernels: by Triton's interpreter with the GPU's dots in it, or as Triton's compiler makes them, whole."""
+
+
 UNDEFINED: Final = ("zero", "poison")
 """What `emulate` puts where a GPU puts nothing."""
 
@@ -171,6 +175,8 @@ class Session:
     arch: str
     require: Evidence = Evidence.INFERRED
     frameworks: tuple[str, ...] = ()
+    triton: str = "interpreted"
+    """How Triton's kernels run: one of TRITON."""
     undefined: str = "zero"
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     has_failed: bool = field(default=False, repr=False)
@@ -393,7 +399,12 @@ class Emulation(AbstractContextManager["Session"]):
 
 
 def emulate(
-    arch: str, *, require: str | Evidence = Evidence.INFERRED, frameworks: Sequence[str] | None = None, undefined: str = "zero"
+    arch: str,
+    *,
+    require: str | Evidence = Evidence.INFERRED,
+    frameworks: Sequence[str] | None = None,
+    undefined: str = "zero",
+    triton: str = "interpreted",
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -411,6 +422,8 @@ def emulate(
         undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
+        triton: `"interpreted"`: kernels run in Triton's interpreter, dots as on the GPU, or `"compiled"`: as Triton's compiler makes
+            them, whole, where their tensor-core instructions are `mma.sync` (see docs/compiled.md).
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -423,12 +436,15 @@ def emulate(
     """
     if not (isinstance(undefined, str) and undefined in UNDEFINED):
         raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
+    if not (isinstance(triton, str) and triton in TRITON):
+        raise OperandError(f"triton must be {' or '.join(map(repr, TRITON))}, got {triton!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
     def session() -> Session:
         return Session(
-            arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined
+            arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined,
+            triton=triton,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

@@ -1,7 +1,7 @@
 """CUDA C with inline PTX for one instruction, made from its row: the only place that writes device code.
 
 A kernel computes independent tiles, one to a thread block (to a pair of them with cta_group::2). All kernels take the same
-arguments, `PARAMETERS`; what an operand's words hold is the layout's business (layouts.py), a kernel only moves them.
+arguments, `PARAMETERS`; what an operand's words hold is the layout's business (isa/fragments.py), a kernel only moves them.
 """
 
 from __future__ import annotations

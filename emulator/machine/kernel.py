@@ -21,6 +21,7 @@ from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
+from mmabits.emulator.native import Variant
 from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
@@ -97,9 +98,10 @@ class _Memory:
 
 def helper_address() -> int:
     """The address of helpers.helper, compiled or taken from the files of machine code."""
-    from mmabits.emulator.machine_code import machine_function
+    from mmabits.emulator.machine_code import function_address
 
-    return machine_function("mmabits_machine", lambda: __import__("mmabits.emulator.machine.helpers", fromlist=["helper"]).helper)
+    nothing = np.dtype(np.uint8)
+    return function_address(Variant("machine", nothing, nothing, nothing))
 
 
 @dataclass(eq=False)

@@ -28,9 +28,14 @@ def hook(session: Session) -> ExitStack:
     # Before anything is patched: it keeps the functions of the language as it finds them at its import.
     import triton.compiler.code_generator
 
+    undo = ExitStack()
+    if session.triton == "compiled":
+        from mmabits.emulator.hooks.triton import compiled
+
+        undo.callback(compiled.install(session))
+        return undo
     from mmabits.emulator.hooks.triton.launches import install
 
-    undo = ExitStack()
     undo.callback(install(session, triton.__version__))
     return undo
 

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.cache import get_cache_manager
 
+from mmabits.emulator import scope
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of
@@ -29,6 +30,9 @@ _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 _PROCESSORS: Final = 132
+_DEVICES: dict[str, int] = {}
+_FIRST_DEVICE: Final = 1000
+"""Numbers of devices, by architecture, that no GPU has."""
 _SHARED: Final = 232448
 
 
@@ -63,22 +67,22 @@ class MachineDriver:
     """The GPU's place in Triton, for one session."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        spec = architecture(session.arch)
-        self.capability = int("".join(each for each in spec.target.removeprefix("sm_") if each.isdigit()))
+        self.arch = session.arch
+        self.capability = int("".join(each for each in architecture(session.arch).target.removeprefix("sm_") if each.isdigit()))
+        self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities()
-        self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session, source, metadata)
+        self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
 
     def get_current_target(self) -> Any:
         """What Triton compiles for."""
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        """There is one."""
-        return 0
+        """One for each architecture: Triton keeps what it has compiled by the device."""
+        return self.device
 
     def set_current_device(self, _device: int) -> None:
-        """There is one."""
+        """There is one in a block."""
 
     def get_current_stream(self, _device: int = 0) -> int:
         """Everything is done in order."""
@@ -104,17 +108,17 @@ class MachineDriver:
 class Launcher:
     """What Triton calls to launch one specialised kernel."""
 
-    def __init__(self, session: Session, source: Any, metadata: Any) -> None:
-        self.session, self.source, self.metadata = session, source, metadata
+    def __init__(self, arch: str, source: Any, metadata: Any) -> None:
+        self.arch, self.source, self.metadata = arch, source, metadata
         ctas = getattr(metadata, "num_ctas", 1)
         if ctas != 1:
             raise EmulationError(f"{metadata.name}: num_ctas={ctas} is not emulated")
         text = _ptx(source, metadata)
         contracts = bool(getattr(metadata, "enable_fp_fusion", True))
-        key = (hashlib.sha256(text.encode()).hexdigest(), session.arch, int(metadata.shared), contracts)
+        key = (hashlib.sha256(text.encode()).hexdigest(), arch, int(metadata.shared), contracts)
         kernel = _KERNELS.get(key)
         if kernel is None:
-            kernel = _KERNELS[key] = Kernel(text, arch=session.arch, shared=int(metadata.shared), contracts=contracts)
+            kernel = _KERNELS[key] = Kernel(text, arch=arch, shared=int(metadata.shared), contracts=contracts)
         self.kernel = kernel
 
     def __call__(
@@ -131,6 +135,7 @@ class Launcher:
         *arguments: Any,
     ) -> None:
         """Launch."""
+        session = self._session()
         if enter is not None:
             enter(launch_metadata)
         values: list[Any] = []
@@ -148,11 +153,19 @@ class Launcher:
                     ranges.append((room.ctypes.data, room.ctypes.data + room.size))
         sizes = [variable.size for variable in self.kernel.entry.parameters]
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
-        self._check()
+        self._check(session)
         executed = self.kernel.launch((x, y, z), packed, ranges)
-        self._report(executed)
+        self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
+
+    def _session(self) -> Session:
+        """That of the block around the launch: a kernel outlives the block that it was compiled in."""
+        block = scope.current("triton")
+        if block is None or block.session.arch != self.arch or block.session.triton != "compiled":
+            raise EmulationError(f"{self.metadata.name}: compiled for {self.arch} inside an emulate block, and launched outside of it")
+        found: Session = block.session
+        return found
 
     def _argument(self, kind: str, value: Any, ranges: list[tuple[int, int]]) -> Any:
         if kind.startswith("tensordesc"):
@@ -170,34 +183,32 @@ class Launcher:
             return int(value.data_ptr())
         return int(value)
 
-    def _check(self) -> None:
+    def _check(self, session: Session) -> None:
         """Refuse, before the launch, what is known less well than the session requires."""
         for matrix in self.kernel.matrices:
-            self.session.check(matrix)
-        if self.session.require > Evidence.INFERRED:
+            session.check(matrix)
+        if session.require > Evidence.INFERRED:
             for name in self.kernel.opcodes:
                 row = opcode_table().get(name)
-                if row is not None and row.evidence < self.session.require:
-                    self.session.refuse(
-                        self.metadata.name, name, f"it rests on {row.evidence} evidence, but {self.session.require} is required"
-                    )
+                if row is not None and row.evidence < session.require:
+                    session.refuse(self.metadata.name, name, f"it rests on {row.evidence} evidence, but {session.require} is required")
 
-    def _report(self, executed: dict[Any, int]) -> None:
+    def _report(self, session: Session, executed: dict[Any, int]) -> None:
         import triton
 
         note = f"as compiled by Triton {triton.__version__}"
         for matrix, count in executed.items():
-            self.session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
+            session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
         for name in self.kernel.opcodes:
             row = opcode_table().get(name)
             if row is not None and row.evidence < Evidence.PUBLISHED and row.note:
-                self.session.skip(self.metadata.name, name, f"{row.evidence}: {row.note}")
+                session.skip(self.metadata.name, name, f"{row.evidence}: {row.note}")
         if self.kernel.fused:
             reason = f"inferred: {self.kernel.fused} sums of the text are fused with products by a rule; the machine code was not looked at"
-            self.session.skip(self.metadata.name, "fused multiply-adds", reason)
+            session.skip(self.metadata.name, "fused multiply-adds", reason)
         for kind in ("atom", "red"):
             if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
-                self.session.skip(
+                session.skip(
                     self.metadata.name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined"
                 )
 
@@ -233,8 +244,35 @@ def _packed_value(value: Any, size: int) -> Any:
     return struct.pack(_FLOATS[kind], number).ljust(size, b"\0")
 
 
-def install(session: Session) -> Patches:
-    """Make the machine Triton's device; `undo` of what is returned ends it."""
-    patches = Patches()
-    patches.set(driver, "_active", MachineDriver(session))
-    return patches
+class _Active:
+    """What Triton takes for its active driver while there are blocks: that of the block around the running code, else its own."""
+
+    def __init__(self, stock: Any) -> None:
+        self._stock = stock
+
+    def __getattr__(self, name: str) -> Any:
+        block = scope.current("triton")
+        found = None if block is None else _DRIVERS.get(id(block.session))
+        if found is None:
+            found = self._stock if self._stock is not None else driver.default
+        return getattr(found, name)
+
+
+_DRIVERS: dict[int, MachineDriver] = {}
+"""Of the open blocks, by the `id` of their sessions."""
+_PATCHES: Final = Patches()
+"""In place while there are any."""
+
+
+def install(session: Session) -> Callable[[], None]:
+    """Make the machine Triton's device inside a session's block; what is returned ends that, in whichever order."""
+    if not _DRIVERS:
+        _PATCHES.set(driver, "_active", _Active(vars(driver).get("_active")))
+    _DRIVERS[id(session)] = MachineDriver(session)
+
+    def end() -> None:
+        del _DRIVERS[id(session)]
+        if not _DRIVERS:
+            _PATCHES.undo()
+
+    return end

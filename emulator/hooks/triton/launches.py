@@ -180,7 +180,7 @@ def _runner(name: str) -> Runner | None:
     if block is None:
         scope.tell_of_missed("triton", name, "a launch")
         return None
-    return _RUNNERS[id(block.session)]
+    return _RUNNERS.get(id(block.session))  # none in a block whose kernels are compiled
 
 
 def _interpreter_changes(operations: Operations, backend: Any, options: Any) -> tuple[Change, ...]:
@@ -236,9 +236,10 @@ class _Targets:
     def active(self) -> Any:
         """The driver."""
         block = scope.current("triton")
-        if block is None:
+        runner = None if block is None else _RUNNERS.get(id(block.session))
+        if runner is None:
             return self.stock.active
-        target = GPUTarget("cuda", _RUNNERS[id(block.session)].operations.planner.capability, 32)
+        target = GPUTarget("cuda", runner.operations.planner.capability, 32)
         return SimpleNamespace(get_current_target=lambda: target)
 
 

@@ -1,0 +1,139 @@
+"""Triton kernels as Triton's compiler makes them, on the CPU: `emulate(..., triton="compiled")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmabits
+from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
+from mmabits.isa import EmulationError, InsufficientEvidence, OperandError
+from mmabits.kernels.schemes.dots import Dots
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
+QUICK = ("triton-matmul-f16", "triton-w8a8", "triton-quantize-mxfp4-rows")
+COMPARED = {"sm_80": None, "sm_89": None}
+"""Architectures, and which cases are compared there; None for all."""
+NOT_COMPOSED = ("sage", "attention", "quantize")
+"""Kernels with divisions, exponentials or sums that their compositions compute otherwise."""
+
+
+def emulate(arch: str, **options: Any) -> Any:
+    return mmabits.emulate(arch, frameworks=["triton"], triton="compiled", **options)
+
+
+@triton.jit
+def softmax(x, y, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    v = tl.load(x + i)
+    e = tl.exp(v - tl.max(v, 0))
+    tl.store(y + i, e / tl.sum(e, 0))
+
+
+@triton.jit
+def scaled(x, y, factor, n, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    inside = i < n
+    tl.store(y + i, tl.load(x + i, mask=inside, other=0.0) * factor, mask=inside)
+
+
+@triton.jit
+def dotted(a, b, c, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(a + i[:, None] * N + i[None, :])
+    y = tl.load(b + i[:, None] * N + i[None, :])
+    tl.store(c + i[:, None] * N + i[None, :], tl.dot(x, y))
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"])
+def test_arithmetic_masks_and_float_arguments(arch: str) -> None:
+    x, y = torch.arange(300.0), torch.full((512,), -1.0)
+    with emulate(arch):
+        scaled[(4,)](x, y, 0.1, 300, N=128)
+    assert np.array_equal(y.numpy()[:300], np.arange(300, dtype=np.float32) * np.float32(0.1)) and (y[300:] == -1).all()
+
+
+def test_softmax_is_near_and_says_what_it_rests_on() -> None:
+    x, y = torch.randn(8, 256), torch.empty(8, 256)
+    with emulate("sm_80") as session:
+        softmax[(8,)](x, y, N=256)
+    assert torch.allclose(y, torch.softmax(x.double(), 1).float(), rtol=1e-5, atol=0)
+    told = {line.operation for line in session.report().skipped}
+    assert "ex2.approx.ftz.f32" in told or "ex2.approx.f32" in told
+    assert "div.full.f32" in told
+
+
+def test_weak_evidence_is_refused_before_the_launch() -> None:
+    x, y = torch.randn(1, 256), torch.zeros(1, 256)
+    with pytest.raises((EmulationError, InsufficientEvidence), match="inferred"), emulate("sm_80", require="published"):
+        softmax[(1,)](x, y, N=256)
+    assert not y.any()
+
+
+def test_architectures_one_after_another_and_nested_have_their_own_bits() -> None:
+    rng = np.random.default_rng(0)
+    a, b = ((rng.standard_normal((32, 32)) * 2.0 ** rng.integers(-6, 7, (32, 32))).astype(np.float16) for _ in range(2))
+    wanted = {arch: mmabits.gemm(a, b, instruction="mma.sync", arch=arch) for arch in ("sm_80", "sm_120a")}
+    assert not np.array_equal(*wanted.values())
+    ta, tb, c = torch.from_numpy(a), torch.from_numpy(b), torch.empty(32, 32)
+    for _ in range(2):
+        for arch, want in wanted.items():
+            with emulate(arch) as session:
+                dotted[(1,)](ta, tb, c, N=32)
+            assert np.array_equal(c.numpy(), want)
+            assert sum(line.count for line in session.report().emulated) == 16
+    with emulate("sm_80"), emulate("sm_120a"):
+        dotted[(1,)](ta, tb, c, N=32)
+        assert np.array_equal(c.numpy(), wanted["sm_120a"])
+
+
+def test_the_interpreter_still_runs_beside_it() -> None:
+    x, y, z = torch.arange(128.0), torch.empty(128), torch.empty(128)
+    with emulate("sm_80"):
+        scaled[(1,)](x, y, 0.5, 128, N=128)
+        with mmabits.emulate("sm_80", frameworks=["triton"]):
+            scaled[(1,)](x, z, 0.5, 128, N=128)
+    assert torch.equal(y, z)
+
+
+def test_hopper_is_refused_by_name() -> None:
+    a, c = torch.zeros(64, 64, dtype=torch.float16), torch.zeros(64, 64)
+    with emulate("sm_90a"), pytest.raises(EmulationError, match=r"dotted: the opcode (wgmma|fence|mbarrier)\S* is not emulated"):
+        dotted[(1,)](a, a, c, N=64)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(OperandError, match="triton must be 'interpreted' or 'compiled', got 'fast'"):
+        mmabits.emulate("sm_80", triton="fast")
+
+
+def compared() -> list[object]:
+    found = []
+    for arch in COMPARED:
+        for case in KERNEL_CASES.values():
+            if case.framework == "triton" and arch in case.architectures and not any(word in case.name for word in NOT_COMPOSED):
+                quick = case.name in QUICK and arch == "sm_80"
+                found.append(pytest.param(arch, case, marks=() if quick else pytest.mark.slow, id=f"{arch}-{case.name}"))
+    return found
+
+
+@pytest.mark.parametrize(("arch", "case"), compared())
+def test_kernels_have_the_bits_of_their_compositions(arch: str, case: KernelCase) -> None:
+    from mmabits.conformance.diff.kernel_runs import _called
+
+    drawn = case.draw(0)
+    if drawn.composition is None:
+        pytest.skip(f"{case.name} has no composition")
+    with emulate(arch):
+        found = _called(case, drawn.inputs, torch.device("cpu"))
+    wanted = drawn.composition(arch, lambda **fields: Dots(arch=arch, **fields))
+    for name, want in wanted.items():
+        assert np.ascontiguousarray(found[name]).tobytes() == np.ascontiguousarray(want).tobytes(), name
