@@ -427,43 +427,15 @@ def _product(words: Any) -> None:
 
 
 @jit
-def _f16_value(code: int) -> Any:
-    """What an f16 code is, in f32."""
-    sign = -1.0 if code >> 15 else 1.0
-    field, fraction = code >> 10 & 31, code & 1023
-    if field == 31:
-        return np.float32(np.inf * sign) if fraction == 0 else np.float32(np.nan)
-    if field == 0:
-        return np.float32(sign * fraction * 2.0**-24)
-    return np.float32(sign * (1024 + fraction) * 2.0 ** (field - 25))
-
-
-@jit
-def _f16_code(bits: int) -> int:
-    """The f16 code of an f32 number that f16 holds."""
-    sign, magnitude = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
-    if magnitude > 0x7F800000:
-        return 0x7FFF
-    if magnitude == 0x7F800000:
-        return sign | 0x7C00
-    field = magnitude >> 23
-    if field >= 113:
-        return sign | ((field - 112) << 10) | (magnitude >> 13 & 1023)
-    if field < 102:
-        return sign
-    return sign | ((magnitude & 0x7FFFFF | 0x800000) >> (126 - field))
-
-
-@jit
 def _accumulators(
     starts: Any, fragment: int, matrix: int, row0: int, column0: int, rows: int, columns: int, stride: int, held: int, back: bool
 ) -> None:
-    """C from its fragment into the engine's matrix, or D back: f32 and s32 as they are, f16 (held 16) through f32, f64 (held 64)."""
+    """C from its fragment into the engine's matrix, or D back: of 32, 16 or 64 bits (`held`)."""
     words = array_at(fragment, 1 << 20, np.uint32)
     halves = array_at(fragment, 1 << 20, np.uint16)
     wide = array_at(fragment, 1 << 20, np.uint64)
     cells = array_at(matrix, 1 << 40, np.uint32)
-    numbers = array_at(matrix, 1 << 40, np.float32)
+    small = array_at(matrix, 1 << 40, np.uint16)
     for row in range(rows):
         base = (row0 + row) * stride + column0
         for column in range(columns):
@@ -475,9 +447,9 @@ def _accumulators(
                     cells[base + column] = words[start >> 5]
             elif held == 16:
                 if back:
-                    halves[start >> 4] = _f16_code(np.int64(cells[base + column]))
+                    halves[start >> 4] = small[base + column]
                 else:
-                    numbers[base + column] = _f16_value(np.int64(halves[start >> 4]))
+                    small[base + column] = halves[start >> 4]
             elif back:
                 wide[start >> 6] = array_at(matrix, 1 << 40, np.uint64)[base + column]
             else:

@@ -83,7 +83,7 @@ def test_scaled_products(out_dtype, fast):
 
 def test_blocks_of_128():
     a, b = torch.ones(16, 256).to(torch.float8_e4m3fn), torch.ones(32, 256).to(torch.float8_e4m3fn).t()
-    left, right = torch.ones(2, 16).t(), torch.ones(32, 2).t()
+    left, right = torch.ones(2, 16).t(), torch.ones(2, 32)
     left.view(torch.int32)[4, 1] = PAYLOAD[torch.float32]
     left[6, 0], left[6, 1] = float("inf"), float("-inf")
     with emulated():
