@@ -29,6 +29,9 @@ from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.vectors import DotVectors, write_vectors
 from mmabits.isa import OperandError, format_spec, instructions
 
+# A terminal of our own takes a fork; where JAX was imported before, it warns of that.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 ROOT = Path(__file__).resolve().parents[2]
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"
 

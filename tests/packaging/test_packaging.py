@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conformance", "emulator", "isa", "kernels")
 CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
-DATA_KINDS = ("conformance/**/*.j2", "conformance/probes/pack/*.safetensors")
-"""Data that are many files: page templates, and the pack of vectors."""
+DATA_KINDS = ("conformance/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
+"""Data that are many files: page templates, the pack of vectors, and tables of numbers."""
 
 
 def run_ok(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
