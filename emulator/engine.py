@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mmabits.emulator.native import Call, NativeProduct, native_product
 from mmabits.emulator.shares import SharedWork
 from mmabits.emulator.tasks import lie_side_by_side
-from mmabits.isa import Lowering
+from mmabits.isa import Lowering, OperandTypeError
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +54,8 @@ def multiply(product: NativeProduct, a: Array, b: Array, d: Array, scale_a: Arra
 
     However it ends, by an exception out of a signal's handler too, nobody looks at the arrays any more.
     """
+    if d.dtype != product.accumulator:
+        raise OperandTypeError(f"D has dtype {d.dtype}; the engine writes {product.accumulator} here")
     batch, m, n = d.shape
     k = a.shape[2]
     small = batch * m * n * k <= SERIAL_PRODUCTS
