@@ -270,6 +270,9 @@ class Kernel:
             each.start()
         try:
             work(runs[0])
+        except BaseException:  # of a signal's handler, between two shares
+            stop[0] = 1
+            raise
         finally:
             for each in helpers:
                 each.join()
