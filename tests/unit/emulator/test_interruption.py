@@ -234,11 +234,13 @@ def raising_in_run() -> Iterator[list[int]]:
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.slow  # goes by the time of a signal: on a loaded machine it comes elsewhere
 def test_a_second_exception_at_every_place_of_the_wait_after_the_first(raising_in_run: list[int]) -> None:
     main, tracing = threading.get_ident(), sys.gettrace()
-    for place in range(1000):
+
+    def chain_at(place: int, second: ValueError) -> list[BaseException]:
         raising_in_run.clear()
-        writes, second = Writes(seconds=5.0), ValueError("second")
+        writes = Writes(seconds=5.0)
         sender = threading.Timer(0.003, signal.pthread_kill, (main, signal.SIGUSR1))
         sender.start()
         sys.settrace(raising_at(place, second, "_await"))
@@ -251,7 +253,15 @@ def test_a_second_exception_at_every_place_of_the_wait_after_the_first(raising_i
         chain = chain_of(caught.value)
         del caught
         writes.check_nobody_is_at_work()
-        if second not in chain:
+        return chain
+
+    for place in range(1000):
+        second = ValueError("second")
+        for _ in range(5):  # on a loaded machine the first may come too late for a second one
+            chain = chain_at(place, second)
+            if second in chain:
+                break
+        else:
             break
         assert chain[0] is second and len(chain) == 2
     assert 4 < place < 1000
