@@ -174,10 +174,19 @@ def _combined(operation: int, kind: int, old: Any, value: Any, other: Any, bits:
 
 
 @jit
+def _flushed(code: Any, flushes: bool) -> Any:
+    """An f32 code; where it is to be flushed, a subnormal number's as a zero of its sign."""
+    if flushes and code & np.uint32(0x7F800000) == 0:
+        return code & np.uint32(0x80000000)
+    return code
+
+
+@jit
 def _atomic(words: Any) -> None:
     """Atomic operations, lanes in ascending order: mask, context, addresses, values, others, results, bits, operation, kind, instruction.
 
-    Of kind 2 the sums are of floating-point numbers: f32, f64, f16 and bf16 by `bits` 32, 64, 16 and 17, in pairs where there are more.
+    Of kind 2 the sums are of f32 or f64. Those of f32 in global memory take subnormal numbers, and give them, as zeros of their sign,
+    whatever the modifiers say; in shared memory they keep them (PTX, atom).
     """
     mask, bits, operation, kind, instruction = words[1], words[7], words[8], words[9], words[10]
     context = array_at(words[2], _WORDS, np.int64)
@@ -194,14 +203,15 @@ def _atomic(words: Any) -> None:
             old = np.uint32(cell[0])
             array_at(words[6], 32, np.uint32)[lane] = old
             value = array_at(words[4], 32, np.uint32)[lane]
-            other = array_at(words[5], 32, np.uint32)[lane]
             if kind == 2:
-                one = array_at(place, 1, np.float32)
-                total = one[0] + array_at(words[4], 32, np.float32)[lane]
-                one[0] = total
-                if total != total:
-                    cell[0] = np.uint32(0x7FFFFFFF)
+                flushes = addresses[lane] >> TAG_SHIFT == 0
+                terms = array_at(words[5], 32, np.float32)
+                words_of_terms = array_at(words[5], 32, np.uint32)
+                words_of_terms[0], words_of_terms[1] = _flushed(old, flushes), _flushed(value, flushes)
+                terms[2] = terms[0] + terms[1]
+                cell[0] = np.uint32(0x7FFFFFFF) if terms[2] != terms[2] else _flushed(words_of_terms[2], flushes)
             else:
+                other = array_at(words[5], 32, np.uint32)[lane]
                 cell[0] = np.uint32(_combined(operation, kind, np.int64(old), np.int64(value), np.int64(other), 32) & 0xFFFFFFFF)
         else:
             wide = array_at(place, 1, np.int64)

@@ -207,6 +207,32 @@ def test_atomic_operations_in_order() -> None:
     assert cells[1:2].view(np.float32)[0] == sum(range(128))
 
 
+@pytest.mark.parametrize(
+    ("space", "wanted"), [("global", [0, 0x80000000, 0x00800000, 0]), ("shared", [3, 0x80000003, 0x00800001, 0x00400000])]
+)
+def test_sums_of_f32_in_global_memory_flush_subnormal_numbers(space: str, wanted: list[int]) -> None:
+    """By experiments on GPUs and the manual: always in global memory, never in shared memory."""
+    place = "[%rd12]" if space == "global" else "[%r10]"
+    made = kernel(PLACE + f"""
+	mov.b32 %r8, room;
+	shl.b32 %r9, %r1, 2;
+	add.s32 %r10, %r8, %r9;
+	add.s64 %rd12, %rd2, %rd10;
+	ld.global.b32 %r5, [%rd12];
+	st.shared.b32 [%r10], %r5;
+	ld.global.b32 %r6, [%rd11];
+	red.{space}.add.f32 {place}, %r6;
+	ld.shared.b32 %r7, [%r10];
+	setp.eq.b32 %p1, %r7, %r5;
+	@!%p1 st.global.b32 [%rd12], %r7;
+	ret;""", parameters=2, before=SHARED, shared=128)  # fmt: skip
+    values, cells = np.zeros(32, np.uint32), np.zeros(32, np.uint32)
+    values[:4] = 1, 0x80000001, 1, 0x00C00000
+    cells[:4] = 2, 0x80000002, 0x00800000, 0x80800000
+    run(made, values, cells)
+    assert cells[:4].tolist() == wanted
+
+
 def test_copies_are_put_off_until_their_wait() -> None:
     """A copy takes what lies at its source when it is waited for; what was written in between is seen, as late as it may be."""
     made = kernel(PLACE + """
