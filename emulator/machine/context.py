@@ -69,8 +69,6 @@ class Context(NamedTuple):
     """of which lane,"""
     error_address: int
     """and at which address."""
-    spins: int
-    """How often it was asked in vain."""
     helper: int
     """Address of helpers.helper."""
     tables: int
@@ -114,13 +112,13 @@ class Launch(NamedTuple):
 
 READY, BLOCKED, DONE, DIVERGED = range(4)
 """States of a warp."""
-ENDED, AT_BARRIER, PARTED, MET, WAITING, FAILED = range(6)
-"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it waits for others, it failed."""
+ENDED, AT_BARRIER, PARTED, MET, FAILED = range(5)
+"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed."""
 FINE, ERROR, DEADLOCK, STOPPED = range(4)
 """Outcomes of a run."""
-OUTSIDE, MISALIGNED, QUEUE_FULL, BAD_BARRIER, PARTIAL, TRAPPED, NO_SPACE = range(1, 8)
+OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED = range(1, 6)
 """Errors."""
-RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, FUNCTION = range(8)
+RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC = range(7)
 """Operations of the helper."""
 
 SHARED_TAG: Final = 1

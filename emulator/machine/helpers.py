@@ -40,7 +40,7 @@ from mmabits.emulator.machine.context import (
     TAG_SHIFT,
     Context,
     Launch,
-)  # fmt: skip
+)
 
 # Places of words.
 _C = Context._fields
@@ -49,7 +49,7 @@ _C = Context._fields
     _CTAID_X, _CTAID_Y, _CTAID_Z, _NCTAID_X,
     _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED,
     _GROUP, _RANGES,
-    _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _SPINS, _HELPER,
+    _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
     _TABLES, _COUNTS,
 ) = range(len(_C))  # fmt: skip
 (
@@ -498,7 +498,6 @@ def _begin(launch: Any, cta: int) -> None:
         context[_STATE] = READY
         context[_QUEUED] = 0
         context[_GROUP] = 0
-        context[_SPINS] = 0
         if lanes < 32:
             context[_STATE] = DIVERGED
             pcs = array_at(context[_PCS], 32, np.int32)
@@ -601,7 +600,8 @@ def _run_cta(launch: Any) -> int:
 def _run(launch: Any) -> None:
     for cta in range(launch[_FIRST], launch[_LAST]):
         _begin(launch, cta)
-        found = _run_cta(launch)
+        stopped = array_at(launch[_STOP], 1, np.int64)[0] != 0
+        found = STOPPED if stopped else _run_cta(launch)
         if found != FINE:
             launch[_RESULT] = found
             launch[_FAILED_CTA] = cta

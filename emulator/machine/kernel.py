@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import binding as llvm
 
+from mmabits.emulator import engine
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine import exchange, memory, tensor
 from mmabits.emulator.machine.context import CONTEXT_WORDS, Context, Launch
@@ -22,6 +25,7 @@ from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.native import Variant
+from mmabits.emulator.shares import SharedWork
 from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
@@ -244,40 +248,19 @@ class Kernel:
         if total == 0:
             return {}
         parameters = self._parameters(arguments)
-        from mmabits.emulator.engine import threads_wanted
-
-        count = 1 if self.has_atomics else min(threads_wanted(), total)
-        stop = np.zeros(1, np.int64)
+        count = 1 if self.has_atomics else min(engine.threads_wanted(), total)
+        stop = array("q", (0,))
         runs = [_Run(self, sizes, parameters, ranges, stop) for _ in range(count)]
-        cursor = iter(_shares(total, count))
-        lock = threading.Lock()
-        errors: list[BaseException] = []
+        idle = deque(runs)
 
-        def work(run: _Run) -> None:
-            while not stop[0]:
-                with lock:
-                    share = next(cursor, None)
-                if share is None:
-                    return
-                try:
-                    run.go(*share)
-                except BaseException as error:
-                    errors.append(error)
-                    stop[0] = 1
+        def share(first: int, last: int) -> None:
+            run = idle.pop()  # there are as many as threads
+            try:
+                run.go(first, last)
+            finally:
+                idle.append(run)
 
-        helpers = [threading.Thread(target=work, args=(run,), daemon=True) for run in runs[1:]]
-        for each in helpers:
-            each.start()
-        try:
-            work(runs[0])
-        except BaseException:  # of a signal's handler, between two shares
-            stop[0] = 1
-            raise
-        finally:
-            for each in helpers:
-                each.join()
-        if errors:
-            raise errors[0]
+        SharedWork(share, _shares(total, count), stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
         for run in runs:
             for table, count in zip(self._tables, run.counts.tolist(), strict=False):
@@ -327,7 +310,7 @@ class _Run:
     grid: list[int]
     parameters: npt.NDArray[np.uint8]
     ranges: Sequence[tuple[int, int]]
-    stop: npt.NDArray[np.int64]
+    stop: array[int]
     contexts: npt.NDArray[np.int64] = field(init=False)
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
@@ -372,7 +355,7 @@ class _Run:
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": warps, "threads": kernel.threads,
             "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2], "contexts": self.contexts.ctypes.data,
             "shared": shared.ctypes.data, "shared_size": _rounded(layout.shared_size, 8), "barriers": barriers.ctypes.data,
-            "stop": self.stop.ctypes.data,
+            "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():

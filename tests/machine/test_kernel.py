@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mmabits.emulator.machine import helpers
+from mmabits.emulator.machine.context import Context, Launch
 from mmabits.emulator.machine.kernel import Kernel, KernelError
 from mmabits.emulator.machine.ptx import PtxError, read_ptx
 from mmabits.emulator.machine.warp import UnknownOpcode
@@ -333,6 +337,40 @@ def test_text_that_is_no_ptx(text: str, why: str) -> None:
 def test_parameters_are_counted() -> None:
     with pytest.raises(OperandError, match="k takes 1 parameters, got 2"):
         kernel("\tret;").launch((1,), [0, 0], [])
+
+
+def test_an_interrupted_launch_leaves_memory_alone() -> None:
+    made = kernel(PLACE + """
+	mov.b32 %r6, 0;
+$L_loop:
+	add.s32 %r6, %r6, 1;
+	setp.lt.s32 %p1, %r6, 100000;
+	@%p1 bra $L_loop;
+	st.global.b32 [%rd11], %r6;
+	ret;""")  # fmt: skip
+    numbers = np.zeros(32 * 50_000, np.int32)
+
+    def raises(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, raises)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeoutError):
+            run(made, numbers, grid=(50_000,))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    written = np.count_nonzero(numbers)
+    assert 0 < written < numbers.size
+    time.sleep(0.3)
+    assert np.count_nonzero(numbers) == written
+
+
+def test_the_helpers_words_are_those_of_the_records() -> None:
+    for record, other in ((Context, {}), (Launch, {"shared": "run_shared", "shared_size": "run_shared_size", "diverged": "parted"})):
+        for place, name in enumerate(record._fields):
+            if name != "operation":
+                assert getattr(helpers, f"_{other.get(name, name).upper()}") == place, name
 
 
 # --------------------------------------------------------------------------------------------------------------------- parsing
