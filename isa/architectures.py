@@ -27,6 +27,8 @@ class ArchitectureSpec:
     """Likewise: elements of K after which gemm promotes where its caller does not say; 0: never."""
     source: str = ""
     """Of the models."""
+    shared_memory: int = 0
+    """KiB of shared memory that a CTA may have, by the table of compute capabilities in NVIDIA's CUDA programming guide."""
 
     @property
     def target(self) -> str:
@@ -37,8 +39,10 @@ class ArchitectureSpec:
         return self.name
 
 
-def _row(name: str, family: str, gpus: tuple[str, ...], *models: str) -> ArchitectureSpec:
-    return ArchitectureSpec(name=name, family=family, gpus=gpus, models=(*gpus, *models), source="gpu-names")
+def _row(name: str, family: str, shared_memory: int, gpus: tuple[str, ...], *models: str) -> ArchitectureSpec:
+    return ArchitectureSpec(
+        name=name, family=family, gpus=gpus, models=(*gpus, *models), source="gpu-names", shared_memory=shared_memory
+    )  # fmt: skip
 
 
 def _series(brand: str, models: str) -> tuple[str, ...]:
@@ -48,24 +52,24 @@ def _series(brand: str, models: str) -> tuple[str, ...]:
 
 # fmt: off
 _ROWS = (
-    _row("sm_70", "Volta", ("V100", "Titan V"), "Quadro GV100"),
-    _row("sm_75", "Turing", ("T4", "RTX 2080 Ti"), "Titan RTX",
+    _row("sm_70", "Volta", 96, ("V100", "Titan V"), "Quadro GV100"),
+    _row("sm_75", "Turing", 64, ("T4", "RTX 2080 Ti"), "Titan RTX",
          *_series("RTX", "2080, 2080 SUPER, 2070, 2070 SUPER, 2060, 2060 SUPER"), *_series("Quadro RTX", "8000, 6000, 5000, 4000, 3000")),
-    _row("sm_80", "Ampere", ("A100", "A30"), "A800", "AX800"),
-    _row("sm_86", "Ampere", ("A2", "A40", "RTX 3090"), "A10", "A10G", "A10M", "A16",
+    _row("sm_80", "Ampere", 163, ("A100", "A30"), "A800", "AX800"),
+    _row("sm_86", "Ampere", 99, ("A2", "A40", "RTX 3090"), "A10", "A10G", "A10M", "A16",
          *_series("RTX", "3090 Ti, 3080, 3080 Ti, 3070, 3070 Ti, 3060, 3060 Ti, 3050, 3050 Ti, 2050"),
          *_series("RTX", "A6000, A5500, A5000, A4500, A4000, A4000H, A3000, A2000, A1000, A500, A400")),
-    _row("sm_89", "Ada Lovelace", ("L4", "L40S", "RTX 4090"), "L2", "L20", "L40", "RTX 3050 A",
+    _row("sm_89", "Ada Lovelace", 99, ("L4", "L40S", "RTX 4090"), "L2", "L20", "L40", "RTX 3050 A",
          *_series("RTX", "4080, 4080 SUPER, 4070, 4070 SUPER, 4070 Ti, 4070 Ti SUPER, 4060, 4060 Ti, 4050"),
          *_series("RTX", "6000 Ada, 5880 Ada, 5000 Ada, 4500 Ada, 4000 Ada, 3500 Ada, 3000 Ada, 2000 Ada, 2000E Ada, 1000 Ada, 500 Ada")),
-    _row("sm_90a", "Hopper", ("H100", "H200", "GH200"), "H20", "H800"),
-    _row("sm_100a", "Blackwell", ("B200", "GB200")),
-    _row("sm_103a", "Blackwell", ("B300", "GB300")),
-    _row("sm_110a", "Blackwell", ("Jetson Thor",), "Jetson T5000", "Jetson T4000"),
-    _row("sm_120a", "Blackwell", ("RTX 5090", "RTX PRO 6000 Blackwell"), "RTX 6000D",
+    _row("sm_90a", "Hopper", 227, ("H100", "H200", "GH200"), "H20", "H800"),
+    _row("sm_100a", "Blackwell", 227, ("B200", "GB200")),
+    _row("sm_103a", "Blackwell", 227, ("B300", "GB300")),
+    _row("sm_110a", "Blackwell", 227, ("Jetson Thor",), "Jetson T5000", "Jetson T4000"),
+    _row("sm_120a", "Blackwell", 99, ("RTX 5090", "RTX PRO 6000 Blackwell"), "RTX 6000D",
          *_series("RTX", "5080, 5070, 5070 Ti, 5060, 5060 Ti, 5050"),
          *_series("RTX PRO", "5000, 4500, 4000, 3000, 2000, 1000, 500")),
-    _row("sm_121a", "Blackwell", ("DGX Spark (GB10)",), "DGX Spark", "GB10"),
+    _row("sm_121a", "Blackwell", 99, ("DGX Spark (GB10)",), "DGX Spark", "GB10"),
 )
 # fmt: on
 

@@ -153,6 +153,7 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         self.entry, self.arch = module.entries[name], arch
+        self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
         if contracts:

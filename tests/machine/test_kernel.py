@@ -237,6 +237,23 @@ def test_sums_of_f32_in_global_memory_flush_subnormal_numbers(space: str, wanted
     assert cells[:4].tolist() == wanted
 
 
+@pytest.mark.parametrize("contracts", [True, False])
+def test_products_and_sums_are_contracted_or_not(contracts: bool) -> None:
+    made = kernel(PLACE + """
+	ld.global.b32 %r5, [%rd11];
+	mul.f32 %r6, %r5, 0f3F8CCCCD;
+	sub.f32 %r7, %r5, %r6;
+	st.global.b32 [%rd11], %r7;
+	ret;""", contracts=contracts)  # fmt: skip
+    x = np.random.default_rng(0).random(32, np.float32)
+    f32 = np.float32
+    once = (x.astype(np.float64) - x.astype(np.float64) * np.float64(f32(1.1))).astype(f32)  # exact in f64 before it is rounded
+    twice = x - x * f32(1.1)
+    assert made.fused == int(contracts) and not np.array_equal(once, twice)
+    run(made, x)
+    assert np.array_equal(x, once if contracts else twice)
+
+
 def test_copies_are_put_off_until_their_wait() -> None:
     """A copy takes what lies at its source when it is waited for; what was written in between is seen, as late as it may be."""
     made = kernel(PLACE + """

@@ -68,7 +68,33 @@ def test_softmax_is_near_and_says_what_it_rests_on() -> None:
     assert torch.allclose(y, torch.softmax(x.double(), 1).float(), rtol=1e-5, atol=0)
     told = {line.operation for line in session.report().skipped}
     assert "ex2.approx.ftz.f32" in told or "ex2.approx.f32" in told
-    assert "div.full.f32" in told
+    assert "div.full.f32" in told and "sums of quotients" in told
+
+
+def test_contraction_is_told_and_refused_where_evidence_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton's own compiler fuses stands in the PTX; what is left for ptxas is by a rule of ours."""
+    from mmabits.emulator.hooks.triton import compiled
+
+    x, y = torch.arange(128.0), torch.zeros(128)
+    monkeypatch.setattr(compiled, "_KERNELS", {})
+    with emulate("sm_80") as session:
+        scaled[(1,)](x, y, 0.25, 128, N=128)
+        assert "fused multiply-adds" not in {line.operation for line in session.report().skipped}
+        (kernel,) = compiled._KERNELS.values()
+        kernel.fused = 1
+        scaled[(1,)](x, y, 0.25, 128, N=128)
+        assert "fused multiply-adds" in {line.operation for line in session.report().skipped}
+    y.zero_()
+    with pytest.raises(EmulationError, match="fusing products and sums"), emulate("sm_80", require="published"):
+        scaled[(1,)](x, y, 0.25, 128, N=128)
+    assert not y.any()
+
+
+@pytest.mark.parametrize(("arch", "most"), [("sm_80", 166912), ("sm_89", 101376), ("sm_90a", 232448), ("sm_120a", 101376)])
+def test_shared_memory_is_that_of_the_architecture(arch: str, most: int) -> None:
+    """Triton refuses what is beyond it, as on the GPU."""
+    with emulate(arch):
+        assert triton.runtime.driver.active.utils.get_device_properties(0)["max_shared_mem"] == most
 
 
 def test_weak_evidence_is_refused_before_the_launch() -> None:

@@ -33,7 +33,6 @@ _PROCESSORS: Final = 132
 _DEVICES: dict[str, int] = {}
 _FIRST_DEVICE: Final = 1000
 """Numbers of devices, by architecture, that no GPU has."""
-_SHARED: Final = 232448
 
 
 class _Interface:
@@ -52,15 +51,17 @@ class _Interface:
 class _Utilities:
     """What Triton asks for binaries and devices."""
 
+    def __init__(self, shared_memory: int) -> None:
+        self.shared_memory = shared_memory
+
     @staticmethod
     def load_binary(name: str, _kernel: bytes, _shared: int, _device: int) -> tuple[Any, Any, int, int, int]:
         """Module, function, registers, spills, and the most threads of a CTA."""
         return name, name, 0, 0, 1024
 
-    @staticmethod
-    def get_device_properties(_device: int) -> dict[str, int]:
-        """Of the GPU that is emulated, as far as kernels ask."""
-        return {"max_shared_mem": _SHARED, "multiprocessor_count": _PROCESSORS, "max_num_regs": 65536, "warpSize": 32}
+    def get_device_properties(self, _device: int) -> dict[str, int]:
+        """Of the GPU that is emulated, as far as kernels ask; the number of its processors is that of an H100, whichever it is."""
+        return {"max_shared_mem": self.shared_memory, "multiprocessor_count": _PROCESSORS, "max_num_regs": 65536, "warpSize": 32}
 
 
 class MachineDriver:
@@ -70,7 +71,7 @@ class MachineDriver:
         self.arch = session.arch
         self.capability = int("".join(each for each in architecture(session.arch).target.removeprefix("sm_") if each.isdigit()))
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
-        self.utils = _Utilities()
+        self.utils = _Utilities(1024 * architecture(architecture(session.arch).target).shared_memory)
         self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
 
     def get_current_target(self) -> Any:
@@ -146,7 +147,7 @@ class Launcher:
         for name in ("global_scratch", "profile_scratch"):
             size = int(getattr(self.metadata, f"{name}_size", 0) or 0) * x * y * z
             if len(values) < len(self.kernel.entry.parameters):
-                room = aligned(max(size, 1), int(getattr(self.metadata, f"{name}_align", 1) or 1) * 128) if size else None
+                room = aligned(size, max(128, int(getattr(self.metadata, f"{name}_align", 1) or 1))) if size else None
                 kept.append(room)
                 values.append(room.ctypes.data if room is not None else 0)
                 if room is not None:
@@ -188,6 +189,9 @@ class Launcher:
         for matrix in self.kernel.matrices:
             session.check(matrix)
         if session.require > Evidence.INFERRED:
+            if self.kernel.fused:
+                reason = f"by a rule that is inferred, but {session.require} evidence is required; enable_fp_fusion=False does without"
+                session.refuse(self.metadata.name, "fusing products and sums", reason)
             for name in self.kernel.opcodes:
                 row = opcode_table().get(name)
                 if row is not None and row.evidence < session.require:
@@ -201,11 +205,14 @@ class Launcher:
             session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
         for name in self.kernel.opcodes:
             row = opcode_table().get(name)
-            if row is not None and row.evidence < Evidence.PUBLISHED and row.note:
-                session.skip(self.metadata.name, name, f"{row.evidence}: {row.note}")
+            if row is not None and row.evidence < Evidence.PUBLISHED:
+                session.skip(self.metadata.name, name, f"{row.evidence}: {row.note or 'what it does is carried over from its neighbours'}")
         if self.kernel.fused:
             reason = f"inferred: {self.kernel.fused} sums of the text are fused with products by a rule; the machine code was not looked at"
             session.skip(self.metadata.name, "fused multiply-adds", reason)
+        if self.kernel.contracts and any(name.startswith(("div.full", "div.approx")) for name in self.kernel.opcodes):
+            reason = "ptxas fuses the product inside with a sum that follows; here each is rounded"
+            session.skip(self.metadata.name, "sums of quotients", reason)
         for kind in ("atom", "red"):
             if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
                 session.skip(
