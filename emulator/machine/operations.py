@@ -79,13 +79,13 @@ def _mbarrier(words: Any) -> None:
         elif what == INVALIDATE:
             cell[0] = 0
         elif what == EXPECT:
-            error = change(place, 0, number, 0, False)
+            error = change(place, 0, number, 0, True)
         elif what == COMPLETE:
             error = change(place, 0, -number, 0, True)
         elif what == ARRIVE:
             error = change(place, number, 0, number if flags & 4 else 0, flags & 2 == 0)
         elif what == ARRIVE_EXPECT:
-            error = change(place, 0, number, 0, False)
+            error = change(place, 0, number, 0, True)
             if error == 0:
                 error = change(place, others[lane], 0, others[lane] if flags & 4 else 0, True)
         elif what == ARRIVE_AFTER_COPIES:
