@@ -5,11 +5,12 @@ Every operation takes the address of a record of 64-bit words; the first says wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, array_at, call_at, jit
+from mmabits.emulator.engine.jit import address_of, array_at, call_at, jit
 from mmabits.emulator.machine.context import (
     ASYNC,
     AT_BARRIER,
@@ -627,3 +628,8 @@ def helper(pointer: Any) -> int:
     elif operation == RUN:
         _run(words)
     return 0
+
+
+def entry(_variant: Any) -> Callable[[Any], int]:
+    """What the code of compiled kernels calls, for machine_code.ENTRIES."""
+    return helper

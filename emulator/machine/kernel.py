@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import binding as llvm
 
-from mmabits.emulator import engine
+from mmabits.emulator.engine import products
+from mmabits.emulator.engine.record import Variant
+from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine import exchange, memory, tensor
 from mmabits.emulator.machine.context import CONTEXT_WORDS, Context, Launch
@@ -24,8 +26,6 @@ from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.emulator.native import Variant
-from mmabits.emulator.shares import SharedWork
 from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
@@ -102,7 +102,7 @@ class _Memory:
 
 def helper_address() -> int:
     """The address of helpers.helper, compiled or taken from the files of machine code."""
-    from mmabits.emulator.machine_code import function_address
+    from mmabits.emulator.engine.machine_code import function_address
 
     nothing = np.dtype(np.uint8)
     return function_address(Variant("machine", nothing, nothing, nothing))
@@ -249,7 +249,7 @@ class Kernel:
         if total == 0:
             return {}
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics else min(engine.threads_wanted(), total)
+        count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
         runs = [_Run(self, sizes, parameters, ranges, stop) for _ in range(count)]
         idle = deque(runs)

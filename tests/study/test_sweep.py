@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.study import JournalMismatch, Table, points, sweep
 from mmabits.isa import OperandError
+from mmabits.research.study import JournalMismatch, Table, points, sweep
 
 
 def one_point(k: int, arch: str, scale: float = 1.0):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.cli import main
-from mmabits.conformance.tables import formats_markdown
+from mmabits.commands.main import main
+from mmabits.commands.tables import formats_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

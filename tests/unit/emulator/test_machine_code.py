@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mmabits.emulator import cache, entries, machine_code
-from mmabits.emulator.machine_code import _MAGIC, _Object
-from mmabits.emulator.native import Variant, variants
+from mmabits.emulator.engine import cache, machine_code
+from mmabits.emulator.engine.machine_code import _MAGIC, _Object
+from mmabits.emulator.engine.native import variants
+from mmabits.emulator.engine.record import Variant
 from mmabits.isa import CompilerError, lower, parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +109,7 @@ def test_a_module_without_its_source_is_not_kept_but_works(folder: Path, monkeyp
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Variant:
     """A variant that compiles at once, to a function that does nothing."""
-    monkeypatch.setattr(entries, "entry", lambda variant: lambda pointer: None)
+    monkeypatch.setattr(machine_code, "entry", lambda variant: lambda pointer: None)
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
     (variant,) = variants(lower(parse("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"), "sm_80"))
     return variant
@@ -164,7 +165,7 @@ def without_a_method(patch: pytest.MonkeyPatch) -> None:
 
 
 def another_option(patch: pytest.MonkeyPatch) -> None:
-    from mmabits.emulator import jit
+    from mmabits.emulator.engine import jit
 
     patch.setitem(jit._POLICY, "_no_such_option", False)
 
@@ -173,7 +174,7 @@ def not_importable(patch: pytest.MonkeyPatch) -> None:
     ordinary = builtins.__import__
 
     def imported(name: str, *rest: object, **more: object) -> object:
-        if name == "mmabits.emulator.jit":
+        if name == "mmabits.emulator.engine.jit":
             raise ImportError("cannot import name 'cpu_target' from 'numba.core.registry'")
         return ordinary(name, *rest, **more)  # type: ignore[arg-type]
 
@@ -181,7 +182,7 @@ def not_importable(patch: pytest.MonkeyPatch) -> None:
 
 
 def cannot_be_typed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(entries, "entry", lambda variant: lambda pointer: pointer.no_such_attribute)
+    patch.setattr(machine_code, "entry", lambda variant: lambda pointer: pointer.no_such_attribute)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_what_is_not_numbas_fault_is_handed_on(small: Variant, error: BaseExcept
     def interrupted(*_: object) -> object:
         raise error
 
-    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", interrupted)
+    monkeypatch.setattr("mmabits.emulator.engine.jit.compiled_object", interrupted)
     with pytest.raises(type(error)) as raised:
         machine_code._compiled(small)
     assert raised.value is error
@@ -218,7 +219,7 @@ def test_what_is_not_numbas_fault_is_handed_on(small: Variant, error: BaseExcept
 
 def test_code_that_needs_what_is_not_there_is_not_loaded(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLVM would end the process."""
-    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", lambda function, symbol: (b"", ("malloc", "NRT_incref")))
+    monkeypatch.setattr("mmabits.emulator.engine.jit.compiled_object", lambda function, symbol: (b"", ("malloc", "NRT_incref")))
     with pytest.raises(CompilerError, match="needs NRT_incref, which nothing here has"):
         machine_code._compiled(small)
 
