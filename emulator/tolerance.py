@@ -1,7 +1,10 @@
 """The former place of `mmabits.research.tolerance`, kept for programs that import from here."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmabits.research.tolerance import Tolerance, tolerance, tolerance_of_shape
 
 __all__ = ["Tolerance", "tolerance", "tolerance_of_shape"]
 

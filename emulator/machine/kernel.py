@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
+import llvmlite
 import numpy as np
 import numpy.typing as npt
 from llvmlite import binding as llvm
@@ -26,7 +27,7 @@ from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.isa import EmulationError, OperandError
+from mmabits.isa import CompilerError, EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS}
@@ -98,6 +99,17 @@ class _Memory:
         if found is None:
             raise OperandError(f"nothing in the PTX is called {name}")
         return found
+
+
+def _parsed(text: str) -> Any:
+    """An LLVM module.
+
+    Raises:
+        CompilerError: an LLVM that is too old for pointers without types.
+    """
+    if not getattr(llvmlite, "opaque_pointers_enabled", True):
+        raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
+    return llvm.parse_assembly(text)
 
 
 def helper_address() -> int:
@@ -203,7 +215,7 @@ class Kernel:
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        module = llvm.parse_assembly(text)
+        module = _parsed(text)
         machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=0, jit=True
         )
