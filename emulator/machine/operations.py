@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, array_at, jit
+from mmabits.emulator.engine.jit import address_of, array_at, jit
 from mmabits.emulator.machine.context import (
     ARRIVE,
     ARRIVE_AFTER_COPIES,
@@ -159,3 +160,8 @@ def helper(pointer: Any) -> int:
     elif operation == RUN:
         run(words)
     return 0
+
+
+def entry(_variant: Any) -> Callable[[Any], int]:
+    """What the code of compiled kernels calls, for machine_code.ENTRIES."""
+    return helper
