@@ -45,7 +45,19 @@ _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "re
 """Modules whose code or constants end up in machine code."""
 _MACHINE = tuple(
     f"../machine/{name}"
-    for name in ("context", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "transfers", "turns")
+    for name in (
+        "context",
+        "helpers",
+        "operands",
+        "operations",
+        "pending",
+        "phases",
+        "requests",
+        "tensormaps",
+        "transfers",
+        "turns",
+        "warpgroups",
+    )
 )
 """Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"

@@ -97,6 +97,10 @@ class Context(NamedTuple):
     """Phase of the cluster's barrier at which it arrived."""
     own: int
     """Address of this record."""
+    warpgroup: int
+    """Address of the queue of the warp's warpgroup (warpgroups.py); 0 where the kernel has no wgmma."""
+    work_room: int
+    """Address of room for its products to work in."""
 
 
 class Cta(NamedTuple):

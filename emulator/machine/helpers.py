@@ -30,7 +30,7 @@ _C = Context._fields
     _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
     _TABLES, _COUNTS, _LAUNCH, _CTA, _ARRIVES, _HELD, _PARKED, _WAITED, _HURRY, _EVENTS, _BULK_GROUPS, _CLUSTER_PHASE,
-    _OWN,
+    _OWN, _WARPGROUP, _WORK_ROOM,
 ) = range(len(_C))  # fmt: skip
 _WORDS = len(_C)
 _LAUNCH_WORDS = len(Launch._fields)

@@ -42,6 +42,7 @@ from mmabits.emulator.machine.pending import OWN, carry_out_for, put_off
 from mmabits.emulator.machine.phases import begin, change, is_mbarrier, phase_of
 from mmabits.emulator.machine.requests import bulk, map_field
 from mmabits.emulator.machine.turns import live_threads_of_cluster, run
+from mmabits.emulator.machine.warpgroups import WGMMA_OPERATION, warpgroup
 
 _WORDS, _LAUNCH_WORDS, _CTA_WORDS = len(Context._fields), len(Launch._fields), len(Cta._fields)
 _LAUNCH, _CTA, _WAITED, _HURRY, _EVENTS, _GROUP, _CLUSTER_PHASE, _ERROR_INSTRUCTION, _ERROR = (
@@ -165,6 +166,8 @@ def helper(pointer: Any) -> int:
         bulk(words)
     elif operation == MAP_FIELD:
         map_field(words)
+    elif operation == WGMMA_OPERATION:
+        warpgroup(words)
     elif operation == RUN:
         run(words)
     return 0
