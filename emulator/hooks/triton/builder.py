@@ -23,10 +23,11 @@ from mmabits.emulator.hooks.triton import accesses, account, libdevice, origins
 from mmabits.emulator.hooks.triton.accesses import Accesses
 from mmabits.emulator.hooks.triton.account import Account
 from mmabits.emulator.hooks.triton.casts import NAMES, Casts, float_to_integer
+from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
 from mmabits.emulator.hooks.triton.memory import Memory
 from mmabits.emulator.hooks.triton.origins import NOTHING, origin
 from mmabits.emulator.hooks.triton.patches import Patches
-from mmabits.emulator.hooks.triton.plans import Dot, Plan, Planner, ScaledDot, Scheme
+from mmabits.emulator.hooks.triton.plans import Plan, Planner, Scheme
 from mmabits.emulator.hooks.triton.products import VIEWS, as_operand, product, scaled_product
 from mmabits.emulator.hooks.triton.source import Kernel, Kernels
 from mmabits.emulator.layouts import unpack_fp4

@@ -9,14 +9,15 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from mmabits.emulator.hooks.triton.compiler import CannotAsk, Compiler, Facts
+from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
+from mmabits.emulator.hooks.triton.table import facts_of
 from mmabits.isa import EmulationError, Family, Instruction, MmabitsError, architecture, parse, resolve
 
-FP8 = ("e4m3", "e5m2")
 _FULL_PRECISION = ("f16", "bf16", "f64", "s8", "e4m3", "e5m2")
 
 
@@ -28,73 +29,6 @@ class Scheme(enum.Enum):
     BF16X3 = "three bf16 products of f32 operands split in two"
     BF16X6 = "six bf16 products of f32 operands split in three"
     FMA = "fused multiply-adds in f32, K ascending, without tensor cores"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dot:
-    """What decides how `tl.dot` is compiled."""
-
-    capability: int
-    a: str
-    """Type of A's elements, by its name in mmabits.isa; f32 for tf32 too."""
-    b: str
-    acc: str
-    m: int
-    n: int
-    k: int
-    batch: int = 0
-    """Tiles of a three-dimensional dot; 0: it has two dimensions."""
-    warps: int = 4
-    ctas: int = 1
-    precision: str = "tf32"
-    imprecise: int = 0
-    """max_num_imprecise_acc."""
-    a_loaded: str = ""
-    """`f16` or `s8`, where A was made of elements loaded with so many bits: layouts depend on it; else empty."""
-    b_loaded: str = ""
-    a_joined: int = 0
-    """Bits of the elements, where A was made by a tl.join: layouts depend on it, too; 0: it was not."""
-    b_joined: int = 0
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """As `probe` is asked."""
-        fields = asdict(self)
-        return {**fields, "a_loaded": self.a_loaded or self.a, "b_loaded": self.b_loaded or self.b, "scaled": False}
-
-    def __str__(self) -> str:
-        return f"tl.dot {self.m} x {self.n} x {self.k}, {self.a} x {self.b} into {self.acc}, {self.warps} warps"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaledDot:
-    """What decides how `tl.dot_scaled` is compiled."""
-
-    capability: int
-    a: str
-    """Format as in the program: e2m1, e4m3, e5m2, bf16 or fp16."""
-    b: str
-    m: int
-    n: int
-    k: int
-    a_scale: str
-    """ue8m0, ue4m3, or empty for none."""
-    b_scale: str
-    a_block: int
-    b_block: int
-    a_along_k: bool = True
-    b_along_k: bool = True
-    fast: bool = False
-    warps: int = 4
-    ctas: int = 1
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """As `probe` is asked."""
-        return {**asdict(self), "scaled": True}
-
-    def __str__(self) -> str:
-        return f"tl.dot_scaled {self.m} x {self.n} x {self.k}, {self.a} x {self.b}, {self.warps} warps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +119,6 @@ class Planner:
             except CannotAsk:
                 self._ask = None
         if facts is None:
-            from mmabits.emulator.hooks.triton.table import facts_of
-
             return read_plan(self.arch, dot, facts_of(dot, self.version), "by the table for Triton 3.6 to 3.9")
         return read_plan(self.arch, dot, facts, f"as Triton {self.version} compiles it")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmabits.emulator.hooks.triton.compiler import Facts
-from mmabits.emulator.hooks.triton.plans import FP8, Dot, ScaledDot
+from mmabits.emulator.hooks.triton.dots import FP8, Dot, ScaledDot
 
 _BITS: Final = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64, "s8": 8, "e4m3": 8, "e5m2": 8}
 _LOADED_BITS: Final = {"e2m1": 4, "s8": 8, "f16": 16}
