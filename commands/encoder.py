@@ -211,7 +211,7 @@ class _Norm(nn.Module):
         return functional.layer_norm(hidden, hidden.shape[-1:], self.weight, self.bias, EPSILON)
 
 
-class Encoder(nn.Module):
+class SentenceEncoder(nn.Module):
     """Token numbers to a sentence's embedding: the mean of its tokens' last states, scaled to length 1.
 
     Args:

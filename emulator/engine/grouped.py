@@ -107,7 +107,7 @@ class GroupColumns(NamedTuple):
     """Scratch: the columns with a NaN scale."""
 
 
-class Scratch(NamedTuple):
+class GroupScratch(NamedTuple):
     """What a task works in."""
 
     left: Any
@@ -342,7 +342,7 @@ def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any) 
     if numbers.promote > 0:
         part, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     dead, at = carve(at, (call.tiles, call.rows), np.uint8)
-    return Scratch(left, right, total, chain, part, dead), at
+    return GroupScratch(left, right, total, chain, part, dead), at
 
 
 @jit

@@ -233,9 +233,9 @@ class Emitter:
         """An index as 32-bit integer."""
         return self.builder.trunc(number, I32)
 
-    def cells(self, starts: list[Lanes]) -> list[Cell]:
+    def cells(self, starts: list[Lanes]) -> list[LoopVariable]:
         """Variables that a loop changes."""
-        return [Cell(self.builder, start) for start in starts]
+        return [LoopVariable(self.builder, start) for start in starts]
 
     @contextmanager
     def loop(self, count: ir.Value) -> Iterator[ir.Value]:
@@ -244,7 +244,7 @@ class Emitter:
             yield loop.index
 
 
-class Cell:
+class LoopVariable:
     """A variable that holds lanes across a loop; LLVM turns it into registers."""
 
     def __init__(self, builder: ir.IRBuilder, start: Lanes) -> None:

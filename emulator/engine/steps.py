@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
-from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
+from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, LoopVariable
 from mmabits.emulator.engine.plan import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
 
@@ -501,7 +501,7 @@ class _GroupedStep(NamedTuple):
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
 
-    def scaled(self, sums: list[Cell], row: Any, group: Any, first: int) -> Lanes:
+    def scaled(self, sums: list[LoopVariable], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
         emit, builder = self.emit, self.emit.builder
         mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))

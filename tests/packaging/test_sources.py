@@ -244,6 +244,36 @@ def test_no_room_outgrows_the_others() -> None:
     assert 3 * most < lines.total(), f"{room} has {most} of {lines.total()} lines"
 
 
+# Names -------------------------------------------------------------------------------------------------------------------
+
+TAKEN_TWICE = {
+    "Difference": "replay and diff become one comparison",
+    "Product": "of diff's kernel runs, too; there it goes with them",
+    "Step": "of replay, too; there it goes with it",
+    "Kind": "of diff, of opcodes and of the machine's matrices",
+    "Dots": "of diff's replayed dots, too; there it goes with them",
+    "Instruction": "of PTX in the machine",
+    "Special": "registers in the machine, numbers in the opcodes",
+    "Run": "of a CTA in the machine",
+    "Code": "generated in the machine, twice",
+}
+"""Class names that still stand in several modules, and why: none may be added, and the list is to become empty."""
+
+
+def classes(tree: ast.AST) -> list[str]:
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_each_class_name_stands_in_one_module() -> None:
+    """Private ones too, and `_Name` counts as `Name`: who looks a name up finds one thing."""
+    places: dict[str, set[str]] = {}
+    for module, source in library_sources().items():
+        for name in classes(ast.parse(source)):
+            places.setdefault(name.lstrip("_"), set()).add(module)
+    found = {name: sorted(modules) for name, modules in places.items() if len(modules) > 1}
+    assert {name: modules for name, modules in found.items() if name not in TAKEN_TWICE} == {}
+
+
 def test_root_folders_are_imported_through_the_package() -> None:
     assert violations(stray_imports, all_python_files()) == []
 

@@ -21,7 +21,7 @@ from mmabits.isa import EmulationError, Family, Instruction, MmabitsError, archi
 _FULL_PRECISION = ("f16", "bf16", "f64", "s8", "e4m3", "e5m2")
 
 
-class Scheme(enum.Enum):
+class DotScheme(enum.Enum):
     """How a dot is put together from products."""
 
     PLAIN = "one product"
@@ -35,7 +35,7 @@ class Scheme(enum.Enum):
 class Plan:
     """What is computed for a dot."""
 
-    scheme: Scheme = Scheme.PLAIN
+    scheme: DotScheme = DotScheme.PLAIN
     instruction: Instruction | None = None
     """None where no tensor core is used."""
     convert: str = ""
@@ -70,7 +70,7 @@ class Plan:
             words.append(f"operands converted to {self.convert}")
         if self.promote_every:
             words.append(f"f32 addition every {self.promote_every} of K")
-        if self.scheme is not Scheme.PLAIN:
+        if self.scheme is not DotScheme.PLAIN:
             words.append(self.scheme.value)
         if self.unknown:
             taken = "permuted" if self.k_order else "ascending"
@@ -142,20 +142,20 @@ def read_plan(arch: str, dot: Dot | ScaledDot, facts: Facts, source: str) -> Pla
         return _without_tensor_cores(arch, dot, opcodes, source)
     spelling = _only(arch, dot, products)
     scheme = _scheme(dot)
-    row = _instruction(arch, dot, spelling, {Scheme.BF16X3: "bf16", Scheme.BF16X6: "bf16"}.get(scheme))
+    row = _instruction(arch, dot, spelling, {DotScheme.BF16X3: "bf16", DotScheme.BF16X6: "bf16"}.get(scheme))
     operand = "f32" if row.a_type.name == "tf32" else row.a_type.name
-    convert = row.a_type.name if scheme is Scheme.PLAIN and operand != dot.a else ""
+    convert = row.a_type.name if scheme is DotScheme.PLAIN and operand != dot.a else ""
     order, unknown = _order_or_reason(arch, dot, row, facts)
     return Plan(
         scheme=scheme, instruction=row, convert=convert, k_order=order, source=source, unknown=unknown,
-        promote_every=_promotion(arch, dot, row, opcodes) if scheme is Scheme.PLAIN else 0, separate_add=scheme is not Scheme.PLAIN,
+        promote_every=_promotion(arch, dot, row, opcodes) if scheme is DotScheme.PLAIN else 0, separate_add=scheme is not DotScheme.PLAIN,
     )  # fmt: skip
 
 
-def _scheme(dot: Dot) -> Scheme:
+def _scheme(dot: Dot) -> DotScheme:
     if dot.a != "f32" or dot.precision == "tf32":
-        return Scheme.PLAIN
-    return {"tf32x3": Scheme.TF32X3, "bf16x3": Scheme.BF16X3, "bf16x6": Scheme.BF16X6}[dot.precision]
+        return DotScheme.PLAIN
+    return {"tf32x3": DotScheme.TF32X3, "bf16x3": DotScheme.BF16X3, "bf16x6": DotScheme.BF16X6}[dot.precision]
 
 
 def _only(arch: str, dot: Dot | ScaledDot, products: dict[str, int]) -> str:
@@ -191,7 +191,7 @@ def _operand(name: str) -> str:
 
 def _without_tensor_cores(arch: str, dot: Dot, opcodes: dict[str, int], source: str) -> Plan:
     if opcodes.get("fma.rn.f32") and dot.acc == "f32" and dot.a in ("f32", "f16", "bf16"):
-        return Plan(scheme=Scheme.FMA, source=source)
+        return Plan(scheme=DotScheme.FMA, source=source)
     found = ", ".join(sorted(opcodes)) or "nothing known"
     raise EmulationError(f"{dot} on {arch}: Triton's compiler uses no tensor core but {found}, which is not emulated")
 
