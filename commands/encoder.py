@@ -7,7 +7,6 @@ Imports torch when it is imported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -258,5 +257,3 @@ LINEAR_KINDS: Final[dict[str, tuple[type[Linear], torch.dtype]]] = {
     "nvfp4": (NvFp4Linear, torch.bfloat16),
 }
 """By scheme: the kind of the linear layers, and the type in which attention multiplies."""
-
-Embed = Callable[[torch.Tensor], torch.Tensor]

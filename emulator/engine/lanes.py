@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
-I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = {F32: "f32", F64: "f64"}
 
 

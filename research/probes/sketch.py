@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -184,7 +184,3 @@ class Encoder:
 
 def _array(codes: list[Any], spec: FormatSpec, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return np.array(codes, dtype=f"u{spec.container_bits // 8}").reshape(shape)
-
-
-EMPTY: Final = Sketch()
-"""Everything zero."""

@@ -18,8 +18,6 @@ from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
 from mmabits.emulator.hooks.triton.table import facts_of
 from mmabits.isa import EmulationError, Family, Instruction, MmabitsError, architecture, parse, resolve
 
-_FULL_PRECISION = ("f16", "bf16", "f64", "s8", "e4m3", "e5m2")
-
 
 class DotScheme(enum.Enum):
     """How a dot is put together from products."""

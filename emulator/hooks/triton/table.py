@@ -13,7 +13,6 @@ _LOADED_BITS: Final = {"e2m1": 4, "s8": 8, "f16": 16}
 _LEAST_K: Final = {8: 32, 16: 16, 32: 8, 64: 4}
 _WGMMA_N: Final = tuple(range(256, 7, -8))
 _INTEGER_N: Final = (256, 224, 192, 160, 128, 96, 80, 64, 48, 32, 24, 16, 8)
-_ANY: Final = (0, 999)
 _DATACENTER: Final = (100, 119)
 
 
