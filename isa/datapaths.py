@@ -73,6 +73,11 @@ class DatapathSpec:
         return weakest(self.proofs)
 
     @property
+    def is_aligned(self) -> bool:
+        """Whether its terms are cut to places below the largest exponent; else it is exact or IEEE arithmetic."""
+        return self.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+
+    @property
     def terms(self) -> int:
         """Terms of one alignment: groups of products, and the accumulator."""
         return self.step // self.group + 1

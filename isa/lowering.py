@@ -111,6 +111,12 @@ class Lowering:
         """What may be claimed of the whole: the weakest proof of the lowering and of the datapath."""
         return weakest((*self.proofs, *self.datapath.proofs))
 
+    @property
+    def own_promotion(self) -> int:
+        """Elements of K after which a what-if architecture promotes where nobody says otherwise; 0: never."""
+        promotes = self.datapath.is_aligned and self.datapath.result.name == "f32"
+        return architecture(self.arch).promote_every if promotes else 0
+
 
 def _proof(level: Evidence, covers: str, *sources: str) -> Proof:
     return Proof(level=level, covers=covers, sources=sources)

@@ -21,9 +21,9 @@ from mmabits.isa import (
     parse,
 )
 from mmabits.isa.errors import MmabitsError
+from mmabits.research.exact import evaluate
+from mmabits.research.model import Model, Overflow, Rounding, fma_chain, model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import evaluate
-from mmabits.research.probes.model import Model, Overflow, Rounding, fma_chain, model_of
 from mmabits.research.probes.mutants import Mutant, mutants, orders
 
 _UNSEEN: Final = "no dot product that was tried tells them apart"

@@ -27,8 +27,8 @@ from mmabits.reports.pages.report import (
     plural,
     report_page,
 )
-from mmabits.research.probes.exact import evaluate
-from mmabits.research.probes.model import Model, Rounding
+from mmabits.research.exact import evaluate
+from mmabits.research.model import Model, Rounding
 from mmabits.research.probes.mutants import orders
 
 _SHOWN: Final = 24

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmabits.isa import Arithmetic, FormatSpec
-from mmabits.research.probes.model import Model, Overflow, Rounding
+from mmabits.research.model import Model, Overflow, Rounding
 from mmabits.research.probes.mutants import Mutant
 from mmabits.research.probes.sketch import smallest_exponent
 

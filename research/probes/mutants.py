@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mmabits.isa import FORMATS, Arithmetic, FormatSpec, NonFinite
 from mmabits.isa.errors import OperandError
-from mmabits.research.probes.model import Model, Overflow, Rounding, reread
+from mmabits.research.model import Model, Overflow, Rounding, reread
 
 
 @dataclass(frozen=True, kw_only=True)

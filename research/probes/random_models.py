@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmabits.isa import FORMATS, Arithmetic
-from mmabits.research.probes.model import Model, Rounding
+from mmabits.research.model import Model, Rounding
 
 
 def random_models(count: int = 20, seed: int = 7) -> list[Model]:
