@@ -35,6 +35,18 @@ class ArchitectureSpec:
         """The real architecture: whose instructions there are, and what compilers are asked for."""
         return self.base or self.name
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability, major and minor, which is what a target is named by: (9, 0) of sm_90a."""
+        digits = "".join(filter(str.isdigit, self.target))
+        return int(digits[:-1]), int(digits[-1])
+
+    @property
+    def capability_number(self) -> int:
+        """The same as compilers write it: 90."""
+        major, minor = self.capability
+        return 10 * major + minor
+
     def __str__(self) -> str:
         return self.name
 
@@ -100,6 +112,11 @@ def _model(name: str) -> str:
 _MODELS: Final = {_model(name): row for row in _ROWS for name in row.models}
 
 
+def target_of(major: int, minor: int) -> ArchitectureSpec | None:
+    """The target of a compute capability; None where none is known."""
+    return next((row for row in _ROWS if row.capability == (major, minor)), None)
+
+
 def real_architecture(name: str) -> ArchitectureSpec | None:
     """The row of a target or of a GPU: as nvidia-smi prints its name, or short (`"h100"`, `"rtx5090"`). None where none is known."""
     return ARCHITECTURES.get(name.strip().casefold()) or _MODELS.get(_model(name))
@@ -146,5 +163,5 @@ def _meant(plain: str) -> list[tuple[str, str]]:
     words = set(_words(plain))
     part = [(model, row.name) for row in _ROWS for model in row.models if words and words < set(_words(model))]
     number = re.fullmatch(r"(?:sm|compute)?_?([0-9]+)[a-z]*", plain)
-    same = [(row.gpus[0], row.name) for row in _ROWS if number and number[1] == row.name.strip("sm_a")]
+    same = [(row.gpus[0], row.name) for row in _ROWS if number and int(number[1]) == row.capability_number]
     return generation or part or same

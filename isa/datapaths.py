@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mmabits.isa.evidence import Evidence, Proof, weakest
 from mmabits.isa.formats import FormatSpec, format_spec
+from mmabits.isa.rounding import Rounding
 
 
 class Arithmetic(enum.Enum):
@@ -20,14 +21,24 @@ class Arithmetic(enum.Enum):
     FMA_CHAIN = "a chain of fused multiply-adds, k ascending"
     INTEGER = "exact integer sum, 32 bits kept"
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether terms are cut to places below the largest exponent; else sums are exact or IEEE's."""
+        return self in (Arithmetic.FUSED, Arithmetic.GROUPED)
+
 
 class ResultRounding(enum.Enum):
     """How the exact sum of a step becomes the accumulator."""
 
-    TOWARD_ZERO = "rz"
-    NEAREST_EVEN = "rn"
+    TOWARD_ZERO = Rounding.TOWARD_ZERO.value
+    NEAREST_EVEN = Rounding.NEAREST_EVEN.value
     FROM_INSTRUCTION = "the instruction's own qualifier"
     EXACT = "no rounding"
+
+    @property
+    def mode(self) -> Rounding | None:
+        """The mode of a unit that has one of its own."""
+        return next((mode for mode in Rounding if mode.value == self.value), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +85,8 @@ class DatapathSpec:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether its terms are cut to places below the largest exponent; else it is exact or IEEE arithmetic."""
-        return self.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+        """As of its arithmetic."""
+        return self.arithmetic.is_aligned
 
     @property
     def terms(self) -> int:

@@ -109,7 +109,7 @@ def _changed(old: DatapathSpec, name: str, row: str, change: Mapping[str, Any]) 
 
 def zeros_cut(path: DatapathSpec) -> bool:
     """Whether a step of zeros, as pads the end of K, can change the accumulator: it can where it keeps more bits than an alignment."""
-    if path.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+    if not path.is_aligned:
         return False
     low = path.zero_exponent - path.fraction_bits > path.result.min_exponent - path.result_fraction_bits
     return low or path.fraction_bits < path.result_fraction_bits

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import Arithmetic, FormatSpec, NonFinite
-from mmabits.research.model import Model, Overflow, Rounding
+from mmabits.isa import Arithmetic, FormatSpec, NonFinite, Rounding
+from mmabits.research.model import Model, Overflow
 
 Codes = npt.NDArray[Any]
 Integers = npt.NDArray[Any]

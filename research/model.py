@@ -6,19 +6,10 @@ import dataclasses
 import enum
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
-from mmabits.isa import Arithmetic, FormatSpec, Lowering, ResultRounding
+from mmabits.isa import Arithmetic, FormatSpec, Lowering, Rounding
 from mmabits.isa.errors import OperandError, UnsupportedInstruction
-
-
-class Rounding(enum.Enum):
-    """To where a number is rounded that lies between two."""
-
-    NEAREST_EVEN = "rn"
-    TOWARD_ZERO = "rz"
-    DOWN = "rm"
-    UP = "rp"
 
 
 class Overflow(enum.Enum):
@@ -134,9 +125,6 @@ def reread(form: FormatSpec, **fields: Any) -> FormatSpec:
     return _reread(form, tuple(sorted(fields.items()))) if fields else form
 
 
-_RESULT: Final = {ResultRounding.TOWARD_ZERO: Rounding.TOWARD_ZERO, ResultRounding.NEAREST_EVEN: Rounding.NEAREST_EVEN}
-
-
 def model_of(lowering: Lowering) -> Model:
     """The model of an instruction on an architecture, for probes.
 
@@ -171,12 +159,12 @@ def _model_of(lowering: Lowering) -> Model:
         case Arithmetic.INTEGER:
             return exact_integers(**common, saturates=row.satfinite)
         case Arithmetic.FMA_CHAIN:
-            return fma_chain(**common, rounding=Rounding(row.rounding or "rn"), nan=path.result_nan)
+            return fma_chain(**common, rounding=row.rounding_mode, nan=path.result_nan)
         case Arithmetic.FUSED | Arithmetic.GROUPED:
             return Model(
                 **common, arithmetic=path.arithmetic, step=lowering.step, fraction_bits=path.fraction_bits,
                 zero_exponent=path.zero_exponent, group=path.group, result_fraction_bits=path.result_fraction_bits,
-                rounding=_RESULT[path.result_rounding], c_added=lowering.separate_add, operand_format=lowering.unpacked_to,
+                rounding=path.result_rounding.mode or row.rounding_mode, c_added=lowering.separate_add, operand_format=lowering.unpacked_to,
                 nan=path.result_nan,
             )  # fmt: skip
 

@@ -16,13 +16,14 @@ from mmabits.isa import (
     Instruction,
     Proof,
     ResultRounding,
+    Rounding,
     instructions,
     lower,
     parse,
 )
 from mmabits.isa.errors import MmabitsError
 from mmabits.research.exact import evaluate
-from mmabits.research.model import Model, Overflow, Rounding, fma_chain, model_of
+from mmabits.research.model import Model, Overflow, fma_chain, model_of
 from mmabits.research.probes.equivalent import reason_for
 from mmabits.research.probes.mutants import Mutant, mutants, orders
 
@@ -106,12 +107,12 @@ class Identification:
 
 # The row ---------------------------------------------------------------------------------------------------------------------
 
-_RESULT: Final = {Rounding.TOWARD_ZERO: ResultRounding.TOWARD_ZERO, Rounding.NEAREST_EVEN: ResultRounding.NEAREST_EVEN}
+_RESULT: Final = {mode.mode: mode for mode in ResultRounding if mode.mode is not None}
 
 
 def _beyond_rows(model: Model) -> list[str]:
     """What was found that a datapath row has no field for."""
-    plain = model.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    plain = model.arithmetic.is_aligned
     said = [
         (model.alignment is not Rounding.TOWARD_ZERO, f"alignment {model.alignment.value}"),
         (model.flushes_operands, "subnormal operands count as zero"),
@@ -173,7 +174,7 @@ def datapath_of(model: Model) -> DatapathSpec | None:
         return None
     exact = {Arithmetic.INTEGER: ResultRounding.EXACT, Arithmetic.FMA_CHAIN: ResultRounding.FROM_INSTRUCTION}
     rounding = exact.get(model.arithmetic) or _RESULT[model.rounding]
-    aligned = model.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    aligned = model.arithmetic.is_aligned
     return DatapathSpec(
         name=f"device.{model.a_type.name}-{model.b_type.name}.{model.d_type.name}", arithmetic=model.arithmetic,
         step=model.step if aligned else 1, fraction_bits=(model.fraction_bits or 0) if aligned else 0,

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from mmabits.conformance.identify.devices import Oracle
 from mmabits.conformance.probes.score import killing_rows
-from mmabits.isa import FORMATS, Arithmetic, NonFinite
+from mmabits.isa import FORMATS, Arithmetic, NonFinite, Rounding
 from mmabits.isa.errors import OperandError
 from mmabits.research.exact import Operands, decode, evaluate, join
-from mmabits.research.model import Model, Overflow, Rounding, exact_integers, reread
+from mmabits.research.model import Model, Overflow, exact_integers, reread
 from mmabits.research.probes import generators
 from mmabits.research.probes.equivalent import reason_for
 from mmabits.research.probes.generators import Setting
