@@ -134,8 +134,7 @@ def datapath_markdown() -> str:
     archs: dict[tuple[str, ...], list[str]] = {}
     remarks: dict[str, list[str]] = {}
     for row in DATAPATHS.values():
-        arch, unit = row.name.split(".", 1)
-        archs.setdefault((unit, *_datapath_cells(row)), []).append(arch)
+        archs.setdefault((row.part, *_datapath_cells(row)), []).append(row.arch)
         if row.note:
             remarks.setdefault(row.note, []).append(row.name)
     order = list(ARCHITECTURES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 
-from mmabits.isa.architectures import ARCHITECTURES
+from mmabits.isa.architectures import ARCHITECTURES, since
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
 from mmabits.isa.formats import FormatSpec, format_spec
 from mmabits.isa.rounding import QUALIFIERS, Rounding
@@ -434,8 +434,7 @@ def not_on(what: str, arch: str, query: Query, *, elsewhere: Iterable[str]) -> U
 
 
 def _since(first: str, lowering: str) -> dict[str, str]:
-    names = list(ARCHITECTURES)
-    return dict.fromkeys(names[names.index(first) :], lowering)
+    return dict.fromkeys(since(first), lowering)
 
 
 def _on(lowering: str, *archs: str) -> dict[str, str]:
@@ -586,7 +585,7 @@ class KnownForm:
     reason: str
 
 
-_FROM_75, _FROM_80 = tuple(_since("sm_75", "")), tuple(_since("sm_80", ""))
+_FROM_75, _FROM_80 = since("sm_75"), since("sm_80")
 
 
 def _known(family: Family, word: str, pattern: str, archs: tuple[str, ...], reason: str) -> KnownForm:

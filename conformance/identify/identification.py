@@ -176,7 +176,7 @@ def datapath_of(model: Model) -> DatapathSpec | None:
     rounding = exact.get(model.arithmetic) or _RESULT[model.rounding]
     aligned = model.arithmetic.is_aligned
     return DatapathSpec(
-        name=f"device.{model.a_type.name}-{model.b_type.name}.{model.d_type.name}", arithmetic=model.arithmetic,
+        arch="device", unit="", operands=f"{model.a_type.name}-{model.b_type.name}", arithmetic=model.arithmetic,
         step=model.step if aligned else 1, fraction_bits=(model.fraction_bits or 0) if aligned else 0,
         zero_exponent=(model.zero_exponent or 0) if aligned else 0, group=model.group, result=model.d_type,
         result_fraction_bits=model.result_fraction_bits, result_rounding=rounding, result_nan=model.nan,
