@@ -218,7 +218,7 @@ def _keeps_finite(negative: Flags, model: Model) -> Flags:
 # Terms -----------------------------------------------------------------------------------------------------------------------
 
 
-class _Products(NamedTuple):
+class _OrderedProducts(NamedTuple):
     """All products of some dot products, (n, k), in the order in which they enter the steps, block scales included or beside them."""
 
     numbers: Numbers
@@ -241,7 +241,7 @@ def _needs_python(model: Model) -> bool:
     return model.fraction_bits is None or model.fraction_bits > _NARROW_FRACTION_BITS or bits > 50
 
 
-def _products(model: Model, x: Operands, wide: bool) -> _Products:
+def _products(model: Model, x: Operands, wide: bool) -> _OrderedProducts:
     order = list(model.order)
     ascending = order == list(range(model.k))
     codes = (x.a, x.b) if ascending else (x.a[:, order], x.b[:, order])
@@ -256,7 +256,7 @@ def _products(model: Model, x: Operands, wide: bool) -> _Products:
     if model.zero_times_infinity:
         invalid = invalid | (infinite & zero)
     signs = a.negative ^ b.negative
-    return _Products(Numbers(np.where(invalid, NAN, 0), significand, lsb, exponent, signs), signs, infinite & ~invalid, invalid)
+    return _OrderedProducts(Numbers(np.where(invalid, NAN, 0), significand, lsb, exponent, signs), signs, infinite & ~invalid, invalid)
 
 
 def _scales(model: Model, x: Operands) -> tuple[Numbers, Numbers] | None:
@@ -267,7 +267,7 @@ def _scales(model: Model, x: Operands) -> tuple[Numbers, Numbers] | None:
     return decode(x.scale_a[:, index], model.scale_type), decode(x.scale_b[:, index], model.scale_type)
 
 
-def _scaled(products: _Products, scales: tuple[Numbers, Numbers], model: Model) -> _Products:
+def _scaled(products: _OrderedProducts, scales: tuple[Numbers, Numbers], model: Model) -> _OrderedProducts:
     """Fused steps: a product times its scales."""
     numbers, (first, second) = products.numbers, scales
     factor = first.significand * second.significand
@@ -310,7 +310,7 @@ def _fused_terms(numbers: Numbers, model: Model) -> tuple[Integers, Integers, In
 # Steps -----------------------------------------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
+class StepArrays(NamedTuple):
     """One step of n dot products: (n, terms) of its products or groups and, last, its accumulator, and (n,) of the whole."""
 
     elements: tuple[int, ...]
@@ -360,8 +360,8 @@ def _special(invalid: Flags, positive: Flags, negative: Flags, first_negative: F
 
 
 def _step(
-    elements: tuple[int, ...], held: Codes, products: _Products, scales: tuple[Numbers, Numbers] | None, model: Model, halvings: int
-) -> Step:  # fmt: skip
+    elements: tuple[int, ...], held: Codes, products: _OrderedProducts, scales: tuple[Numbers, Numbers] | None, model: Model, halvings: int
+) -> StepArrays:  # fmt: skip
     wide = products.numbers.significand.dtype == object
     c = decode(held, model.d_type, flush=model.flushes_c)
     grouped = model.arithmetic is Arithmetic.GROUPED
@@ -375,7 +375,7 @@ def _step(
     total = kept.sum(axis=1)
     if model.is_integer:
         codes = _integer_codes(total, model)
-        return Step(elements, significand, lsb, exponent, kept, quantum, total, np.zeros(len(held), np.bool_), codes)
+        return StepArrays(elements, significand, lsb, exponent, kept, quantum, total, np.zeros(len(held), np.bool_), codes)
     all_negative = products.signs.all(axis=1) & c.negative
     any_negative = products.signs.any(axis=1) | c.negative
     all_zero = (products.numbers.significand == 0).all(axis=1) & (c.significand == 0)
@@ -390,7 +390,7 @@ def _step(
     first = np.argmax(products.infinite, axis=1)
     first_negative = np.where(c_infinite, c.negative, products.signs[np.arange(len(held)), first])
     special, special_codes = _special(invalid, positive, negative, first_negative, model)
-    return Step(elements, significand, lsb, exponent, kept, quantum, total, special, np.where(special, special_codes, codes))
+    return StepArrays(elements, significand, lsb, exponent, kept, quantum, total, special, np.where(special, special_codes, codes))
 
 
 def _integer_codes(total: Integers, model: Model) -> Codes:
@@ -429,7 +429,7 @@ def _flushed(codes: Codes, spec: FormatSpec) -> Codes:
     return np.where(magnitude < 1 << spec.fraction_bits, codes & codes.dtype.type(spec.sign_mask), codes)
 
 
-def steps(model: Model, x: Operands, *, skips_idle: bool = False) -> Iterator[Step]:
+def steps(model: Model, x: Operands, *, skips_idle: bool = False) -> Iterator[StepArrays]:
     """Every step of an instruction, from the accumulator that is given.
 
     An addition of C by itself, after the steps, is no step: a model that has one starts from whatever accumulator is given here.
@@ -445,7 +445,7 @@ def steps(model: Model, x: Operands, *, skips_idle: bool = False) -> Iterator[St
     codes, idle = np.ascontiguousarray(x.c), False
     for first in range(0, model.k, model.step):
         part = slice(first, first + model.step)
-        taken = _Products(
+        taken = _OrderedProducts(
             Numbers(*(field[:, part] for field in products.numbers)), products.signs[:, part], products.infinite[:, part],
             products.invalid[:, part],
         )  # fmt: skip

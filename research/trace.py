@@ -29,7 +29,7 @@ class TraceMismatch(MmabitsError, AssertionError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number:
+class DecodedNumber:
     """A decoded code: sign x significand x 2^lsb."""
 
     form: FormatSpec
@@ -62,9 +62,9 @@ class Term:
     """`"product"`, `"group"` or `"accumulator"`."""
     k: tuple[int, ...]
     """Where its elements stand along K; empty for the accumulator."""
-    factors: tuple[tuple[Number, Number], ...]
+    factors: tuple[tuple[DecodedNumber, DecodedNumber], ...]
     """The operands (a, b) multiplied; empty for the accumulator."""
-    scales: tuple[Number, ...]
+    scales: tuple[DecodedNumber, ...]
     """The block scales of A and B; empty where there are none."""
     sign: int
     """1 or -1, also of a zero."""
@@ -106,7 +106,7 @@ class Step:
     """Exponent of the last place kept: `largest` less F."""
     total: int
     """The sum, exact, in units of the last place."""
-    result: Number
+    result: DecodedNumber
     """The accumulator handed on."""
     special: str = ""
     """Why the result is an infinity or NaN without any sum; empty otherwise."""
@@ -133,9 +133,9 @@ class Addition:
     """An IEEE addition, to nearest even, outside the unit: of a promoted chain, or of C by an instruction that adds it last."""
 
     why: str
-    total: Number
-    chain: Number
-    result: Number
+    total: DecodedNumber
+    chain: DecodedNumber
+    result: DecodedNumber
 
     @property
     def lost(self) -> Fraction | None:
@@ -152,11 +152,11 @@ class Trace:
     arch: str
     lowering: Lowering
     promote_every: int
-    a: tuple[Number, ...]
-    b: tuple[Number, ...]
-    c: Number
+    a: tuple[DecodedNumber, ...]
+    b: tuple[DecodedNumber, ...]
+    c: DecodedNumber
     events: tuple[Step | Addition, ...]
-    result: Number
+    result: DecodedNumber
     exact: Fraction | None
     """The exact dot product plus C; None where something is not finite."""
 
@@ -181,17 +181,17 @@ _KINDS = {FINITE: "finite", INFINITE: "infinity", NAN: "nan"}
 _F32 = format_spec("f32")
 
 
-def _number(form: FormatSpec, code: int, found: Numbers) -> Number:
+def _number(form: FormatSpec, code: int, found: Numbers) -> DecodedNumber:
     """One of decoded codes, the rest taken away already."""
     kind = _KINDS[int(found.kind)]
     finite = kind == "finite"
-    return Number(
+    return DecodedNumber(
         form=form, code=int(code), kind=kind, sign=-1 if found.negative else 1, significand=abs(int(found.significand)),
         exponent=int(found.exponent) if finite else 0, lsb=int(found.lsb) if finite else 0,
     )  # fmt: skip
 
 
-def _numbers(form: FormatSpec, codes: npt.NDArray[Any], found: Numbers) -> tuple[Number, ...]:
+def _numbers(form: FormatSpec, codes: npt.NDArray[Any], found: Numbers) -> tuple[DecodedNumber, ...]:
     return tuple(
         _number(form, code, Numbers(*row)) for code, *row in zip(codes.tolist(), *(field.tolist() for field in found), strict=True)
     )
@@ -202,32 +202,32 @@ def _codes(codes: Sequence[int] | npt.NDArray[Any], form: FormatSpec) -> npt.NDA
     return (np.asarray(codes).astype(np.uint64) & np.uint64(form.codes - 1)).astype(f"u{form.container_bits // 8}")
 
 
-def read(code: int, form: FormatSpec) -> Number:
+def read(code: int, form: FormatSpec) -> DecodedNumber:
     """Take a code apart; unused bits are ignored."""
     return _numbers(form, np.array([code], np.uint64), decode(_codes([code], form), form))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Chain:
+class _TracedChain:
     """The operands of a chain, filled up to whole instructions."""
 
     lowering: Lowering
     codes: Operands
     """(1, K) of A and B and (1, blocks) of scales; C is not looked at."""
-    a: tuple[Number, ...]
-    b: tuple[Number, ...]
-    scale_a: tuple[Number, ...]
-    scale_b: tuple[Number, ...]
+    a: tuple[DecodedNumber, ...]
+    b: tuple[DecodedNumber, ...]
+    scale_a: tuple[DecodedNumber, ...]
+    scale_b: tuple[DecodedNumber, ...]
     """Empty without block scales."""
     length: int
     """Elements of K that are told of."""
 
-    def scales_at(self, k: int) -> tuple[Number, ...]:
+    def scales_at(self, k: int) -> tuple[DecodedNumber, ...]:
         """The block scales of an element of K."""
         block = self.lowering.instruction.block
         return (self.scale_a[k // block], self.scale_b[k // block]) if block else ()
 
-    def instruction(self, first: int, c: Number) -> Operands:
+    def instruction(self, first: int, c: DecodedNumber) -> Operands:
         """What the instruction that begins at an element of K takes."""
         row, x = self.lowering.instruction, self.codes
         k = slice(first, first + row.k)
@@ -237,7 +237,7 @@ class _Chain:
         blocks = slice(first // row.block, (first + row.k) // row.block)
         return Operands(x.a[:, k], x.b[:, k], held, x.scale_a[:, blocks], x.scale_b[:, blocks])
 
-    def step(self, number: int, first: int, found: exact.Step, held: Number) -> Step | None:
+    def step(self, number: int, first: int, found: exact.StepArrays, held: DecodedNumber) -> Step | None:
         """A step of the instruction that begins at an element of K; None where all its elements lie past the end."""
         path = self.lowering.datapath
         places = [[first + at for at in found.elements[start : start + path.group]] for start in range(0, len(found.elements), path.group)]
@@ -258,7 +258,7 @@ class _Chain:
             special=_why_special(terms, held, result) if found.is_special[0] else "",
         )  # fmt: skip
 
-    def term(self, k: tuple[int, ...], found: exact.Step, at: int, last_place: int, held: Number | None = None) -> Term:
+    def term(self, k: tuple[int, ...], found: exact.StepArrays, at: int, last_place: int, held: DecodedNumber | None = None) -> Term:
         """One term of a step; `held` is the accumulator, where it is that."""
         significand, exponent = int(found.significand[0, at]), int(found.exponent[0, at])
         factors = tuple((self.a[each], self.b[each]) for each in k)
@@ -274,7 +274,7 @@ class _Chain:
         )  # fmt: skip
 
 
-def _why_special(terms: Sequence[Term], held: Number, result: Number) -> str:
+def _why_special(terms: Sequence[Term], held: DecodedNumber, result: DecodedNumber) -> str:
     """Why an infinity or NaN comes out of a step."""
     factors = [pair for term in terms for pair in term.factors]
     numbers = [*(number for pair in factors for number in pair), *(scale for term in terms for scale in term.scales), held]
@@ -333,7 +333,7 @@ def trace(
     return found
 
 
-def _chain(lowering: Lowering, a: npt.NDArray[Any], b: npt.NDArray[Any], scale_a: Any, scale_b: Any) -> _Chain:
+def _chain(lowering: Lowering, a: npt.NDArray[Any], b: npt.NDArray[Any], scale_a: Any, scale_b: Any) -> _TracedChain:
     row, model = lowering.instruction, traced_model(lowering)
     whole = -(-len(a) // row.k) * row.k
     left, right = (_codes(np.pad(codes, (0, whole - len(a))), form) for codes, form in ((a, row.a_type), (b, row.b_type)))
@@ -352,13 +352,13 @@ def _chain(lowering: Lowering, a: npt.NDArray[Any], b: npt.NDArray[Any], scale_a
     told = [_numbers(form, codes, decode(codes, form)) for codes in scales if form is not None]
     counts = lowering.datapath.arithmetic is Arithmetic.FMA_CHAIN or zeros_cut(lowering.datapath)
     operands = Operands(left[None], right[None], left[:1], *(codes[None] for codes in scales))
-    return _Chain(
+    return _TracedChain(
         lowering=lowering, codes=operands, a=numbers[0], b=numbers[1], scale_a=told[0] if told else (), scale_b=told[1] if told else (),
         length=whole if counts else len(a),
     )  # fmt: skip
 
 
-def _events(chain: _Chain, start: Number, promote_every: int) -> Iterator[Step | Addition]:
+def _events(chain: _TracedChain, start: DecodedNumber, promote_every: int) -> Iterator[Step | Addition]:
     lowering, row, model = chain.lowering, chain.lowering.instruction, traced_model(chain.lowering)
     zero = read(0, lowering.datapath.result)
     total, number = start, 0
@@ -385,7 +385,7 @@ def _events(chain: _Chain, start: Number, promote_every: int) -> Iterator[Step |
             total, held, outer = added.result, zero, zero
 
 
-def _add(why: str, total: Number, chain: Number) -> Addition:
+def _add(why: str, total: DecodedNumber, chain: DecodedNumber) -> Addition:
     """One IEEE addition in the format of the total, which is the wider of the two, to nearest even."""
     form = total.form
     codes = [
@@ -394,7 +394,7 @@ def _add(why: str, total: Number, chain: Number) -> Addition:
     return Addition(why=why, total=total, chain=chain, result=read(int(ieee_sum(codes[0], codes[1], form, form.magnitude_mask)[0]), form))
 
 
-def _exact(chain: _Chain, c: Number) -> Fraction | None:
+def _exact(chain: _TracedChain, c: DecodedNumber) -> Fraction | None:
     row = chain.lowering.instruction
     if any(number.value is None for number in (*chain.a, *chain.b, c, *chain.scale_a, *chain.scale_b)):
         return None
@@ -440,4 +440,4 @@ def _promoted(found: Trace, a: Any, b: Any, c: int, scale_a: Any, scale_b: Any) 
     return int(as_codes(d, _F32).reshape(-1)[0])
 
 
-__all__ = ["Addition", "Number", "Step", "Term", "Trace", "TraceMismatch", "read", "trace"]
+__all__ = ["Addition", "DecodedNumber", "Step", "Term", "Trace", "TraceMismatch", "read", "trace"]
