@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
+from arrays import same_bits, tensor
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
@@ -17,7 +17,7 @@ import triton.language as tl  # noqa: E402
 
 from mmabits.emulator.hooks.session import Session, emulate  # noqa: E402
 from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
-from mmabits.emulator.layouts import pack_fp4, swizzle_scales  # noqa: E402
+from mmabits.emulator.layouts import swizzle_scales  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.quantize import MX_RECIPES  # noqa: E402
@@ -35,24 +35,6 @@ SEED = 20260204
 M, N, K = 40, 72, 288  # the last step over K is not full
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 Run = Callable[[str], Any]
-
-
-def tensor(array: Any) -> Any:
-    """A contiguous torch tensor of the same bits; ue8m0 as uint8, e2m1 packed along its last axis."""
-    array = np.ascontiguousarray(array)
-    if array.dtype == ml_dtypes.float4_e2m1fn:
-        return torch.from_numpy(pack_fp4(array))
-    names = {ml_dtypes.float8_e4m3fn: "float8_e4m3fn", ml_dtypes.float8_e5m2: "float8_e5m2", ml_dtypes.float8_e8m0fnu: "uint8"}
-    for dtype, name in names.items():
-        if array.dtype == dtype:
-            return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))
-    return torch.from_numpy(array)
-
-
-def same_bits(got: Any, wanted: Any) -> None:
-    wanted = tensor(wanted)
-    assert got.dtype == wanted.dtype and got.shape == wanted.shape
-    assert np.array_equal(got.view(torch.uint8).numpy(), wanted.view(torch.uint8).numpy())
 
 
 @lru_cache(maxsize=1)
@@ -249,14 +231,14 @@ def test_fp8_quantizers(recipe: str, kind: str) -> None:
         for element in ("e4m3", "e5m2"):
             elements, scales = triton_fp8.quantize_rows(tensor(values), format=element, recipe=recipe)
             wanted = fp8.quantize(values, per="row", format=element, recipe=recipe)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales.ravel())
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales.ravel()))
         tiled = values if kind == "random" else np.tile(values, (1, 2))
         for quantize, tile in ((triton_blockwise.quantize_activations, (1, 128)), (triton_blockwise.quantize_weights, (128, 128))):
             elements, scales = quantize(tensor(tiled), recipe=recipe)
             tiles = fp8_blockwise.quantize(tiled, tile=tile, recipe=recipe)
-            same_bits(elements, tiles.elements)
-            same_bits(scales, tiles.scales)
+            assert same_bits(elements, tensor(tiles.elements))
+            assert same_bits(scales, tensor(tiles.scales))
 
 
 @ONE_ARCH
@@ -271,15 +253,15 @@ def test_mx_quantizers(recipe: str, kind: str) -> None:
                 (columns, mxfp8.quantize_columns(values, format=element, recipe=recipe).T),
             ):
                 elements, scales = quantize(tensor(values), format=element, recipe=recipe)
-                same_bits(elements, wanted.elements)
-                same_bits(scales, wanted.scales)
+                assert same_bits(elements, tensor(wanted.elements))
+                assert same_bits(scales, tensor(wanted.scales))
         for quantize, wanted in (
             (triton_mxfp4.quantize_mxfp4_rows, mxfp6_mxfp4.quantize_rows(values, recipe=recipe)),
             (triton_mxfp4.quantize_mxfp4_columns, mxfp6_mxfp4.quantize_columns(values, recipe=recipe).T),
         ):
             elements, scales = quantize(tensor(values), recipe=recipe)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales)
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales))
 
 
 @ONE_ARCH
@@ -290,8 +272,8 @@ def test_nvfp4_quantizers(square: bool, kind: str) -> None:
         for columns in (False, True):
             elements, scales, whole = triton_nvfp4.quantize(tensor(values), columns=columns, square=square)
             wanted = nvfp4.quantize_columns(values, square=square).T if columns else nvfp4.quantize_rows(values, square=square)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales)
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales))
             assert whole.item() == wanted.tensor_scale
 
 

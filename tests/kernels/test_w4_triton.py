@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from arrays import tensor
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
@@ -31,14 +32,6 @@ SEED = 20260118
 BF16, E4M3 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
 M, N, K = 70, 72, 256
 Run = Callable[[str], Any]
-
-
-def tensor(array: np.ndarray) -> Any:
-    """A torch tensor of the same bits."""
-    for dtype, bits, name in ((BF16, np.int16, "bfloat16"), (E4M3, np.uint8, "float8_e4m3fn")):
-        if array.dtype == dtype:
-            return torch.from_numpy(array.view(bits)).view(getattr(torch, name))
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def tensors(*arrays: np.ndarray) -> list[Any]:

@@ -196,7 +196,7 @@ def test_what_a_document_names_exists(document: Path) -> None:
 
 
 def test_names_that_are_gone_are_found() -> None:
-    text = "`fused_step` `_work` `record.Call` `plan.fused_step` `mmabits.gemm(a, b)` `mmabits.emulator.hooks.session` `wide_step()` `mma.sync`"
+    text = "`fused_step` `_work` `record.Call` `plan.fused_step` `mmabits.gemm(a, b)` `mmabits.emulator.hooks.session` `wide_step()`"
     assert unknown_names(text) == ["_work", "plan.fused_step", "wide_step"]
 
 
