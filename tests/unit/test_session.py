@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import mmabits
+from mmabits.emulator.engine import machine_code, record
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks import session as session_module
 from mmabits.emulator.hooks.session import NotEmulated, current_session
@@ -375,6 +376,16 @@ def test_threads_and_pools_are_watched_while_a_block_is_open(framework, monkeypa
     monkeypatch.undo()
     scope._leave_threads_alone()
     assert [getattr(*place) for place in places] == stock
+
+
+def test_the_thread_in_which_the_engine_compiles_is_not_told(framework, monkeypatch):
+    variant, made = record.Variant("made up", *[np.dtype(np.uint8)] * 3), object()
+    monkeypatch.setattr(machine_code, "_compiled", lambda _: made)
+    monkeypatch.setattr(machine_code, "_write", lambda *_: None)
+    monkeypatch.setattr(machine_code, "_notify", lambda: None)
+    with mmabits.emulate("sm_80") as session:
+        assert machine_code._make(variant) is made
+    assert session.report().skipped == ()
 
 
 def test_the_report_is_text_in_a_notebook_too(monkeypatch):
