@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.frameworks import framework_named
-from mmabits.conformance.diff.runs import Run
+from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.runs import Run
 from mmabits.emulator.hooks.session import emulate
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import OperandError, architecture, nearest
@@ -132,9 +133,9 @@ def record_case(case: Case, *, seed: int = 0, stand_in: str | None = None) -> Ru
             around.enter_context(emulate(arch, frameworks=[case.framework]))
         result = case.run(case, *tensors)
     return Run(
-        case=case.name, arch=arch, call=case.call, kind="hardware" if stand_in is None else "emulator", gpu=gpu, a=a, b=b,
-        result=np.ascontiguousarray(to_numpy(result, "the result")[0]), scale_a=scale_a, scale_b=scale_b, fast_accum=case.fast_accum,
-        seed=seed, versions=framework.versions(),
+        case=case.name, arch=arch, call=case.call, kind=Provenance.HARDWARE if stand_in is None else Provenance.EMULATOR, gpu=gpu,
+        a=a, b=b, result=np.ascontiguousarray(to_numpy(result, "the result")[0]), scale_a=scale_a, scale_b=scale_b,
+        fast_accum=case.fast_accum, seed=seed, versions=framework.versions(),
     )  # fmt: skip
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mmabits.conformance.record.kernels import Kernel
 from mmabits.conformance.record.nvrtc import Program
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
+from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import DeviceUnavailable
 from mmabits.isa.fragments import Words
-
-HARDWARE: Final = "hardware"
-EMULATOR: Final = "emulator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ class EmulatedDevice:
 
         digits = self._arch.removeprefix("sm_").rstrip("a")
         return DeviceInfo(
-            kind=EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{digits[:-1]}.{digits[-1]}", arch=self._arch,
+            kind=Provenance.EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{digits[:-1]}.{digits[-1]}", arch=self._arch,
             driver="none", cuda="none",
         )  # fmt: skip
 

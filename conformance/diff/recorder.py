@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +11,22 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.diff.cases import CASES, Case, record_case
+from mmabits.conformance.diff.comparison import Comparison
+from mmabits.conformance.diff.dots import compare_dots
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
-from mmabits.conformance.diff.kernel_runs import (
-    KernelDifference,
-    KernelRun,
-    compare_kernel,
-    is_kernel_run,
-    read_kernel_run,
-    record_kernel,
-    write_kernel_run,
-)
-from mmabits.conformance.diff.run_differences import RunDifference, compare_run
-from mmabits.conformance.diff.runs import Run, is_run, read_run, write_run
+from mmabits.conformance.diff.kernels import compare_kernel, record_kernel
+from mmabits.conformance.diff.products import compare_product
+from mmabits.conformance.recorded.base import Recorded, RecordedDots
+from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.reading import read_recorded
+from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, KernelRun, RecordedCall, Run
 from mmabits.emulator.api import operand_type
 from mmabits.isa import DeviceUnavailable, OperandError, UnsupportedInstruction, VectorFileError, architecture, library_instruction, nearest
 from mmabits.isa.architectures import ARCHITECTURES
+from mmabits.reports.stored import SUFFIX, format_of
 
 AnyCase = Case | KernelCase
-AnyRun = Run | KernelRun
-AnyDifference = RunDifference | KernelDifference
 
 ALL_CASES: Final[dict[str, AnyCase]] = {**CASES, **KERNEL_CASES}
 """Products of the frameworks, then the kernels of kernels/."""
@@ -86,7 +83,7 @@ def is_possible(case: AnyCase, arch: str) -> bool:
     return True
 
 
-def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> AnyRun:
+def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> RecordedCall:
     """Run a case on the GPU at hand, or under `emulate` in its place.
 
     Raises:
@@ -98,24 +95,35 @@ def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> AnyRun:
     return record_case(case, seed=seed, stand_in=stand_in)
 
 
-def compare_any(run: AnyRun, *, arch: str | None = None) -> AnyDifference:
-    """Emulate what a run recorded, and compare.
+def compare_recorded(recorded: Recorded, *, arch: str | None = None, path: str | os.PathLike[str] = "") -> Comparison:
+    """Emulate what was recorded, and compare the results bit by bit.
+
+    Args:
+        recorded: of a file of any format, or just made.
+        arch: what to emulate; that of the recording if None.
+        path: the file.
 
     Raises:
         MmabitsError: the architecture lacks the product, or a framework is missing.
     """
-    return compare_kernel(run, arch=arch) if isinstance(run, KernelRun) else compare_run(run, arch=arch)
+    match recorded:
+        case RecordedDots():
+            return compare_dots(recorded, path=path, arch=arch)
+        case Run():
+            return compare_product(recorded, arch=arch)
+        case KernelRun():
+            return compare_kernel(recorded, arch=arch)
+    raise OperandError(f"nothing compares a {type(recorded).__name__}")
 
 
-def read_any(path: Path) -> AnyRun | None:
-    """A run of either format; None for a file that is of neither, or that cannot be read.
+def compare_file(path: str | os.PathLike[str], *, arch: str | None = None) -> Comparison:
+    """The same of a file.
 
     Raises:
-        VectorFileError: a run that is damaged.
+        VectorFileError: it cannot be read, or is of none of the formats.
+        MmabitsError: as `compare_recorded`.
     """
-    if is_run(path):
-        return read_run(path)
-    return read_kernel_run(path) if is_kernel_run(path) else None
+    return compare_recorded(read_recorded(path), arch=arch, path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +148,15 @@ def record_into(case: AnyCase, folder: Path, *, seed: int, stand_in: str | None)
         framework = framework_named(case.framework, case.name)
         if stand_in is None:
             gpu = framework.gpu()
-            known = {"arch": gpu.arch, "gpu": gpu.name, "kind": "hardware"}
+            known = {"arch": gpu.arch, "gpu": gpu.name, "kind": Provenance.HARDWARE.value}
         else:
             name = architecture(stand_in).name
-            known = {"arch": name, "gpu": f"emulator of {name}", "kind": "emulator"}
+            known = {"arch": name, "gpu": f"emulator of {name}", "kind": Provenance.EMULATOR.value}
         return _kept(path, {**known, "case": case.name, "call": case.call, "seed": seed, "versions": framework.versions()})
     return keep(record_any(case, seed=seed, stand_in=stand_in), folder)
 
 
-def keep(run: AnyRun, folder: Path) -> Kept:
+def keep(run: RecordedCall, folder: Path) -> Kept:
     """Write a run into a folder, unless the same run is there already.
 
     Raises:
@@ -161,17 +169,14 @@ def keep(run: AnyRun, folder: Path) -> Kept:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VectorFileError(f"{folder}: cannot be made ({error.strerror or error})") from error
-    if isinstance(run, KernelRun):
-        write_kernel_run(path, run)
-    else:
-        write_run(path, run)
+    run.write(path)
     return Kept(path=path, state="wrote")
 
 
 def _kept(path: Path, wanted: Mapping[str, Any]) -> Kept:
     """A finished file, if it is what would be written now."""
-    there = read_any(path)
-    if there is None:
+    there = read_recorded(path) if format_of(path) in (PRODUCT_FORMAT, KERNEL_FORMAT) else None
+    if not isinstance(there, RecordedCall):
         raise VectorFileError(f"{path}: is there already, and is no run")
     name = next((name for name, value in wanted.items() if there.manifest.get(name) != value), None)
     if name is not None:
@@ -181,7 +186,7 @@ def _kept(path: Path, wanted: Mapping[str, Any]) -> Kept:
 
 def path_of(case: str, seed: int, folder: Path) -> Path:
     """Where a run of a case lies."""
-    return folder / f"{case}-seed{seed}.safetensors"
+    return folder / f"{case}-seed{seed}{SUFFIX}"
 
 
 def case_row(case: AnyCase) -> dict[str, Any]:
@@ -193,6 +198,6 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 
 __all__ = [
-    "ALL_CASES", "AnyCase", "AnyDifference", "AnyRun", "Choice", "Kept", "case_row", "choose", "compare_any", "is_possible", "keep",
-    "path_of", "read_any", "record_any", "record_into",
+    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "compare_file", "compare_recorded", "is_possible", "keep", "path_of",
+    "record_any", "record_into",
 ]  # fmt: skip

@@ -15,44 +15,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save
 
-from mmabits.conformance.record.device import EMULATOR, HARDWARE
-from mmabits.conformance.record.tiles import TileOperands, check_codes, check_operands
-from mmabits.isa import Instruction, architecture, complete, format_spec
+from mmabits.conformance.record.tiles import TileOperands, check_operands, emulate_tiles
+from mmabits.conformance.recorded.base import Codes, Places, RecordedDots
+from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.files import (
+    SCALED_KEYS,
+    TYPE_KEYS,
+    NotWritten,
+    check_codes,
+    data_sha256,
+    read_codes,
+    type_metadata,
+    write_new,
+)
+from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.isa import Instruction, architecture, complete
 from mmabits.isa.errors import OperandError, VectorFileError
 from mmabits.reports.failures import one_line
-from mmabits.reports.stored import format_of, open_tensors, read_json, read_json_file, whole_number
-
-Codes = npt.NDArray[Any]
+from mmabits.reports.stored import SUFFIX, TensorFile, open_tensors, read_json, read_json_file, whole_number
+from mmabits.reports.written import tensor_bytes
 
 FORMAT: Final = "tile-vectors/1"
-SUFFIX: Final = ".safetensors"
-KINDS: Final = (HARDWARE, EMULATOR)
 REQUIRED_KEYS: Final = (
-    "format", "kind", "gpu", "arch", "instruction", "a_type", "b_type", "c_type", "d_type", "m", "n", "k", "chain", "tiles", "data_sha256",
-    "manifest",
+    "format", "kind", "gpu", "arch", "instruction", *TYPE_KEYS, "m", "n", "k", "chain", "tiles", "data_sha256", "manifest"
 )  # fmt: skip
-SCALED_KEYS: Final = ("scale_type", "block_size")
-_TENSORS: Final = ("a", "b", "c", "d")
-_SCALES: Final = ("scale_a", "scale_b")
-_TYPES: Final = ("a_type", "b_type", "c_type", "d_type")
-
-
-class NotWritten(VectorFileError):
-    """A file could not be written: a full disk, a folder without permission. The next one would fare no better."""
+_BATCH_RESULTS: Final = 1 << 20
+"""Results that are computed at a time."""
+_DOTS_KIND: Final = {Provenance.EMULATOR: Provenance.PEER}
+"""What dot-vectors/1 calls a kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recording:
+class Recording(RecordedDots):
     """Tiles of one instruction, what came of them, and how.
 
     Raises:
@@ -60,6 +61,7 @@ class Recording:
         MmabitsError: of another kind: no such instruction or architecture.
     """
 
+    FORMAT: ClassVar[str] = FORMAT
     instruction: Instruction
     arch: str
     kind: str
@@ -75,10 +77,74 @@ class Recording:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arch", architecture(self.arch).name)
-        if self.kind not in KINDS:
-            raise OperandError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        self.check_kind()
         check_operands(self.instruction, self.operands, chain=self.chain)
         check_codes("d", self.d, self.instruction.d_type, (self.operands.tiles, self.instruction.m, self.instruction.n))
+
+    @property
+    def row(self) -> Instruction:
+        """The instruction."""
+        return self.instruction
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.instruction.m, self.instruction.n
+
+    @property
+    def tiles(self) -> int:
+        """How many there are."""
+        return self.operands.tiles
+
+    @property
+    def k_of_result(self) -> int:
+        """Products in an element of D."""
+        return self.instruction.k * self.chain
+
+    @property
+    def results(self) -> Codes:
+        """Tile below tile."""
+        return self.d.reshape(-1, self.instruction.n)
+
+    def batches(self, arch: str) -> Iterator[Codes]:
+        """Likewise, as emulated."""
+        batch = max(1, _BATCH_RESULTS // (self.instruction.m * self.instruction.n))
+        for start in range(0, self.tiles, batch):
+            part = self.operands.part(start, min(start + batch, self.tiles))
+            yield emulate_tiles(self.instruction, arch, part).reshape(-1, self.instruction.n)
+
+    def dots(self, places: Places) -> DotVectors:
+        """Elements of D as dot products.
+
+        Raises:
+            OperandError: of chains.
+        """
+        if self.chain > 1:
+            raise OperandError(f"holds chains of {self.chain} instructions; single dot products are needed (--chain 1)")
+        row, operands = self.instruction, self.operands
+        below, column = np.asarray(places, dtype=np.intp).T
+        tile, inside = np.divmod(below, row.m)
+
+        def rows_of(codes: Codes | None) -> Any:
+            return None if codes is None else np.ascontiguousarray(codes[tile, inside])
+
+        def columns_of(codes: Codes | None) -> Any:
+            return None if codes is None else np.ascontiguousarray(codes[tile, :, column])
+
+        types: dict[str, Any] = {name: getattr(row, name) for name in (*TYPE_KEYS, "scale_type", "block", "k")}
+        return DotVectors(
+            instruction=row.ptx, arch=self.arch, **types, a=rows_of(operands.a), b=columns_of(operands.b),
+            c=operands.c[tile, inside, column], d=self.d[tile, inside, column], scale_a=rows_of(operands.scale_a),
+            scale_b=columns_of(operands.scale_b), kind=_DOTS_KIND.get(Provenance(self.kind), self.kind), gpu=self.gpu,
+        )  # fmt: skip
+
+    def operands_at(self, row: int, column: int) -> tuple[Codes, Codes, int, Codes | None, Codes | None]:
+        """Those of one element of D."""
+        tile, inside = divmod(row, self.instruction.m)
+        one = self.operands
+        scale_a = None if one.scale_a is None else one.scale_a[tile, inside]
+        scale_b = None if one.scale_b is None else np.ascontiguousarray(one.scale_b[tile, :, column])
+        return one.a[tile, inside], np.ascontiguousarray(one.b[tile, :, column]), int(one.c[tile, inside, column]), scale_a, scale_b
 
     @property
     def tensors(self) -> dict[str, Codes]:
@@ -94,34 +160,17 @@ class Recording:
     def metadata(self) -> dict[str, str]:
         """What the file's metadata hold."""
         row = self.instruction
-        known = {
+        return {
             "format": FORMAT, "kind": self.kind, "gpu": self.gpu, "arch": self.arch, "instruction": row.ptx,
-            "a_type": row.a_type.name, "b_type": row.b_type.name, "c_type": row.c_type.name, "d_type": row.d_type.name,
+            **type_metadata({name: getattr(row, name) for name in TYPE_KEYS}, row.scale_type, row.block),
             "m": str(row.m), "n": str(row.n), "k": str(row.k * self.chain), "chain": str(self.chain), "tiles": str(self.operands.tiles),
             "data_sha256": self.data_sha256, "manifest": json.dumps(self.manifest, sort_keys=True),
         }  # fmt: skip
-        if row.scale_type is not None:
-            known |= {"scale_type": row.scale_type.name, "block_size": str(row.block)}
-        return known
-
-
-def data_sha256(tensors: Mapping[str, Codes]) -> str:
-    """See `Recording.data_sha256`."""
-    digest = hashlib.sha256()
-    for name, codes in sorted(tensors.items()):
-        digest.update(name.encode() + b"\0")
-        digest.update(np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
 
 
 def manifest_path(path: Path) -> Path:
     """Where the manifest of a recording lies."""
     return path.with_name(f"{path.name}.json")
-
-
-def is_recording(path: str | os.PathLike[str]) -> bool:
-    """Whether a file says that it is of this format. A file that cannot be read is not."""
-    return format_of(path) == FORMAT
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -136,44 +185,18 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         VectorFileError: the file is missing, damaged, incomplete or contradicts itself or its manifest; one line that names it.
     """
     with open_tensors(path) as file:
-        metadata = _checked_metadata(file.metadata)
-        tensors = {name: file.tensor(name) for name in _tensor_names(file.names, metadata)}
-        recording = _from_parts(metadata, tensors)
-        _check_against_manifest(Path(path))
-        return recording
+        return recording_of_file(file, Path(path))
 
 
-def _checked_metadata(metadata: dict[str, str] | None) -> dict[str, str]:
-    given = metadata or {}
-    if given.get("format") != FORMAT:
-        arrived = repr(given["format"]) if "format" in given else "missing"
-        raise OperandError(f"metadata key 'format' is {arrived}; allowed: {FORMAT!r}")
-    scaled = SCALED_KEYS if any(key in given for key in SCALED_KEYS) else ()
-    missing = [key for key in (*REQUIRED_KEYS, *scaled) if key not in given]
-    if missing:
-        raise OperandError(f"metadata key {', '.join(map(repr, missing))} missing; {FORMAT} needs {', '.join((*REQUIRED_KEYS, *scaled))}")
-    return given
+def recording_of_file(file: TensorFile, path: Path) -> Recording:
+    """What an open file holds.
 
-
-def _tensor_names(found: list[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
-    wanted = _TENSORS + (_SCALES if "scale_type" in metadata else ())
-    if set(found) != set(wanted):
-        raise OperandError(f"tensors are {', '.join(sorted(found)) or 'none'}; allowed: exactly {', '.join(wanted)}")
-    return wanted
-
-
-def _instruction(metadata: Mapping[str, str], formats: Mapping[str, Any], chain: int) -> Instruction:
-    sizes = {key: whole_number(metadata, key) for key in ("m", "n", "k")}
-    return complete(
-        metadata["instruction"], arch=metadata["arch"], m=sizes["m"], n=sizes["n"], k=sizes["k"] // chain,
-        block=whole_number(metadata, "block_size") if "block_size" in metadata else None, **formats,
-    )  # fmt: skip
-
-
-def _from_parts(metadata: Mapping[str, str], tensors: dict[str, Codes]) -> Recording:
+    Raises:
+        MmabitsError: as `read_recording`, without the file's name.
+    """
+    metadata, formats, tensors = read_codes(file, FORMAT, REQUIRED_KEYS)
     d, chain = tensors.pop("d"), whole_number(metadata, "chain")
     manifest = read_json(metadata["manifest"], "metadata key 'manifest'")
-    formats = {name: format_spec(metadata[name], scale=name == "scale_type") for name in (*_TYPES, "scale_type") if name in metadata}
     recording = Recording(
         instruction=_instruction(metadata, formats, chain), arch=metadata["arch"], kind=metadata["kind"], gpu=metadata["gpu"], chain=chain,
         operands=TileOperands(**tensors), d=d, manifest=manifest if isinstance(manifest, dict) else {},
@@ -183,7 +206,16 @@ def _from_parts(metadata: Mapping[str, str], tensors: dict[str, Codes]) -> Recor
     for key in (*REQUIRED_KEYS, *(SCALED_KEYS if recording.instruction.scale_type is not None else ())):
         if key not in ("manifest", "instruction") and given.get(key) != wanted[key]:
             raise OperandError(f"metadata key {key!r} is {given.get(key, 'missing')!r}, but the data say {wanted[key]!r}")
+    _check_against_manifest(path)
     return recording
+
+
+def _instruction(metadata: Mapping[str, str], formats: Mapping[str, Any], chain: int) -> Instruction:
+    sizes = {key: whole_number(metadata, key) for key in ("m", "n", "k")}
+    return complete(
+        metadata["instruction"], arch=metadata["arch"], m=sizes["m"], n=sizes["n"], k=sizes["k"] // chain,
+        block=whole_number(metadata, "block_size") if "block_size" in metadata else None, **formats,
+    )  # fmt: skip
 
 
 def _check_against_manifest(path: Path) -> None:
@@ -208,8 +240,7 @@ def write_recording(path: str | os.PathLike[str], recording: Recording) -> None:
         NotWritten: it cannot be written (a full disk); then nothing is left of it.
     """
     target = Path(path)
-    # The library writes the memory of an array as it lies, strides or not.
-    data = save({name: np.ascontiguousarray(codes) for name, codes in recording.tensors.items()}, recording.metadata)
+    data = tensor_bytes(recording.tensors, recording.metadata)
     write_new(target, data)
     write_manifest(target, recording, data)
 
@@ -234,33 +265,7 @@ def write_manifest(path: Path, recording: Recording, data: bytes | None = None) 
     write_new(manifest_path(path), json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _name(temporary: Path, path: Path) -> None:
-    """Give a file its name, unless another has it."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write beside the target, flush to disk, and give it the name, which must be free."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed
-            left.unlink(missing_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _name(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise VectorFileError(f"{path}: is there already; a finished recording never changes") from error
-    except OSError as error:
-        raise NotWritten(f"{path}: cannot be written ({error.strerror or one_line(error)})") from error
+__all__ = [
+    "FORMAT", "REQUIRED_KEYS", "SUFFIX", "NotWritten", "Recording", "manifest_path", "read_recording", "recording_of_file",
+    "write_manifest", "write_recording",
+]  # fmt: skip
