@@ -15,7 +15,7 @@ from mmabits.research.explain.picture import step_picture
 from mmabits.research.explain.words import exact
 
 
-class Finding:
+class Detail:
     """What a comparison tells beside the differences themselves; nothing where a way of telling is left out."""
 
     comes_first: ClassVar[bool] = False
@@ -35,7 +35,7 @@ class Finding:
         yield from ()
 
 
-F = TypeVar("F", bound=Finding)
+F = TypeVar("F", bound=Detail)
 
 
 def _place(one: Differing) -> str:
@@ -84,7 +84,7 @@ class Comparison:
     told: Told
     beside: str = ""
     """What the verdict says besides."""
-    findings: tuple[Finding, ...] = ()
+    details: tuple[Detail, ...] = ()
     explanation: Explanation | None = field(default=None, repr=False)
     """Of the first result that differs, as emulated."""
 
@@ -114,13 +114,13 @@ class Comparison:
         text = "every bit equal" if self.is_equal else f"{self.differing:,} of {self.elements:,} {self.told.unit} differ"
         return f"{text}; {self.beside}" if self.beside else text
 
-    def finding(self, kind: type[F]) -> F:
+    def detail(self, kind: type[F]) -> F:
         """What was found of a kind.
 
         Raises:
             StopIteration: nothing was.
         """
-        return next(one for one in self.findings if isinstance(one, kind))
+        return next(one for one in self.details if isinstance(one, kind))
 
     # Text --------------------------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Comparison:
         yield self.verdict if told.names_outputs else f"{self.elements} {told.unit}, {self.differing} differ{told.size}"
         if self.is_equal:
             return
-        findings = [line for one in self.findings for line in one.lines()]
+        details = [line for one in self.details for line in one.lines()]
         for name, found in self.outputs.items():
             if found.is_equal:
                 continue
@@ -140,14 +140,14 @@ class Comparison:
             yield from (f"  {kind.value:22} {count}" for kind, count in self._counts(found) if count)
             yield from (f"  {part.label:>22} ulp {part.count}" for part in found.ulps)
             if not told.names_outputs:
-                yield from (*findings, "")
+                yield from (*details, "")
             yield "first differences (recorded, emulated):"
             for one in found.first:
                 apart = "" if one.ulp is None else f", {one.ulp} ulp"
                 values = f"{one.hardware_value}, {one.emulated_value}"
                 yield f"  {told.place(one)} {one.hardware} {one.emulated}  {values}: {one.kind.value}{apart}"
         if told.names_outputs:
-            yield from findings
+            yield from details
 
     def _counts(self, found: Difference) -> list[tuple[Kind, int]]:
         return [(kind, count) for kind, count in found.counts.items() if self.told.is_tiled or kind is not Kind.EQUAL]
@@ -163,18 +163,18 @@ class Comparison:
         else:
             counted = {name: value for name, value in self.found.as_json.items() if self.told.is_tiled or name not in ("tile", "tiles")}
         parts = {**self.told.plain, "verdict": self.verdict, **counted}
-        return parts | {name: value for one in self.findings for name, value in one.as_json.items()}
+        return parts | {name: value for one in self.details for name, value in one.as_json.items()}
 
     # A page ------------------------------------------------------------------------------------------------------------
 
     def sections(self) -> Iterator[Section]:
         """What differs, and all that was found of it."""
-        for one in self.findings:
+        for one in self.details:
             if one.comes_first:
                 yield from one.sections()
         if self.is_equal:
             return
-        later = [section for one in self.findings if not one.comes_first for section in one.sections()]
+        later = [section for one in self.details if not one.comes_first for section in one.sections()]
         for name, found in self.outputs.items():
             if found.is_equal:
                 continue
@@ -255,4 +255,4 @@ def stand_in_notice(recorded: Recorded) -> str:
     )
 
 
-__all__ = ["CALLS_LEAD", "Comparison", "Finding", "Told", "stand_in_line", "stand_in_notice"]
+__all__ = ["CALLS_LEAD", "Comparison", "Detail", "Told", "stand_in_line", "stand_in_notice"]

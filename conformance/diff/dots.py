@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.comparing import Differing, compare
-from mmabits.conformance.diff.comparison import Comparison, Finding, Told
+from mmabits.conformance.diff.comparison import Comparison, Detail, Told
 from mmabits.conformance.diff.steps import FOLLOWED, SAMPLED, Parting, binned, bounds, latest_step, parting, traced_course
 from mmabits.conformance.recorded.base import Codes, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors
@@ -59,7 +59,7 @@ def compare_dots(recorded: RecordedDots, *, path: str | os.PathLike[str], arch: 
         **_told(os.fspath(path), recorded, target, lowering), unit="results", is_tiled=False, before="", ends_blank=False, place=stands
     )  # fmt: skip
     return Comparison(
-        name=Path(path).stem, recorded=recorded, arch=target, outputs={"d": found}, findings=(in_file, along), explanation=explanation,
+        name=Path(path).stem, recorded=recorded, arch=target, outputs={"d": found}, details=(in_file, along), explanation=explanation,
         told=told,
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ def _told(path: str, recorded: RecordedDots, arch: str, lowering: Lowering) -> d
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InFile(Finding):
+class InFile(Detail):
     """Where the differing results stand."""
 
     comes_first: ClassVar[bool] = True
@@ -188,7 +188,7 @@ class InChain:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AlongSteps(Finding):
+class AlongSteps(Detail):
     """Where along K the differences come from."""
 
     recorded: RecordedDots

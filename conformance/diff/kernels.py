@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.comparing import Difference, compare
-from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Finding, Told, stand_in_line, stand_in_notice
+from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
 from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.conformance.recorded.runs import KernelRun, as_matrix
 from mmabits.emulator.api import operand_type, scale_type
-from mmabits.emulator.hooks.session import Report, emulate
+from mmabits.emulator.hooks.session import SessionReport, emulate
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import Instruction, MmabitsError, OperandError, architecture, resolve
 from mmabits.kernels.schemes.dots import Dots
@@ -62,7 +62,7 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
     )  # fmt: skip
 
 
-def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], Report]:
+def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], SessionReport]:
     """A case's outputs under `emulate`, and the report of what was emulated.
 
     Raises:
@@ -108,7 +108,7 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> Comparison:
     place = _attributed(found, products, target)
     return Comparison(
         name=run.case, recorded=run, arch=target, outputs=found, told=_told(run, target), beside=composed.words,
-        findings=(composed, Emulated(report=report), *([] if place is None else [place])),
+        details=(composed, InstructionsUsed(report=report), *([] if place is None else [place])),
         explanation=None if place is None else place.explanation,
     )  # fmt: skip
 
@@ -121,7 +121,7 @@ def _told(run: KernelRun, arch: str) -> Told:
     )  # fmt: skip
 
 
-def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], Report]:
+def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], SessionReport]:
     """As `emulated`; what a kernel says of operands that are not those of the run's seed is the file's fault, not the kernel's.
 
     Raises:
@@ -153,11 +153,11 @@ def _compared(left: Array, right: Array) -> Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Emulated(Finding):
+class InstructionsUsed(Detail):
     """What was emulated, and with which instructions."""
 
     comes_first: ClassVar[bool] = True
-    report: Report
+    report: SessionReport
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Emulated(Finding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composed(Finding):
+class Composed(Detail):
     """The composition against the emulated kernel."""
 
     found: Mapping[str, Difference] | None
@@ -269,7 +269,7 @@ def _same(left: Mapping[str, Array], right: Mapping[str, Array]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Attribution(Finding):
+class Attribution(Detail):
     """The products behind one element that differs."""
 
     output: str
@@ -316,4 +316,4 @@ def _attributed(found: Mapping[str, Difference], products: list[Product], arch: 
     return Attribution(**place, values=values, explanation=explanation)
 
 
-__all__ = ["Attribution", "Composed", "Emulated", "compare_kernel", "emulated", "record_kernel"]
+__all__ = ["Attribution", "Composed", "InstructionsUsed", "compare_kernel", "emulated", "record_kernel"]

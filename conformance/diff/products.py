@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmabits.conformance.diff.comparing import Difference, compare
-from mmabits.conformance.diff.comparison import Comparison, Finding, Told, stand_in_line, stand_in_notice
+from mmabits.conformance.diff.comparison import Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
 from mmabits.conformance.diff.steps import AlongK, along_k, error_chart, parting_chart
 from mmabits.conformance.recorded.runs import Run
@@ -34,12 +34,12 @@ def compare_product(run: Run, *, arch: str | None = None) -> Comparison:
     given: dict[str, Any] = {"name": run.case, "recorded": run, "arch": target, "outputs": {"result": found}}
     told = _told(run, schedule, target, found)
     if found.is_equal:
-        return Comparison(**given, told=told, findings=(Fits(found=found), Along()))
+        return Comparison(**given, told=told, details=(Fits(found=found), Along()))
     fits = tuple(fitting_schedules(run.a, run.b, run.result, arch=target, instruction=run.instruction, **run.scales))
     along = along_k(run.a, run.b, run.result, schedule=schedule, arch=target, fits=fits, **run.scales)
     first = found.first[0]
     return Comparison(
-        **given, told=told, findings=(Fits(found=found, fits=fits), Along(along=along)),
+        **given, told=told, details=(Fits(found=found, fits=fits), Along(along=along)),
         beside=f"{fits[0].schedule.words} gives every bit" if fits and not fits[0].differing else "no schedule tried gives every bit",
         explanation=explain(
             run.a, run.b, instruction=schedule.instruction, arch=target, promote_every=schedule.promote_every, row=first.row,
@@ -63,7 +63,7 @@ def _told(run: Run, schedule: Schedule, arch: str, found: Difference) -> Told:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fits(Finding):
+class Fits(Detail):
     """Schedules by how few elements they miss; none where every bit is equal."""
 
     found: Difference
@@ -108,7 +108,7 @@ class Fits(Finding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Along(Finding):
+class Along(Detail):
     """Where along K the sums part, as far as it can be told."""
 
     along: AlongK | None = None

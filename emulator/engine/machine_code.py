@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,7 @@ from llvmlite import binding as llvm
 
 from mmabits.emulator.engine import cache
 from mmabits.emulator.engine.record import Variant
+from mmabits.emulator.engine.shares import TICK
 from mmabits.isa import CompilerError
 
 NUMBA: Final = ("0.61", "0.68")
@@ -48,6 +50,8 @@ _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER",
 
 _functions: dict[Variant, int] = {}
 _lock = threading.Lock()
+_compilations: dict[Variant, Future[tuple[_Object, list[str] | None]]] = {}
+"""Under way, or done and not yet fetched: the object code, and why it could not be kept. Guarded by _lock."""
 
 
 class _Object(NamedTuple):
@@ -72,6 +76,7 @@ def _forget_lock() -> None:
     """A forked process has none of the threads that might hold it."""
     global _lock
     _lock = threading.Lock()
+    _compilations.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -94,13 +99,35 @@ def warm(variant: Variant) -> bool:
 
 
 def _make(variant: Variant) -> _Object:
-    """Compile, and say so to who listens: the first call of a kind waits for it."""
-    _notify()
-    made = _compiled(variant)
-    reasons = _write(variant.symbol, made)
+    """Compile, and say so to who listens: the first call of a kind waits for it.
+
+    Numba works in a thread that no signal reaches: what a handler raises in the midst of it can leave Numba unable to compile that
+    function again. A caller who is interrupted leaves at once; the work goes on, and the next call gets its result.
+    """
+    work = _compilations.get(variant)
+    if work is None:
+        _notify()
+        work = _compilations[variant] = Future()
+        try:
+            threading.Thread(target=_make_apart, args=(variant, work), name="mmabits compiler").start()
+        except BaseException:
+            _compilations.pop(variant, None)
+            raise
+    while not wait([work], TICK).done:
+        pass
+    _compilations.pop(variant, None)
+    made, reasons = work.result()
     if reasons is not None:
         cache.warn_uncached(reasons)
     return made
+
+
+def _make_apart(variant: Variant, work: Future[tuple[_Object, list[str] | None]]) -> None:
+    try:
+        made = _compiled(variant)
+        work.set_result((made, _write(variant.symbol, made)))
+    except BaseException as error:
+        work.set_exception(error)
 
 
 def _notify() -> None:

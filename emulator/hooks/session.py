@@ -38,7 +38,7 @@ from mmabits.isa import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Report", "Session", "Skipped", "current_session", "emulate"]
+__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -120,7 +120,7 @@ class Undefined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SessionReport:
     """What a session did. Printed, it is a table."""
 
     arch: str
@@ -293,7 +293,7 @@ class Session:
         """Have a function called before a report is made, for hooks that count outside Python."""
         self._counters.append(counter)
 
-    def report(self) -> Report:
+    def report(self) -> SessionReport:
         """What was emulated so far, in order of first appearance, and what was not."""
         for counter in self._counters:
             counter()
@@ -309,7 +309,7 @@ class Session:
             Undefined(site=site, operation=operation, what=what, here=here, count=count)
             for (site, operation, what, here), count in self._undefined.items()
         )
-        return Report(arch=self.arch, emulated=done, skipped=left, undefined=opened)
+        return SessionReport(arch=self.arch, emulated=done, skipped=left, undefined=opened)
 
 
 def current_session(framework: str | None = None) -> Session | None:

@@ -59,7 +59,7 @@ def test_equal_tiles(kept, ptx, arch, chain):
     found = compare_file(kept(recording))
     assert found.is_equal and found.elements == recording.d.size and found.verdict == "every bit equal" and found.explanation is None
     assert [found.told.plain[name] for name in ("k", "chain", "tiles")] == [recording.instruction.k * chain, chain, 5]
-    assert found.finding(AlongSteps).followed == 0
+    assert found.detail(AlongSteps).followed == 0
     page = differences_page([found])
     assert "every bit equal" in page and "Along K" not in page and "<svg" not in page
 
@@ -74,7 +74,7 @@ def test_planted_bits_are_classed_and_placed(kept):
     assert found.differing == 3 and {kind.value: count for kind, count in found.found.counts.items() if count} == {
         "equal": d.size - 3, "value": 2, "infinity against finite": 1,
     }  # fmt: skip
-    where, along = found.finding(InFile), found.finding(AlongSteps)
+    where, along = found.detail(InFile), found.detail(AlongSteps)
     assert where.by_tile == (0, 2, 0, 0, 1) and where.cell == (1, 1)
     assert [(i, j) for i, row in enumerate(where.by_cell) for j, count in enumerate(row) if count] == [(3, 2), (3, 5), (15, 7)]
     assert [found.told.place(one) for one in found.found.first] == ["tile 1 [3, 2]", "tile 1 [3, 5]", "tile 4 [15, 7]"]
@@ -94,7 +94,7 @@ def test_the_first_difference_is_traced_from_its_operands(kept):
     assert [number.code for number in chain.a] == recording.operands.a[2, 7].tolist()
     assert [number.code for number in chain.b] == recording.operands.b[2, :, 6].tolist()
     assert chain.c.code == recording.operands.c[2, 7, 6] and chain.result.code == recording.d[2, 7, 6]
-    assert "Every result is a chain of 2 instructions. The file holds its end alone" in found.finding(AlongSteps).words[0]
+    assert "Every result is a chain of 2 instructions. The file holds its end alone" in found.detail(AlongSteps).words[0]
 
 
 def test_a_large_tile_is_counted_in_cells(kept):
@@ -102,7 +102,7 @@ def test_a_large_tile_is_counted_in_cells(kept):
     d = recording.d.copy()
     d[0, 10:12, 200] ^= 1
     found = compare_file(kept(replace(recording, d=d)))
-    where = found.finding(InFile)
+    where = found.detail(InFile)
     assert where.cell == (2, 8) and where.by_cell[5][25] == 2 == sum(map(sum, where.by_cell))
     assert "parts of 2 x 8 of the tile" in "\n".join(found.lines())
 
@@ -116,7 +116,7 @@ def test_another_architecture_is_emulated_and_its_step_is_known(kept):
     found = compare_file(path, arch="replayed-f20")
     other = emulate_tiles(recording.instruction, "replayed-f20", recording.operands)
     assert found.differing == int((other != recording.d).sum()) > 300 and found.arch == "replayed-f20" and found.recorded.arch == ARCH
-    along = found.finding(AlongSteps)
+    along = found.detail(AlongSteps)
     assert len(along.partings) == along.followed == 32 and len(along.steps) == 6
     places = np.argwhere((other != recording.d).reshape(-1, 8))[np.linspace(0, found.differing - 1, 32).astype(int)]
     operands = recording.operands
@@ -141,9 +141,9 @@ def test_dot_products(kept):
     d = vectors.d.copy()
     d[17] ^= 2
     found = compare_file(kept(replace(vectors, d=d)))
-    where = found.finding(InFile)
+    where = found.detail(InFile)
     assert (found.recorded.FORMAT, found.differing, found.elements) == ("dot-vectors/1", 1, 64)
-    assert found.finding(AlongSteps).in_chain == ()
+    assert found.detail(AlongSteps).in_chain == ()
     assert found.told.place(found.found.first[0]) == "row 17" and found.explanation.trace.result.code == vectors.d[17]
     assert sum(where.by_tile) == 1 and where.by_tile[17] == 1 and where.by_cell == ()
 
@@ -160,13 +160,13 @@ def test_rows_that_feed_each_other_show_which_instruction_differs(kept):
         if row % 4 == 2:
             d[row] ^= 1
     found = compare_file(kept(replace(vectors, c=c, d=d)))
-    assert [(one.place, one.rows, one.differing) for one in found.finding(AlongSteps).in_chain] == [
+    assert [(one.place, one.rows, one.differing) for one in found.detail(AlongSteps).in_chain] == [
         (0, 16, 0),
         (1, 16, 0),
         (2, 16, 16),
         (3, 16, 0),
     ]
-    assert "Most differ at place 2 of the chain: 16 of 16." in found.finding(AlongSteps).words
+    assert "Most differ at place 2 of the chain: 16 of 16." in found.detail(AlongSteps).words
     assert "place 2: 16 of 16" in "\n".join(found.lines()) and "differing rows by place in the chain" in differences_page([found])
 
 
@@ -174,13 +174,13 @@ def test_a_what_if_with_a_promotion_of_its_own_is_not_explained(kept):
     """Its gemm promotes; single instructions, which were compared, do not."""
     mmabits.what_if("replayed-p8", base=ARCH, rows={"hmma.f16.f32": {"fraction_bits": 18, "result_fraction_bits": 18}}, promote_every=16)
     found = compare_file(kept(tiles()), arch="replayed-p8")
-    along = found.finding(AlongSteps)
+    along = found.detail(AlongSteps)
     assert found.differing > 100 and along.latest == (None,) * 32 and along.partings == () and found.explanation is None
     assert along.words == ("Not followed along K: the trace of this architecture (a promotion of its own) is not what was compared.",)
     chained = compare_file(kept(tiles(3), "chain.safetensors"), arch="replayed-p8")
     assert (
         chained.explanation.trace.result.code == int(chained.found.first[0].emulated, 16)
-        and len(chained.finding(AlongSteps).partings) == 32
+        and len(chained.detail(AlongSteps).partings) == 32
     )
 
 
@@ -224,7 +224,7 @@ def test_recorded_hopper_against_ampere():
         pytest.skip("no recordings of an H100 beside the checkout (../shared/hardware)")
     assert compare_file(path).is_equal
     found = compare_file(path, arch="sm_80")
-    along = found.finding(AlongSteps)
+    along = found.detail(AlongSteps)
     assert found.recorded.is_hardware and found.differing > 0 and len(along.partings) == along.followed == 32
     for at in along.partings:  # 16 elements at once against 8 and 8: both have taken the same ones at the end alone
         assert at is not None and at.k == (0, 16) and isinstance(at.first, Fraction) and at.first != at.second

@@ -38,7 +38,7 @@ def test_the_gpu_gives_the_emulated_bits(case: AnyCase, architectures: dict[str,
         pytest.skip(f"{arch} lacks what it multiplies")
     found = compare_recorded(record_any(case, seed=0, stand_in=None))
     if isinstance(found.recorded, Run):  # which schedule a library takes is its own affair, but one that was tried must fit
-        assert found.is_equal or found.finding(Fits).fits[0].differing == 0, "\n".join(found.lines())
+        assert found.is_equal or found.detail(Fits).fits[0].differing == 0, "\n".join(found.lines())
     elif case.name in SOFTMAX and not found.is_equal:
         pytest.xfail(f"{found.verdict}; exp2 of the GPU is not modelled")
     else:

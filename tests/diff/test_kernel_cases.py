@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase, case_of_kernel
-from mmabits.conformance.diff.kernels import Attribution, Composed, Emulated, compare_kernel, record_kernel
+from mmabits.conformance.diff.kernels import Attribution, Composed, InstructionsUsed, compare_kernel, record_kernel
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.table import SCHEMES
 
@@ -96,8 +96,8 @@ def test_a_stand_in_gives_the_bits_of_the_emulated_call_and_of_the_composition(c
     if is_too_old_for(case, arch):
         pytest.skip("Triton before 3.8 cannot compile NVFP4 without an instruction for it")
     found = compare_kernel(record_kernel(case, stand_in=arch))
-    assert found.is_equal and found.elements > 100 and not any(isinstance(one, Attribution) for one in found.findings)
-    composition, report = found.finding(Composed).found, found.finding(Emulated).report
+    assert found.is_equal and found.elements > 100 and not any(isinstance(one, Attribution) for one in found.details)
+    composition, report = found.detail(Composed).found, found.detail(InstructionsUsed).report
     if composition is None:
         assert arch == "sm_89" and "triton-quantize" in case.name and casts_through_f16()
         return

@@ -57,7 +57,7 @@ def test_another_datapath_shows_and_its_product_is_explained() -> None:
     count = int((theirs.outputs["out"].view(np.uint32) != ours.outputs["out"].view(np.uint32)).sum())
     assert 0 < count == found.differing == found.outputs["out"].differing
     assert found.verdict == f"{count:,} of 2,880 elements differ; emulated kernel and composition agree"
-    place = found.finding(Attribution)
+    place = found.detail(Attribution)
     assert place.products == 1 and place.explanation is not None
     first = np.argwhere(theirs.outputs["out"].view(np.uint32) != ours.outputs["out"].view(np.uint32))[0]
     assert (place.row, place.column) == tuple(first)
@@ -71,7 +71,7 @@ def test_another_datapath_shows_and_its_product_is_explained() -> None:
 
 def test_products_that_add_up_to_an_element_are_all_named() -> None:
     found = compare_kernel(recorded("triton-fp8-tiles-divide", wider()), arch="sm_90a")
-    place = found.finding(Attribution)
+    place = found.detail(Attribution)
     assert not found.is_equal and place.products == len(place.values) == 2  # K = 256 in blocks of 128
     explained = found.explanation
     assert explained is not None and float(explained.trace.result.value or 0) in place.values
@@ -79,7 +79,7 @@ def test_products_that_add_up_to_an_element_are_all_named() -> None:
 
 def test_products_of_other_shapes_are_not_blamed() -> None:
     found = compare_kernel(recorded("triton-fp8-attention", wider()), arch="sm_90a")
-    assert not found.is_equal and found.explanation is None and found.finding(Attribution).products > 2
+    assert not found.is_equal and found.explanation is None and found.detail(Attribution).products > 2
     assert "of other shapes" in "\n".join(found.lines())
 
 
@@ -92,7 +92,7 @@ def test_a_composition_is_asked_only_about_its_own_operands() -> None:
     original = recorded("triton-fp8")
     other = replace(original, seed=1)  # the operands are still those of seed 0
     found = compare_kernel(other)
-    assert found.is_equal and found.finding(Composed).found is None and found.verdict == "every bit equal; no composition to ask"
+    assert found.is_equal and found.detail(Composed).found is None and found.verdict == "every bit equal; no composition to ask"
 
 
 def test_outputs_of_any_shape_and_type_are_compared() -> None:

@@ -283,8 +283,8 @@ def test_the_page_has_the_section_where_something_is_told():
     result = recompute(a, b, schedule=replace(base, split_k=4), arch=ARCH)
     run = Run(case="planted", arch=ARCH, call="a test", kind="emulator", gpu="none", a=a, b=b, result=result)
     found = compare_product(run)
-    along = found.finding(Along).along
-    left_out = replace(found, findings=tuple(one for one in found.findings if not isinstance(one, Along)))
+    along = found.detail(Along).along
+    left_out = replace(found, details=tuple(one for one in found.details if not isinstance(one, Along)))
     without, page = differences_page([left_out]), differences_page([found])
     assert "Along K" not in without and "error against K" not in without
     assert page.count("<svg") == without.count("<svg") + 2 and "error against K" in page

@@ -388,7 +388,7 @@ a, b = ones(2048, 1 << 15), ones(1 << 15, 2048)
 product(a[:64, :64], b[:64, :64])
 threading.Thread(target=product, args=(a, b), daemon=True).start()
 import atexit
-from mmabits.emulator import shares
+from mmabits.emulator.engine import shares
 while not any(work.runs for work in shares.running()): time.sleep(0.01)
 works = shares.running()
 print(time.process_time())

@@ -6,7 +6,9 @@ import builtins
 import hashlib
 import json
 import logging
+import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +237,38 @@ def test_the_versions_of_numba_are_those_that_are_installed_with_the_package() -
     first, last = (tuple(map(int, version.split("."))) for version in machine_code.NUMBA)
     (numba,) = (each for each in project["dependencies"] if each.startswith("numba>"))
     assert numba == f"numba>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_who_is_interrupted_leaves_and_the_next_call_gets_what_was_compiled(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    made = machine_code._compiled(small)
+    go_on, calls = threading.Event(), []
+
+    def compiled(variant: Variant) -> machine_code._Object:
+        calls.append(threading.current_thread())
+        go_on.wait()
+        return made
+
+    monkeypatch.setattr(machine_code, "_compiled", compiled)
+    monkeypatch.setattr(machine_code, "_read", lambda symbol: None)
+    monkeypatch.setattr(machine_code, "_write", lambda symbol, made: None)
+    monkeypatch.setattr(machine_code, "_functions", {})
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Interrupted):
+            machine_code.function_address(small)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert calls and not go_on.is_set(), "it waited for the compiler"
+    go_on.set()
+    assert machine_code.function_address(small)
+    assert len(calls) == 1 and calls[0] is not threading.current_thread()
+    assert not machine_code._compilations
