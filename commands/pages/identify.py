@@ -11,8 +11,8 @@ import numpy as np
 from mmabits.conformance.diff.counting import describe_code
 from mmabits.conformance.identify.identification import Identification, Match
 from mmabits.conformance.probes.score import operands_of
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.conformance.recorded.dots import DotVectors
-from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.isa import DATAPATHS, Arithmetic
 from mmabits.reports.pages.charts import Bar, bars
 from mmabits.reports.pages.report import (

@@ -10,7 +10,7 @@ from typing import Any, Final
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.listing import KernelRow
 from mmabits.conformance.record.session import Outcome
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.conformance.recorded.tiles import manifest_path
 from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks

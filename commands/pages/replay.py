@@ -9,7 +9,7 @@ from typing import Final
 
 from mmabits.conformance.diff.comparing import Difference, UlpBin
 from mmabits.conformance.diff.counting import Described, FileReport, describe_code, described_lines
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa import OperandError, format_spec
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
 from mmabits.reports.pages.report import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mmabits.conformance.probes.score import Score, Survivor
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
 from mmabits.reports.pages.report import (

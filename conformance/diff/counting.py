@@ -13,9 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmabits.conformance.diff.comparing import Difference, compare
-from mmabits.conformance.recorded.base import RecordedDots
+from mmabits.conformance.recorded.base import Provenance, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors
-from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.conformance.recorded.reading import read_recorded_dots
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode, from_codes
@@ -159,15 +158,17 @@ def _described(
         return
     dots = recorded.dots(places)
     for number, place in enumerate(places.tolist()):
-        a, b, c, scale_a, scale_b = dots.operands_at(number, 0)
-        steps = _trace(dots, lowering, number)
+        operands: dict[str, Any] = {}
+        for name in ("a", "b", "scale_a", "scale_b"):
+            codes = getattr(dots, name)
+            operands[name] = None if codes is None else tuple(codes[number].tolist())
+        steps, c = _trace(dots, lowering, number), int(dots.c[number])
         accumulators = [0 if lowering.separate_add else c, *(step.accumulator for step in steps)]
         changes = [at for at in range(1, len(accumulators)) if accumulators[at] != accumulators[at - 1]]
         yield Described(
-            row=int(np.ravel_multi_index(place, computed.shape)), a=tuple(a.tolist()), b=tuple(b.tolist()), c=c,
-            scale_a=None if scale_a is None else tuple(scale_a.tolist()), scale_b=None if scale_b is None else tuple(scale_b.tolist()),
-            recorded=int(dots.d[number]), computed=int(computed[tuple(place)]), steps=steps,
-            parts_by=changes[-1] if changes else len(steps), separate_add=lowering.separate_add,
+            row=int(np.ravel_multi_index(place, computed.shape)), **operands, c=c, recorded=int(dots.d[number]),
+            computed=int(computed[tuple(place)]), steps=steps, parts_by=changes[-1] if changes else len(steps),
+            separate_add=lowering.separate_add,
         )  # fmt: skip
 
 

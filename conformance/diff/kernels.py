@@ -14,8 +14,8 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
-from mmabits.conformance.recorded.provenance import Provenance
-from mmabits.conformance.recorded.runs import KernelRun, as_matrix
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.conformance.recorded.runs import KernelRun
 from mmabits.emulator.api import operand_type, scale_type
 from mmabits.emulator.hooks.session import SessionReport, emulate
 from mmabits.emulator.interop import to_numpy
@@ -148,8 +148,9 @@ def _listed(kinds: Mapping[str, tuple[str, int]]) -> str:
 
 def _compared(left: Array, right: Array) -> Difference:
     """By tiles so small that there are up to _CELLS of them along each side."""
-    rows, columns = (max(1, 1 << ((size - 1) // _CELLS).bit_length()) for size in as_matrix(right).shape)
-    return compare(as_matrix(left), as_matrix(right), tile=(rows, columns))
+    left, right = (array.reshape(-1, array.shape[-1] if array.ndim else 1) for array in (left, right))
+    rows, columns = (max(1, 1 << ((size - 1) // _CELLS).bit_length()) for size in right.shape)
+    return compare(left, right, tile=(rows, columns))
 
 
 @dataclass(frozen=True, kw_only=True)

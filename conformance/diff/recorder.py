@@ -17,10 +17,9 @@ from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
 from mmabits.conformance.diff.kernels import compare_kernel, record_kernel
 from mmabits.conformance.diff.products import compare_product
-from mmabits.conformance.recorded.base import Recorded, RecordedDots
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance, Recorded, RecordedDots
 from mmabits.conformance.recorded.reading import read_recorded
-from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, KernelRun, RecordedCall, Run
+from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, KernelRun, RecordedCall, Run, write_run
 from mmabits.emulator.api import operand_type
 from mmabits.isa import DeviceUnavailable, OperandError, UnsupportedInstruction, VectorFileError, architecture, library_instruction, nearest
 from mmabits.isa.architectures import ARCHITECTURES
@@ -169,7 +168,7 @@ def keep(run: RecordedCall, folder: Path) -> Kept:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VectorFileError(f"{folder}: cannot be made ({error.strerror or error})") from error
-    run.write(path)
+    write_run(path, run)
     return Kept(path=path, state="wrote")
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.probes.score import killing_rows
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.conformance.recorded.dots import SUFFIX, DotVectors, write_vectors
-from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.isa import Instruction, VectorFileError, instructions, lower, parse
 from mmabits.research.probes.equivalent import reason_for
 from mmabits.research.probes.exact import Operands, evaluate, join

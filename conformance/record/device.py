@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import DeviceUnavailable
 from mmabits.isa.fragments import Words

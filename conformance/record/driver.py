@@ -14,7 +14,7 @@ import numpy as np
 from mmabits.conformance.record.device import DeviceInfo, Images, arch_of
 from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, InstructionKernel
 from mmabits.conformance.record.nvrtc import EXTRA, CompiledProgram, compile_source
-from mmabits.conformance.recorded.provenance import Provenance
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 from mmabits.isa.fragments import Words
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.recorded.provenance import Provenance, check_provenance
-from mmabits.isa import Instruction, Lowering, lower
+from mmabits.conformance.recorded.files import TYPE_KEYS
+from mmabits.isa import Instruction, Lowering, OperandError, architecture, lower
+from mmabits.reports.stored import TensorFile, open_tensors
 from mmabits.research.trace import Trace, trace
 
 if TYPE_CHECKING:
@@ -19,6 +23,18 @@ if TYPE_CHECKING:
 Codes = npt.NDArray[Any]
 Places = Sequence[Sequence[int]] | npt.NDArray[np.intp]
 """(row, column) in the matrix of results."""
+
+
+class Provenance(enum.StrEnum):
+    """Who computed results. Only the first says anything of hardware."""
+
+    HARDWARE = "hardware"
+    EMULATOR = "emulator"
+    """The emulator in a GPU's place."""
+    PEER = "peer"
+    """Another emulator."""
+    COMPUTED = "computed"
+    """The exact model."""
 
 
 class Recorded(ABC):
@@ -33,70 +49,74 @@ class Recorded(ABC):
     gpu: str
     arch: str
 
-    def check_kind(self) -> None:
-        """Refuse another kind than the format knows; it is kept as plain text.
+    @classmethod
+    @abstractmethod
+    def of_file(cls, file: TensorFile, path: Path) -> Self:
+        """What an open file holds, checked.
 
         Raises:
-            OperandError: it is one.
+            MmabitsError: it is damaged, incomplete, of another format, or contradicts itself.
         """
-        check_provenance(self.kind, self.KINDS)
-        object.__setattr__(self, "kind", str(self.kind))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read and check one file, against its own checksum and its manifest where it has them.
+
+        A spelling without types and shape, as PTX's own of tcgen05.mma, is completed by the rest of the metadata.
+
+        Raises:
+            VectorFileError: the file is missing, damaged, incomplete, of another format or contradicts itself; one line that names it.
+        """
+        with open_tensors(path) as file:
+            return cls.of_file(file, Path(path))
+
+    def hold(self, **values: Any) -> None:
+        """Set what follows from the rest, once everything is there, and check the kind.
+
+        Raises:
+            OperandError: a kind that the format does not know.
+        """
+        if self.kind not in self.KINDS:
+            raise OperandError(f"kind is {self.kind!r}; allowed: {', '.join(self.KINDS)}")
+        for name, value in {**values, "kind": str(self.kind)}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def is_hardware(self) -> bool:
         """Whether it says anything of hardware."""
         return self.kind == Provenance.HARDWARE
 
-    @property
-    def by(self) -> str:
-        """The GPU, or what was in its place and that it was."""
-        return self.gpu if self.is_hardware else f"{self.gpu} ({self.kind})"
-
 
 class RecordedDots(Recorded):
     """Results of one instruction, or of chains of it, as codes: one matrix, tile below tile, or a row for each dot product."""
 
-    @property
-    @abstractmethod
-    def row(self) -> Instruction:
-        """The instruction."""
+    row: Instruction
+    """Which one."""
+    k_of_result: int
+    """Products in a result."""
+    results: Codes
+    """The matrix."""
+    tile: tuple[int, int]
+    """Rows and columns of it that came of operands of their own."""
+    tiles: int
+    """How many there are; 0 of dot products."""
 
-    @property
-    @abstractmethod
-    def tile(self) -> tuple[int, int]:
-        """Rows and columns of the matrix that came of operands of their own."""
-
-    @property
-    @abstractmethod
-    def tiles(self) -> int:
-        """How many there are; 0 of dot products."""
-
-    @property
-    @abstractmethod
-    def k_of_result(self) -> int:
-        """Products in a result."""
+    def hold(self, **values: Any) -> None:
+        """As every recording; the architecture gets its own name."""
+        super().hold(**values, arch=architecture(self.arch).name)
 
     @property
     def chained(self) -> int:
         """Instructions along K of each result."""
         return max(1, self.k_of_result // self.row.k)
 
-    @property
-    @abstractmethod
-    def results(self) -> Codes:
-        """The matrix."""
-
     @abstractmethod
     def batches(self, arch: str) -> Iterator[Codes]:
         """What the emulator makes of the operands, some rows of the matrix at a time."""
 
     @abstractmethod
-    def dots(self, places: Places) -> DotVectors:
-        """Some results, not of chains, as dot products."""
-
-    @abstractmethod
-    def operands_at(self, row: int, column: int) -> tuple[Codes, Codes, int, Codes | None, Codes | None]:
-        """Of one result: a and b (k,), c, and block scales."""
+    def gathered(self, places: Places) -> dict[str, Any]:
+        """Some results and their operands by name: a and b (n, k), c and d (n,), block scales (n, blocks) or None."""
 
     def lowering(self, arch: str | None = None) -> Lowering:
         """How an architecture computes the instruction; the recorded one if None.
@@ -116,9 +136,20 @@ class RecordedDots(Recorded):
 
     def traced(self, row: int, column: int, arch: str) -> Trace:
         """One result, step by step."""
-        a, b, c, scale_a, scale_b = self.operands_at(row, column)
-        scales: dict[str, Any] = {} if scale_a is None or scale_b is None else {"scale_a": scale_a, "scale_b": scale_b}
-        return trace(self.row, arch, a, b, c, **scales)
+        one = {name: None if codes is None else codes[0] for name, codes in self.gathered([[row, column]]).items()}
+        a, b, c = (np.asarray(one[name]) for name in "abc")
+        return trace(self.row, arch, a, b, int(c), scale_a=one["scale_a"], scale_b=one["scale_b"])
+
+    def dots(self, places: Places) -> DotVectors:
+        """Some results, not of chains, as dot products."""
+        from mmabits.conformance.recorded.dots import DotVectors
+
+        types: dict[str, Any] = {name: getattr(self.row, name) for name in (*TYPE_KEYS, "scale_type", "block")}
+        # dot-vectors/1 calls whatever emulates a peer
+        kind = Provenance.PEER if self.kind == Provenance.EMULATOR else self.kind
+        return DotVectors(
+            instruction=self.row.ptx, arch=self.arch, **types, k=self.k_of_result, kind=kind, gpu=self.gpu, **self.gathered(places)
+        )
 
 
-__all__ = ["Codes", "Places", "Recorded", "RecordedDots"]
+__all__ = ["Codes", "Places", "Provenance", "Recorded", "RecordedDots"]

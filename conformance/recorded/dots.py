@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
-from mmabits.conformance.recorded.base import Codes, Places, RecordedDots
+from mmabits.conformance.recorded.base import Codes, Places, Provenance, RecordedDots
 from mmabits.conformance.recorded.files import SCALED_KEYS, TYPE_KEYS, check_codes, read_codes, type_metadata
-from mmabits.conformance.recorded.provenance import Provenance
 from mmabits.emulator.api import dot_rows
-from mmabits.isa import Instruction, architecture, complete, parse
+from mmabits.isa import Instruction, complete, parse
 from mmabits.isa.errors import OperandError, VectorFileError
 from mmabits.isa.formats import FormatSpec
 from mmabits.reports.failures import one_line
-from mmabits.reports.stored import SUFFIX, TensorFile, open_tensors, whole_number
+from mmabits.reports.stored import SUFFIX, TensorFile, whole_number
 from mmabits.reports.written import tensor_bytes, written_whole
 
 FORMAT: Final = "dot-vectors/1"
@@ -80,11 +79,11 @@ class DotVectors(RecordedDots):
     """Metadata under further keys."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arch", architecture(self.arch).name)
-        self.check_kind()
+        self.hold(row=parse(self.instruction), tile=(1, 1), tiles=0, k_of_result=self.k)
         _check_against_instruction(self, self.row)
         for name, codes, spec, shape in self._layout():
             check_codes(name, codes, spec, shape, unit="row")
+        object.__setattr__(self, "results", self.d[:, None])
 
     def _layout(self) -> Iterator[tuple[str, Codes | None, FormatSpec, tuple[int, ...]]]:
         """Each tensor with its format and the shape it must have."""
@@ -104,45 +103,15 @@ class DotVectors(RecordedDots):
         """How many dot products there are."""
         return len(self.a)
 
-    @property
-    def row(self) -> Instruction:
-        """The instruction."""
-        return parse(self.instruction)
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Each result has operands of its own."""
-        return 1, 1
-
-    @property
-    def tiles(self) -> int:
-        """None."""
-        return 0
-
-    @property
-    def k_of_result(self) -> int:
-        """Products in a row."""
-        return self.k
-
-    @property
-    def results(self) -> Codes:
-        """One row for each dot product."""
-        return self.d[:, None]
-
     def batches(self, arch: str) -> Iterator[Codes]:
-        """Likewise, as emulated."""
+        """As the base says."""
         for start in range(0, self.rows, _BATCH):
             one = self._rows(slice(start, start + _BATCH))
             yield dot_rows(self.row, arch, one["a"], one["b"], one["c"], scale_a=one["scale_a"], scale_b=one["scale_b"])[:, None]
 
-    def dots(self, places: Places) -> DotVectors:
-        """Some of the rows."""
-        return replace(self, **self._rows(np.asarray(places, dtype=np.intp)[:, 0]))
-
-    def operands_at(self, row: int, column: int) -> tuple[Codes, Codes, int, Codes | None, Codes | None]:
-        """Those of one row."""
-        one = self._rows(row)
-        return one["a"], one["b"], int(one["c"]), one["scale_a"], one["scale_b"]
+    def gathered(self, places: Places) -> dict[str, Any]:
+        """As the base says."""
+        return self._rows(np.asarray(places, dtype=np.intp)[:, 0])
 
     def _rows(self, rows: Any) -> dict[str, Any]:
         arrays = {name: getattr(self, name) for name in ("a", "b", "c", "d", "scale_a", "scale_b")}
@@ -164,6 +133,20 @@ class DotVectors(RecordedDots):
         """What the file's tensors hold, by name."""
         return {name: codes for name, codes, _, _ in self._layout() if codes is not None}
 
+    @classmethod
+    def of_file(cls, file: TensorFile, path: Path) -> Self:
+        """As the base says."""
+        metadata, formats, tensors = read_codes(file, FORMAT, REQUIRED_KEYS)
+        scale, k = formats.pop("scale_type", None), whole_number(metadata, "k")
+        block = None if scale is None else whole_number(metadata, "block_size")
+        given: dict[str, Any] = formats
+        instruction = complete(metadata["instruction"], arch=metadata["arch"], k=k, block=block, scale_type=scale, **given)
+        return cls(
+            instruction=instruction.ptx, k=k, scale_type=scale, block=block, **given, **tensors,
+            **{key: metadata[key] for key in ("arch", "kind", "gpu", "note", "source", "license")},
+            extra={key: text for key, text in metadata.items() if key not in (*REQUIRED_KEYS, *SCALED_KEYS)},
+        )  # fmt: skip
+
 
 def _check_against_instruction(vectors: DotVectors, instruction: Instruction) -> None:
     for name in ("a_type", "b_type", "c_type", "d_type", "scale_type", "block"):
@@ -182,37 +165,7 @@ def _name(value: FormatSpec | int | None) -> str:
     return value.name if isinstance(value, FormatSpec) else str(value)
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def read_vectors(path: str | os.PathLike[str]) -> DotVectors:
-    """Read and check one file.
-
-    A spelling without types and shape, as PTX's own of tcgen05.mma, is completed by the rest of the metadata.
-
-    Raises:
-        VectorFileError: the file is missing, damaged, incomplete or contradicts itself; one line that names the file.
-    """
-    with open_tensors(path) as file:
-        return vectors_of_file(file)
-
-
-def vectors_of_file(file: TensorFile) -> DotVectors:
-    """What an open file holds.
-
-    Raises:
-        MmabitsError: as `read_vectors`, without the file's name.
-    """
-    metadata, formats, tensors = read_codes(file, FORMAT, REQUIRED_KEYS)
-    scale, k = formats.pop("scale_type", None), whole_number(metadata, "k")
-    block = None if scale is None else whole_number(metadata, "block_size")
-    given: dict[str, Any] = formats
-    instruction = complete(metadata["instruction"], arch=metadata["arch"], k=k, block=block, scale_type=scale, **given)
-    return DotVectors(
-        instruction=instruction.ptx, k=k, scale_type=scale, block=block, **given, **tensors,
-        **{key: metadata[key] for key in ("arch", "kind", "gpu", "note", "source", "license")},
-        extra={key: text for key, text in metadata.items() if key not in (*REQUIRED_KEYS, *SCALED_KEYS)},
-    )  # fmt: skip
+read_vectors: Final = DotVectors.read
 
 
 def write_vectors(path: str | os.PathLike[str], vectors: DotVectors) -> None:
@@ -228,4 +181,4 @@ def write_vectors(path: str | os.PathLike[str], vectors: DotVectors) -> None:
         raise VectorFileError(f"{os.fspath(path)}: cannot be written ({error.strerror or one_line(error)})") from error
 
 
-__all__ = ["FORMAT", "KINDS", "REQUIRED_KEYS", "SCALED_KEYS", "SUFFIX", "DotVectors", "read_vectors", "vectors_of_file", "write_vectors"]
+__all__ = ["FORMAT", "KINDS", "REQUIRED_KEYS", "SCALED_KEYS", "SUFFIX", "DotVectors", "read_vectors", "write_vectors"]

@@ -166,13 +166,14 @@ def write_arrays(path: Path, form: str, manifest: Mapping[str, Any], arrays: Map
     write_new(path, tensor_bytes(codes, {"format": form, "manifest": text, "sha256": _sha256(codes, text)}))
 
 
-def read_arrays(file: TensorFile, form: str, texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A file's manifest without `dtypes`, and its arrays.
+def read_arrays(file: TensorFile, form: str, texts: Sequence[str], optional: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file's manifest says under some names, and its arrays.
 
     Args:
         file: open.
         form: the format it must be of.
         texts: what its manifest must say in words.
+        optional: what it may say.
 
     Raises:
         OperandError: the file is damaged, of another format or contradicts itself.
@@ -185,7 +186,7 @@ def read_arrays(file: TensorFile, form: str, texts: Sequence[str]) -> tuple[dict
     for name, (is_right, what) in _KINDS.items():
         if name in manifest and not is_right(manifest[name]):
             raise OperandError(f"the manifest's {name!r} is {manifest[name]!r:.40}; allowed: {what}")
-    return manifest, arrays
+    return {name: manifest[name] for name in (*texts, *optional) if name in manifest}, arrays
 
 
 def _are_texts(value: Any) -> bool:

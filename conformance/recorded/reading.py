@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
-from mmabits.conformance.recorded import dots, runs, tiles
 from mmabits.conformance.recorded.base import Recorded, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors
-from mmabits.isa.errors import OperandError, VectorFileError
-from mmabits.reports.stored import SUFFIX, TensorFile, open_tensors
+from mmabits.conformance.recorded.runs import KernelRun, Run
+from mmabits.conformance.recorded.tiles import Recording
+from mmabits.isa.errors import VectorFileError
+from mmabits.reports.stored import SUFFIX, open_tensors
 
 FOLDER_VARIABLE: Final = "MMABITS_RECORDINGS"
 
-_DOTS: Final[dict[str, Callable[[TensorFile, Path], RecordedDots]]] = {
-    dots.FORMAT: lambda file, path: dots.vectors_of_file(file),
-    tiles.FORMAT: tiles.recording_of_file,
-}
-_EVERY: Final[dict[str, Callable[[TensorFile, Path], Recorded]]] = {
-    **_DOTS,
-    runs.PRODUCT_FORMAT: lambda file, path: runs.run_of_file(file),
-    runs.KERNEL_FORMAT: lambda file, path: runs.kernel_run_of_file(file),
-}
-"""What reads a file of a format. A file of none is taken for dot products, whose reader says what is missing."""
+_DOTS: Final[tuple[type[RecordedDots], ...]] = (DotVectors, Recording)
+"""A file of no format is taken for dot products, which say what is missing."""
+_EVERY: Final[tuple[type[Recorded], ...]] = (*_DOTS, Run, KernelRun)
+R = TypeVar("R", bound=Recorded)
+
+
+def _read(path: str | os.PathLike[str], kinds: Sequence[type[R]]) -> R:
+    with open_tensors(path) as file:
+        form = file.metadata.get("format")
+        return next((kind for kind in kinds if form == kind.FORMAT), kinds[0]).of_file(file, Path(path))
 
 
 def read_recorded(path: str | os.PathLike[str]) -> Recorded:
@@ -35,8 +36,7 @@ def read_recorded(path: str | os.PathLike[str]) -> Recorded:
     Raises:
         VectorFileError: the file is missing, damaged, of no format or contradicts itself; one line that names it.
     """
-    with open_tensors(path) as file:
-        return _EVERY.get(file.metadata.get("format", ""), _EVERY[dots.FORMAT])(file, Path(path))
+    return _read(path, _EVERY)
 
 
 def read_recorded_dots(path: str | os.PathLike[str]) -> RecordedDots:
@@ -45,8 +45,7 @@ def read_recorded_dots(path: str | os.PathLike[str]) -> RecordedDots:
     Raises:
         VectorFileError: as `read_recorded`, and for a file of another format.
     """
-    with open_tensors(path) as file:
-        return _DOTS.get(file.metadata.get("format", ""), _DOTS[dots.FORMAT])(file, Path(path))
+    return _read(path, _DOTS)
 
 
 def read_dots(path: str | os.PathLike[str]) -> DotVectors:
@@ -58,10 +57,9 @@ def read_dots(path: str | os.PathLike[str]) -> DotVectors:
     found = read_recorded_dots(path)
     if isinstance(found, DotVectors):
         return found
-    try:
-        return found.dots(np.argwhere(np.ones(found.results.shape, np.bool_)))
-    except OperandError as error:
-        raise VectorFileError(f"{os.fspath(path)}: {error}") from error
+    if found.chained > 1:
+        raise VectorFileError(f"{path}: holds chains of {found.chained} instructions; single dot products are needed (--chain 1)")
+    return found.dots(np.argwhere(np.ones(found.results.shape, np.bool_)))
 
 
 def recordings_folder() -> Path | None:

@@ -18,14 +18,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy.typing as npt
 
 from mmabits.conformance.recorded.base import Recorded
 from mmabits.conformance.recorded.files import check_dtypes, read_arrays, write_arrays
 from mmabits.isa.errors import OperandError
-from mmabits.reports.stored import TensorFile, open_tensors
+from mmabits.reports.stored import TensorFile
 
 Array = npt.NDArray[Any]
 
@@ -34,17 +34,25 @@ KERNEL_FORMAT: Final = "kernel-run/1"
 _TENSORS: Final = ("a", "b", "result")
 _SCALES: Final = ("scale_a", "scale_b")
 _TEXTS: Final = ("case", "arch", "call", "kind", "gpu")
+_OPTIONAL: Final = ("seed", "versions")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedCall(Recorded):
     """What one call of a framework or a kernel gave."""
 
+    MORE: ClassVar[tuple[str, ...]] = ()
+    """What else a manifest says."""
     case: str
-    """Name of what was run."""
+    """Name of what was run; of a kernel, a row of diff/kernel_cases.py."""
+    arch: str
     call: str
     """The framework's call, or the instruction."""
-    seed: int
-    versions: Mapping[str, str]
+    kind: str
+    """`hardware`, or `emulator`: a stand-in, proving nothing about hardware."""
+    gpu: str
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     @abstractmethod
@@ -52,25 +60,9 @@ class RecordedCall(Recorded):
         """Operands and results as a file names them."""
 
     @property
-    @abstractmethod
-    def results(self) -> Mapping[str, Array]:
-        """What the call gave, by name."""
-
-    @property
-    @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """All but the arrays."""
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a file, whole or not at all; nothing is replaced.
-
-        Raises:
-            VectorFileError: a file of that name is there, or it cannot be written.
-        """
-        write_arrays(Path(path), self.FORMAT, {name: value for name, value in self.manifest.items() if name != "dtypes"}, self.arrays)
-
-    def _manifest(self, *more: str) -> dict[str, Any]:
-        return {**{name: getattr(self, name) for name in (*_TEXTS, *more, "seed")}, "versions": dict(self.versions)}
+        return {**{name: getattr(self, name) for name in (*_TEXTS, *self.MORE, "seed")}, "versions": dict(self.versions)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,12 +74,7 @@ class Run(RecordedCall):
     """
 
     FORMAT: ClassVar[str] = PRODUCT_FORMAT
-    case: str
-    arch: str
-    call: str
-    kind: str
-    """`hardware`, or `emulator`: a stand-in, proving nothing about hardware."""
-    gpu: str
+    MORE: ClassVar[tuple[str, ...]] = ("instruction", "fast_accum")
     a: Array
     """(M, K), in the dtype of its type."""
     b: Array
@@ -100,11 +87,9 @@ class Run(RecordedCall):
     """None: whatever the library chose."""
     fast_accum: bool | None = None
     """Of FP8 products: what the call asked for."""
-    seed: int = 0
-    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.check_kind()
+        self.hold()
         if self.a.ndim != 2 or self.b.ndim != 2 or self.a.shape[1] != self.b.shape[0]:
             raise OperandError(f"operands must be (M, K) and (K, N), got {self.a.shape} and {self.b.shape}")
         if self.result.shape != (self.a.shape[0], self.b.shape[1]):
@@ -120,11 +105,6 @@ class Run(RecordedCall):
         return {name: array for name, array in found.items() if array is not None}
 
     @property
-    def results(self) -> Mapping[str, Array]:
-        """The one result."""
-        return {"result": self.result}
-
-    @property
     def scales(self) -> dict[str, Any]:
         """Both, as keyword arguments."""
         return {name: getattr(self, name) for name in _SCALES}
@@ -132,7 +112,17 @@ class Run(RecordedCall):
     @property
     def manifest(self) -> dict[str, Any]:
         """All but the arrays."""
-        return {**self._manifest("instruction", "fast_accum"), "dtypes": {name: str(array.dtype) for name, array in self.arrays.items()}}
+        return {**super().manifest, "dtypes": {name: str(array.dtype) for name, array in self.arrays.items()}}
+
+    @classmethod
+    def of_file(cls, file: TensorFile, path: Path) -> Self:
+        """As the base says."""
+        known, arrays = read_arrays(file, PRODUCT_FORMAT, _TEXTS, (*_OPTIONAL, *cls.MORE))
+        if set(arrays) not in ({*_TENSORS}, {*_TENSORS, *_SCALES}):
+            raise OperandError(
+                f"tensors are {', '.join(sorted(arrays)) or 'none'}; allowed: {', '.join(_TENSORS)}, and both scales or none"
+            )
+        return cls(**known, **arrays)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,22 +134,13 @@ class KernelRun(RecordedCall):
     """
 
     FORMAT: ClassVar[str] = KERNEL_FORMAT
-    case: str
-    """Name of a row of diff/kernel_cases.py."""
-    arch: str
-    call: str
-    kind: str
-    """`hardware`, or `emulator`: a stand-in, proving nothing about hardware."""
-    gpu: str
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
-    seed: int = 0
-    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from mmabits.conformance.diff.kernel_cases import case_of_kernel
 
-        self.check_kind()
+        self.hold()
         case = case_of_kernel(self.case)
         if set(self.outputs) != set(case.outputs):
             raise OperandError(f"outputs are {', '.join(self.outputs) or 'none'}; {self.case} has {', '.join(case.outputs)}")
@@ -170,23 +151,20 @@ class KernelRun(RecordedCall):
         """Inputs and outputs as a file names them."""
         return {f"{side}.{name}": array for side, arrays in (("in", self.inputs), ("out", self.outputs)) for name, array in arrays.items()}
 
-    @property
-    def results(self) -> Mapping[str, Array]:
-        """The outputs, each as (rows, last dimension)."""
-        return {name: as_matrix(array) for name, array in self.outputs.items()}
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """All but the arrays."""
-        return self._manifest()
-
-
-def as_matrix(array: Array) -> Array:
-    """An output as (rows, last dimension)."""
-    return array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    @classmethod
+    def of_file(cls, file: TensorFile, path: Path) -> Self:
+        """As the base says."""
+        known, arrays = read_arrays(file, KERNEL_FORMAT, _TEXTS, _OPTIONAL)
+        sides: dict[str, dict[str, Array]] = {"in": {}, "out": {}}
+        for name, array in arrays.items():
+            side, _, short = name.partition(".")
+            if side not in sides or not short:
+                raise OperandError(f"tensor {name!r} is neither an input nor an output")
+            sides[side][short] = array
+        return cls(**known, inputs=sides["in"], outputs=sides["out"])
 
 
-# Files ---------------------------------------------------------------------------------------------------------------------
+read_run: Final = Run.read
 
 
 def write_run(path: str | os.PathLike[str], run: RecordedCall) -> None:
@@ -195,52 +173,7 @@ def write_run(path: str | os.PathLike[str], run: RecordedCall) -> None:
     Raises:
         VectorFileError: a file of that name is there, or it cannot be written.
     """
-    run.write(path)
+    write_arrays(Path(path), run.FORMAT, {name: value for name, value in run.manifest.items() if name != "dtypes"}, run.arrays)
 
 
-def read_run(path: str | os.PathLike[str]) -> Run:
-    """Read and check a run.
-
-    Raises:
-        VectorFileError: the file is missing, damaged, of another format or contradicts itself; one line that names it.
-    """
-    with open_tensors(path) as file:
-        return run_of_file(file)
-
-
-def run_of_file(file: TensorFile) -> Run:
-    """What an open file of a product holds.
-
-    Raises:
-        OperandError: as `read_run`, without the file's name.
-    """
-    manifest, arrays = read_arrays(file, PRODUCT_FORMAT, _TEXTS)
-    if set(arrays) not in ({*_TENSORS}, {*_TENSORS, *_SCALES}):
-        raise OperandError(f"tensors are {', '.join(sorted(arrays)) or 'none'}; allowed: {', '.join(_TENSORS)}, and both scales or none")
-    return Run(**_known(manifest, "instruction", "fast_accum"), **arrays)
-
-
-def kernel_run_of_file(file: TensorFile) -> KernelRun:
-    """What an open file of a kernel's call holds.
-
-    Raises:
-        OperandError: as `read_run`, without the file's name.
-    """
-    manifest, arrays = read_arrays(file, KERNEL_FORMAT, _TEXTS)
-    sides: dict[str, dict[str, Array]] = {"in": {}, "out": {}}
-    for name, array in arrays.items():
-        side, _, short = name.partition(".")
-        if side not in sides or not short:
-            raise OperandError(f"tensor {name!r} is neither an input nor an output")
-        sides[side][short] = array
-    return KernelRun(**_known(manifest), inputs=sides["in"], outputs=sides["out"])
-
-
-def _known(manifest: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    return {name: manifest[name] for name in (*_TEXTS, *more, "seed", "versions") if name in manifest}
-
-
-__all__ = [
-    "KERNEL_FORMAT", "PRODUCT_FORMAT", "KernelRun", "RecordedCall", "Run", "as_matrix", "kernel_run_of_file", "read_run", "run_of_file",
-    "write_run",
-]  # fmt: skip
+__all__ = ["KERNEL_FORMAT", "PRODUCT_FORMAT", "KernelRun", "RecordedCall", "Run", "read_run", "write_run"]

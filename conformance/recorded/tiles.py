@@ -18,13 +18,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
 from mmabits.conformance.record.tiles import TileOperands, check_operands, emulate_tiles
 from mmabits.conformance.recorded.base import Codes, Places, RecordedDots
-from mmabits.conformance.recorded.dots import DotVectors
 from mmabits.conformance.recorded.files import (
     SCALED_KEYS,
     TYPE_KEYS,
@@ -35,11 +34,10 @@ from mmabits.conformance.recorded.files import (
     type_metadata,
     write_new,
 )
-from mmabits.conformance.recorded.provenance import Provenance
-from mmabits.isa import Instruction, architecture, complete
+from mmabits.isa import Instruction, complete
 from mmabits.isa.errors import OperandError, VectorFileError
 from mmabits.reports.failures import one_line
-from mmabits.reports.stored import SUFFIX, TensorFile, open_tensors, read_json, read_json_file, whole_number
+from mmabits.reports.stored import SUFFIX, TensorFile, read_json, read_json_file, whole_number
 from mmabits.reports.written import tensor_bytes
 
 FORMAT: Final = "tile-vectors/1"
@@ -48,8 +46,6 @@ REQUIRED_KEYS: Final = (
 )  # fmt: skip
 _BATCH_RESULTS: Final = 1 << 20
 """Results that are computed at a time."""
-_DOTS_KIND: Final = {Provenance.EMULATOR: Provenance.PEER}
-"""What dot-vectors/1 calls a kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,75 +72,29 @@ class Recording(RecordedDots):
     """What else is known of the run; JSON."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arch", architecture(self.arch).name)
-        self.check_kind()
-        check_operands(self.instruction, self.operands, chain=self.chain)
-        check_codes("d", self.d, self.instruction.d_type, (self.operands.tiles, self.instruction.m, self.instruction.n))
-
-    @property
-    def row(self) -> Instruction:
-        """The instruction."""
-        return self.instruction
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.instruction.m, self.instruction.n
-
-    @property
-    def tiles(self) -> int:
-        """How many there are."""
-        return self.operands.tiles
-
-    @property
-    def k_of_result(self) -> int:
-        """Products in an element of D."""
-        return self.instruction.k * self.chain
-
-    @property
-    def results(self) -> Codes:
-        """Tile below tile."""
-        return self.d.reshape(-1, self.instruction.n)
+        row = self.instruction
+        self.hold(row=row, tile=(row.m, row.n), tiles=self.operands.tiles, k_of_result=row.k * self.chain)
+        check_operands(row, self.operands, chain=self.chain)
+        check_codes("d", self.d, row.d_type, (self.tiles, row.m, row.n))
+        object.__setattr__(self, "results", self.d.reshape(-1, row.n))
 
     def batches(self, arch: str) -> Iterator[Codes]:
-        """Likewise, as emulated."""
-        batch = max(1, _BATCH_RESULTS // (self.instruction.m * self.instruction.n))
+        """As the base says."""
+        batch = max(1, _BATCH_RESULTS // (self.row.m * self.row.n))
         for start in range(0, self.tiles, batch):
             part = self.operands.part(start, min(start + batch, self.tiles))
-            yield emulate_tiles(self.instruction, arch, part).reshape(-1, self.instruction.n)
+            yield emulate_tiles(self.row, arch, part).reshape(-1, self.row.n)
 
-    def dots(self, places: Places) -> DotVectors:
-        """Elements of D as dot products.
-
-        Raises:
-            OperandError: of chains.
-        """
-        if self.chain > 1:
-            raise OperandError(f"holds chains of {self.chain} instructions; single dot products are needed (--chain 1)")
-        row, operands = self.instruction, self.operands
+    def gathered(self, places: Places) -> dict[str, Any]:
+        """As the base says."""
         below, column = np.asarray(places, dtype=np.intp).T
-        tile, inside = np.divmod(below, row.m)
-
-        def rows_of(codes: Codes | None) -> Any:
-            return None if codes is None else np.ascontiguousarray(codes[tile, inside])
-
-        def columns_of(codes: Codes | None) -> Any:
-            return None if codes is None else np.ascontiguousarray(codes[tile, :, column])
-
-        types: dict[str, Any] = {name: getattr(row, name) for name in (*TYPE_KEYS, "scale_type", "block", "k")}
-        return DotVectors(
-            instruction=row.ptx, arch=self.arch, **types, a=rows_of(operands.a), b=columns_of(operands.b),
-            c=operands.c[tile, inside, column], d=self.d[tile, inside, column], scale_a=rows_of(operands.scale_a),
-            scale_b=columns_of(operands.scale_b), kind=_DOTS_KIND.get(Provenance(self.kind), self.kind), gpu=self.gpu,
-        )  # fmt: skip
-
-    def operands_at(self, row: int, column: int) -> tuple[Codes, Codes, int, Codes | None, Codes | None]:
-        """Those of one element of D."""
-        tile, inside = divmod(row, self.instruction.m)
-        one = self.operands
-        scale_a = None if one.scale_a is None else one.scale_a[tile, inside]
-        scale_b = None if one.scale_b is None else np.ascontiguousarray(one.scale_b[tile, :, column])
-        return one.a[tile, inside], np.ascontiguousarray(one.b[tile, :, column]), int(one.c[tile, inside, column]), scale_a, scale_b
+        tile, inside = np.divmod(below, self.row.m)
+        found: dict[str, Any] = {"c": self.operands.c[tile, inside, column], "d": self.d[tile, inside, column]}
+        for name in ("a", "scale_a", "b", "scale_b"):
+            codes = getattr(self.operands, name)
+            at = (tile, inside) if name.endswith("a") else (tile, slice(None), column)
+            found[name] = None if codes is None else np.ascontiguousarray(codes[at])
+        return found
 
     @property
     def tensors(self) -> dict[str, Codes]:
@@ -167,6 +117,24 @@ class Recording(RecordedDots):
             "data_sha256": self.data_sha256, "manifest": json.dumps(self.manifest, sort_keys=True),
         }  # fmt: skip
 
+    @classmethod
+    def of_file(cls, file: TensorFile, path: Path) -> Self:
+        """As the base says; also against the manifest beside the file."""
+        metadata, formats, tensors = read_codes(file, FORMAT, REQUIRED_KEYS)
+        d, chain = tensors.pop("d"), whole_number(metadata, "chain")
+        manifest = read_json(metadata["manifest"], "metadata key 'manifest'")
+        found = cls(
+            instruction=_instruction(metadata, formats, chain), arch=metadata["arch"], kind=metadata["kind"], gpu=metadata["gpu"],
+            chain=chain, operands=TileOperands(**tensors), d=d, manifest=manifest if isinstance(manifest, dict) else {},
+        )  # fmt: skip
+        wanted = found.metadata
+        given = {**metadata, "arch": found.arch, **{name: spec.name for name, spec in formats.items()}}
+        for key in (*REQUIRED_KEYS, *(SCALED_KEYS if found.row.scale_type is not None else ())):
+            if key not in ("manifest", "instruction") and given.get(key) != wanted[key]:
+                raise OperandError(f"metadata key {key!r} is {given.get(key, 'missing')!r}, but the data say {wanted[key]!r}")
+        _check_against_manifest(path)
+        return found
+
 
 def manifest_path(path: Path) -> Path:
     """Where the manifest of a recording lies."""
@@ -175,39 +143,7 @@ def manifest_path(path: Path) -> Path:
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
-
-def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """Read and check one file, against its own checksum and, where it lies beside it, its manifest.
-
-    A spelling without types and shape, as PTX's own of tcgen05.mma, is completed by the rest of the metadata.
-
-    Raises:
-        VectorFileError: the file is missing, damaged, incomplete or contradicts itself or its manifest; one line that names it.
-    """
-    with open_tensors(path) as file:
-        return recording_of_file(file, Path(path))
-
-
-def recording_of_file(file: TensorFile, path: Path) -> Recording:
-    """What an open file holds.
-
-    Raises:
-        MmabitsError: as `read_recording`, without the file's name.
-    """
-    metadata, formats, tensors = read_codes(file, FORMAT, REQUIRED_KEYS)
-    d, chain = tensors.pop("d"), whole_number(metadata, "chain")
-    manifest = read_json(metadata["manifest"], "metadata key 'manifest'")
-    recording = Recording(
-        instruction=_instruction(metadata, formats, chain), arch=metadata["arch"], kind=metadata["kind"], gpu=metadata["gpu"], chain=chain,
-        operands=TileOperands(**tensors), d=d, manifest=manifest if isinstance(manifest, dict) else {},
-    )  # fmt: skip
-    wanted = recording.metadata
-    given = {**metadata, "arch": recording.arch, **{name: spec.name for name, spec in formats.items()}}
-    for key in (*REQUIRED_KEYS, *(SCALED_KEYS if recording.instruction.scale_type is not None else ())):
-        if key not in ("manifest", "instruction") and given.get(key) != wanted[key]:
-            raise OperandError(f"metadata key {key!r} is {given.get(key, 'missing')!r}, but the data say {wanted[key]!r}")
-    _check_against_manifest(path)
-    return recording
+read_recording: Final = Recording.read
 
 
 def _instruction(metadata: Mapping[str, str], formats: Mapping[str, Any], chain: int) -> Instruction:
@@ -266,6 +202,6 @@ def write_manifest(path: Path, recording: Recording, data: bytes | None = None) 
 
 
 __all__ = [
-    "FORMAT", "REQUIRED_KEYS", "SUFFIX", "NotWritten", "Recording", "manifest_path", "read_recording", "recording_of_file",
+    "FORMAT", "REQUIRED_KEYS", "SUFFIX", "NotWritten", "Recording", "manifest_path", "read_recording",
     "write_manifest", "write_recording",
 ]  # fmt: skip

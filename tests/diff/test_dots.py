@@ -179,8 +179,7 @@ def test_a_what_if_with_a_promotion_of_its_own_is_not_explained(kept):
     assert along.words == ("Not followed along K: the trace of this architecture (a promotion of its own) is not what was compared.",)
     chained = compare_file(kept(tiles(3), "chain.safetensors"), arch="replayed-p8")
     assert (
-        chained.explanation.trace.result.code == int(chained.found.first[0].emulated, 16)
-        and len(chained.detail(AlongSteps).partings) == 32
+        chained.explanation.trace.result.code == int(chained.found.first[0].emulated, 16) and len(chained.detail(AlongSteps).partings) == 32
     )
 
 
