@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.recorded.base import Provenance, RecordedDots
-from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.dots import DotVectors, dots_of
 from mmabits.conformance.recorded.reading import read_recorded_dots
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode, from_codes
@@ -23,7 +23,7 @@ from mmabits.reports.failures import of_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class DescribedStep:
     """One fused step of the model: which elements of K it takes, and the accumulator after it."""
 
     elements: tuple[int, ...]
@@ -45,7 +45,7 @@ class Described:
     scale_b: tuple[int, ...] | None
     recorded: int
     computed: int
-    steps: tuple[Step, ...]
+    steps: tuple[DescribedStep, ...]
     parts_by: int
     """Number, from 1, of the step by which the results have parted: the last one that changed the accumulator."""
     separate_add: bool
@@ -156,7 +156,7 @@ def _described(
 ) -> Iterator[Described]:  # fmt: skip
     if not len(places):
         return
-    dots = recorded.dots(places)
+    dots = dots_of(recorded, places)
     for number, place in enumerate(places.tolist()):
         operands: dict[str, Any] = {}
         for name in ("a", "b", "scale_a", "scale_b"):
@@ -172,7 +172,7 @@ def _described(
         )  # fmt: skip
 
 
-def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[Step, ...]:
+def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[DescribedStep, ...]:
     """The accumulator after each step, found by running the instruction with the later elements zero.
 
     Zero elements leave the accumulator alone, save for subnormal bits below the alignment of an all-zero step.
@@ -194,7 +194,7 @@ def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[Step, ...
     sizes = np.abs(products(vectors, row))
     sizes = np.where(np.isnan(sizes), np.inf, sizes)
     return tuple(
-        Step(elements=elements, accumulator=int(accumulators[number]), largest=max(elements, key=lambda k: float(sizes[k])))
+        DescribedStep(elements=elements, accumulator=int(accumulators[number]), largest=max(elements, key=lambda k: float(sizes[k])))
         for number, elements in enumerate(taken)
     )
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mmabits.conformance.diff.comparing import Differing, compare
 from mmabits.conformance.diff.comparison import Comparison, Detail, Told
-from mmabits.conformance.diff.steps import FOLLOWED, SAMPLED, Parting, binned, bounds, latest_step, parting, traced_course
+from mmabits.conformance.diff.steps import FOLLOWED, SAMPLED, Parting, binned, bounds, first_seen, latest_step, parting, traced_course
 from mmabits.conformance.recorded.base import Codes, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors
 from mmabits.emulator.codecs import from_codes
@@ -273,11 +273,8 @@ class AlongSteps(Detail):
         yield from bounds(self.latest, len(self.steps))
 
     def _parted(self) -> Iterator[str]:
-        inside = [at for at in self.partings if at is not None and not at.is_after_k]
-        if inside:
-            first, last = min(at.k[1] for at in inside) - 1, max(at.k[1] for at in inside) - 1
-            span = f"the step that ends at k = {first}" if first == last else f"steps that end at k = {first} to {last}"
-            yield f"Sums first seen to differ in {span}: {len(inside):,}."
+        inside = [at.k[1] for at in self.partings if at is not None and not at.is_after_k]
+        yield from first_seen(inside)
         hidden = len(self.partings) - len(inside)
         if hidden:
             yield f"Not seen apart before the result: {hidden:,}."

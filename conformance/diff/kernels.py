@@ -14,7 +14,6 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
-from mmabits.conformance.recorded.base import Provenance
 from mmabits.conformance.recorded.runs import KernelRun
 from mmabits.emulator.api import operand_type, scale_type
 from mmabits.emulator.hooks.session import SessionReport, emulate
@@ -47,19 +46,11 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
         MmabitsError: the architecture lacks the product.
     """
     framework, inputs = framework_named(case.framework, case.name), case.draw(seed).inputs
-    if stand_in is None:
-        found = framework.gpu()
-        arch, gpu = found.arch, found.name
-        with framework.around():
-            outputs = _called(case, inputs, found.device)
-    else:
-        arch = architecture(stand_in).name
-        gpu = f"emulator of {arch}"
-        outputs, _ = emulated(case, inputs, arch)
-    return KernelRun(
-        case=case.name, arch=arch, call=case.call, kind=Provenance.HARDWARE if stand_in is None else Provenance.EMULATOR, gpu=gpu,
-        inputs=inputs, outputs=outputs, seed=seed, versions=framework.versions(),
-    )  # fmt: skip
+    told, device = framework.told(case, seed, stand_in)
+    if stand_in is not None:
+        return KernelRun(**told, inputs=inputs, outputs=emulated(case, inputs, told["arch"])[0])
+    with framework.around():
+        return KernelRun(**told, inputs=inputs, outputs=_called(case, inputs, device))
 
 
 def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], SessionReport]:
@@ -210,7 +201,7 @@ class Composed(Detail):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Product:
+class KeptProduct:
     """A product that a composition did: its operands and its result."""
 
     a: Array
@@ -227,7 +218,7 @@ class Product:
 class KeptDots(Dots):
     """Dots that keep what they multiplied."""
 
-    products: list[Product] = field(default_factory=list, compare=False, repr=False)
+    products: list[KeptProduct] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(
         self, a: Array, b: Array, c: Array | None = None, *, accumulator: str | None = None, scale_a: Array | None = None,
@@ -242,19 +233,19 @@ class KeptDots(Dots):
             scale = None if scale_a is None else scale_type(scale_a)
             found = resolve(found, arch=self.arch, a_type=kinds[0], b_type=kinds[1], c_type=accumulator, scale_type=scale)
         self.products.append(
-            Product(
+            KeptProduct(
                 a=left, b=right, c=c, scale_a=scale_a, scale_b=scale_b, instruction=found, promote_every=self.promote_every, result=result
             )
         )
         return result
 
 
-def _composed(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array] | None, list[Product]]:
+def _composed(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array] | None, list[KeptProduct]]:
     """The composition on the run's operands, where they are those of its seed, and the products it did."""
     drawn = case.draw(run.seed)
     if drawn.composition is None or not _same(drawn.inputs, run.inputs):
         return None, []
-    products: list[Product] = []
+    products: list[KeptProduct] = []
 
     def dots(**fields: Any) -> Dots:
         return KeptDots(arch=arch, products=products, **fields)
@@ -299,7 +290,7 @@ class Attribution(Detail):
         yield Section(title="Where the first comes from", blocks=tuple(NoteBlock(text=line) for line in self.lines()))
 
 
-def _attributed(found: Mapping[str, Difference], products: list[Product], arch: str) -> Attribution | None:
+def _attributed(found: Mapping[str, Difference], products: list[KeptProduct], arch: str) -> Attribution | None:
     """The first element that differs, by the products that feed it where their results have the output's shape."""
     name = next((name for name, difference in found.items() if not difference.is_equal), None)
     if name is None or not products:

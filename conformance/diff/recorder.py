@@ -17,7 +17,7 @@ from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
 from mmabits.conformance.diff.kernels import compare_kernel, record_kernel
 from mmabits.conformance.diff.products import compare_product
-from mmabits.conformance.recorded.base import Provenance, Recorded, RecordedDots
+from mmabits.conformance.recorded.base import Recorded, RecordedDots
 from mmabits.conformance.recorded.reading import read_recorded
 from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, KernelRun, RecordedCall, Run, write_run
 from mmabits.emulator.api import operand_type
@@ -142,16 +142,9 @@ def record_into(case: AnyCase, folder: Path, *, seed: int, stand_in: str | None)
         VectorFileError: another run is there, the file is damaged, or it cannot be written.
         MmabitsError: the architecture lacks the product.
     """
-    path = path_of(case.name, seed, folder)
+    path = folder / f"{case.name}-seed{seed}{SUFFIX}"
     if path.exists():
-        framework = framework_named(case.framework, case.name)
-        if stand_in is None:
-            gpu = framework.gpu()
-            known = {"arch": gpu.arch, "gpu": gpu.name, "kind": Provenance.HARDWARE.value}
-        else:
-            name = architecture(stand_in).name
-            known = {"arch": name, "gpu": f"emulator of {name}", "kind": Provenance.EMULATOR.value}
-        return _kept(path, {**known, "case": case.name, "call": case.call, "seed": seed, "versions": framework.versions()})
+        return _kept(path, framework_named(case.framework, case.name).told(case, seed, stand_in)[0])
     return keep(record_any(case, seed=seed, stand_in=stand_in), folder)
 
 
@@ -161,7 +154,7 @@ def keep(run: RecordedCall, folder: Path) -> Kept:
     Raises:
         VectorFileError: another run is there, the file is damaged, or it cannot be written.
     """
-    path = path_of(run.case, run.seed, folder)
+    path = folder / f"{run.case}-seed{run.seed}{SUFFIX}"
     if path.exists():
         return _kept(path, run.manifest)
     try:
@@ -183,11 +176,6 @@ def _kept(path: Path, wanted: Mapping[str, Any]) -> Kept:
     return Kept(path=path, state="kept")
 
 
-def path_of(case: str, seed: int, folder: Path) -> Path:
-    """Where a run of a case lies."""
-    return folder / f"{case}-seed{seed}{SUFFIX}"
-
-
 def case_row(case: AnyCase) -> dict[str, Any]:
     """A case as plain values, for lists."""
     row: dict[str, Any] = {"name": case.name, "framework": case.framework, "call": case.call}
@@ -197,6 +185,6 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 
 __all__ = [
-    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "compare_file", "compare_recorded", "is_possible", "keep", "path_of",
+    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "compare_file", "compare_recorded", "is_possible", "keep",
     "record_any", "record_into",
 ]  # fmt: skip

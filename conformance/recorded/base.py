@@ -7,18 +7,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.recorded.files import TYPE_KEYS
 from mmabits.isa import Instruction, Lowering, OperandError, architecture, lower
 from mmabits.reports.stored import TensorFile, open_tensors
 from mmabits.research.trace import Trace, trace
-
-if TYPE_CHECKING:
-    from mmabits.conformance.recorded.dots import DotVectors
 
 Codes = npt.NDArray[Any]
 Places = Sequence[Sequence[int]] | npt.NDArray[np.intp]
@@ -139,17 +135,6 @@ class RecordedDots(Recorded):
         one = {name: None if codes is None else codes[0] for name, codes in self.gathered([[row, column]]).items()}
         a, b, c = (np.asarray(one[name]) for name in "abc")
         return trace(self.row, arch, a, b, int(c), scale_a=one["scale_a"], scale_b=one["scale_b"])
-
-    def dots(self, places: Places) -> DotVectors:
-        """Some results, not of chains, as dot products."""
-        from mmabits.conformance.recorded.dots import DotVectors
-
-        types: dict[str, Any] = {name: getattr(self.row, name) for name in (*TYPE_KEYS, "scale_type", "block")}
-        # dot-vectors/1 calls whatever emulates a peer
-        kind = Provenance.PEER if self.kind == Provenance.EMULATOR else self.kind
-        return DotVectors(
-            instruction=self.row.ptx, arch=self.arch, **types, k=self.k_of_result, kind=kind, gpu=self.gpu, **self.gathered(places)
-        )
 
 
 __all__ = ["Codes", "Places", "Provenance", "Recorded", "RecordedDots"]

@@ -165,6 +165,15 @@ def _name(value: FormatSpec | int | None) -> str:
     return value.name if isinstance(value, FormatSpec) else str(value)
 
 
+def dots_of(recorded: RecordedDots, places: Places) -> DotVectors:
+    """Some results, not of chains, as dot products."""
+    row, kind = recorded.row, Provenance.PEER if recorded.kind == Provenance.EMULATOR else recorded.kind  # whatever emulates is a peer here
+    types: dict[str, Any] = {name: getattr(row, name) for name in (*TYPE_KEYS, "scale_type", "block")}
+    return DotVectors(
+        instruction=row.ptx, arch=recorded.arch, **types, k=recorded.k_of_result, kind=kind, gpu=recorded.gpu, **recorded.gathered(places)
+    )
+
+
 read_vectors: Final = DotVectors.read
 
 
@@ -181,4 +190,4 @@ def write_vectors(path: str | os.PathLike[str], vectors: DotVectors) -> None:
         raise VectorFileError(f"{os.fspath(path)}: cannot be written ({error.strerror or one_line(error)})") from error
 
 
-__all__ = ["FORMAT", "KINDS", "REQUIRED_KEYS", "SCALED_KEYS", "SUFFIX", "DotVectors", "read_vectors", "write_vectors"]
+__all__ = ["FORMAT", "KINDS", "REQUIRED_KEYS", "SCALED_KEYS", "SUFFIX", "DotVectors", "dots_of", "read_vectors", "write_vectors"]

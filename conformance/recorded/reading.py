@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from mmabits.conformance.recorded.base import Recorded, RecordedDots
-from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.dots import DotVectors, dots_of
 from mmabits.conformance.recorded.runs import KernelRun, Run
 from mmabits.conformance.recorded.tiles import Recording
 from mmabits.isa.errors import VectorFileError
@@ -59,7 +59,7 @@ def read_dots(path: str | os.PathLike[str]) -> DotVectors:
         return found
     if found.chained > 1:
         raise VectorFileError(f"{path}: holds chains of {found.chained} instructions; single dot products are needed (--chain 1)")
-    return found.dots(np.argwhere(np.ones(found.results.shape, np.bool_)))
+    return dots_of(found, np.argwhere(np.ones(found.results.shape, np.bool_)))
 
 
 def recordings_folder() -> Path | None:

@@ -16,7 +16,7 @@ from mmabits.conformance.diff.dots import AlongSteps, InFile
 from mmabits.conformance.diff.recorder import compare_file
 from mmabits.conformance.record.generators import normal_values
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
-from mmabits.conformance.recorded.dots import write_vectors
+from mmabits.conformance.recorded.dots import dots_of, write_vectors
 from mmabits.conformance.recorded.reading import recordings_folder
 from mmabits.conformance.recorded.tiles import Recording, write_recording
 from mmabits.emulator.api import dot_rows
@@ -39,7 +39,7 @@ def tiles(chain=1, count=5, ptx=PTX, arch=ARCH, kind="hardware"):
 
 def dots(count=64):
     recording = tiles()
-    return recording.dots(np.argwhere(recording.results == recording.results)[:count])
+    return dots_of(recording, np.argwhere(recording.results == recording.results)[:count])
 
 
 @pytest.fixture
