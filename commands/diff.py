@@ -45,7 +45,7 @@ def diff(
     if against is not None:
         if record is not None or case or emulated:
             raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")
-        from mmabits.conformance.diff.recorder import compare_file
+        from mmabits.conformance.diff.against import compare_file
 
         raise typer.Exit(_told([compare_file(against, arch=arch)], {}, report, as_json=as_json))
     if emulated and arch is None:
@@ -96,7 +96,8 @@ def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> 
 
 def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *, stand_in: str | None, as_json: bool) -> int:
     """Every case on the GPU, or its stand-in, and emulated."""
-    from mmabits.conformance.diff.recorder import choose, compare_recorded, record_any
+    from mmabits.conformance.diff.against import compare_recorded
+    from mmabits.conformance.diff.recorder import choose, record_any
     from mmabits.reports.progress import progress
 
     chosen = choose(names, stand_in=stand_in)

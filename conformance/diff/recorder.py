@@ -1,8 +1,7 @@
-"""All cases of `mmabits diff` in one list: recorded into files, kept where they are there already, and compared."""
+"""All cases of `mmabits diff` in one list: recorded into files, kept where they are there already."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,11 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.diff.cases import CASES, Case, record_case
-from mmabits.conformance.diff.comparison import Comparison
-from mmabits.conformance.diff.dots import compare_dots
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
-from mmabits.conformance.diff.kernels import compare_kernel, record_kernel
-from mmabits.conformance.diff.products import compare_product
-from mmabits.conformance.recorded.base import Recorded, RecordedDots
+from mmabits.conformance.diff.kernels import record_kernel
 from mmabits.conformance.recorded.reading import read_recorded
-from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, KernelRun, RecordedCall, Run, write_run
+from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, RecordedCall, write_run
 from mmabits.emulator.api import operand_type
 from mmabits.isa import DeviceUnavailable, OperandError, UnsupportedInstruction, VectorFileError, architecture, library_instruction, nearest
 from mmabits.isa.architectures import ARCHITECTURES
@@ -94,37 +89,6 @@ def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> RecordedCal
     return record_case(case, seed=seed, stand_in=stand_in)
 
 
-def compare_recorded(recorded: Recorded, *, arch: str | None = None, path: str | os.PathLike[str] = "") -> Comparison:
-    """Emulate what was recorded, and compare the results bit by bit.
-
-    Args:
-        recorded: of a file of any format, or just made.
-        arch: what to emulate; that of the recording if None.
-        path: the file.
-
-    Raises:
-        MmabitsError: the architecture lacks the product, or a framework is missing.
-    """
-    match recorded:
-        case RecordedDots():
-            return compare_dots(recorded, path=path, arch=arch)
-        case Run():
-            return compare_product(recorded, arch=arch)
-        case KernelRun():
-            return compare_kernel(recorded, arch=arch)
-    raise OperandError(f"nothing compares a {type(recorded).__name__}")
-
-
-def compare_file(path: str | os.PathLike[str], *, arch: str | None = None) -> Comparison:
-    """The same of a file.
-
-    Raises:
-        VectorFileError: it cannot be read, or is of none of the formats.
-        MmabitsError: as `compare_recorded`.
-    """
-    return compare_recorded(read_recorded(path), arch=arch, path=path)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """What became of a file."""
@@ -185,6 +149,6 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 
 __all__ = [
-    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "compare_file", "compare_recorded", "is_possible", "keep",
+    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "is_possible", "keep",
     "record_any", "record_into",
 ]  # fmt: skip

@@ -12,8 +12,8 @@ import pytest
 
 import mmabits
 from mmabits.commands.pages.diff import differences_page
+from mmabits.conformance.diff.against import compare_file
 from mmabits.conformance.diff.dots import AlongSteps, InFile
-from mmabits.conformance.diff.recorder import compare_file
 from mmabits.conformance.record.generators import normal_values
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
 from mmabits.conformance.recorded.dots import dots_of, write_vectors

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from mmabits.conformance.diff.against import compare_recorded
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.products import Fits
-from mmabits.conformance.diff.recorder import ALL_CASES, AnyCase, compare_recorded, is_possible, record_any
+from mmabits.conformance.diff.recorder import ALL_CASES, AnyCase, is_possible, record_any
 from mmabits.conformance.recorded.runs import Run
 from mmabits.isa import DeviceUnavailable
 
