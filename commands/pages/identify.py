@@ -13,7 +13,7 @@ from mmabits.conformance.identify.identification import Identification, Match
 from mmabits.conformance.probes.score import operands_of
 from mmabits.conformance.recorded.base import Provenance
 from mmabits.conformance.recorded.dots import DotVectors
-from mmabits.isa import DATAPATHS, Arithmetic
+from mmabits.isa import DATAPATHS, Arithmetic, Rounding
 from mmabits.reports.pages.charts import Bar, bars
 from mmabits.reports.pages.report import (
     Block,
@@ -28,8 +28,8 @@ from mmabits.reports.pages.report import (
     plural,
     report_page,
 )
-from mmabits.research.probes.exact import evaluate
-from mmabits.research.probes.model import Model, Rounding
+from mmabits.research.exact import evaluate
+from mmabits.research.model import Model
 from mmabits.research.probes.mutants import orders
 
 _SHOWN: Final = 24

@@ -16,7 +16,6 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.recorded.base import Provenance, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors, dots_of
 from mmabits.conformance.recorded.reading import read_recorded_dots
-from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode, from_codes
 from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, visible
 from mmabits.reports.failures import of_file
@@ -162,7 +161,7 @@ def _described(
         for name in ("a", "b", "scale_a", "scale_b"):
             codes = getattr(dots, name)
             operands[name] = None if codes is None else tuple(codes[number].tolist())
-        steps, c = _trace(dots, lowering, number), int(dots.c[number])
+        steps, c = _steps(dots, number), int(dots.c[number])
         accumulators = [0 if lowering.separate_add else c, *(step.accumulator for step in steps)]
         changes = [at for at in range(1, len(accumulators)) if accumulators[at] != accumulators[at - 1]]
         yield Described(
@@ -172,30 +171,15 @@ def _described(
         )  # fmt: skip
 
 
-def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[DescribedStep, ...]:
-    """The accumulator after each step, found by running the instruction with the later elements zero.
-
-    Zero elements leave the accumulator alone, save for subnormal bits below the alignment of an all-zero step.
-    """
-    order = lowering.k_order or tuple(range(lowering.instruction.k))
-    taken = [order[start : start + lowering.step] for start in range(0, len(order), lowering.step)]
-    taken = [kept for kept in (tuple(k for k in step if k < vectors.k) for step in taken) if kept]
-    keep = np.zeros((len(taken), vectors.k), dtype=np.bool_)
-    for number, elements in enumerate(taken):
-        keep[number:, elements] = True
-    one = np.full(len(taken), row)
-    # Both operands are blanked: a zero against an infinity would be NaN.
-    accumulators = dot_rows(
-        lowering.instruction, lowering.arch, vectors.a[one] * keep, vectors.b[one] * keep,
-        np.zeros_like(vectors.c[one]) if lowering.separate_add else vectors.c[one],
-        scale_a=None if vectors.scale_a is None else vectors.scale_a[one],
-        scale_b=None if vectors.scale_b is None else vectors.scale_b[one],
-    )  # fmt: skip
-    sizes = np.abs(products(vectors, row))
+def _steps(dots: DotVectors, row: int) -> tuple[DescribedStep, ...]:
+    """The steps of one row, exactly."""
+    sizes = np.abs(products(dots, row))
     sizes = np.where(np.isnan(sizes), np.inf, sizes)
+    taken = [(tuple(k for k in step.k if k < dots.k), step.result.code) for step in dots.traced(row, 0, dots.arch).steps]
     return tuple(
-        DescribedStep(elements=elements, accumulator=int(accumulators[number]), largest=max(elements, key=lambda k: float(sizes[k])))
-        for number, elements in enumerate(taken)
+        DescribedStep(elements=elements, accumulator=accumulator, largest=max(elements, key=lambda k: float(sizes[k])))
+        for elements, accumulator in taken
+        if elements  # f64 chains are filled up
     )
 
 
