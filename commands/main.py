@@ -173,9 +173,9 @@ def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | 
         if report.error is not None:
             complain(report.error)
     if page is not None:
-        from mmabits.commands.pages.replay import replay_page
+        from mmabits.commands.pages.replay import counts_page
 
-        write(page, replay_page(reports))
+        write(page, counts_page(reports))
     if as_json:
         say_json(counting.reports_json(reports))
     else:

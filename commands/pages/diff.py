@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison
-from mmabits.conformance.recorded.runs import RecordedCall
+from mmabits.conformance.recorded.calls import RecordedCall
 from mmabits.reports.pages.report import Cell, Report, Section, TableBlock, not_done, plural, report_page
 
 

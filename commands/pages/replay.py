@@ -32,7 +32,7 @@ _DESCRIBED: Final = 60
 """Differences step by step at most, the first of each file before the second of any."""
 
 
-def replay_page(reports: Sequence[FileReport]) -> str:
+def counts_page(reports: Sequence[FileReport]) -> str:
     """The page: rows by GPU, how far differing results are apart, the first of them step by step, every file.
 
     Args:
@@ -192,4 +192,4 @@ def _result(described: str) -> str:
     return f"{value} ({code})"
 
 
-__all__ = ["replay_page"]
+__all__ = ["counts_page"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmabits.conformance.diff.comparing import Difference, Differing, Kind, UlpBin, compare
     from mmabits.conformance.diff.schedules import Fit, Schedule, fitting_schedules, recompute
-    from mmabits.conformance.recorded.runs import Run, read_run, write_run
+    from mmabits.conformance.recorded.calls import Run, read_run, write_run
 
 __all__ = [
     "Difference", "Differing", "Fit", "Kind", "Run", "Schedule", "UlpBin", "compare", "fitting_schedules", "read_run", "recompute",
@@ -15,7 +15,7 @@ __all__ = [
 _HOMES = {
     "mmabits.conformance.diff.comparing": ("Difference", "Differing", "Kind", "UlpBin", "compare"),
     "mmabits.conformance.diff.schedules": ("Fit", "Schedule", "fitting_schedules", "recompute"),
-    "mmabits.conformance.recorded.runs": ("Run", "read_run", "write_run"),
+    "mmabits.conformance.recorded.calls": ("Run", "read_run", "write_run"),
 }
 
 

@@ -9,8 +9,8 @@ from mmabits.conformance.diff.dots import compare_dots
 from mmabits.conformance.diff.kernels import compare_kernel
 from mmabits.conformance.diff.products import compare_product
 from mmabits.conformance.recorded.base import Recorded, RecordedDots
+from mmabits.conformance.recorded.calls import KernelRun, Run
 from mmabits.conformance.recorded.reading import read_recorded
-from mmabits.conformance.recorded.runs import KernelRun, Run
 from mmabits.isa import OperandError
 
 

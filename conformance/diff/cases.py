@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.frameworks import framework_named
-from mmabits.conformance.recorded.runs import Run
+from mmabits.conformance.recorded.calls import Run
 from mmabits.emulator.hooks.session import emulate
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import OperandError, nearest

@@ -14,7 +14,7 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
-from mmabits.conformance.recorded.runs import KernelRun
+from mmabits.conformance.recorded.calls import KernelRun
 from mmabits.emulator.api import operand_type, scale_type
 from mmabits.emulator.hooks.session import SessionReport, emulate
 from mmabits.emulator.interop import to_numpy

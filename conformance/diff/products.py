@@ -10,7 +10,7 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
 from mmabits.conformance.diff.steps import AlongK, along_k, error_chart, parting_chart
-from mmabits.conformance.recorded.runs import Run
+from mmabits.conformance.recorded.calls import Run
 from mmabits.isa import architecture
 from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Section, TableBlock
 from mmabits.research.explain import explain

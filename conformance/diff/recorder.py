@@ -13,8 +13,8 @@ from mmabits.conformance.diff.cases import CASES, Case, record_case
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
 from mmabits.conformance.diff.kernels import record_kernel
+from mmabits.conformance.recorded.calls import KERNEL_FORMAT, PRODUCT_FORMAT, RecordedCall, write_run
 from mmabits.conformance.recorded.reading import read_recorded
-from mmabits.conformance.recorded.runs import KERNEL_FORMAT, PRODUCT_FORMAT, RecordedCall, write_run
 from mmabits.emulator.api import operand_type
 from mmabits.isa import DeviceUnavailable, OperandError, UnsupportedInstruction, VectorFileError, architecture, library_instruction, nearest
 from mmabits.isa.architectures import ARCHITECTURES

@@ -10,8 +10,8 @@ from typing import Final, TypeVar
 import numpy as np
 
 from mmabits.conformance.recorded.base import Recorded, RecordedDots
+from mmabits.conformance.recorded.calls import KernelRun, Run
 from mmabits.conformance.recorded.dots import DotVectors, dots_of
-from mmabits.conformance.recorded.runs import KernelRun, Run
 from mmabits.conformance.recorded.tiles import Recording
 from mmabits.isa.errors import VectorFileError
 from mmabits.reports.stored import SUFFIX, open_tensors

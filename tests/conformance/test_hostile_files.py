@@ -26,9 +26,9 @@ from mmabits.conformance.diff import counting
 from mmabits.conformance.record.generators import random_bits
 from mmabits.conformance.record.tiles import emulate_tiles
 from mmabits.conformance.recorded.base import RecordedDots
+from mmabits.conformance.recorded.calls import Run, write_run
 from mmabits.conformance.recorded.dots import DotVectors, read_vectors, write_vectors
 from mmabits.conformance.recorded.reading import read_dots
-from mmabits.conformance.recorded.runs import Run, write_run
 from mmabits.conformance.recorded.tiles import Recording, read_recording, write_recording
 from mmabits.emulator.api import dot_rows, gemm
 from mmabits.isa import VectorFileError, parse

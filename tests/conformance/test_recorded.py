@@ -15,10 +15,10 @@ from mmabits.conformance.diff.comparison import Comparison
 from mmabits.conformance.record.generators import normal_values
 from mmabits.conformance.record.tiles import emulate_tiles
 from mmabits.conformance.recorded.base import Provenance, Recorded
+from mmabits.conformance.recorded.calls import KernelRun, Run, write_run
 from mmabits.conformance.recorded.dots import DotVectors, dots_of, write_vectors
 from mmabits.conformance.recorded.files import NotWritten, write_new
 from mmabits.conformance.recorded.reading import read_dots, read_recorded, read_recorded_dots
-from mmabits.conformance.recorded.runs import KernelRun, Run, write_run
 from mmabits.conformance.recorded.tiles import Recording, write_recording
 from mmabits.isa import OperandError, VectorFileError, parse
 from mmabits.reports.pages.report import Report, report_page

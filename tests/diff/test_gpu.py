@@ -10,7 +10,7 @@ from mmabits.conformance.diff.against import compare_recorded
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.products import Fits
 from mmabits.conformance.diff.recorder import ALL_CASES, AnyCase, is_possible, record_any
-from mmabits.conformance.recorded.runs import Run
+from mmabits.conformance.recorded.calls import Run
 from mmabits.isa import DeviceUnavailable
 
 pytestmark = pytest.mark.gpu

@@ -16,8 +16,8 @@ from mmabits.conformance.diff import frameworks, recorder
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES
 from mmabits.conformance.diff.kernels import Attribution, Composed, compare_kernel, record_kernel
 from mmabits.conformance.diff.recorder import ALL_CASES, is_possible, keep, record_into
+from mmabits.conformance.recorded.calls import KERNEL_FORMAT, KernelRun, write_run
 from mmabits.conformance.recorded.reading import read_recorded
-from mmabits.conformance.recorded.runs import KERNEL_FORMAT, KernelRun, write_run
 from mmabits.isa import DeviceUnavailable, OperandError, UnknownArchitecture
 from mmabits.isa.errors import VectorFileError
 

@@ -17,7 +17,7 @@ import pytest
 
 from mmabits.commands.main import main
 from mmabits.commands.pages.record import kernels_page, size_text
-from mmabits.commands.pages.replay import replay_page
+from mmabits.commands.pages.replay import counts_page
 from mmabits.commands.pages.vectors import score_page
 from mmabits.conformance.diff.comparing import compare
 from mmabits.conformance.diff.counting import Described, FileReport
@@ -146,32 +146,32 @@ def test_distances_of_files_add_up() -> None:
     recorded = np.array([[0x0000, 0x3C00, 0x7C00, 0x7E00, 0x7E00, 0x3C00]], np.uint16).view(np.float16)
     computed = np.array([[0x8000, 0x3C03, 0x7BFF, 0x7E01, 0x3C00, 0x3C21]], np.uint16).view(np.float16)
     parts = [compare(recorded[:, part], computed[:, part]) for part in (slice(2), slice(2, 6))]
-    found = Page(replay_page([reported(i, d_type="f16", differing=one.differing, apart=one) for i, one in enumerate(parts)]))
+    found = Page(counts_page([reported(i, d_type="f16", differing=one.differing, apart=one) for i, one in enumerate(parts)]))
     assert "value 2 zero sign 1 NaN payload 1 NaN against number 1 infinity against finite 1" in found.text
     assert "The largest difference of two values is 33 ulp of f16." in found.text and "2 to 9 ulp 1 10 to 99 ulp 1" in found.text
 
 
 def test_long_lists_are_cut_and_say_so() -> None:
-    found = Page(replay_page([reported(number, gpu=f"GPU {number % 50}") for number in range(1200)]))
+    found = Page(counts_page([reported(number, gpu=f"GPU {number % 50}") for number in range(1200)]))
     assert "12,000 rows, every bit equal" in found.text and found.text.count("file-") == 1000
     assert "1,000 rows; the table scrolls; 200 more of 1,200 are left out of this page." in found.text
     assert "of 50 GPUs or programs. 10 GPUs with fewer rows are left out here." in found.text and found.tags.count("tr") == 1001
     difference = Described(
         row=7, a=(0,), b=(0,), c=0, scale_a=None, scale_b=None, recorded=0, computed=1, steps=(), parts_by=0, separate_add=False
     )
-    found = Page(replay_page([reported(number, differing=2, differences=(difference,) * 2) for number in range(50)]))
+    found = Page(counts_page([reported(number, differing=2, differences=(difference,) * 2) for number in range(50)]))
     assert found.tags.count("details") == 60 and "40 more of 100 described differences are left out here" in found.text
     assert {f"file-{number}, row 7" for number in range(50)} <= {word.partition(":")[0] for word in found.words}, "the first of each file"
-    found = Page(replay_page([reported(0, differing=3)]))
+    found = Page(counts_page([reported(0, differing=3)]))
     assert "Of 1 file that differs no row is described" in found.text
 
 
 def test_nothing_but_errors() -> None:
-    found = Page(replay_page([FileReport(path="a/<i>.safetensors", error="a/<i>.safetensors: damaged & <short>")]))
+    found = Page(counts_page([FileReport(path="a/<i>.safetensors", error="a/<i>.safetensors: damaged & <short>")]))
     assert "Nothing replayed: 1 file could not be" in found.text and "damaged & <short>" in found.text and "equal" not in found.text
     found = Page(score_page([Score(path="a.safetensors", error="damaged")]))
     assert "Nothing scored: 1 file could not be" in found.text and 'class="card result bad"' in score_page([Score(path="a", error="b")])
-    for make in (replay_page, score_page):
+    for make in (counts_page, score_page):
         with pytest.raises(OperandError, match=r"one (report|score) or more, got none"):
             make([])
 
