@@ -262,11 +262,7 @@ def test_no_room_outgrows_the_others() -> None:
 # Names -------------------------------------------------------------------------------------------------------------------
 
 TAKEN_TWICE = {
-    "Difference": "replay and diff become one comparison",
-    "Product": "of diff's kernel runs, too; there it goes with them",
-    "Step": "of replay, too; there it goes with it",
     "Kind": "of diff, of opcodes and of the machine's matrices",
-    "Dots": "of diff's replayed dots, too; there it goes with them",
     "Instruction": "of PTX in the machine",
     "Special": "registers in the machine, numbers in the opcodes",
     "Run": "of a CTA in the machine",
