@@ -141,7 +141,9 @@ def fused_sums(entry: Entry) -> dict[int, Fused]:
         if not isinstance(operand, Register) or len(writes[operand.name]) != 1:
             return None
         (made,) = writes[operand.name]
-        if not is_free(made, "mul") or any(len(writes[name]) > 1 for each in entry.instructions[made].operands[1:] for name in _registers(each)):
+        if not is_free(made, "mul") or any(
+            len(writes[name]) > 1 for each in entry.instructions[made].operands[1:] for name in _registers(each)
+        ):
             return None
         fits = all(is_free(use, "add", "sub") and modifiers(use) == modifiers(made) for use in uses[operand.name])
         return entry.instructions[made] if fits and modifiers(made) == modifiers(place) else None

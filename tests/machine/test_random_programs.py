@@ -9,10 +9,9 @@ reads before a barrier, or combine by operations whose order does not matter.
 from __future__ import annotations
 
 import random
-import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,7 +21,9 @@ import operands
 import ptx_interpreter
 import pytest
 
+from mmabits.emulator.machine.elementwise import NoEmitter, emitted
 from mmabits.emulator.machine.kernel import Kernel
+from mmabits.emulator.machine.vectors import Code
 from mmabits.isa.opcodes import Opcode, opcode_table, width
 
 POOLS: Final = {1: ("p", 5), 8: ("h", 6), 16: ("h", 6), 32: ("r", 10), 64: ("d", 6)}
@@ -30,7 +31,8 @@ POOLS: Final = {1: ("p", 5), 8: ("h", 6), 16: ("h", 6), 32: ("r", 10), 64: ("d",
 IN, OUT, DUMP, SLOT = 128, 256, 128, 64
 """Bytes of a thread: of input, of output, where the registers are written at the end, of shared memory."""
 EDGES: Final = (0, 1, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x00800000,
-                0x007FFFFF, 0x80000001, 0x7F7FFFFF, 0x3C003C00, 0x7C007E01, 0x3F803F80, 31, 32, 33, 255)  # fmt: skip
+                0x007FFFFF, 0x80000001, 0x7F7FFFFF, 0x3C003C00, 0x7C007E01,
+                0x3F803F80, 31, 32, 33, 255)  # fmt: skip
 BLOCKS: Final = ((32, 1, 1),) * 6 + ((64, 1, 1), (48, 1, 1), (20, 1, 1), (8, 4, 1), (4, 3, 3))
 SHARED_CELLS: Final = ("add.u32", "min.s32", "max.u32", "and.b32", "or.b32", "xor.b32", "max.s32", "min.u32")
 GLOBAL_CELLS: Final = ("add.u64", "add.u32", "max.s64", "min.u64", "xor.b32", "or.b64")
@@ -42,21 +44,24 @@ PRIVATE: Final = (
 
 
 @lru_cache(maxsize=1)
-def rows() -> dict[str, list[Opcode]]:
-    """Rows by their base that the machine has code for."""
+def rows() -> dict[str, list[tuple[Opcode, int]]]:
+    """Rows by their base that the machine has code for, and lines of that code."""
     found = defaultdict(list)
     for row in opcode_table().values():
-        directed = any(word in row.parts for word in ("rz", "rm", "rp"))
-        wide = row.parts[-1] == "f64" if row.base != "cvt" else re.search(r"\.f64\.[su]64$", row.name) is not None
-        if not (directed and wide) and not row.name.startswith("mov"):
-            found[row.base].append(row)
+        code = Code()
+        try:
+            emitted(code, row, [code.constant(1, width(kind)) for kind in row.sources])
+        except NoEmitter:
+            continue
+        if row.base != "mov":
+            found[row.base].append((row, len(code.lines)))
     return found
 
 
 @lru_cache(maxsize=1)
 def products() -> list[str]:
     """What stands behind `mul.` and `add.` of rows that may be fused."""
-    return [row.name.partition(".")[2] for row in rows()["mul"] if row.fusible]
+    return [row.name.partition(".")[2] for row, _ in rows()["mul"] if row.fusible]
 
 
 class Writer:
@@ -71,7 +76,7 @@ class Writer:
         self.labels = self.temporaries = 0
         self.whole = self.threads % 32 == 0
         """No warp lacks lanes."""
-        self.left = self.random.randint(15, 60)
+        self.left = self.random.choice((8, 12, 20, 40))
         """Statements still to be written."""
 
     # ------------------------------------------------------------------------------------------------------------- pieces
@@ -112,10 +117,14 @@ class Writer:
     # --------------------------------------------------------------------------------------------------------- statements
 
     def opcode(self) -> None:
-        """Any row."""
+        """Any row, seldom one of much code: `test_opcodes.py` has them all, and LLVM takes its time."""
         bases = rows()
-        row = self.random.choice(bases[self.random.choice(list(bases))])
-        given = [str(self.random.getrandbits(8)) if place in row.constants else self.operand(kind) for place, kind in enumerate(row.sources)]
+        row, lines = self.random.choice(bases[self.random.choice(list(bases))])
+        while lines > 20 and self.chance(0.9):
+            row, lines = self.random.choice(bases[self.random.choice(list(bases))])
+        given = [
+            str(self.random.getrandbits(8)) if place in row.constants else self.operand(kind) for place, kind in enumerate(row.sources)
+        ]
         if row.base in ("addc", "subc", "madc"):
             given.pop()
         if row.base == "setp":
@@ -179,12 +188,25 @@ class Writer:
             kind = self.random.choice(("b16", "u32", "f32", "s64", "b64", "pred"))
             self.line(f"{self.guard()}mov.{kind} {self.register(width(kind))}, {self.register(width(kind))}")
         else:
-            names = ("laneid", "lanemask_lt", "lanemask_le", "lanemask_gt", "lanemask_ge", "lanemask_eq", "tid.x", "tid.y", "ctaid.y", "ntid.x")
+            names = (
+                "laneid",
+                "lanemask_lt",
+                "lanemask_le",
+                "lanemask_gt",
+                "lanemask_ge",
+                "lanemask_eq",
+                "tid.x",
+                "tid.y",
+                "ctaid.y",
+                "ntid.x",
+            )
             self.line(f"{self.guard()}mov.u32 {self.register(32)}, %{self.random.choice(names)}")
 
     def place(self, size: int) -> tuple[str, str]:
         """A state space and an address of a thread's own memory there, aligned."""
-        space, base, room = self.random.choice((("global", "%out", DUMP), ("shared", "%slot", SLOT), ("local", "stack", 64), ("", "%generic", SLOT)))
+        space, base, room = self.random.choice(
+            (("global", "%out", DUMP), ("shared", "%slot", SLOT), ("local", "stack", 64), ("", "%generic", SLOT))
+        )
         at = self.random.randrange(room // size) * size
         if self.chance(0.3) and base not in ("stack",):  # a place that depends on what a register holds
             bits = 64 if base in ("%out", "%generic") else 32
@@ -267,7 +289,11 @@ class Writer:
 
     def between(self) -> None:
         """shfl, vote, redux, elect and matrices, where all lanes of a warp come together."""
-        choice = self.random.choice(("shfl", "shfl", "vote", "redux", "elect", "matrix")) if self.whole else self.random.choice(("vote", "redux"))
+        choice = (
+            self.random.choice(("shfl", "shfl", "vote", "redux", "elect", "matrix"))
+            if self.whole
+            else self.random.choice(("vote", "redux"))
+        )
         if choice == "shfl":
             mode = self.random.choice(("up", "down", "bfly", "idx"))
             target = self.random.choice((self.register(32), f"{self.register(32)}|{self.register(1)}"))
@@ -326,7 +352,7 @@ class Writer:
         return self.register(1)
 
     def opcode_of(self, base: str) -> None:
-        row = self.random.choice([each for each in rows()[base] if len(each.sources) == 2 and "x2" not in each.parts[-1]])
+        row = self.random.choice([each for each, lines in rows()[base] if len(each.sources) == 2 and lines < 10])
         self.line(f"{row.name} {self.register(1)}, {self.operand(row.sources[0])}, {self.operand(row.sources[1])}")
 
     def choice(self, deep: int, together: bool) -> None:
@@ -411,9 +437,19 @@ class Writer:
 
     # -------------------------------------------------------------------------------------------------------------- whole
 
+    @staticmethod
+    def all_registers() -> Iterator[tuple[str, str, int]]:
+        """Every register of the pools but predicates, as vectors with their place: the way they are loaded and stored."""
+        for bits, at in ((64, 0), (32, 48), (16, 88)):
+            name, count = POOLS[bits]
+            for first in range(0, count, 2):
+                yield f"v2.b{bits}", f"%{name}{first}, %{name}{first + 1}", at + first * bits // 8
+
     def text(self) -> str:
         """The program."""
-        registers = [f"\t.reg .{'pred' if bits == 1 else f'b{bits}'} %{name}<{count}>;" for bits, (name, count) in POOLS.items() if bits != 8]
+        registers = [
+            f"\t.reg .{'pred' if bits == 1 else f'b{bits}'} %{name}<{count}>;" for bits, (name, count) in POOLS.items() if bits != 8
+        ]
         head = f"""
 	.reg .b64 %in, %out, %all, %generic, %wide;
 	.reg .b32 %thread, %linear, %lane, %slot, %slots, %warp_slots, %cells, %tmp;
@@ -438,9 +474,7 @@ class Writer:
 	mad.lo.u32 %warp_slots, %warp_slots, {32 * SLOT}, %slots;
 	cvt.u64.u32 %wide, %slot;
 	cvta.shared.u64 %generic, %wide;"""
-        for bits, at in ((64, 0), (32, 48), (16, 88)):
-            name, count = POOLS[bits]
-            head += "".join(f"\n\tld.global.b{bits} %{name}{place}, [%in+{at + place * bits // 8}];" for place in range(count))
+        head += "".join(f"\n\tld.global.{kind} {{{names}}}, [%in+{at}];" for kind, names, at in self.all_registers())
         head += "".join(f"\n\tsetp.lt.s32 %p{place}, %r{place}, %r{place + 5};" for place in range(POOLS[1][1]))
         head += "\n\tadd.cc.u32 %r0, %r0, %r1;"
         while self.left > 0:
@@ -451,15 +485,16 @@ class Writer:
         tail = ["\tbar.sync 0;", f"\tld.shared.b32 %r9, [%cells+{4 * self.random.randrange(8)}];"]
         tail += [f"\tselp.b32 %tmp, 1, 0, %p{place};\n\tbfi.b32 %r0, %tmp, %r0, {3 * place}, 1;" for place in range(POOLS[1][1])]
         tail.append("\taddc.u32 %r1, %r1, 0;")
-        for bits, at in ((64, 0), (32, 48), (16, 88)):
-            name, count = POOLS[bits]
-            tail += [f"\tst.global.b{bits} [%out+{DUMP + at + place * bits // 8}], %{name}{place};" for place in range(count)]
+        tail += [f"\tst.global.{kind} [%out+{DUMP + at}], {{{names}}};" for kind, names, at in self.all_registers()]
         numbers = ", ".join(str(self.random.getrandbits(32)) for _ in range(8))
-        variables = f".const .align 4 .b32 constants[8] = {{{numbers}}};\n.global .align 4 .b32 numbers[8] = {{{numbers[:20].rpartition(',')[0]}}};"
+        variables = (
+            f".const .align 4 .b32 constants[8] = {{{numbers}}};\n.global .align 4 .b32 numbers[8] = {{{numbers[:20].rpartition(',')[0]}}};"
+        )
         return "\n".join([
             ".version 8.8", ".target sm_90a", ".address_size 64", variables,
             f".visible .entry k(.param .u64 k_0, .param .u64 k_1, .param .u64 k_2) .reqntid {', '.join(map(str, self.block))} {{",
-            f"\t.shared .align 16 .b8 room[{self.threads * SLOT}];", "\t.shared .align 16 .b8 cells[32];", "\t.local .align 16 .b8 stack[64];",
+            f"\t.shared .align 16 .b8 room[{self.threads * SLOT}];", "\t.shared .align 16 .b8 cells[32];",
+            "\t.local .align 16 .b8 stack[64];",
             *registers, head, *self.lines, *tail, "\tret;", "}",
         ])  # fmt: skip
 
