@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,11 @@ class Program:
     @cached_property
     def _starts(self) -> dict[int, int]:
         return {segment.first: place for place, segment in enumerate(self.segments)}
+
+    @cached_property
+    def readers(self) -> Counter[Register]:
+        """How many instructions read a register."""
+        return Counter(register for each in self.entry.instructions for register in {*read(each)})
 
     @cached_property
     def kept(self) -> tuple[Register, ...]:

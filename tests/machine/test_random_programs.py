@@ -30,10 +30,23 @@ POOLS: Final = {1: ("p", 5), 8: ("h", 6), 16: ("h", 6), 32: ("r", 10), 64: ("d",
 """Registers by their width; bytes are in registers of 16 bits."""
 IN, OUT, DUMP, SLOT = 128, 256, 128, 64
 """Bytes of a thread: of input, of output, where the registers are written at the end, of shared memory."""
-EDGES: Final = (0, 1, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x00800000,
-                0x007FFFFF, 0x80000001, 0x7F7FFFFF, 0x3C003C00, 0x7C007E01,
-                0x3F803F80, 31, 32, 33, 255)  # fmt: skip
+EDGES: Final = (
+    0, 1, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x00800000,
+    0x007FFFFF, 0x80000001, 0x7F7FFFFF, 0x3C003C00, 0x7C007E01, 0x3F803F80, 31, 32, 33, 255,
+)  # fmt: skip
 BLOCKS: Final = ((32, 1, 1),) * 6 + ((64, 1, 1), (48, 1, 1), (20, 1, 1), (8, 4, 1), (4, 3, 3))
+SPECIALS: Final = (
+    "laneid",
+    "lanemask_lt",
+    "lanemask_le",
+    "lanemask_gt",
+    "lanemask_ge",
+    "lanemask_eq",
+    "tid.x",
+    "tid.y",
+    "ctaid.y",
+    "ntid.x",
+)
 SHARED_CELLS: Final = ("add.u32", "min.s32", "max.u32", "and.b32", "or.b32", "xor.b32", "max.s32", "min.u32")
 GLOBAL_CELLS: Final = ("add.u64", "add.u32", "max.s64", "min.u64", "xor.b32", "or.b64")
 """Of each cell the one operation that is done on it."""
@@ -188,19 +201,7 @@ class Writer:
             kind = self.random.choice(("b16", "u32", "f32", "s64", "b64", "pred"))
             self.line(f"{self.guard()}mov.{kind} {self.register(width(kind))}, {self.register(width(kind))}")
         else:
-            names = (
-                "laneid",
-                "lanemask_lt",
-                "lanemask_le",
-                "lanemask_gt",
-                "lanemask_ge",
-                "lanemask_eq",
-                "tid.x",
-                "tid.y",
-                "ctaid.y",
-                "ntid.x",
-            )
-            self.line(f"{self.guard()}mov.u32 {self.register(32)}, %{self.random.choice(names)}")
+            self.line(f"{self.guard()}mov.u32 {self.register(32)}, %{self.random.choice(SPECIALS)}")
 
     def place(self, size: int) -> tuple[str, str]:
         """A state space and an address of a thread's own memory there, aligned."""
@@ -477,6 +478,7 @@ class Writer:
         head += "".join(f"\n\tld.global.{kind} {{{names}}}, [%in+{at}];" for kind, names, at in self.all_registers())
         head += "".join(f"\n\tsetp.lt.s32 %p{place}, %r{place}, %r{place + 5};" for place in range(POOLS[1][1]))
         head += "\n\tadd.cc.u32 %r0, %r0, %r1;"
+        head += "".join(f"\n\tst.local.v2.b64 [stack+{at}], {{%d0, %d1}};" for at in range(0, 64, 16))
         while self.left > 0:
             if self.chance(0.01):
                 self.line(f"@{self.condition()} {self.random.choice(('ret', 'exit'))}")
