@@ -47,6 +47,7 @@ _MACHINE = tuple(
     f"../machine/{name}"
     for name in (
         "context",
+        "halves",
         "helpers",
         "operands",
         "operations",
