@@ -13,7 +13,7 @@ from mmabits.emulator.native import Variant
 
 def _machine_entry(_variant: Variant) -> Callable[[Any], Any]:
     """What the code of compiled kernels calls."""
-    from mmabits.emulator.machine.helpers import helper
+    from mmabits.emulator.machine.operations import helper
 
     return helper
 

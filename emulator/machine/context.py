@@ -75,6 +75,19 @@ class Context(NamedTuple):
     """Address of four words for each kind of product: addresses of its Shape, of the engine's record and function, words of the record."""
     counts: int
     """Address of a counter for each of them."""
+    tensor: int
+    """Address of the CTA's TensorMemory; 0 where the kernel has none."""
+
+
+class TensorMemory(NamedTuple):
+    """The tensor memory of a CTA."""
+
+    cells: int
+    """Address of its cells of 32 bits, lane after lane."""
+    blocks: int
+    """Address of a word for every 32 columns: 0, or one more than the first column of the allocation that they belong to."""
+    closed: int
+    """1 where the CTA gave up the right to allocate."""
 
 
 class Launch(NamedTuple):
@@ -118,7 +131,12 @@ FINE, ERROR, DEADLOCK, STOPPED = range(4)
 """Outcomes of a run."""
 OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED = range(1, 6)
 """Errors."""
+TENSOR_COLUMNS, NOT_LEFT, NOT_ALLOCATED, TENSOR_ADDRESS, NOT_FREED = range(101, 106)
+"""Errors of tensor memory."""
 RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC = range(7)
+TENSOR = 101
+ALLOCATE, FREE, CLOSE, LOAD, STORE = range(5)
+"""What TENSOR does."""
 """Operations of the helper."""
 
 SHARED_TAG: Final = 1
@@ -127,3 +145,5 @@ CONSTANT_TAG: Final = 3
 """Top bytes of generic addresses; 0 is the program's own memory."""
 TAG_SHIFT: Final = 56
 CONTEXT_WORDS: Final = len(Context._fields)
+TENSOR_CELLS: Final = 128 * 512
+"""Of a CTA: 128 lanes of 512 columns."""

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, array_at, call_at, jit
+from mmabits.emulator.jit import array_at, call_at, jit
 from mmabits.emulator.machine.context import (
-    ASYNC,
     AT_BARRIER,
-    ATOMIC,
     BAD_BARRIER,
     BLOCKED,
     CONSTANT_TAG,
@@ -25,17 +23,12 @@ from mmabits.emulator.machine.context import (
     FAILED,
     FINE,
     LOCAL_TAG,
-    MATRIX,
     MET,
     MISALIGNED,
-    MOVE,
     OUTSIDE,
     PARTED,
-    PRODUCT,
     READY,
-    RUN,
     SHARED_TAG,
-    SHUFFLE,
     STOPPED,
     TAG_SHIFT,
     Context,
@@ -50,7 +43,7 @@ _C = Context._fields
     _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED,
     _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
-    _TABLES, _COUNTS,
+    _TABLES, _COUNTS, _TENSOR,
 ) = range(len(_C))  # fmt: skip
 (
     _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS,
@@ -606,24 +599,3 @@ def _run(launch: Any) -> None:
             launch[_RESULT] = found
             launch[_FAILED_CTA] = cta
             return
-
-
-def helper(pointer: Any) -> int:
-    """Carry out the operation of a record."""
-    words = array_at(address_of(pointer), 64, np.int64)
-    operation = words[0]
-    if operation == MOVE:
-        _move(words)
-    elif operation == MATRIX:
-        _matrix(words)
-    elif operation == PRODUCT:
-        _product(words)
-    elif operation == ASYNC:
-        _asynchronous(words)
-    elif operation == SHUFFLE:
-        _shuffle(words)
-    elif operation == ATOMIC:
-        _atomic(words)
-    elif operation == RUN:
-        _run(words)
-    return 0

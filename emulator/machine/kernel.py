@@ -17,8 +17,8 @@ from llvmlite import binding as llvm
 
 from mmabits.emulator import engine
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine import exchange, memory, tensor
-from mmabits.emulator.machine.context import CONTEXT_WORDS, Context, Launch
+from mmabits.emulator.machine import exchange, memory, tcgen05, tensor
+from mmabits.emulator.machine.context import CONTEXT_WORDS, TENSOR_CELLS, Context, Launch, TensorMemory
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
@@ -29,7 +29,7 @@ from mmabits.emulator.shares import SharedWork
 from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
-HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS}
+HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
@@ -43,6 +43,11 @@ _ERRORS: Final = {
     words.BAD_BARRIER: "a barrier that lanes or warps come to in ways that do not fit",
     words.PARTIAL: "an instruction of the whole warp, to which only some of its lanes came",
     words.TRAPPED: "a trap",
+    words.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
+    words.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
+    words.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
+    words.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
+    words.NOT_FREED: "tensor memory that is not given back at the end",
 }
 
 
@@ -69,6 +74,7 @@ class _Memory:
         for each in opened:
             self.places[each.name] = start
         self.shared_size = _rounded(start + dynamic if opened or dynamic else self.shared_size, 16)
+        self.has_tensor_memory = any(base_of(each.opcode) == "tcgen05" for each in entry.instructions)
         self.local_size = _rounded(self._place([each for each in variables if each.space == "local"], 0), 16)
         self.constants = self._constants([each for each in variables if each.space in ("global", "const")])
 
@@ -327,11 +333,16 @@ class _Run:
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
         local = aligned(max(16, layout.local_size * 32 * warps))
         pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * _QUEUE * warps, np.int64), np.zeros(32, np.int64)
+        self.tensor = np.zeros(0, np.int64)
+        if layout.has_tensor_memory:
+            cells, blocks = aligned(4 * TENSOR_CELLS), np.zeros(16, np.int64)
+            self.tensor = np.array(TensorMemory(cells.ctypes.data, blocks.ctypes.data, 0), np.int64)
+            self.kept += [cells, blocks]
         has_copies = any(each.opcode.startswith("cp.async") for each in kernel.entry.instructions)
         if not has_copies:
             queues = np.zeros(4 * warps, np.int64)
         self.contexts = np.zeros((warps, CONTEXT_WORDS), np.int64)
-        self.kept = [ranges, shared, registers, local, pcs, queues, barriers]
+        self.kept += [ranges, shared, registers, local, pcs, queues, barriers]
         self.counts = np.zeros(256, np.int64)
         helper = helper_address()
         self.helper = _HELPER(helper)
@@ -346,6 +357,7 @@ class _Run:
                 "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + (32 * _QUEUE if has_copies else 32) * warp,
                 "queue_size": _QUEUE if has_copies else 1, "ranges": ranges.ctypes.data, "range_count": len(pairs), "helper": helper,
                 "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data,
+                "tensor": self.tensor.ctypes.data if self.tensor.size else 0,
             }  # fmt: skip
             for name, value in fields.items():
                 self.contexts[warp, _PLACE[name]] = value

@@ -27,6 +27,8 @@ def results_of(instruction: Instruction) -> tuple[Operand, ...]:
     base = base_of(instruction.opcode)
     if base in _NO_RESULT or not instruction.operands:
         return ()
+    if base == "tcgen05" and not instruction.opcode.startswith("tcgen05.ld."):
+        return ()
     return instruction.operands[:1]
 
 

@@ -109,6 +109,15 @@ class WarpCode(Code):
             self.line(f"store i64 {word}, ptr {self.frame(at + 8 * place)}")
         self.line(f"call void %helper(ptr {self.frame(at)})")
 
+    def stop_on_error(self) -> None:
+        """End where the helper found an error: what follows would work with what is not there."""
+        number = self.fresh("fine")[1:]
+        error = self.context_word("error")
+        self.line(f"br i1 {self.named(f'icmp eq i64 {error}, 0')}, label %{number}, label %{number}.not")
+        self.label(f"{number}.not")
+        self.line(f"ret i32 {words.FAILED}")
+        self.label(number)
+
     def put_down(self, value: Value, offset: int) -> None:
         """Store a vector in the frame."""
         if value.element == "i1":
