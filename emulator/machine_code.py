@@ -32,7 +32,7 @@ NUMBA: Final = ("0.61", "0.68")
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
 _log = logging.getLogger("mmabits")
 _COMPILED = ("chains", "decode", "entries", "fused", "grouped", "jit", "lanes", "machine/cells", "machine/context", "machine/helpers",
-             "machine/operands", "machine/operations", "native", "plan", "steps", "tasks", "tiles")  # fmt: skip
+             "machine/operands", "machine/operations", "machine/tensorwork", "native", "plan", "steps", "tasks", "tiles")  # fmt: skip
 """Modules whose code or constants end up in machine code."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}

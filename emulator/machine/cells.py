@@ -34,9 +34,9 @@ LANES, COLUMNS, BLOCK = 128, 512, 32
 
 
 @jit
-def cells_of(context: Any) -> int:
+def cells_of(context: Any) -> Any:
     """Address of the cells of a warp's CTA."""
-    return int(array_at(context[_TENSOR], _RECORD, np.int64)[_CELLS])
+    return array_at(context[_TENSOR], _RECORD, np.int64)[_CELLS]
 
 
 @jit

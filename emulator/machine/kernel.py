@@ -6,7 +6,7 @@ import ctypes
 import threading
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -18,20 +18,24 @@ from llvmlite import binding as llvm
 from mmabits.emulator import engine
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine import exchange, memory, tcgen05, tensor
-from mmabits.emulator.machine.context import CONTEXT_WORDS, TENSOR_CELLS, Context, Launch, TensorMemory
+from mmabits.emulator.machine.context import CONTEXT_WORDS, TENSOR_CELLS, Context, Launch, Multiply, TensorMemory, TensorTask
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, base_of, program
 from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
+from mmabits.emulator.machine.tcgen05 import TensorCores
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.native import Variant
 from mmabits.emulator.shares import SharedWork
-from mmabits.isa import EmulationError, OperandError
+from mmabits.isa import EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
+_TASKS: Final = 1024
+"""Products and copies of a CTA that may be under way: more are carried out early, likewise."""
+_NUMBER: Final = Multiply._fields.index("number")
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 _HELPER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PLACE: Final = {name: place for place, name in enumerate(Context._fields)}
@@ -48,6 +52,10 @@ _ERRORS: Final = {
     words.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
     words.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
     words.NOT_FREED: "tensor memory that is not given back at the end",
+    words.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
+    words.BAD_DESCRIPTOR: "what is not emulated in a matrix descriptor (base offset, absolute address, swizzle mode, scale byte): {address:#x}",
+    words.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
+    words.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
 
 
@@ -170,6 +178,7 @@ class Kernel:
         self.warps = -(-self.threads // 32)
         self.memory = _Memory(module, self.entry, shared, self.warps)
         self.program: Program = program(self.entry)
+        self.tensor_cores = TensorCores(arch)
         self._lock = threading.Lock()
         self._uniform = self._compiled(diverged=False)
         self._diverged: _Code | None = None
@@ -195,7 +204,7 @@ class Kernel:
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Tensor-core instructions in the text."""
-        return tuple(self._uniform.products.counts)
+        return (*self._uniform.products.counts, *dict.fromkeys(table.matrix for table in self.tensor_cores.tables.values()))
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
@@ -204,7 +213,7 @@ class Kernel:
         products = Products(self.arch)
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
-        code.products = products
+        code.products, code.tensor_cores = products, self.tensor_cores
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         llvm.initialize_native_target()
@@ -236,13 +245,17 @@ class Kernel:
 
     # --------------------------------------------------------------------------------------------------------------- launch
 
-    def launch(self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]]) -> dict[Matrix, int]:
+    def launch(
+        self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
+        check: Callable[[Matrix], None] | None = None,
+    ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
         Args:
             grid: CTAs along x, y and z.
             arguments: integers, or bytes, for each parameter.
             ranges: addresses, first and one past the last, of what the kernel may read and write.
+            check: raises where an instruction is not wanted that the kernel puts together as it runs; `matrices` has the others.
 
         Returns:
             How often each tensor-core instruction was carried out by a warp.
@@ -257,7 +270,7 @@ class Kernel:
         parameters = self._parameters(arguments)
         count = 1 if self.has_atomics else min(engine.threads_wanted(), total)
         stop = array("q", (0,))
-        runs = [_Run(self, sizes, parameters, ranges, stop) for _ in range(count)]
+        runs = [_Run(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
 
         def share(first: int, last: int) -> None:
@@ -270,9 +283,12 @@ class Kernel:
         SharedWork(share, _shares(total, count), stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
         for run in runs:
-            for table, count in zip(self._tables, run.counts.tolist(), strict=False):
+            matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
+            matrices += [(int(table.words[_NUMBER]), table.matrix) for table in self.tensor_cores.tables.values()]
+            for place, matrix in matrices:
+                count = int(run.counts[place])
                 if count:
-                    executed[table.kind.matrix] = executed.get(table.kind.matrix, 0) + count
+                    executed[matrix] = executed.get(matrix, 0) + count
         return executed
 
     def _parameters(self, arguments: Sequence[Any]) -> npt.NDArray[np.uint8]:
@@ -321,8 +337,12 @@ class _Run:
     contexts: npt.NDArray[np.int64] = field(init=False)
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
+    check: Callable[[Matrix], None] | None = None
+    """Refuses instructions that only the launch finds."""
     counts: npt.NDArray[np.int64] = field(init=False)
     """Instructions carried out, by the kind of product."""
+    rooms: list[npt.NDArray[np.uint8]] = field(init=False, default_factory=list)
+    refusal: BaseException | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         kernel, layout = self.kernel, self.kernel.memory
@@ -335,15 +355,13 @@ class _Run:
         pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * _QUEUE * warps, np.int64), np.zeros(32, np.int64)
         self.tensor = np.zeros(0, np.int64)
         if layout.has_tensor_memory:
-            cells, blocks = aligned(4 * TENSOR_CELLS), np.zeros(16, np.int64)
-            self.tensor = np.array(TensorMemory(cells.ctypes.data, blocks.ctypes.data, 0), np.int64)
-            self.kept += [cells, blocks]
+            self.tensor = self._tensor_memory()
         has_copies = any(each.opcode.startswith("cp.async") for each in kernel.entry.instructions)
         if not has_copies:
             queues = np.zeros(4 * warps, np.int64)
         self.contexts = np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [ranges, shared, registers, local, pcs, queues, barriers]
-        self.counts = np.zeros(256, np.int64)
+        self.counts = np.zeros(2 * tcgen05.FIRST_COUNTER, np.int64)
         helper = helper_address()
         self.helper = _HELPER(helper)
         for warp in range(warps):
@@ -374,6 +392,34 @@ class _Run:
         for name, value in launch.items():
             self.record[_RUN_PLACE[name]] = value
 
+    def _tensor_memory(self) -> npt.NDArray[np.int64]:
+        """The record of a CTA's tensor memory."""
+        if not self.rooms:
+            self.rooms = [aligned(size) for size in (*[1 << 18] * 3, *[1 << 14] * 2, 8 * 64)]
+            self.resolve = _WARP_FUNCTION(self._resolve)
+            self.known = np.zeros(3 * 256, np.int64)
+            self.kept += [*self.rooms, self.known]
+        cells, blocks, queue = aligned(4 * TENSOR_CELLS), np.zeros(16, np.int64), np.zeros((_TASKS, len(TensorTask._fields)), np.int64)
+        resolve = int(ctypes.cast(self.resolve, ctypes.c_void_p).value or 0)
+        record = TensorMemory(
+            cells.ctypes.data, blocks.ctypes.data, 0, queue.ctypes.data, _TASKS, 0, 0, self.known.ctypes.data, 0, resolve,
+            *(each.ctypes.data for each in self.rooms),
+        )  # fmt: skip
+        self.kept += [cells, blocks, queue]
+        return np.array(record, np.int64)
+
+    def _resolve(self, place: int) -> int:
+        """Find out what an instruction descriptor means that was not known before the launch."""
+        said = (ctypes.c_int64 * 3).from_address(place)
+        try:
+            table = self.kernel.tensor_cores.table(said[0], said[1])
+            if self.check is not None:
+                self.check(table.matrix)
+            said[2] = table.words.ctypes.data
+        except BaseException as error:  # no exception passes through compiled code
+            self.refusal = error
+        return 0
+
     def know(self, kernel: Kernel) -> None:
         """The function of a parted warp is there now."""
         assert kernel._diverged is not None
@@ -388,7 +434,10 @@ class _Run:
         result = int(self.record[_RUN_PLACE["result"]])
         if result == words.ERROR:
             context = self.contexts[self.record[_RUN_PLACE["failed_warp"]]]
-            raise KernelError(self.kernel.describe(int(context[_PLACE["error"]]), context))
+            described = self.kernel.describe(int(context[_PLACE["error"]]), context)
+            if self.refusal is not None and not isinstance(self.refusal, MmabitsError):
+                raise self.refusal
+            raise KernelError(described + (f": {self.refusal}" if self.refusal is not None else "")) from self.refusal
         if result == words.DEADLOCK:
             raise KernelError(self._deadlock())
 

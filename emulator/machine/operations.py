@@ -8,7 +8,8 @@ import numpy as np
 
 from mmabits.emulator.jit import address_of, array_at
 from mmabits.emulator.machine.cells import tensor
-from mmabits.emulator.machine.context import ASYNC, ATOMIC, MATRIX, MOVE, PRODUCT, RUN, SHUFFLE, TENSOR
+from mmabits.emulator.machine.context import ASYNC, ATOMIC, MATRIX, MOVE, PRODUCT, RUN, SHUFFLE, TENSOR, MULTIPLY, COMMIT, CONTEXT_WORDS
+from mmabits.emulator.machine.tensorwork import ask, carry_out_tensor
 from mmabits.emulator.machine.helpers import _asynchronous, _atomic, _matrix, _move, _product, _run, _shuffle
 
 
@@ -31,5 +32,11 @@ def helper(pointer: Any) -> int:
     elif operation == RUN:
         _run(words)
     elif operation == TENSOR:
-        tensor(words)
+        if words[1] < MULTIPLY:
+            tensor(words)
+        elif words[1] < COMMIT:
+            ask(words)
+        else:
+            ct = array_at(words[2], CONTEXT_WORDS, np.int64)
+            carry_out_tensor(ct[CONTEXT_WORDS - 1], array_at(ct[CONTEXT_WORDS - 1], 16, np.int64)[6])
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from mmabits.emulator.machine.ptx import Entry, Instruction, Operand, PtxError, Register, Symbol, registers_of
+from mmabits.emulator.machine.ptx import Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
 
 _NO_RESULT = (
     "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
@@ -75,6 +75,24 @@ class Program:
     @cached_property
     def _starts(self) -> dict[int, int]:
         return {segment.first: place for place, segment in enumerate(self.segments)}
+
+    @cached_property
+    def constants(self) -> dict[Operand, int]:
+        """Registers that one `mov` of a number writes, and nothing else."""
+        found: dict[Operand, int] = {}
+        several: set[Operand] = set()
+        for instruction in self.entry.instructions:
+            for register in written(instruction):
+                if register in found or register in several:
+                    several.add(register)
+                    found.pop(register, None)
+                    continue
+                source = instruction.operands[1] if base_of(instruction.opcode) == "mov" and instruction.guard is None else None
+                if isinstance(source, Immediate):
+                    found[register] = source.number
+                else:
+                    several.add(register)
+        return found
 
     @cached_property
     def kept(self) -> tuple[Register, ...]:

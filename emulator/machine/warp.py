@@ -76,6 +76,8 @@ class WarpCode(Code):
         """Bytes of the frame: records and what helpers work on."""
         self.products: Any = None
         """Products put off (tensor.py)."""
+        self.tensor_cores: Any = None
+        """Products of tensor memory (tcgen05.py)."""
 
     # ------------------------------------------------------------------------------------------------------------------ frame
 
