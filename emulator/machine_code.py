@@ -31,9 +31,12 @@ NUMBA: Final = ("0.61", "0.68")
 """First and last version of Numba that the engine is made for: it uses private parts of it."""
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
 _log = logging.getLogger("mmabits")
-_COMPILED = ("chains", "decode", "entries", "fused", "grouped", "jit", "lanes", "machine/cells", "machine/context", "machine/helpers",
-             "machine/operands", "machine/operations", "machine/tensorwork", "native", "plan", "steps", "tasks", "tiles")  # fmt: skip
+_COMPILED = ("chains", "decode", "entries", "fused", "grouped", "jit", "lanes", "native", "plan",
+             "steps", "tasks", "tiles")  # fmt: skip
 """Modules whose code or constants end up in machine code."""
+_MACHINE = ("machine/cells", "machine/context", "machine/helpers", "machine/operands", "machine/operations", "machine/pending",
+            "machine/phases", "machine/tensorrecords", "machine/tensorwork", "machine/turns")  # fmt: skip
+"""Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}
 """Settings of Numba that change no machine code."""
@@ -172,11 +175,11 @@ def _resolvable(names: tuple[str, ...]) -> bool:
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-@lru_cache(maxsize=1)
-def _made_for() -> str:
+@lru_cache(maxsize=2)
+def _made_for(of_machine: bool = False) -> str:
     """What machine code depends on."""
     sources = hashlib.sha256()
-    for name in _COMPILED:
+    for name in _COMPILED + _MACHINE * of_machine:
         sources.update((Path(__file__).parent / f"{name}.py").read_bytes())
     numba = importlib.util.find_spec("numba")
     if numba is not None and numba.origin:  # its version, without importing it
@@ -197,13 +200,17 @@ def _made_for() -> str:
     )
 
 
+def _of_machine(symbol: str) -> bool:
+    return symbol.startswith("mmabits_machine")
+
+
 def _file_name(symbol: str) -> str:
-    return f"{symbol}-{hashlib.sha256(_made_for().encode()).hexdigest()[:16]}.mmabits"
+    return f"{symbol}-{hashlib.sha256(_made_for(_of_machine(symbol)).encode()).hexdigest()[:16]}.mmabits"
 
 
 def is_current(name: str) -> bool:
     """Whether a kept file is for these sources and settings, and for this processor."""
-    return name.endswith(_file_name(""))
+    return name == _file_name(name.rpartition("-")[0])
 
 
 def _read(symbol: str) -> _Object | None:
@@ -224,7 +231,7 @@ def _read(symbol: str) -> _Object | None:
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:
-    return {"symbol": symbol, "made_for": _made_for(), "expected": list(expected)}
+    return {"symbol": symbol, "made_for": _made_for(_of_machine(symbol)), "expected": list(expected)}
 
 
 def _packed(symbol: str, made: _Object) -> bytes:

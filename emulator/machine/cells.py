@@ -11,24 +11,23 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.jit import array_at, jit
-from mmabits.emulator.machine.context import (
+from mmabits.emulator.machine.context import CONTEXT_WORDS, PARTIAL, Context
+from mmabits.emulator.machine.helpers import _fail, _resolved
+from mmabits.emulator.machine.tensorrecords import (
     ALLOCATE,
     CLOSE,
-    CONTEXT_WORDS,
     FREE,
     NOT_ALLOCATED,
+    NOT_FREED,
     NOT_LEFT,
-    PARTIAL,
     STORE,
     TENSOR_ADDRESS,
     TENSOR_COLUMNS,
-    Context,
     TensorMemory,
 )
-from mmabits.emulator.machine.helpers import _fail, _resolved
 
-_TENSOR, _WARP = Context._fields.index("tensor"), Context._fields.index("warp")
-_CELLS, _BLOCKS, _CLOSED = (TensorMemory._fields.index(name) for name in ("cells", "blocks", "closed"))
+_TENSOR, _WARP, _ERROR_INSTRUCTION = (Context._fields.index(name) for name in ("tensor", "warp", "error_instruction"))
+_CELLS, _BLOCKS, _CLOSED, _FIRST, _LAST = (TensorMemory._fields.index(name) for name in ("cells", "blocks", "closed", "first", "last"))
 _RECORD = len(TensorMemory._fields)
 LANES, COLUMNS, BLOCK = 128, 512, 32
 
@@ -49,6 +48,30 @@ def is_allocated(context: Any, column: int, columns: int) -> bool:
         if blocks[block] == 0:
             return False
     return True
+
+
+@jit
+def begin_tensor(context: Any) -> None:
+    """Tensor memory as it is at the start of a warp's CTA: nothing is allocated."""
+    if context[_TENSOR] == 0:
+        return
+    memory = array_at(context[_TENSOR], _RECORD, np.int64)
+    blocks = array_at(memory[_BLOCKS], COLUMNS // BLOCK, np.int64)
+    for block in range(COLUMNS // BLOCK):
+        blocks[block] = 0
+    memory[_CLOSED], memory[_FIRST], memory[_LAST] = 0, 0, 0
+
+
+@jit
+def end_tensor(context: Any) -> None:
+    """An error where a CTA ends and has not given back what it allocated."""
+    if context[_TENSOR] == 0:
+        return
+    blocks = array_at(array_at(context[_TENSOR], _RECORD, np.int64)[_BLOCKS], COLUMNS // BLOCK, np.int64)
+    for block in range(COLUMNS // BLOCK):
+        if blocks[block] != 0:
+            _fail(context, NOT_FREED, context[_ERROR_INSTRUCTION], 0, block * BLOCK)
+            return
 
 
 @jit
@@ -86,7 +109,7 @@ def _free(context: Any, address: int, columns: int, instruction: int) -> None:
     """Give columns back: exactly those of one allocation."""
     blocks = array_at(array_at(context[_TENSOR], _RECORD, np.int64)[_BLOCKS], COLUMNS // BLOCK, np.int64)
     first = address // BLOCK
-    fits = address & (BLOCK - 1) == 0 and columns & (BLOCK - 1) == 0 and 0 < columns and address + columns <= COLUMNS
+    fits = address & (BLOCK - 1) == 0 and columns & (BLOCK - 1) == 0 and columns > 0 and address + columns <= COLUMNS
     if fits:
         for block in range(first, first + columns // BLOCK):
             fits = fits and blocks[block] == address + 1

@@ -75,112 +75,55 @@ class Context(NamedTuple):
     """Address of four words for each kind of product: addresses of its Shape, of the engine's record and function, words of the record."""
     counts: int
     """Address of a counter for each of them."""
+    launch: int
+    """Address of the Launch,"""
+    cta: int
+    """and of the Cta that the warp belongs to."""
+    arrives: int
+    """1 where it only arrives at the barrier and goes on."""
+    held: int
+    """Lanes of a parted warp that wait, or that had their turn; a bit each. Cleared at every turn."""
+    parked: int
+    """Those of them that wait for the others at a barrier."""
+    waited: int
+    """Address of the mbarrier that a failed wait looked at last, as the kernel names it."""
+    hurry: int
+    """Whether a wait that fails may say so, instead of giving up its turn: set where nothing else goes on."""
+    events: int
+    """Counts what other warps may wait for: changes of mbarriers, atomic operations that change something, waits that end."""
+    bulk_groups: int
+    """Address of 32 words: groups of bulk copies that each lane has closed."""
+    cluster_phase: int
+    """Phase of the cluster's barrier at which it arrived."""
+    own: int
+    """Address of this record."""
     tensor: int
-    """Address of the CTA's TensorMemory; 0 where the kernel has none."""
+    """Address of the CTA's TensorMemory (tensorrecords.py); 0 where the kernel has none."""
 
 
-class TensorMemory(NamedTuple):
-    """The tensor memory of a CTA."""
+class Cta(NamedTuple):
+    """A CTA that runs, or room for one."""
 
-    cells: int
-    """Address of its cells of 32 bits, lane after lane."""
-    blocks: int
-    """Address of a word for every 32 columns: 0, or one more than the first column of the allocation that they belong to."""
-    closed: int
-    """1 where the CTA gave up the right to allocate."""
-    queue: int
-    """Address of the queue of its asynchronous work, TensorTask, oldest first,"""
-    queue_size: int
-    """how many records it has room for,"""
-    first: int
-    """and which are in it: first .. last - 1."""
-    last: int
-    known: int
-    """Address of what instruction descriptors mean: kind of product, descriptor, address of its Multiply,"""
-    known_count: int
-    """and how many there are."""
-    resolve: int
-    """Address of the function that finds one more: it takes the address of such three words."""
-    room_a: int
-    """Addresses of room for the operands of a product,"""
-    room_b: int
-    room_d: int
-    room_scale_a: int
-    room_scale_b: int
-    call: int
-    """and for a record of the engine."""
-
-
-class TensorTask(NamedTuple):
-    """A product or a copy of tcgen05 that waits."""
-
-    is_copy: int
-    context: int
-    """Address of the context of the warp that asked for it."""
-    lane: int
-    instruction: int
-    table: int
-    """Address of a Multiply."""
-    d: int
-    """Address in tensor memory."""
-    a: int
-    """Descriptor in shared memory, or address in tensor memory."""
-    a_is_cells: int
-    b: int
-    """Descriptor; of a copy its shape."""
-    scale_a: int
-    """Addresses in tensor memory."""
-    scale_b: int
-    bytes: int
-    """First bytes of the scales of A, and of B two bits higher; of a copy the bits of packed elements, or 0."""
-    adds: int
-    """Whether D is read."""
-    mask_0: int
-    """Lanes of D that are not written."""
-    mask_1: int
-    mask_2: int
-    mask_3: int
-
-
-class Multiply(NamedTuple):
-    """What an instruction of tcgen05.mma is."""
-
-    m: int
-    n: int
-    k: int
-    d_held: int
-    """Bits of an accumulator."""
-    blocks: int
-    """Scales of a row; 0 without."""
-    slot_bits: int
-    """Bits that an element of A takes in tensor memory,"""
-    slot_shift: int
-    """and the first of its code in there."""
-    a_bits: int
-    """Of a code,"""
-    a_elements: int
-    """in 16 bytes of shared memory,"""
-    a_held: int
-    """and how the engine's arrays hold it (operands.put_code)."""
-    a_mn_major: int
-    b_bits: int
-    b_elements: int
-    b_held: int
-    b_mn_major: int
-    engine: int
-    """Address of the engine's function,"""
-    record: int
-    """of its record,"""
-    record_words: int
-    """and the words of that."""
     number: int
-    """Place of its counter."""
-    chains: int
-    """Whether instructions one after another along K may be one call."""
+    """Which of the grid; -1 of none."""
+    contexts: int
+    """Address of a Context for each of its warps."""
+    shared: int
+    """Address of its shared memory."""
+    barriers: int
+    """Address of 16 barriers: threads that have come, threads expected."""
+    cluster: int
+    """Address of the first Cta of its cluster; they lie one after another."""
+    rank: int
+    """Its number in the cluster."""
+    arrived: int
+    """In the first Cta: threads that arrived at the cluster's barrier,"""
+    phase: int
+    """and how often that barrier was complete."""
 
 
 class Launch(NamedTuple):
-    """What helpers.run takes."""
+    """What turns.run takes."""
 
     operation: int
     """RUN."""
@@ -192,43 +135,72 @@ class Launch(NamedTuple):
     """Of a CTA."""
     threads: int
     """Of a CTA."""
-    first: int
-    """CTAs first .. last - 1 are run, x fastest."""
+    next: int
+    """CTAs next .. last - 1 have not begun, x fastest."""
     last: int
     grid_x: int
     grid_y: int
     grid_z: int
-    contexts: int
-    """Address of a Context for each warp."""
-    shared: int
+    ctas: int
+    """Address of the records of CTAs that run at the same time, Cta,"""
+    room: int
+    """and how many there are: a multiple of the cluster."""
+    cluster: int
+    """CTAs of a cluster."""
     shared_size: int
-    barriers: int
-    """Address of 16 barriers: threads that have come, threads expected."""
+    """Bytes of a CTA's shared memory."""
+    grows: int
+    """Whether CTAs may wait for others, so that STUCK asks for more room."""
+    pending: int
+    """Address of the queue of asynchronous work that barriers and groups wait for: Work, oldest first,"""
+    pending_size: int
+    """how many records it has room for,"""
+    pending_first: int
+    """and which are in it: first .. last - 1."""
+    pending_last: int
     stop: int
     """Address of a word: other than 0 ends the run between two segments."""
+    idle: int
+    """Rounds in which nothing happened but waiting."""
     result: int
     """0, or one of the outcomes below."""
+    failed: int
+    """Address of the context of the warp that failed first, or 0."""
     failed_cta: int
-    failed_warp: int
+
+
+class Work(NamedTuple):
+    """A piece of asynchronous work. A record has WORK_WORDS words: what follows these is its own."""
+
+    kind: int
+    """One of the kinds below; 0 where it is done."""
+    barrier: int
+    """Address in this process of the mbarrier that it completes, or 0: then a group waits for it."""
+    context: int
+    """Of the warp that asked for it."""
+    lane: int
+    group: int
+    """Of bulk copies of that lane."""
+    instruction: int
 
 
 READY, BLOCKED, DONE, DIVERGED = range(4)
 """States of a warp."""
-ENDED, AT_BARRIER, PARTED, MET, FAILED = range(5)
-"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed."""
-FINE, ERROR, DEADLOCK, STOPPED = range(4)
-"""Outcomes of a run."""
-OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED = range(1, 6)
-"""Errors."""
+ENDED, AT_BARRIER, PARTED, MET, FAILED, WAITING, TIRED = range(7)
+"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed, it waits for what others do, it
+ran for long."""
+FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
+"""Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
 (
-    TENSOR_COLUMNS, NOT_LEFT, NOT_ALLOCATED, TENSOR_ADDRESS, NOT_FREED, OUTSIDE_SHARED, BAD_DESCRIPTOR, SCALES_DIFFER, REFUSED,
-) = range(101, 110)  # fmt: skip
-"""Errors of tensor memory."""
-RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC = range(7)
-TENSOR = 101
-ALLOCATE, FREE, CLOSE, LOAD, STORE, MULTIPLY, COPY, COMMIT = range(8)
-"""What TENSOR does."""
+    OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
+) = range(1, 10)  # fmt: skip
+"""Errors."""
+RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER = range(9)
 """Operations of the helper."""
+NOTHING, COPIES_ARRIVE = range(2)
+"""Kinds of asynchronous work: cp.async.mbarrier.arrive."""
+INIT, INVALIDATE, EXPECT, COMPLETE, ARRIVE, ARRIVE_EXPECT, TEST, TRY, ARRIVE_AFTER_COPIES = range(9)
+"""What MBARRIER does."""
 
 SHARED_TAG: Final = 1
 LOCAL_TAG: Final = 2
@@ -236,5 +208,5 @@ CONSTANT_TAG: Final = 3
 """Top bytes of generic addresses; 0 is the program's own memory."""
 TAG_SHIFT: Final = 56
 CONTEXT_WORDS: Final = len(Context._fields)
-TENSOR_CELLS: Final = 128 * 512
-"""Of a CTA: 128 lanes of 512 columns."""
+CTA_WORDS: Final = len(Cta._fields)
+WORK_WORDS: Final = 32

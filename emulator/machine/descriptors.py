@@ -227,7 +227,9 @@ def instruction_descriptor(code: int, kind: str, *, block: int = 0, group: int =
     types = [row.types.get(found[side]) for side in "ab"]
     d = "f32" if row.scaled else _D_TYPES.get(found["d"])
     if None in types or d is None:
-        raise OperandError(f"{what}: types {found['a']}, {found['b']} and {found.get('d', 1)} of A, B and D; of A and B there are {row.types}")
+        raise OperandError(
+            f"{what}: types {found['a']}, {found['b']} and {found.get('d', 1)} of A, B and D; of A and B there are {row.types}"
+        )
     scales = f".block_scale.block{block}" if row.scaled else ""
     words = [f"tcgen05.mma.cta_group::{group}.kind::{kind}{scales}.m{found['m'] << 4}n{found['n'] << 3}k{row.k}.{d}.{types[0]}.{types[1]}"]
     words += [_SCALE_TYPES[found["scale_type"]]] if row.scaled else []

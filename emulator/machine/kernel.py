@@ -16,13 +16,13 @@ import numpy.typing as npt
 from llvmlite import binding as llvm
 
 from mmabits.emulator import engine
+from mmabits.emulator.machine import barriers, exchange, memory, tcgen05, tensor, tensorrecords
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine import exchange, memory, tcgen05, tensor
-from mmabits.emulator.machine.context import CONTEXT_WORDS, TENSOR_CELLS, Context, Launch, Multiply, TensorMemory, TensorTask
+from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.fusion import contracted
-from mmabits.emulator.machine.program import Program, base_of, program
-from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
-from mmabits.emulator.machine.tcgen05 import TensorCores
+from mmabits.emulator.machine.program import Program, base_of, looks, program
+from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
+from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.native import Variant
@@ -30,12 +30,13 @@ from mmabits.emulator.shares import SharedWork
 from mmabits.isa import EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
-HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
+HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
-_TASKS: Final = 1024
-"""Products and copies of a CTA that may be under way: more are carried out early, likewise."""
-_NUMBER: Final = Multiply._fields.index("number")
+_PENDING: Final = 4096
+"""Pieces of other asynchronous work that a run may have under way, likewise."""
+_ROOM: Final = 1024
+"""CTAs that may run at the same time, where they wait for each other."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 _HELPER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PLACE: Final = {name: place for place, name in enumerate(Context._fields)}
@@ -47,15 +48,19 @@ _ERRORS: Final = {
     words.BAD_BARRIER: "a barrier that lanes or warps come to in ways that do not fit",
     words.PARTIAL: "an instruction of the whole warp, to which only some of its lanes came",
     words.TRAPPED: "a trap",
-    words.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
-    words.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
-    words.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
-    words.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
-    words.NOT_FREED: "tensor memory that is not given back at the end",
-    words.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
-    words.BAD_DESCRIPTOR: "what is not emulated in a matrix descriptor (base offset, absolute address, swizzle mode, scale byte): {address:#x}",
-    words.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
-    words.REFUSED: "the instruction descriptor {address:#x}, refused",
+    words.NO_MBARRIER: "no mbarrier was initialised at {address:#x}",
+    words.MBARRIER_COUNT: "a count of arrivals that the mbarrier at {address:#x} cannot have",
+    words.MBARRIER_BYTES: "more bytes than the mbarrier at {address:#x} can count",
+    words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
+    tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
+    tensorrecords.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
+    tensorrecords.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
+    tensorrecords.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
+    tensorrecords.NOT_FREED: "tensor memory that is not given back at the end, from column {address}",
+    tensorrecords.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
+    tensorrecords.BAD_DESCRIPTOR: "what is not emulated in a matrix descriptor (base offset, absolute address, swizzle, byte of scales): {address:#x}",
+    tensorrecords.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
+    tensorrecords.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
 
 
@@ -193,8 +198,8 @@ class Kernel:
 
     @property
     def has_atomics(self) -> bool:
-        """Whether CTAs may see each other: they run one after another then."""
-        return any(base_of(each.opcode) in ("atom", "red") for each in self.entry.instructions)
+        """Whether CTAs may see each other: they run in ascending order then."""
+        return any(base_of(each.opcode) in ("atom", "red") or looks(each.opcode) for each in self.entry.instructions)
 
     @property
     def opcodes(self) -> tuple[str, ...]:
@@ -203,7 +208,7 @@ class Kernel:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Tensor-core instructions in the text."""
+        """Tensor-core instructions in the text; of tcgen05.mma those whose descriptors are constants, or were seen in a launch."""
         return (*self._uniform.products.counts, *dict.fromkeys(table.matrix for table in self.tensor_cores.tables.values()))
 
     # ---------------------------------------------------------------------------------------------------------------- code
@@ -280,15 +285,15 @@ class Kernel:
             finally:
                 idle.append(run)
 
-        SharedWork(share, _shares(total, count), stop, kept=(parameters, runs)).run(count)
+        shares = [(0, total)] if self.program.spins else _shares(total, count)
+        SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
         for run in runs:
             matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
-            matrices += [(int(table.words[_NUMBER]), table.matrix) for table in self.tensor_cores.tables.values()]
+            matrices += [(table.counter, table.matrix) for table in self.tensor_cores.tables.values()]
             for place, matrix in matrices:
-                count = int(run.counts[place])
-                if count:
-                    executed[matrix] = executed.get(matrix, 0) + count
+                if times := int(run.counts[place]):
+                    executed[matrix] = executed.get(matrix, 0) + times
         return executed
 
     def _parameters(self, arguments: Sequence[Any]) -> npt.NDArray[np.uint8]:
@@ -334,36 +339,53 @@ class _Run:
     parameters: npt.NDArray[np.uint8]
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
-    contexts: npt.NDArray[np.int64] = field(init=False)
+    check: Callable[[Matrix], None] | None
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
-    check: Callable[[Matrix], None] | None = None
-    """Refuses instructions that only the launch finds."""
     counts: npt.NDArray[np.int64] = field(init=False)
     """Instructions carried out, by the kind of product."""
-    rooms: list[npt.NDArray[np.uint8]] = field(init=False, default_factory=list)
-    refusal: BaseException | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        kernel, layout = self.kernel, self.kernel.memory
-        warps = kernel.warps
+        kernel = self.kernel
         pairs = [*self.ranges, (self.parameters.ctypes.data, self.parameters.ctypes.data + self.parameters.size)]
-        ranges = np.array(pairs, np.int64).reshape(-1)
-        shared = aligned(max(16, layout.shared_size))
-        registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
-        local = aligned(max(16, layout.local_size * 32 * warps))
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * _QUEUE * warps, np.int64), np.zeros(32, np.int64)
-        self.tensor = np.zeros(0, np.int64)
-        if layout.has_tensor_memory:
-            self.tensor = self._tensor_memory()
-        has_copies = any(each.opcode.startswith("cp.async") for each in kernel.entry.instructions)
-        if not has_copies:
-            queues = np.zeros(4 * warps, np.int64)
-        self.contexts = np.zeros((warps, CONTEXT_WORDS), np.int64)
-        self.kept += [ranges, shared, registers, local, pcs, queues, barriers]
-        self.counts = np.zeros(2 * tcgen05.FIRST_COUNTER, np.int64)
+        self.pairs = np.array(pairs, np.int64).reshape(-1)
+        self.counts = np.zeros(2 * tensorrecords.FIRST_COUNTER, np.int64)
+        self.tensor = TensorRun(kernel.tensor_cores, self.check) if kernel.memory.has_tensor_memory else None
+        self.contexts: list[npt.NDArray[np.int64]] = []
         helper = helper_address()
         self.helper = _HELPER(helper)
+        self.callback = kernel._part(self)
+        parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
+        self.grows = bool(kernel.program.spins)
+        self.ctas = np.zeros((_ROOM if self.grows else 1, CTA_WORDS), np.int64)
+        pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
+        self.kept = [pending, kernel._table_words]
+        launch = {
+            "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
+            "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
+            "ctas": self.ctas.ctypes.data, "cluster": 1, "shared_size": _rounded(kernel.memory.shared_size, 8),
+            "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
+        }  # fmt: skip
+        self.record = np.zeros(64, np.int64)
+        for name, value in launch.items():
+            self.record[_RUN_PLACE[name]] = value
+        self._grow()
+
+    def _grow(self) -> None:
+        """Room for one more CTA that runs at the same time."""
+        kernel, layout, warps = self.kernel, self.kernel.memory, self.kernel.warps
+        place = int(self.record[_RUN_PLACE["room"]])
+        shared, local = aligned(max(16, layout.shared_size)), aligned(max(16, layout.local_size * 32 * warps))
+        registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
+        has_copies = any(each.opcode.startswith("cp.async.c") for each in kernel.entry.instructions)
+        queue_size = _QUEUE if has_copies else 1
+        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
+        groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
+        self.kept += [shared, registers, local, pcs, queues, barriers, groups]
+        self.contexts.append(contexts)
+        cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
+        self.ctas[place] = cta
+        tensor = self.tensor.memory() if self.tensor is not None else 0
         for warp in range(warps):
             fields = {
                 "warp": warp, "registers": registers.ctypes.data + max(64, kernel._uniform.register_bytes) * warp,
@@ -372,82 +394,74 @@ class _Run:
                 "constants": layout.constants.ctypes.data, "constants_size": layout.constants.size,
                 "nctaid_x": self.grid[0], "nctaid_y": self.grid[1], "nctaid_z": self.grid[2],
                 "ntid_x": kernel.block[0], "ntid_y": kernel.block[1], "ntid_z": kernel.block[2],
-                "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + (32 * _QUEUE if has_copies else 32) * warp,
-                "queue_size": _QUEUE if has_copies else 1, "ranges": ranges.ctypes.data, "range_count": len(pairs), "helper": helper,
-                "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data,
-                "tensor": self.tensor.ctypes.data if self.tensor.size else 0,
+                "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + 32 * queue_size * warp,
+                "queue_size": queue_size, "ranges": self.pairs.ctypes.data, "range_count": len(self.pairs) // 2,
+                "helper": helper_address(),
+                "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
+                "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
+                "tensor": tensor,
             }  # fmt: skip
             for name, value in fields.items():
-                self.contexts[warp, _PLACE[name]] = value
-        self.kept.append(kernel._table_words)
-        self.callback = kernel._part(self)
-        parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
-        launch = {
-            "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": warps, "threads": kernel.threads,
-            "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2], "contexts": self.contexts.ctypes.data,
-            "shared": shared.ctypes.data, "shared_size": _rounded(layout.shared_size, 8), "barriers": barriers.ctypes.data,
-            "stop": self.stop.buffer_info()[0],
-        }  # fmt: skip
-        self.record = np.zeros(64, np.int64)
-        for name, value in launch.items():
-            self.record[_RUN_PLACE[name]] = value
-
-    def _tensor_memory(self) -> npt.NDArray[np.int64]:
-        """The record of a CTA's tensor memory."""
-        if not self.rooms:
-            self.rooms = [aligned(size) for size in (*[1 << 18] * 3, *[1 << 14] * 2, 8 * 64)]
-            self.resolve = _WARP_FUNCTION(self._resolve)
-            self.known = np.zeros(3 * 256, np.int64)
-            self.kept += [*self.rooms, self.known]
-        cells, blocks, queue = aligned(4 * TENSOR_CELLS), np.zeros(16, np.int64), np.zeros((_TASKS, len(TensorTask._fields)), np.int64)
-        resolve = int(ctypes.cast(self.resolve, ctypes.c_void_p).value or 0)
-        record = TensorMemory(
-            cells.ctypes.data, blocks.ctypes.data, 0, queue.ctypes.data, _TASKS, 0, 0, self.known.ctypes.data, 0, resolve,
-            *(each.ctypes.data for each in self.rooms),
-        )  # fmt: skip
-        self.kept += [cells, blocks, queue]
-        return np.array(record, np.int64)
-
-    def _resolve(self, place: int) -> int:
-        """Find out what an instruction descriptor means that was not known before the launch."""
-        said = (ctypes.c_int64 * 3).from_address(place)
-        try:
-            table = self.kernel.tensor_cores.table(said[0], said[1])
-            if self.check is not None:
-                self.check(table.matrix)
-            said[2] = table.words.ctypes.data
-        except BaseException as error:  # no exception passes through compiled code
-            self.refusal = error
-        return 0
+                contexts[warp, _PLACE[name]] = value
+        self.record[_RUN_PLACE["room"]] = place + 1
 
     def know(self, kernel: Kernel) -> None:
         """The function of a parted warp is there now."""
         assert kernel._diverged is not None
         self.record[_RUN_PLACE["diverged"]] = kernel._diverged.address
         self.kept.append(kernel._table_words)
-        self.contexts[:, _PLACE["tables"]] = kernel._table_words.ctypes.data
+        for contexts in self.contexts:
+            contexts[:, _PLACE["tables"]] = kernel._table_words.ctypes.data
 
     def go(self, first: int, last: int) -> None:
         """CTAs first .. last - 1."""
-        self.record[_RUN_PLACE["first"]], self.record[_RUN_PLACE["last"]], self.record[_RUN_PLACE["result"]] = first, last, words.FINE
-        self.helper(self.record.ctypes.data)
-        result = int(self.record[_RUN_PLACE["result"]])
+        self.record[_RUN_PLACE["next"]], self.record[_RUN_PLACE["last"]], self.record[_RUN_PLACE["idle"]] = first, last, 0
+        while True:
+            self.record[_RUN_PLACE["result"]] = words.FINE
+            self.helper(self.record.ctypes.data)
+            result = int(self.record[_RUN_PLACE["result"]])
+            if result != words.STUCK:
+                break
+            if self.record[_RUN_PLACE["room"]] == _ROOM:
+                self.record[_RUN_PLACE["grows"]] = 0
+            else:
+                self._grow()
         if result == words.ERROR:
-            context = self.contexts[self.record[_RUN_PLACE["failed_warp"]]]
-            described = self.kernel.describe(int(context[_PLACE["error"]]), context)
-            if self.refusal is not None and not isinstance(self.refusal, MmabitsError):
-                raise self.refusal
-            raise KernelError(described + (f": {self.refusal}" if self.refusal is not None else "")) from self.refusal
+            context = self._context_at(int(self.record[_RUN_PLACE["failed"]]))
+            described, refusal = self.kernel.describe(int(context[_PLACE["error"]]), context), self.tensor and self.tensor.refusal
+            if refusal is not None and not isinstance(refusal, MmabitsError):
+                raise refusal
+            raise KernelError(f"{described}: {refusal}" if refusal is not None else described) from refusal
         if result == words.DEADLOCK:
             raise KernelError(self._deadlock())
 
+    def _context_at(self, address: int) -> npt.NDArray[np.int64]:
+        found: npt.NDArray[np.int64] = next(each for contexts in self.contexts for each in contexts if each[_PLACE["own"]] == address)
+        return found
+
     def _deadlock(self) -> str:
-        cta = int(self.record[_RUN_PLACE["failed_cta"]])
+        """Which warps wait for what, of the first CTA that does."""
+        number = int(self.record[_RUN_PLACE["failed_cta"]])
+        place = self.ctas[:, 0].tolist().index(number)
         waits = []
-        for context in self.contexts:
+        for context in self.contexts[place]:
             state = int(context[_PLACE["state"]])
-            if state != words.DONE:
-                number = int(context[_PLACE["barrier"]])
-                instruction = self.kernel.entry.instructions[int(context[_PLACE["error_instruction"]])]
-                waits.append(f"warp {int(context[_PLACE['warp']])} at barrier {number}, {instruction}")
-        return f"{self.kernel.name}: a deadlock in program {cta}: " + "; ".join(waits)
+            if state == words.DONE:
+                continue
+            instruction = self.kernel.entry.instructions[int(context[_PLACE["error_instruction"]])]
+            if state & 3 == words.BLOCKED:
+                at = f" at barrier {int(context[_PLACE['barrier']])},"
+            elif instruction.opcode.startswith("mbarrier"):
+                at = f" for the mbarrier at {int(context[_PLACE['waited']]) & (1 << words.TAG_SHIFT) - 1:#x} of shared memory,"
+            else:
+                instruction, at = self._spinning(context), ""
+            waits.append(f"warp {int(context[_PLACE['warp']])}{at} {instruction}")
+        return f"{self.kernel.name}: a deadlock in program {number}: " + "; ".join(waits)
+
+    def _spinning(self, context: npt.NDArray[np.int64]) -> Instruction:
+        """Where the loop begins that a warp is in, or the first of its lanes."""
+        place = int(context[_PLACE["segment"]])
+        if context[_PLACE["state"]] == words.DIVERGED:
+            lanes = (ctypes.c_int32 * 32).from_address(int(context[_PLACE["pcs"]]))
+            place = min(each for each in lanes if each >= 0)
+        return self.kernel.entry.instructions[self.kernel.program.segments[place].first]

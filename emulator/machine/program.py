@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from mmabits.emulator.machine.ptx import Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
+from mmabits.emulator.machine.ptx import Address, Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
 
 _NO_RESULT = (
     "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
@@ -14,7 +14,11 @@ _NO_RESULT = (
 )  # fmt: skip
 """Base opcodes whose first operand is read like the others."""
 _ENDS = ("bra", "brx", "ret", "exit", "trap")
-_YIELDS = ("bar", "barrier")
+_WAITS = ("bar", "barrier", "mbarrier.try_wait")
+"""What a warp may stop at, to come back to it."""
+_LOOKS = ("atom", "mbarrier.test_wait", "nanosleep")
+"""What looks at memory that others change: loads do where they say so."""
+_LOOKING = (".volatile", ".acquire", ".relaxed", ".mmio")
 
 
 def base_of(opcode: str) -> str:
@@ -22,12 +26,21 @@ def base_of(opcode: str) -> str:
     return opcode.partition(".")[0]
 
 
+def waits(opcode: str) -> bool:
+    """Whether a warp may stop before this instruction and come back to it."""
+    return opcode.startswith(_WAITS)
+
+
+def looks(opcode: str) -> bool:
+    """Whether a loop with this instruction may wait for what others write."""
+    return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
+
+
 def results_of(instruction: Instruction) -> tuple[Operand, ...]:
     """Operands that are written."""
-    base = base_of(instruction.opcode)
-    if base in _NO_RESULT or not instruction.operands:
+    if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
         return ()
-    if base == "tcgen05" and not instruction.opcode.startswith("tcgen05.ld."):
+    if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
 
@@ -77,6 +90,16 @@ class Program:
         return {segment.first: place for place, segment in enumerate(self.segments)}
 
     @cached_property
+    def spins(self) -> frozenset[int]:
+        """Segments that end a loop which looks at memory that others may change."""
+        looking = [any(looks(each.opcode) for each in self.entry.instructions[one.first : one.last]) for one in self.segments]
+        return frozenset(
+            place
+            for place, segment in enumerate(self.segments)
+            if any(target <= place and any(looking[target : place + 1]) for target in segment.targets)
+        )
+
+    @cached_property
     def constants(self) -> dict[Operand, int]:
         """Registers that one `mov` of a number writes, and nothing else."""
         found: dict[Operand, int] = {}
@@ -112,7 +135,9 @@ def program(entry: Entry) -> Program:
     leaders = {0} | {place for place in entry.labels.values() if place < count}
     for place, instruction in enumerate(instructions):
         base = base_of(instruction.opcode)
-        if base in _ENDS or base in _YIELDS:
+        if waits(instruction.opcode):
+            leaders.add(place)
+        if base in _ENDS or base in ("bar", "barrier"):
             leaders.add(place + 1)
     starts = sorted(place for place in leaders if place < count)
     number = {start: place for place, start in enumerate(starts)}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine import tensormemory
-from mmabits.emulator.machine.context import Multiply
+from mmabits.emulator.machine import tensorrecords as words
 from mmabits.emulator.machine.descriptors import PRODUCT_KINDS, SCALE_IDS, elements_of_chunk, instruction_descriptor
 from mmabits.emulator.machine.memory import generic
 from mmabits.emulator.machine.ptx import Address, Immediate, Instruction, Operand, Vector
+from mmabits.emulator.machine.tensorrecords import CELLS, FIRST_COUNTER, KNOWN, Multiply, TensorMemory, TensorTask
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.native import Call, NativeProduct, native_product
@@ -25,8 +27,9 @@ _SIZE: Final = 8 * LANES
 _RECORD: Final = 0
 _PLACES: Final = tuple(_SIZE * (place + 1) for place in range(11))
 """Of the vectors: D, A, B, descriptors, scales of A and B, whether it adds, four masks."""
-FIRST_COUNTER: Final = 256
-"""Place of the counters of these products: those of mma.sync come before."""
+
+
+_COUNTER: Final = Multiply._fields.index("number")
 
 
 class Form(NamedTuple):
@@ -45,6 +48,11 @@ class MultiplyTable:
     product: NativeProduct
     record: npt.NDArray[np.void]
     words: npt.NDArray[np.int64]
+
+    @property
+    def counter(self) -> int:
+        """Place of its counter."""
+        return int(self.words[_COUNTER])
 
 
 def _held(form: FormatSpec) -> int:
@@ -94,6 +102,54 @@ class TensorCores:
             product.address, record.ctypes.data, len(Call._fields), FIRST_COUNTER + len(self.tables), int(form.shift == 0),
         )  # fmt: skip
         return MultiplyTable(matrix, product, record, np.array(row, np.int64))
+
+
+_ROOMS: Final = (1 << 18, 1 << 18, 1 << 18, 1 << 14, 1 << 14, 8 * len(Call._fields))
+"""Bytes that the codes of A and B take in the longest chain, those of D, their scales, and a record of the engine."""
+_TASKS: Final = 1024
+"""Products and copies of a CTA that may be under way: more are carried out early, which the hardware may do at any time."""
+_FUNCTION: Final = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
+
+
+class TensorRun:
+    """What the tensor memory of the CTAs of one thread's run shares, and what asks here when a descriptor is new.
+
+    Args:
+        cores: the kernel's products.
+        check: raises where an instruction is not wanted.
+    """
+
+    def __init__(self, cores: TensorCores, check: Callable[[Matrix], None] | None) -> None:
+        self.cores, self.check = cores, check
+        self.refusal: BaseException | None = None
+        """Why a descriptor was refused."""
+        self._rooms = [np.zeros(size // 8, np.int64) for size in _ROOMS]
+        self._known = np.zeros(3 * KNOWN, np.int64)
+        self._resolve = _FUNCTION(self._found)
+        self._kept: list[npt.NDArray[np.int64]] = []
+
+    def memory(self) -> int:
+        """The address of a TensorMemory for one more CTA."""
+        cells, blocks, queue = np.zeros(CELLS // 2, np.int64), np.zeros(16, np.int64), np.zeros(_TASKS * len(TensorTask._fields), np.int64)
+        record = TensorMemory(
+            cells.ctypes.data, blocks.ctypes.data, 0, queue.ctypes.data, _TASKS, 0, 0, self._known.ctypes.data, 0,
+            int(ctypes.cast(self._resolve, ctypes.c_void_p).value or 0), *(each.ctypes.data for each in self._rooms),
+        )  # fmt: skip
+        words_of = np.array(record, np.int64)
+        self._kept += [cells, blocks, queue, words_of]
+        return int(words_of.ctypes.data)
+
+    def _found(self, place: int) -> int:
+        """Write down what an instruction descriptor means: form, descriptor, then the address of its Multiply or 0."""
+        said = (ctypes.c_int64 * 3).from_address(place)
+        try:
+            table = self.cores.table(said[0], said[1])
+            if self.check is not None:
+                self.check(table.matrix)
+            said[2] = table.words.ctypes.data
+        except BaseException as error:  # no exception passes through compiled code
+            self.refusal = error
+        return 0
 
 
 def _block_of(parts: list[str]) -> int:
@@ -184,7 +240,7 @@ def _commit(code: WarpCode, instruction: Instruction) -> None:
     parts = instruction.opcode.split(".")
     if "multicast::cluster" in parts or "mbarrier::arrive::one" not in parts:
         raise code.refused(f"the opcode {instruction.opcode}")
-    space = next((word for word in parts if word.startswith("shared")), "")
+    space = "shared" if any(word.startswith("shared::") for word in parts) else ""
     code.put_down(generic(code, instruction.operands[0], space), _PLACES[0])
     _ask(code, words.COMMIT, code.guard(instruction), code.frame_number(_PLACES[0]))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-
-from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine import tensorrecords as words
 from mmabits.emulator.machine.memory import generic
 from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value

@@ -12,28 +12,29 @@ import numpy as np
 
 from mmabits.emulator.jit import array_at, call_at, jit
 from mmabits.emulator.machine.cells import COLUMNS, LANES, is_allocated
-from mmabits.emulator.machine.context import (
+from mmabits.emulator.machine.context import CONTEXT_WORDS, Context
+from mmabits.emulator.machine.helpers import _fail
+from mmabits.emulator.machine.operands import READ, TCGEN05, UNKNOWN_DESCRIPTOR, put_code, read_matrix
+from mmabits.emulator.machine.tensorrecords import (
     BAD_DESCRIPTOR,
-    CONTEXT_WORDS,
     COPY,
+    FIRST_COUNTER,
+    KNOWN,
     NOT_ALLOCATED,
     OUTSIDE_SHARED,
     REFUSED,
     SCALES_DIFFER,
     TENSOR_ADDRESS,
-    Context,
     Multiply,
     TensorMemory,
     TensorTask,
 )
-from mmabits.emulator.machine.helpers import _fail
-from mmabits.emulator.machine.operands import READ, TCGEN05, UNKNOWN_DESCRIPTOR, put_code, read_matrix
 from mmabits.emulator.native import Call
 
 _C = Context._fields
 _TENSOR, _SHARED, _SHARED_SIZE, _COUNTS, _ERROR = (_C.index(name) for name in ("tensor", "shared", "shared_size", "counts", "error"))
 (
-    _CELLS, _BLOCKS, _CLOSED, _QUEUE, _QUEUE_SIZE, _FIRST, _LAST, _KNOWN, _KNOWN_COUNT, _RESOLVE, _ROOM_A, _ROOM_B, _ROOM_D, _ROOM_SA, _ROOM_SB,
+    _CELLS, _, _, _QUEUE, _QUEUE_SIZE, _FIRST, _LAST, _KNOWN, _KNOWN_COUNT, _RESOLVE, _ROOM_A, _ROOM_B, _ROOM_D, _ROOM_SA, _ROOM_SB,
     _CALL,
 ) = range(len(TensorMemory._fields))  # fmt: skip
 _RECORD, _TASK_WORDS, _TABLE_WORDS = len(TensorMemory._fields), len(TensorTask._fields), len(Multiply._fields)
@@ -47,7 +48,6 @@ _RECORD, _TASK_WORDS, _TABLE_WORDS = len(TensorMemory._fields), len(TensorTask._
 _CALL_K, _CALL_BLOCKS = Call._fields.index("k"), Call._fields.index("blocks")
 MOST_STEPS = 16
 """Instructions of a chain."""
-_KNOWN_MOST = 256
 
 
 @jit
@@ -66,11 +66,11 @@ def _lanes_fit(rows: int, address: int) -> bool:
 def table_of(context: Any, kind: int, code: int, instruction: int) -> Any:
     """The address of the Multiply of an instruction descriptor; 0, and an error, where there is none."""
     memory = array_at(context[_TENSOR], _RECORD, np.int64)
-    known = array_at(memory[_KNOWN], 3 * _KNOWN_MOST, np.int64)
+    known = array_at(memory[_KNOWN], 3 * KNOWN, np.int64)
     for place in range(memory[_KNOWN_COUNT]):
         if known[3 * place] == kind and known[3 * place + 1] == code:
             return known[3 * place + 2]
-    place = memory[_KNOWN_COUNT] if memory[_KNOWN_COUNT] < _KNOWN_MOST else 0
+    place = memory[_KNOWN_COUNT] if memory[_KNOWN_COUNT] < KNOWN else 0
     known[3 * place], known[3 * place + 1], known[3 * place + 2] = kind, code, 0
     call_at(memory[_RESOLVE], memory[_KNOWN] + 24 * place)
     if known[3 * place + 2] == 0:
@@ -186,7 +186,7 @@ def _multiply(memory: Any, table: Any, number: int, count: int) -> None:
     call[_CALL_K], call[_CALL_BLOCKS] = whole_k, blocks * count
     call_at(table[_ENGINE], memory[_CALL])
     _accumulators(memory, table, first, True)
-    array_at(context[_COUNTS], 512, np.int64)[table[_NUMBER]] += count
+    array_at(context[_COUNTS], 2 * FIRST_COUNTER, np.int64)[table[_NUMBER]] += count
 
 
 @jit
@@ -370,3 +370,9 @@ def ask(words: Any) -> None:
         if words[12] != 0:
             for part in range(4):
                 task[_MASK0 + part] = array_at(words[12], 4 * 32, np.int64)[32 * part + lane] & 0xFFFFFFFF
+
+
+@jit
+def asked(context: Any) -> Any:
+    """How much work the CTA of a warp has asked for so far."""
+    return array_at(context[_TENSOR], _RECORD, np.int64)[_LAST]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import operands
 import pytest
 from machine_values import finite_codes
@@ -14,7 +13,7 @@ import mmabits
 from mmabits.conformance.record.session import recordable, representatives
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.machine.kernel import Kernel
-from mmabits.isa import FormatSpec, MmabitsError
+from mmabits.isa import MmabitsError
 from mmabits.isa.fragments import Layout, accumulator_layout, operand_layout, register_bits, scale_layout
 from mmabits.isa.instructions import Instruction
 
