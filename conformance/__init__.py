@@ -1,1 +1,1 @@
-"""Recorded dot products, their replay, the support table and the command line."""
+"""What meets hardware: files of recorded results, recording, replay, comparison, identification."""

@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmabits.conformance.distances import Distances, distances
-from mmabits.conformance.failures import of_file
 from mmabits.conformance.vectors import SUFFIX, DotVectors, read_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import decode
 from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, lower, parse, visible
 from mmabits.isa.errors import VectorFileError
+from mmabits.reports.failures import of_file
 
 Codes = npt.NDArray[Any]
 

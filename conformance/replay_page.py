@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from mmabits.conformance.distances import Distances
-from mmabits.conformance.pages.charts import Bar, Stack, bars, stacks
-from mmabits.conformance.pages.report import (
+from mmabits.conformance.replay import Difference, FileReport, describe_code, difference_lines
+from mmabits.isa import OperandError, format_spec
+from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
+from mmabits.reports.pages.report import (
     Block,
     Cell,
     ChartBlock,
@@ -23,8 +25,6 @@ from mmabits.conformance.pages.report import (
     plural,
     report_page,
 )
-from mmabits.conformance.replay import Difference, FileReport, describe_code, difference_lines
-from mmabits.isa import OperandError, format_spec
 
 _CHARTED: Final = 40
 """Bars at most; of more groups those with most rows."""

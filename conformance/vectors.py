@@ -23,11 +23,11 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from mmabits.conformance.failures import one_line
-from mmabits.conformance.stored import open_tensors, whole_number
 from mmabits.isa import Instruction, architecture, complete, format_spec, parse
 from mmabits.isa.errors import OperandError, VectorFileError
 from mmabits.isa.formats import FormatSpec
+from mmabits.reports.failures import one_line
+from mmabits.reports.stored import open_tensors, whole_number
 
 Codes = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.engine.memory import require
 from mmabits.emulator.interop import to_numpy
-from mmabits.emulator.memory import require
 from mmabits.isa import (
     Arithmetic,
     Evidence,
@@ -249,12 +249,12 @@ def _check_device(device: str) -> None:
 def _engine(device: str) -> Callable[..., None]:
     """What computes: Numba is loaded at the first product, not at import, and its CUDA part only where asked for."""
     if device == "cuda":
-        from mmabits.emulator import cuda
+        from mmabits.emulator.engine import cuda
 
         return cuda.run
-    from mmabits.emulator import engine
+    from mmabits.emulator.engine import products
 
-    return engine.run
+    return products.run
 
 
 def _promotion(promote_every: int | None) -> int:

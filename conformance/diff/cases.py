@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.runs import Run
+from mmabits.emulator.hooks.session import emulate
 from mmabits.emulator.interop import to_numpy
-from mmabits.emulator.session import emulate
 from mmabits.isa import OperandError, architecture, nearest
 
 Array = npt.NDArray[Any]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from mmabits.conformance.record.recording import data_sha256, write_new
-from mmabits.conformance.stored import format_of, open_tensors, read_json
 from mmabits.isa.errors import OperandError
+from mmabits.reports.stored import format_of, open_tensors, read_json
 
 Array = npt.NDArray[Any]
 

@@ -19,15 +19,15 @@ from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.files import check_dtypes, check_manifest, format_of, read_arrays, write_arrays
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
-from mmabits.conformance.failures import one_line
 from mmabits.emulator.api import operand_type, scale_type
+from mmabits.emulator.hooks.session import Report, emulate
 from mmabits.emulator.interop import to_numpy
-from mmabits.emulator.session import Report, emulate
 from mmabits.isa import Instruction, MmabitsError, OperandError, VectorFileError, architecture, resolve
 from mmabits.kernels.schemes.dots import Dots
+from mmabits.reports.failures import one_line
 
 if TYPE_CHECKING:
-    from mmabits.conformance.explain import Explanation
+    from mmabits.research.explain import Explanation
 
 Array = npt.NDArray[Any]
 
@@ -378,7 +378,7 @@ def _attributed(found: KernelDifference, products: list[Product], outputs: Mappi
 
 
 def _explained(product: Product, arch: str, row: int, column: int) -> Explanation:
-    from mmabits.conformance.explain import explain
+    from mmabits.research.explain import explain
 
     return explain(
         product.a, product.b, product.c, instruction=product.instruction, arch=arch, scale_a=product.scale_a, scale_b=product.scale_b,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmabits.conformance.diff.comparing import Difference, Kind
-from mmabits.conformance.pages import render
-from mmabits.conformance.pages.charts import Bar, bars, heat_map
+from mmabits.reports.pages import render
+from mmabits.reports.pages.charts import Bar, bars, heat_map
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.runs import Run
     from mmabits.conformance.diff.schedules import Fit, Schedule
     from mmabits.conformance.diff.steps import AlongK
-    from mmabits.conformance.explain import Explanation
+    from mmabits.research.explain import Explanation
 
 
 def difference_page(
@@ -74,8 +74,8 @@ def _explained(explanation: Explanation | None) -> dict[str, Any] | None:
     """The step that cut off most, drawn."""
     if explanation is None:
         return None
-    from mmabits.conformance.explain.picture import step_picture
-    from mmabits.conformance.explain.words import exact
+    from mmabits.research.explain.picture import step_picture
+    from mmabits.research.explain.words import exact
 
     chain = explanation.trace
     step = max(chain.steps, key=lambda one: (abs(one.lost_by_alignment), -one.number)) if chain.steps else None

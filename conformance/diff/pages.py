@@ -10,11 +10,11 @@ from mmabits.conformance.diff.kernel_runs import KernelDifference, attribution_t
 from mmabits.conformance.diff.page import difference_map, difference_page, ulp_histogram
 from mmabits.conformance.diff.run_differences import RunDifference
 from mmabits.conformance.diff.steps import AlongK, error_chart, parting_chart
-from mmabits.conformance.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, plural, report_page
+from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, plural, report_page
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.running import AnyDifference
-    from mmabits.conformance.explain import Explanation
+    from mmabits.research.explain import Explanation
 
 
 def differences_page(found: Sequence[AnyDifference], failed: Sequence[tuple[str, str]] = ()) -> str:
@@ -158,8 +158,8 @@ def _explained(explanation: Explanation | None) -> Iterator[Block]:
     """The step of an element's chain that cut off most, drawn."""
     if explanation is None:
         return
-    from mmabits.conformance.explain.picture import step_picture
-    from mmabits.conformance.explain.words import exact
+    from mmabits.research.explain.picture import step_picture
+    from mmabits.research.explain.words import exact
 
     chain = explanation.trace
     text = f"Element [{explanation.row}, {explanation.column}]: exactly {exact(chain.exact)}, after {len(chain.steps)} steps {chain.result}"

@@ -17,16 +17,16 @@ import numpy.typing as npt
 from mmabits.conformance import vectors
 from mmabits.conformance.diff.comparing import Difference, Differing, Kind, compare
 from mmabits.conformance.diff.steps import FOLLOWED, SAMPLED, Parting, binned, bounds, latest_step, parting, traced_course
-from mmabits.conformance.explain import Explanation
 from mmabits.conformance.record import recording as tiles_file
 from mmabits.conformance.record.device import HARDWARE
 from mmabits.conformance.record.recording import Recording, is_recording, read_recording
 from mmabits.conformance.record.tiles import emulate_tiles
-from mmabits.conformance.trace import Trace, read, trace
 from mmabits.conformance.vectors import DotVectors, read_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Evidence, Instruction, Lowering, UnsupportedInstruction, architecture, lower, parse
+from mmabits.research.explain import Explanation
+from mmabits.research.trace import Trace, read, trace
 
 Codes = npt.NDArray[Any]
 

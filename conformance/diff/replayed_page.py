@@ -8,10 +8,10 @@ from typing import Final
 
 from mmabits.conformance.diff.comparing import Kind
 from mmabits.conformance.diff.replayed import VectorDifference
-from mmabits.conformance.explain.picture import step_picture
-from mmabits.conformance.explain.words import exact, place
-from mmabits.conformance.pages.charts import Bar, bars, heat_map
-from mmabits.conformance.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, report_page
+from mmabits.reports.pages.charts import Bar, bars, heat_map
+from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Report, Section, TableBlock, report_page
+from mmabits.research.explain.picture import step_picture
+from mmabits.research.explain.words import exact, place
 
 _ACROSS: Final = 32
 """Tiles, or groups of rows, beside each other in the map of a file."""

@@ -13,7 +13,7 @@ from mmabits.conformance.diff.steps import AlongK, along_k
 from mmabits.isa import architecture
 
 if TYPE_CHECKING:
-    from mmabits.conformance.explain import Explanation
+    from mmabits.research.explain import Explanation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,7 @@ def compare_run(run: Run, *, arch: str | None = None) -> RunDifference:
 
 def _explained(run: Run, schedule: Schedule, arch: str, found: Difference) -> Explanation:
     """The first element that differs, up to the accumulator that the schedule ends with."""
-    from mmabits.conformance.explain import explain
+    from mmabits.research.explain import explain
 
     first = found.first[0]
     scales: dict[str, Any] = {} if schedule.instruction.block is None else {"scale_a": run.scale_a, "scale_b": run.scale_b}

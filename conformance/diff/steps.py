@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.schedules import Fit, Schedule, add_parts, panels, recompute
-from mmabits.conformance.explain import explain
-from mmabits.conformance.pages.charts import Bar, Line, Mark, bars, lines
-from mmabits.conformance.trace import Addition, Number, Step, Trace
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Arithmetic, DatapathSpec, FormatSpec, OperandError
+from mmabits.reports.pages.charts import Bar, Line, Mark, bars, lines
+from mmabits.research.explain import explain
+from mmabits.research.trace import Addition, Number, Step, Trace
 
 Array = npt.NDArray[Any]
 

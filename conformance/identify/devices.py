@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.probes.exact import Operands, evaluate, join
-from mmabits.conformance.probes.generators import row_bytes
-from mmabits.conformance.probes.model import Model
 from mmabits.conformance.probes.score import operands_of
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.vectors import DotVectors
+from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.interop import as_array
 from mmabits.isa import FormatSpec, format_spec, parse
 from mmabits.isa.errors import OperandError, OperandTypeError
+from mmabits.research.probes.exact import Operands, evaluate, join
+from mmabits.research.probes.generators import row_bytes
+from mmabits.research.probes.model import Model
 
 Codes = npt.NDArray[Any]
 
@@ -178,3 +179,25 @@ def oracle_of(device: Device, shape: Shape) -> Oracle:
 def _text(shape: Shape) -> str:
     scales = f" with {shape.scale_type.name} scales for {shape.block}" if shape.scale_type else ""
     return f"{shape.a_type.name} x {shape.b_type.name} to {shape.d_type.name}, k = {shape.k}{scales}"
+
+
+def emulator_device(instruction: str, arch: str) -> Any:
+    """The emulator's instruction as a device for `identify`.
+
+    Args:
+        instruction: PTX in full.
+        arch: architecture.
+
+    Returns:
+        A callable f(a, b, c, scale_a=None, scale_b=None) over arrays of the formats' NumPy types.
+    """
+    row = parse(instruction)
+
+    def device(a: Any, b: Any, c: Any, scale_a: Any = None, scale_b: Any = None) -> Any:
+        scales = {}
+        if row.scale_type is not None:
+            scales = {"scale_a": as_codes(scale_a, row.scale_type), "scale_b": as_codes(scale_b, row.scale_type)}
+        operands = as_codes(a, row.a_type), as_codes(b, row.b_type), as_codes(c, row.c_type)
+        return from_codes(dot_rows(row, arch, *operands, **scales), row.d_type)
+
+    return device

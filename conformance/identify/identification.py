@@ -9,10 +9,6 @@ from typing import Final
 
 from mmabits.conformance.identify.devices import Device, Oracle, Shape, oracle_of, shape_of
 from mmabits.conformance.identify.search import ROUNDS, Finding, Search, integers
-from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import evaluate
-from mmabits.conformance.probes.model import Model, Overflow, Rounding, fma_chain, model_of
-from mmabits.conformance.probes.mutants import Mutant, mutants, orders
 from mmabits.isa import (
     Arithmetic,
     DatapathSpec,
@@ -25,6 +21,10 @@ from mmabits.isa import (
     parse,
 )
 from mmabits.isa.errors import MmabitsError
+from mmabits.research.probes.equivalent import reason_for
+from mmabits.research.probes.exact import evaluate
+from mmabits.research.probes.model import Model, Overflow, Rounding, fma_chain, model_of
+from mmabits.research.probes.mutants import Mutant, mutants, orders
 
 _UNSEEN: Final = "no dot product that was tried tells them apart"
 _WIDTHS: Final = 16

@@ -9,8 +9,12 @@ from typing import Final
 import numpy as np
 
 from mmabits.conformance.identify.identification import Identification, Match
-from mmabits.conformance.pages.charts import Bar, bars
-from mmabits.conformance.pages.report import (
+from mmabits.conformance.probes.score import operands_of
+from mmabits.conformance.replay import describe_code
+from mmabits.conformance.vectors import DotVectors
+from mmabits.isa import DATAPATHS, Arithmetic
+from mmabits.reports.pages.charts import Bar, bars
+from mmabits.reports.pages.report import (
     Block,
     Cell,
     ChartBlock,
@@ -23,13 +27,9 @@ from mmabits.conformance.pages.report import (
     plural,
     report_page,
 )
-from mmabits.conformance.probes.exact import evaluate
-from mmabits.conformance.probes.model import Model, Rounding
-from mmabits.conformance.probes.mutants import orders
-from mmabits.conformance.probes.score import operands_of
-from mmabits.conformance.replay import describe_code
-from mmabits.conformance.vectors import DotVectors
-from mmabits.isa import DATAPATHS, Arithmetic
+from mmabits.research.probes.exact import evaluate
+from mmabits.research.probes.model import Model, Rounding
+from mmabits.research.probes.mutants import orders
 
 _SHOWN: Final = 24
 """Contradicting rows of a recording at most."""

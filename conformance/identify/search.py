@@ -15,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.identify.devices import Oracle
-from mmabits.conformance.probes import generators
-from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import Operands, decode, evaluate, join
-from mmabits.conformance.probes.generators import Setting
-from mmabits.conformance.probes.model import Model, Overflow, Rounding, exact_integers, reread
-from mmabits.conformance.probes.mutants import mutants
 from mmabits.conformance.probes.score import killing_rows
-from mmabits.conformance.probes.sketch import Encoder, Product, Sketch, smallest_exponent
 from mmabits.isa import FORMATS, Arithmetic, NonFinite
 from mmabits.isa.errors import OperandError
+from mmabits.research.probes import generators
+from mmabits.research.probes.equivalent import reason_for
+from mmabits.research.probes.exact import Operands, decode, evaluate, join
+from mmabits.research.probes.generators import Setting
+from mmabits.research.probes.model import Model, Overflow, Rounding, exact_integers, reread
+from mmabits.research.probes.mutants import mutants
+from mmabits.research.probes.sketch import Encoder, Product, Sketch, smallest_exponent
 
 WIDEST: Final = 40
 """The largest F that is looked for; beyond it, exact."""

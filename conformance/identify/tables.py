@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmabits.conformance.identify.cli import emulator_device
+from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.identify.identification import Identification, identify
-from mmabits.conformance.probes.exact import Operands, evaluate
-from mmabits.conformance.probes.model import Model, model_of
-from mmabits.conformance.probes.random_models import random_models
 from mmabits.conformance.probes.tables import rewritten
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import Instruction, instructions, lower, parse
+from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.probes.model import Model, model_of
+from mmabits.research.probes.random_models import random_models
 
 
 def _asked(device: Any, shape: Model | Instruction) -> Identification:

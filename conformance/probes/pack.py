@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import Operands, evaluate, join
-from mmabits.conformance.probes.generators import SEED, Probes, probes_for
-from mmabits.conformance.probes.model import Model, model_of
-from mmabits.conformance.probes.mutants import mutants
 from mmabits.conformance.probes.score import killing_rows
 from mmabits.conformance.vectors import SUFFIX, DotVectors, write_vectors
 from mmabits.isa import Instruction, VectorFileError, instructions, lower, parse
+from mmabits.research.probes.equivalent import reason_for
+from mmabits.research.probes.exact import Operands, evaluate, join
+from mmabits.research.probes.generators import SEED, Probes, probes_for
+from mmabits.research.probes.model import Model, model_of
+from mmabits.research.probes.mutants import mutants
 
 FOLDER: Final = Path(__file__).resolve().parent / "pack"
 """Where the pack that ships lies."""

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from mmabits.conformance.pages.charts import Bar, Stack, bars, stacks
-from mmabits.conformance.pages.report import (
+from mmabits.conformance.probes.score import Score, Survivor
+from mmabits.isa import OperandError
+from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
+from mmabits.reports.pages.report import (
     Block,
     Cell,
     ChartBlock,
@@ -21,8 +23,6 @@ from mmabits.conformance.pages.report import (
     plural,
     report_page,
 )
-from mmabits.conformance.probes.score import Score, Survivor
-from mmabits.isa import OperandError
 
 _CHARTED: Final = 40
 """Bars at most."""

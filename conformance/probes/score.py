@@ -11,14 +11,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.failures import of_file
-from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import Operands, evaluate
-from mmabits.conformance.probes.model import Model, model_of
-from mmabits.conformance.probes.mutants import Mutant, mutants
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.vectors import DotVectors
 from mmabits.isa import lower, parse
+from mmabits.reports.failures import of_file
+from mmabits.research.probes.equivalent import reason_for
+from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.probes.model import Model, model_of
+from mmabits.research.probes.mutants import Mutant, mutants
 
 _FIRST: Final = 400
 """Rows tried first: most wrong models are killed by few."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from mmabits.conformance.probes.generators import RECIPES
 from mmabits.conformance.probes.pack import FOLDER
 from mmabits.conformance.probes.score import Score, score_files
 from mmabits.conformance.replay import find_files, recordings_folder
+from mmabits.research.probes.generators import RECIPES
 
 BEGIN: Final = "<!-- begin {} -->"
 END: Final = "<!-- end {} -->"

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.tiles import Generator, TileOperands, diagonal_tiles, encoded, operand_formats
 from mmabits.isa import lower
 from mmabits.isa.errors import OperandError, nearest
 from mmabits.isa.formats import FormatSpec
 from mmabits.isa.instructions import Instruction
+from mmabits.reports.failures import one_line
 
 if TYPE_CHECKING:
-    from mmabits.conformance.probes.exact import Operands
-    from mmabits.conformance.probes.model import Model
+    from mmabits.research.probes.exact import Operands
+    from mmabits.research.probes.model import Model
 
 Codes = npt.NDArray[Any]
 _Draw = Callable[[str, FormatSpec, tuple[int, ...], np.random.Generator], Codes]
@@ -105,9 +105,9 @@ def probes(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOp
     First the few that kill every mutant of the datapath, then of every recipe about as many; where all recipes together have too few,
     those of further seeds follow.
     """
-    from mmabits.conformance.probes.exact import join
-    from mmabits.conformance.probes.generators import probes_for, unique
-    from mmabits.conformance.probes.model import model_of
+    from mmabits.research.probes.exact import join
+    from mmabits.research.probes.generators import probes_for, unique
+    from mmabits.research.probes.model import model_of
 
     plain = replace(instruction, negate_a=False, negate_b=False, scale_d=True, scale_input_d=0)
     model = model_of(lower(plain, arch))

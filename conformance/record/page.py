@@ -7,26 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mmabits.conformance.pages.charts import Bar, Stack, bars, stacks
-from mmabits.conformance.pages.report import (
-    Block,
-    Cell,
-    ChartBlock,
-    Count,
-    Report,
-    Section,
-    TableBlock,
-    folded,
-    not_done,
-    plural,
-    report_page,
-)
 from mmabits.conformance.record.device import EMULATOR, DeviceInfo
 from mmabits.conformance.record.listing import KernelRow
 from mmabits.conformance.record.recording import manifest_path
 from mmabits.conformance.record.session import Outcome
-from mmabits.conformance.stored import read_json_file
 from mmabits.isa import OperandError
+from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
+from mmabits.reports.pages.report import Block, Cell, ChartBlock, Count, Report, Section, TableBlock, folded, not_done, plural, report_page
+from mmabits.reports.stored import read_json_file
 
 _TONES: Final = {"recorded": "good", "kept": "soft", "failed": "bad"}
 """States of a recording."""

@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.device import EMULATOR, HARDWARE
 from mmabits.conformance.record.tiles import TileOperands, check_codes, check_operands
-from mmabits.conformance.stored import format_of, open_tensors, read_json, read_json_file, whole_number
 from mmabits.isa import Instruction, architecture, complete, format_spec
 from mmabits.isa.errors import OperandError, VectorFileError
+from mmabits.reports.failures import one_line
+from mmabits.reports.stored import format_of, open_tensors, read_json, read_json_file, whole_number
 
 Codes = npt.NDArray[Any]
 

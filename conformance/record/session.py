@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmabits.conformance.failures import one_line
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import Kernel
@@ -36,13 +35,14 @@ from mmabits.conformance.record.tiles import (
     join_chain,
     operand_formats,
 )
-from mmabits.emulator import memory
 from mmabits.emulator.codecs import decode
+from mmabits.emulator.engine import memory
 from mmabits.isa.architectures import architecture
 from mmabits.isa.errors import MmabitsError, NotEnoughMemory, OperandError, UnsupportedInstruction, VectorFileError
 from mmabits.isa.fragments import Words
 from mmabits.isa.instructions import INSTRUCTION_SPECS, Instruction, InstructionSpec, Query, ScaleMode, Tile, make_instruction
 from mmabits.isa.lowering import is_modelled
+from mmabits.reports.failures import one_line
 
 TARGETS: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a")
 """Architectures for which every instruction is compiled in the tests."""

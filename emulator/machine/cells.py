@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, jit
+from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import CONTEXT_WORDS, PARTIAL, Context
 from mmabits.emulator.machine.helpers import _fail, _resolved
 from mmabits.emulator.machine.tensorrecords import (
@@ -44,10 +44,10 @@ def is_allocated(context: Any, column: int, columns: int) -> bool:
     if column < 0 or column + columns > COLUMNS:
         return False
     blocks = array_at(array_at(context[_TENSOR], _RECORD, np.int64)[_BLOCKS], COLUMNS // BLOCK, np.int64)
+    has = True
     for block in range(column // BLOCK, (column + columns + BLOCK - 1) // BLOCK):
-        if blocks[block] == 0:
-            return False
-    return True
+        has = has and blocks[block] != 0
+    return has
 
 
 @jit

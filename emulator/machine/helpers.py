@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, call_at, jit
+from mmabits.emulator.engine.jit import array_at, call_at, jit
 from mmabits.emulator.machine.context import (
     CONSTANT_TAG,
     LOCAL_TAG,

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
+import llvmlite
 import numpy as np
 import numpy.typing as npt
 from llvmlite import binding as llvm
 
-from mmabits.emulator import engine
+from mmabits.emulator.engine import products
+from mmabits.emulator.engine.record import Variant
+from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, exchange, memory, tcgen05, tensor, tensorrecords
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
@@ -25,9 +28,7 @@ from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, r
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.emulator.native import Variant
-from mmabits.emulator.shares import SharedWork
-from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa import CompilerError, EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
@@ -58,7 +59,7 @@ _ERRORS: Final = {
     tensorrecords.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
     tensorrecords.NOT_FREED: "tensor memory that is not given back at the end, from column {address}",
     tensorrecords.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
-    tensorrecords.BAD_DESCRIPTOR: "what is not emulated in a matrix descriptor (base offset, absolute address, swizzle, byte of scales): {address:#x}",
+    tensorrecords.BAD_DESCRIPTOR: "a matrix descriptor with what is not emulated, or a byte of scales that there is not: {address:#x}",
     tensorrecords.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
     tensorrecords.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
@@ -119,9 +120,20 @@ class _Memory:
         return found
 
 
+def _parsed(text: str) -> Any:
+    """An LLVM module.
+
+    Raises:
+        CompilerError: an LLVM that is too old for pointers without types.
+    """
+    if not getattr(llvmlite, "opaque_pointers_enabled", True):
+        raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
+    return llvm.parse_assembly(text)
+
+
 def helper_address() -> int:
     """The address of helpers.helper, compiled or taken from the files of machine code."""
-    from mmabits.emulator.machine_code import function_address
+    from mmabits.emulator.engine.machine_code import function_address
 
     nothing = np.dtype(np.uint8)
     return function_address(Variant("machine", nothing, nothing, nothing))
@@ -223,7 +235,7 @@ class Kernel:
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        module = llvm.parse_assembly(text)
+        module = _parsed(text)
         machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=0, jit=True
         )
@@ -273,7 +285,7 @@ class Kernel:
         if total == 0:
             return {}
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics else min(engine.threads_wanted(), total)
+        count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
         runs = [_Run(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
@@ -428,7 +440,8 @@ class _Run:
                 self._grow()
         if result == words.ERROR:
             context = self._context_at(int(self.record[_RUN_PLACE["failed"]]))
-            described, refusal = self.kernel.describe(int(context[_PLACE["error"]]), context), self.tensor and self.tensor.refusal
+            described = self.kernel.describe(int(context[_PLACE["error"]]), context)
+            refusal = self.tensor.refusal if self.tensor is not None else None
             if refusal is not None and not isinstance(refusal, MmabitsError):
                 raise refusal
             raise KernelError(f"{described}: {refusal}" if refusal is not None else described) from refusal

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, jit
+from mmabits.emulator.engine.jit import array_at, jit
 
 WGMMA, TCGEN05 = range(2)
 """Kinds of descriptors."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import address_of, array_at, jit
+from mmabits.emulator.engine.jit import address_of, array_at, jit
 from mmabits.emulator.machine.cells import tensor
 from mmabits.emulator.machine.context import (
     ARRIVE,
@@ -83,13 +84,13 @@ def _mbarrier(words: Any) -> None:
         elif what == INVALIDATE:
             cell[0] = 0
         elif what == EXPECT:
-            error = change(place, 0, number, 0, False)
+            error = change(place, 0, number, 0, True)
         elif what == COMPLETE:
             error = change(place, 0, -number, 0, True)
         elif what == ARRIVE:
             error = change(place, number, 0, number if flags & 4 else 0, flags & 2 == 0)
         elif what == ARRIVE_EXPECT:
-            error = change(place, 0, number, 0, False)
+            error = change(place, 0, number, 0, True)
             if error == 0:
                 error = change(place, others[lane], 0, others[lane] if flags & 4 else 0, True)
         elif what == ARRIVE_AFTER_COPIES:
@@ -185,3 +186,8 @@ def helper(pointer: Any) -> int:
     elif operation == RUN:
         run(words)
     return 0
+
+
+def entry(_variant: Any) -> Callable[[Any], int]:
+    """What the code of compiled kernels calls, for machine_code.ENTRIES."""
+    return helper

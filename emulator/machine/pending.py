@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, jit
+from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import COPIES_ARRIVE, NOTHING, WORK_WORDS, Context, Launch, Work
 from mmabits.emulator.machine.helpers import _asynchronous_wait, _fail
 from mmabits.emulator.machine.phases import change, phase_of

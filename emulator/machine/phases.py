@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, jit
+from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import MBARRIER_BYTES, MBARRIER_COMPLETES, MBARRIER_COUNT, NO_MBARRIER
 
 MOST = (1 << 20) - 1

@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.engine.native import NativeProduct, native_product
+from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine import tensormemory
 from mmabits.emulator.machine import tensorrecords as words
 from mmabits.emulator.machine.descriptors import PRODUCT_KINDS, SCALE_IDS, elements_of_chunk, instruction_descriptor
@@ -18,7 +20,6 @@ from mmabits.emulator.machine.ptx import Address, Immediate, Instruction, Operan
 from mmabits.emulator.machine.tensorrecords import CELLS, FIRST_COUNTER, KNOWN, Multiply, TensorMemory, TensorTask
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.emulator.native import Call, NativeProduct, native_product
 from mmabits.isa import FormatSpec, MmabitsError, lower, parse
 from mmabits.isa.instructions import Instruction as Matrix
 
@@ -183,7 +184,8 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
         raise code.refused(f"the opcode {instruction.opcode}")
     d, a, b, descriptor, *rest = instruction.operands
     scales = [rest.pop(0), rest.pop(0)] if row.scaled else []
-    masks = rest.pop(0).items if rest and isinstance(rest[0], Vector) else ()
+    masks = rest[0].items if rest and isinstance(rest[0], Vector) else ()
+    rest = rest[1:] if masks else rest
     adds = rest.pop(0)
     shift = rest.pop(0) if rest else Immediate(0)
     if rest or not isinstance(shift, Immediate) or len(masks) not in (0, 4):

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.engine.native import NativeProduct, native_product
+from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.memory import together
 from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.emulator.native import Call, NativeProduct, native_product
 from mmabits.isa import Lowering, MmabitsError, lower, parse
 from mmabits.isa.fragments import ScaleSelectors, accumulator_layout, operand_layout, register_bits, scale_layout
 from mmabits.isa.instructions import Instruction as Matrix

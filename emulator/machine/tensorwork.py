@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, call_at, jit
+from mmabits.emulator.engine.jit import array_at, call_at, jit
+from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine.cells import COLUMNS, LANES, is_allocated
 from mmabits.emulator.machine.context import CONTEXT_WORDS, Context
 from mmabits.emulator.machine.helpers import _fail
@@ -29,7 +30,6 @@ from mmabits.emulator.machine.tensorrecords import (
     TensorMemory,
     TensorTask,
 )
-from mmabits.emulator.native import Call
 
 _C = Context._fields
 _TENSOR, _SHARED, _SHARED_SIZE, _COUNTS, _ERROR = (_C.index(name) for name in ("tensor", "shared", "shared_size", "counts", "error"))
@@ -39,7 +39,8 @@ _TENSOR, _SHARED, _SHARED_SIZE, _COUNTS, _ERROR = (_C.index(name) for name in ("
 ) = range(len(TensorMemory._fields))  # fmt: skip
 _RECORD, _TASK_WORDS, _TABLE_WORDS = len(TensorMemory._fields), len(TensorTask._fields), len(Multiply._fields)
 (
-    _IS_COPY, _CONTEXT, _LANE, _INSTRUCTION, _TABLE, _D, _A, _A_IS_CELLS, _B, _SCALE_A, _SCALE_B, _BYTES, _ADDS, _MASK0, _MASK1, _MASK2, _MASK3,
+    _IS_COPY, _CONTEXT, _LANE, _INSTRUCTION, _TABLE, _D, _A, _A_IS_CELLS, _B, _SCALE_A, _SCALE_B, _BYTES, _ADDS, _MASK0, _MASK1, _MASK2,
+    _MASK3,
 ) = range(_TASK_WORDS)  # fmt: skip
 (
     _M, _N, _K, _D_HELD, _BLOCK_COUNT, _SLOT_BITS, _SLOT_SHIFT, _A_BITS, _A_ELEMENTS, _A_HELD, _A_MN, _B_BITS, _B_ELEMENTS, _B_HELD, _B_MN,
@@ -98,7 +99,7 @@ def _place(memory: Any, number: int) -> Any:
 
 
 @jit
-def _overlap(table: Any, task: Any) -> bool:
+def _overlap(table: Any, task: Any) -> Any:
     """Whether A lies in tensor memory where D does: such a product must see what the one before it wrote."""
     if task[_A_IS_CELLS] == 0:
         return False
@@ -107,12 +108,13 @@ def _overlap(table: Any, task: Any) -> bool:
 
 
 @jit
-def _goes_on(table: Any, first: Any, after: Any) -> bool:
+def _goes_on(table: Any, first: Any, after: Any) -> Any:
     """Whether a product goes on along K where an earlier one stops."""
     return (
-        not _overlap(table, after) and after[_IS_COPY] == 0 and after[_ADDS] != 0 and after[_TABLE] == first[_TABLE] and after[_D] == first[_D]
-        and after[_A_IS_CELLS] == first[_A_IS_CELLS] and after[_CONTEXT] == first[_CONTEXT] and after[_MASK0] == first[_MASK0]
-        and after[_MASK1] == first[_MASK1] and after[_MASK2] == first[_MASK2] and after[_MASK3] == first[_MASK3]
+        not _overlap(table, after) and after[_IS_COPY] == 0 and after[_ADDS] != 0 and after[_TABLE] == first[_TABLE]
+        and after[_D] == first[_D] and after[_A_IS_CELLS] == first[_A_IS_CELLS] and after[_CONTEXT] == first[_CONTEXT]
+        and after[_MASK0] == first[_MASK0] and after[_MASK1] == first[_MASK1] and after[_MASK2] == first[_MASK2]
+        and after[_MASK3] == first[_MASK3]
     )  # fmt: skip
 
 
@@ -171,11 +173,10 @@ def _multiply(memory: Any, table: Any, number: int, count: int) -> None:
                 _fail(context, kind, task[_INSTRUCTION], task[_LANE], task[_A])
             return
         if blocks != 0:
-            if not _read_scales(memory, context, task, task[_SCALE_A], m, blocks, task[_BYTES] & 3, memory[_ROOM_SA] + step * blocks,
-                                blocks * count, 1):  # fmt: skip
+            room_a, room_b = memory[_ROOM_SA] + step * blocks, memory[_ROOM_SB] + step * blocks * n
+            if not _read_scales(memory, context, task, task[_SCALE_A], m, blocks, task[_BYTES] & 3, room_a, blocks * count, 1):
                 return
-            if not _read_scales(memory, context, task, task[_SCALE_B], n, blocks, task[_BYTES] >> 2, memory[_ROOM_SB] + step * blocks * n, 1,
-                                n):  # fmt: skip
+            if not _read_scales(memory, context, task, task[_SCALE_B], n, blocks, task[_BYTES] >> 2, room_b, 1, n):
                 return
     _accumulators(memory, table, first, False)
     call = array_at(memory[_CALL], table[_ENGINE_WORDS], np.int64)
@@ -335,9 +336,9 @@ def _unpack(codes: int, chunks: int, bits: int) -> None:
 def ask(words: Any) -> None:
     """Products and copies of the lanes of a mask, in ascending order.
 
-    Words: TENSOR, MULTIPLY or COPY, context, instruction, mask; then addresses of 32 words of 64 bits each: D, A, B, descriptors, scales of A,
-    of B, whether it adds, and of four masks of lanes one after the other; whether A is in tensor memory; and a number: the kind of product,
-    or 0, 4 or 6 bits of packed elements; of a copy B is the shape.
+    Words: TENSOR, MULTIPLY or COPY, context, instruction, mask; then addresses of 32 words of 64 bits each: D, A, B, descriptors,
+    scales of A, of B, whether it adds, and of four masks of lanes one after the other; whether A is in tensor memory; and a number: the
+    form of the product, or 0, 4 or 6 bits of packed elements; of a copy B is the shape.
     """
     mask, instruction, is_copy = words[4], words[3], words[1] == COPY
     context = array_at(words[2], CONTEXT_WORDS, np.int64)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.jit import array_at, call_at, jit, shared_word
+from mmabits.emulator.engine.jit import array_at, call_at, jit, shared_word
 from mmabits.emulator.machine.cells import begin_tensor, end_tensor
 from mmabits.emulator.machine.context import (
     AT_BARRIER,

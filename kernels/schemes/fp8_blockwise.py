@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.fma import fma
+from mmabits.emulator.engine.fma import fma
 from mmabits.isa import FormatSpec, OperandError, OperandTypeError
 from mmabits.kernels.schemes.checks import check_finite, check_multiple, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 from mmabits.emulator import layouts
 from mmabits.emulator.api import gemm, mma
 from mmabits.emulator.codecs import decode, encode
-from mmabits.emulator.session import emulate
-from mmabits.emulator.tolerance import tolerance
+from mmabits.emulator.hooks.session import emulate
 from mmabits.isa import MmabitsError, instructions, what_if
 from mmabits.isa import parse as instruction
 
 if TYPE_CHECKING:
-    from mmabits.conformance.explain import explain
     from mmabits.conformance.identify import identify
-    from mmabits.conformance.study import study
+    from mmabits.research.explain import explain
+    from mmabits.research.study import study
+    from mmabits.research.tolerance import tolerance
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ON_DEMAND = {
-    "explain": "mmabits.conformance.explain", "identify": "mmabits.conformance.identify", "study": "mmabits.conformance.study",
+    "explain": "mmabits.research.explain", "identify": "mmabits.conformance.identify", "study": "mmabits.research.study",
+    "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
 """Functions whose modules are imported at the first use, so that `import mmabits` stays quick."""
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from mmabits.conformance import cache as command
-from mmabits.conformance.cli import main
-from mmabits.emulator import cache, entries, machine_code
-from mmabits.emulator.machine_code import _Object
+from mmabits.commands import cache as command
+from mmabits.commands.main import main
+from mmabits.emulator.engine import cache, machine_code
+from mmabits.emulator.engine.machine_code import _Object
 from mmabits.isa import UnknownArchitecture, UnknownInstruction
 
 
@@ -87,7 +87,7 @@ def test_clearing_says_what_it_could_not_remove(run, folder: Path) -> None:
 
 
 def test_warming_makes_what_is_not_kept(run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "entry", lambda variant: lambda pointer: None)
+    monkeypatch.setattr(machine_code, "entry", lambda variant: lambda pointer: None)
     status, out, err = run("cache", "warm", "f64", "s8", "--arch", "sm_90a")
     assert (status, err) == (0, "")
     first, second, last = out.splitlines()
@@ -98,7 +98,7 @@ def test_warming_makes_what_is_not_kept(run, folder: Path, monkeypatch: pytest.M
 
 
 def test_warming_a_cache_that_takes_nothing_fails(run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entries, "entry", lambda variant: lambda pointer: None)
+    monkeypatch.setattr(machine_code, "entry", lambda variant: lambda pointer: None)
     folder.chmod(0o777)
     status, out, err = run("cache", "warm", "f64")
     assert (status, out) == (2, "")

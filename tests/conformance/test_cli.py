@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance import cli, tables
+from mmabits.commands import main, tables
 from mmabits.conformance.vectors import DotVectors, write_vectors
 from mmabits.isa import ARCHITECTURES, format_spec, instructions, parse
 
@@ -34,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str]):
 
     def call(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(left.value.code or 0), captured.out, captured.err)
 
@@ -296,7 +296,7 @@ def test_usage_errors(run, arguments: tuple[str, ...], match: str) -> None:
 def test_help_lists_the_commands_and_loads_neither_engine_nor_pictures() -> None:
     program = """
 import sys
-from mmabits.conformance.cli import main
+from mmabits.commands.main import main
 try:
     main(["--help"])
 except SystemExit as left:
@@ -320,7 +320,7 @@ def test_demo_prints_replays_and_leaves_with_the_status_of_the_replay(
     run, tmp_path: Path, wrong: DotVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: dict[str, Any] = {}
-    monkeypatch.setattr("mmabits.conformance.demo.run_demo", lambda **options: called.update(options))
+    monkeypatch.setattr("mmabits.commands.demo.run_demo", lambda **options: called.update(options))
     write_vectors(tmp_path / "a.safetensors", wrong)
     result = run("demo", "--out", tmp_path / "pictures", "--size", "small", "--recordings", tmp_path)
     assert (called["out"], called["size"]) == (tmp_path / "pictures", "small")

@@ -22,12 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 import mmabits
-from mmabits.conformance import cli, failures
-from mmabits.conformance.output import Fitting, draw
-from mmabits.conformance.pages import check_folder, check_page, render
+from mmabits.commands import main
 from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.vectors import DotVectors, write_vectors
 from mmabits.isa import OperandError, format_spec, instructions
+from mmabits.reports import failures
+from mmabits.reports.output import Fitting, draw
+from mmabits.reports.pages import check_folder, check_page, render
 
 # A terminal of our own takes a fork; where JAX was imported before, it warns of that.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
@@ -48,7 +49,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
     def call(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(left.value.code or 0), captured.out, captured.err)
 
@@ -62,7 +63,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def shell(command: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which `mmabits` is the command."""
-    script = f'set -o pipefail; mmabits() {{ "{sys.executable}" -m mmabits.conformance.cli "$@"; }}; {command}'
+    script = f'set -o pipefail; mmabits() {{ "{sys.executable}" -m mmabits.commands.main "$@"; }}; {command}'
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment(**more), check=False)
 
 
@@ -108,7 +109,7 @@ def test_an_unforeseen_error_is_raised_where_its_traceback_is_wanted(monkeypatch
     failing(monkeypatch, ZeroDivisionError("here"))
     monkeypatch.setenv(failures.VARIABLE, "1")
     with pytest.raises(ZeroDivisionError, match="here"):
-        cli.main(["list"])
+        main.main(["list"])
 
 
 def test_ctrl_c_is_no_difference(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +175,12 @@ def test_a_file_in_the_place_of_a_folder_is_said_before_any_work(run, tmp_path: 
     def works(*_: object, **__: object) -> None:
         pytest.fail("it has begun to work")
 
-    for place in ("probes.pack.entries", "demo.load_operands", "study.report.sweep", "diff.running.choose", "minilm.tokenize"):
-        monkeypatch.setattr(f"mmabits.conformance.{place}", works)
-    monkeypatch.setattr("mmabits.conformance.minilm.model_folder", lambda: tmp_path)
+    for place in (
+        "conformance.probes.pack.entries", "commands.demo.load_operands", "research.study.report.sweep", "conformance.diff.running.choose",
+        "commands.minilm.tokenize",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"mmabits.{place}", works)
+    monkeypatch.setattr("mmabits.commands.minilm.model_folder", lambda: tmp_path)
     pytest.importorskip("matplotlib")
     for out in (file, file / "below"):
         for command in (("vectors", "pack"), ("demo", "--size", "small"), ("study", "scales", "--size", "quick")):
@@ -202,7 +206,7 @@ def test_study_looks_for_what_it_needs_before_it_computes(run, tmp_path: Path, m
     def works(*_: object, **__: object) -> None:
         pytest.fail("it has begun to work")
 
-    monkeypatch.setattr("mmabits.conformance.study.report.sweep", works)
+    monkeypatch.setattr("mmabits.research.study.report.sweep", works)
     monkeypatch.setitem(sys.modules, missing, None)
     check_error(run("study", "scales", "--size", "quick", "--out", tmp_path / "out"), rf"need {missing.split('.')[0]} .*pip install")
     assert not (tmp_path / "out").exists()
@@ -351,7 +355,7 @@ def test_gpus_are_taken_in_python_too() -> None:
 
 
 def test_a_page_spells_out_what_steers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmabits.conformance.pages.report import Report, report_page
+    from mmabits.reports.pages.report import Report, report_page
 
     page = report_page(Report(title="a\x1b[2Jb", lead="\u202elead\u2066", facts=(("GPU \x9b", "<H100>\x00\udcff"),)))
     assert r"a\x1b[2Jb" in page and r"\u202elead\u2066" in page and r"GPU \x9b" in page and r"&lt;H100&gt;\x00\udcff" in page
@@ -369,7 +373,7 @@ def in_terminal(*arguments: str, columns: int = 80) -> str:
     if pid == 0:
         os.environ.update(environment(TERM="xterm"))
         os.environ.pop("COLUMNS", None)
-        os.execv(sys.executable, [sys.executable, "-m", "mmabits.conformance.cli", *arguments])
+        os.execv(sys.executable, [sys.executable, "-m", "mmabits.commands.main", *arguments])
     import fcntl
 
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -388,7 +392,7 @@ def in_terminal(*arguments: str, columns: int = 80) -> str:
 
 def in_pipe(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "mmabits.conformance.cli", *arguments], capture_output=True, text=True, env=environment(COLUMNS="80"),
+        [sys.executable, "-m", "mmabits.commands.main", *arguments], capture_output=True, text=True, env=environment(COLUMNS="80"),
         timeout=120, check=True,
     )  # fmt: skip
     return done.stdout

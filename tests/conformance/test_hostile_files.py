@@ -21,16 +21,17 @@ import typer
 from hostile_files import ESCAPES, File, Pairs, hostile, signed, taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 
-from mmabits.conformance import cli, replay
+from mmabits.commands import main
+from mmabits.conformance import replay
 from mmabits.conformance.diff.runs import Run, write_run
 from mmabits.conformance.record.generators import random_bits
 from mmabits.conformance.record.recording import Recording, read_recording, write_recording
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.record.tiles import emulate_tiles
-from mmabits.conformance.stored import open_tensors
 from mmabits.conformance.vectors import DotVectors, read_vectors, write_vectors
 from mmabits.emulator.api import dot_rows, gemm
 from mmabits.isa import VectorFileError, parse
+from mmabits.reports.stored import open_tensors
 
 COMMANDS = (("replay",), ("identify",), ("diff", "--against"), ("vectors", "score"))
 NOTHING = {"replay": "0 rows, 0 differ\n"}
@@ -56,7 +57,7 @@ def run(*arguments: object) -> Result:
     """Call the command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
+        main.main([str(argument) for argument in arguments])
     return Result(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
@@ -106,14 +107,14 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, File]:
     return {path.stem: taken_apart(path) for path in folder.glob("*.safetensors")}
 
 
-COMMAND = typer.main.get_command(cli.app)
+COMMAND = typer.main.get_command(main.app)
 """The command line, built once: that takes longer than most files do."""
 
 
 @pytest.fixture(autouse=True)
 def mistakes_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMABITS_TRACEBACK", "1")
-    monkeypatch.setattr(cli, "app", COMMAND)
+    monkeypatch.setattr(main, "app", COMMAND)
 
 
 def check_output(result: Result) -> None:
@@ -326,7 +327,7 @@ def test_a_mistake_in_one_file_does_not_end_the_replay(valid: dict[str, File], t
 
     monkeypatch.setattr(replay, "read_vectors", broken)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["replay", str(tmp_path)])
+        main.main(["replay", str(tmp_path)])
     monkeypatch.delenv("MMABITS_TRACEBACK")
     result = run("replay", tmp_path)
     assert result.status == 2 and result.out.splitlines()[-1] == "3 rows, 0 differ"

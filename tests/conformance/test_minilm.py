@@ -15,11 +15,11 @@ if not hasattr(torch.nn.functional, "scaled_mm"):
     pytest.skip("this PyTorch has no torch.nn.functional.scaled_mm", allow_module_level=True)
 
 from mmabits import gemm  # noqa: E402
-from mmabits.conformance import encoder, minilm  # noqa: E402
-from mmabits.conformance.demo import model_folder  # noqa: E402
-from mmabits.emulator.session import emulate  # noqa: E402
+from mmabits.commands import encoder, minilm  # noqa: E402
+from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.isa import OperandError, UnknownArchitecture  # noqa: E402
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4  # noqa: E402
+from mmabits.research.sentence import model_folder  # noqa: E402
 
 WIDTH, WIDER = 96, 192
 RUNS = [

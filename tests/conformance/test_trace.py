@@ -10,8 +10,8 @@ import pytest
 import slow_reference
 
 import mmabits
-from mmabits.conformance.trace import Addition, trace
 from mmabits.isa import format_spec, instructions, lower, parse
+from mmabits.research.trace import Addition, trace
 
 _LINES = [line for line in instructions() if line.modelled and line.example is not None]
 _BY_DATAPATH = {(line.datapath, line.machine, line.scale): line for line in _LINES}.values()

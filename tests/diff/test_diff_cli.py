@@ -10,10 +10,10 @@ import pytest
 import typer
 
 import mmabits
-from mmabits.conformance import cli
+from mmabits.commands import main
+from mmabits.commands.diff import diff
 from mmabits.conformance.diff import Run, read_run, recompute, write_run
 from mmabits.conformance.diff.cases import CASES, case_named, record_case
-from mmabits.conformance.diff.cli import diff
 from mmabits.conformance.diff.schedules import assumed_schedule
 from mmabits.isa import DeviceUnavailable, OperandError
 from mmabits.isa.errors import VectorFileError
@@ -27,11 +27,11 @@ def run_cli(monkeypatch, capsys):
     """Run `mmabits diff` as the command line would: (exit status, output, errors)."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(diff)
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(main, "app", app)
 
     def run(*words):
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(word) for word in words])
+            main.main([str(word) for word in words])
         printed = capsys.readouterr()
         return ended.value.code or 0, printed.out, printed.err
 

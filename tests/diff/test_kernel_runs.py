@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.cli import main
+from mmabits.commands.main import main
 from mmabits.conformance.diff import frameworks, running
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES
 from mmabits.conformance.diff.kernel_runs import (

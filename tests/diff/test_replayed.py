@@ -18,11 +18,11 @@ from mmabits.conformance.record.recording import Recording, write_recording
 from mmabits.conformance.record.replaying import dot_rows_of
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
 from mmabits.conformance.replay import recordings_folder
-from mmabits.conformance.trace import read
 from mmabits.conformance.vectors import write_vectors
 from mmabits.emulator.api import dot_rows
 from mmabits.isa import format_spec, parse
 from mmabits.isa.errors import UnsupportedInstruction, VectorFileError
+from mmabits.research.trace import read
 
 ARCH = "sm_80"
 PTX = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"

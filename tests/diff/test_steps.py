@@ -26,8 +26,8 @@ from mmabits.conformance.diff.steps import (
     traced_course,
     ulp_at,
 )
-from mmabits.conformance.explain import explain
 from mmabits.isa import OperandError, format_spec
+from mmabits.research.explain import explain
 
 ARCH = "sm_90a"
 E4M3 = ml_dtypes.float8_e4m3fn

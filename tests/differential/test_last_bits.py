@@ -19,7 +19,7 @@ from special_values import COLUMNS, ROWS, Codes, Product
 import mmabits
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import as_codes, from_codes
-from mmabits.emulator.native import native_product
+from mmabits.emulator.engine.native import native_product
 from mmabits.isa import Instruction, Lowering, format_spec
 
 LINES = special_values.lines()

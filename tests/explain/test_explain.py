@@ -14,9 +14,9 @@ import slow_reference
 from rich.console import Console
 
 import mmabits
-from mmabits.conformance.explain import explain
-from mmabits.conformance.explain.words import exact
 from mmabits.isa import OperandError
+from mmabits.research.explain import explain
+from mmabits.research.explain.words import exact
 
 _FP8, _FP4, _E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e8m0fnu
 
@@ -179,7 +179,7 @@ def test_wrong_use_is_refused(tmp_path):
 
 
 def test_the_command_explains_and_writes(tmp_path, capsys):
-    from mmabits.conformance.cli import main
+    from mmabits.commands.main import main
 
     page = tmp_path / "why.html"
     values = ["--a", "1,0.001953125", "--b", "1,0.03125"]

@@ -155,7 +155,7 @@ class TestJax:
         assert d.shape == (m, n) and not d.any()
 
     def test_a_product_too_large_is_refused_when_it_is_compiled(self, monkeypatch):
-        from mmabits.emulator import memory
+        from mmabits.emulator.engine import memory
         from mmabits.isa import NotEnoughMemory
 
         jnp = self.jax.numpy

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator.session import NotEmulated
+from mmabits.emulator.hooks.session import NotEmulated
 from mmabits.isa import EmulationError, InsufficientEvidence
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")
@@ -383,7 +383,7 @@ def test_required_evidence() -> None:
     with emulate(require="recorded"):
         with pytest.raises(InsufficientEvidence, match=r"wgmma.* on sm_90a rests on published evidence, but recorded is required"):
             function(A, B)
-        assert not mmabits.emulator.session.current_session().report().emulated
+        assert not mmabits.emulator.hooks.session.current_session().report().emulated
     with emulate("sm_89", require="recorded"):
         assert same(function(A, B), gemm(A, B, "sm_89", "mma.sync"))
 

@@ -11,7 +11,7 @@ import special_values
 
 import mmabits
 from mmabits.emulator.codecs import from_codes
-from mmabits.emulator.native import native_product
+from mmabits.emulator.engine.native import native_product
 from mmabits.isa import Lowering
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator.session import NotEmulated
+from mmabits.emulator.hooks.session import NotEmulated
 from mmabits.isa import EmulationError
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")

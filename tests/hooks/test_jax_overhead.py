@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator.native import native_product
+from mmabits.emulator.engine.native import native_product
 from mmabits.isa import library_instruction, lower
 
 jax = pytest.importorskip("jax", reason="needs the jax extra")

@@ -24,8 +24,8 @@ import pytest
 
 import mmabits
 from mmabits import gemm
-from mmabits.emulator import scope
-from mmabits.emulator.session import NotEmulated, current_session
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.session import NotEmulated, current_session
 from mmabits.isa import EmulationError
 
 FRAMEWORKS = ("torch", "jax", "triton")

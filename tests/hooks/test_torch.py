@@ -15,8 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
+from mmabits.emulator.hooks.session import NotEmulated, emulate  # noqa: E402
 from mmabits.emulator.hooks.torch import VERSIONS  # noqa: E402
-from mmabits.emulator.session import NotEmulated, emulate  # noqa: E402
 from mmabits.isa import EmulationError, InsufficientEvidence  # noqa: E402
 
 F = torch.nn.functional

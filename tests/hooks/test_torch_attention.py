@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
-from mmabits.emulator.session import emulate  # noqa: E402
+from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 
 F = torch.nn.functional

@@ -12,9 +12,9 @@ if not hasattr(F, "scaled_mm"):
     pytest.skip("this PyTorch has no torch.nn.functional.scaled_mm", allow_module_level=True)
 
 from mmabits import gemm, layouts  # noqa: E402
-from mmabits.emulator.fma import fma  # noqa: E402
+from mmabits.emulator.engine.fma import fma  # noqa: E402
+from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.emulator.hooks.torch import scaled  # noqa: E402
-from mmabits.emulator.session import emulate  # noqa: E402
 from mmabits.isa import EmulationError, OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4  # noqa: E402
 

@@ -10,7 +10,7 @@ import special_values
 
 import mmabits
 from mmabits.emulator.codecs import from_codes
-from mmabits.emulator.session import Session
+from mmabits.emulator.hooks.session import Session
 from mmabits.isa import Evidence, Instruction, format_spec
 
 triton = pytest.importorskip("triton")

@@ -10,7 +10,7 @@ import pytest
 
 import mmabits
 from mmabits import layouts
-from mmabits.emulator.session import JUNK, Session, poison
+from mmabits.emulator.hooks.session import JUNK, Session, poison
 from mmabits.isa import OperandError
 
 torch = pytest.importorskip("torch")

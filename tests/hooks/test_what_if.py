@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.identify.cli import emulator_device
+from mmabits.conformance.identify.devices import emulator_device
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 
 from mmabits.conformance.identify import Identification, identify
-from mmabits.conformance.identify.cli import emulator_device
-from mmabits.conformance.probes.exact import Operands, evaluate
-from mmabits.conformance.probes.generators import all_operands, probes_for
-from mmabits.conformance.probes.model import Model, model_of
+from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.probes.pack import FOLDER
-from mmabits.conformance.probes.random_models import random_models
 from mmabits.conformance.replay import recordings_folder
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import (
@@ -28,6 +24,10 @@ from mmabits.isa import (
     lower,
     parse,
 )
+from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.probes.generators import all_operands, probes_for
+from mmabits.research.probes.model import Model, model_of
+from mmabits.research.probes.random_models import random_models
 
 
 def device_of(model: Model) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmabits.conformance.cli import main
+from mmabits.commands.main import main
 from mmabits.conformance.probes.pack import FOLDER
 from mmabits.conformance.vectors import read_vectors, write_vectors
 

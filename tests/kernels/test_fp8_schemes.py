@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator.fma import fma
+from mmabits.emulator.engine.fma import fma
 from mmabits.isa.errors import OperandError, OperandTypeError
 from mmabits.kernels.quantize import quantize_fp8
 from mmabits.kernels.schemes import fp8, fp8_blockwise

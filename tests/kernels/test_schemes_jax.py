@@ -8,7 +8,7 @@ import pytest
 
 jax = pytest.importorskip("jax")
 
-from mmabits.emulator.session import emulate  # noqa: E402
+from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.jax import block_scaled as jax_blocks  # noqa: E402
 from mmabits.kernels.jax import fp8 as jax_fp8  # noqa: E402

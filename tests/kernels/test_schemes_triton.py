@@ -15,9 +15,9 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
+from mmabits.emulator.hooks.session import Session, emulate  # noqa: E402
 from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
 from mmabits.emulator.layouts import pack_fp4, swizzle_scales  # noqa: E402
-from mmabits.emulator.session import Session, emulate  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.quantize import MX_RECIPES  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 
 jax = pytest.importorskip("jax")
 
-from mmabits.emulator.session import emulate  # noqa: E402
+from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.jax import w4a16 as jax_w4a16  # noqa: E402
 from mmabits.kernels.jax import w8a8 as jax_w8a8  # noqa: E402

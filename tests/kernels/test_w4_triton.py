@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 import mmabits  # noqa: E402
+from mmabits.emulator.hooks.session import Report, emulate  # noqa: E402
 from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
-from mmabits.emulator.session import Report, emulate  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.schemes import attention, gptq, moe, w4a8, w4a16, w8a8  # noqa: E402

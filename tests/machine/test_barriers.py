@@ -285,7 +285,7 @@ def test_a_deadlock_at_an_mbarrier_names_who_waits() -> None:
         KernelError,
         match=r"k: a deadlock in program 0: warp 0 for the mbarrier at 0x10 of shared memory, `mbarrier.try_wait.*PTX\); warp 1",
     ):
-        run(made, np.zeros(4, np.int32), grid=(3,))
+        run(made, np.zeros(4, np.int32))
 
 
 def test_a_try_that_fails_says_so_where_nothing_else_goes_on() -> None:

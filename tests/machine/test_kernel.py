@@ -119,7 +119,7 @@ def test_warps_exchange_through_shared_memory() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_do_not_depend_on_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmabits.emulator.engine.threads_wanted", lambda: threads)
+    monkeypatch.setattr("mmabits.emulator.engine.products.threads_wanted", lambda: threads)
     made = kernel(REVERSED, threads=64, before=SHARED, shared=256)
     numbers = np.arange(64 * 33, dtype=np.int32)
     run(made, numbers, grid=(33,))

@@ -169,8 +169,10 @@ class Case:
             block = f".block_scale.block{row.block}" if row.block else ""
             per_column = 32 // descriptors.PRODUCT_KINDS[row.kind or ""].slot_bits
             left = f"[%taddr+{self.columns['a'] + step * row.k // per_column}]" if self.a_in_cells else f"{a[step]}"
-            lines.append(f"@%p1 tcgen05.mma.cta_group::1.kind::{row.kind}{block} [%taddr], {left}, {b[step]}, %idesc{mask}{scales}, "
-                         f"{'%p3' if step or self.adds else '%p4'}{shift};".replace(f"%idesc{mask}{scales}", f"%idesc{scales}{mask}"))  # fmt: skip
+            adds = "%p3" if step or self.adds else "%p4"
+            lines.append(
+                f"@%p1 tcgen05.mma.cta_group::1.kind::{row.kind}{block} [%taddr], {left}, {b[step]}, %idesc{scales}{mask}, {adds}{shift};"
+            )
         return f"""
 .version 8.8
 .target sm_100a

@@ -139,21 +139,22 @@ def test_allocations_lie_beside_each_other_and_are_zeroed() -> None:
     assert found.tolist() == [0, 64, 0, 32]
 
 
+LOAD = "tcgen05.ld.sync.aligned.16x64b.x1.b32 {%r9},"
+MORE = "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [place], 32;"
 WRONG = {
-    "a warp in another's quarter": (64, "tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r9}, [%base];", FREED, r"the address 0x0 .* quarter"),
-    "a lane in the middle": (64, "add.s32 %r8, %mine, 524288; tcgen05.ld.sync.aligned.16x64b.x1.b32 {%r9}, [%r8];", FREED, "the address 0x80000"),
-    "another address in each lane": (64, "add.s32 %r8, %mine, %lane; tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r9}, [%r8];", FREED,
-                                     "the same in all lanes"),
+    "a warp in another's quarter": (64, f"{LOAD} [%base];", FREED, r"the address 0x0 .* quarter"),
+    "a lane in the middle": (64, f"add.s32 %r8, %mine, 524288; {LOAD} [%r8];", FREED, "the address 0x80000"),
+    "another address in each lane": (64, f"add.s32 %r8, %mine, %lane; {LOAD} [%r8];", FREED, "the same in all lanes"),
     "columns of nobody": (64, "tcgen05.ld.sync.aligned.32x32b.x2.b32 {%r9, %r10}, [%mine+63];", FREED, "not allocated, at 0x3f"),
     "a second half of nobody": (64, "tcgen05.st.sync.aligned.16x32bx2.x1.b32 [%mine], 64, {%r9};", FREED, "not allocated"),
     "33 columns": (33, "", FREED, "33 columns of tensor memory; there may be"),
-    "more than there is": (512, "@%p1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [place], 32;", FREED, "32 columns .* not left"),
+    "more than there is": (512, f"@%p1 {MORE}", FREED, "32 columns .* not left"),
     "after the right was given up": (64, "@%p1 tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;"
-                                     "@%p1 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [place], 32;", FREED, "given up"),
+                                     f"@%p1 {MORE}", FREED, "given up"),
     "a part": (64, "@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %base, 32;", FREED, "not allocated, at 0x0"),
     "twice": (64, "@%p1 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %base, 64;", FREED, "not allocated, at 0x0"),
     "never": (64, "", "ret;", "not given back"),
-    "some lanes": (64, "setp.lt.u32 %p2, %lane, 5; @%p2 tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r9}, [%mine];", FREED, "only some of its lanes"),
+    "some lanes": (64, f"setp.lt.u32 %p2, %lane, 5; @%p2 {LOAD} [%mine];", FREED, "only some of its lanes"),
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import operands  # noqa: E402
 import slow_reference  # noqa: E402
 
-from mmabits.emulator import engine  # noqa: E402
+from mmabits.emulator.engine import products  # noqa: E402
 from mmabits.isa import (  # noqa: E402
     DATAPATHS,
     LOWERINGS,
@@ -135,7 +135,7 @@ def engine_codes(lowering: Lowering, drawn: operands.Operands) -> np.ndarray[Any
     d = drawn.c.view(held).copy()[:, None, None]
     scales = (drawn.scale_a, drawn.scale_b)
     arrays = [None if codes is None else np.ascontiguousarray(codes) for codes in scales]
-    engine.run(
+    products.run(
         lowering, a[:, None, :], b[:, :, None], d,
         None if arrays[0] is None else arrays[0][:, None, :], None if arrays[1] is None else arrays[1][:, :, None],
     )  # fmt: skip

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("conformance", "emulator", "isa", "kernels")
+FOLDERS = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
 CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
-DATA_KINDS = ("conformance/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
+DATA_KINDS = ("*/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
 """Data that are many files: page templates, the pack of vectors, and tables of numbers."""
 
 
@@ -100,7 +100,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Version"] == version_of_project()
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert "mmabits = mmabits.conformance.cli:main" in entry_points
+    assert "mmabits = mmabits.commands.main:main" in entry_points
     assert len(licences) == 1
 
 

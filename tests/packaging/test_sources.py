@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("conformance", "emulator", "isa", "kernels")
+FOLDERS = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
 COMPILERS = ("llvmlite", "numba")
-DECORATOR_OWNERS = (Path("emulator/jit.py"), Path("emulator/cuda.py"))
+DECORATOR_OWNERS = (Path("emulator/engine/jit.py"), Path("emulator/engine/cuda.py"))
 """Who may decorate functions for the compiler: one module for the CPU, one for the GPU."""
 COMPILER_USERS = (
     *DECORATOR_OWNERS, Path("emulator/hooks/jax/handler.py"),
-    Path("emulator/lanes.py"), Path("emulator/machine/kernel.py"), Path("emulator/machine_code.py"), Path("emulator/steps.py"),
+    Path("emulator/engine/lanes.py"), Path("emulator/machine/kernel.py"), Path("emulator/engine/machine_code.py"),
+    Path("emulator/engine/steps.py"),
 )  # fmt: skip
 """Who may write instructions for it, or load what it made."""
 DECORATORS = ("njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "prange", "cuda")
@@ -81,7 +82,7 @@ def fastmath_uses(tree: ast.AST) -> list[str]:
     return found
 
 
-PRINTER = Path("conformance/output.py")
+PRINTER = Path("reports/output.py")
 """Through it alone the commands print: it spells out what a file could steer a terminal with."""
 
 
@@ -111,7 +112,7 @@ def violations(finder: Finder, files: list[Path]) -> list[str]:
     [
         pytest.param(compiler_imports, "from numba import njit", 1, id="compiler-from"),
         pytest.param(compiler_imports, "def f():\n    import numba as nb", 1, id="compiler-lazy"),
-        pytest.param(compiler_imports, "import numbers\nfrom mmabits.emulator.jit import njit", 0, id="compiler-none"),
+        pytest.param(compiler_imports, "import numbers\nfrom mmabits.emulator.engine.jit import njit", 0, id="compiler-none"),
         pytest.param(decorator_imports, "from numba import njit, types\nimport numba", 2, id="decorator"),
         pytest.param(decorator_imports, "from numba import cuda", 1, id="decorator-cuda"),
         pytest.param(decorator_imports, "from numba import types\nfrom numba.core import cgutils", 0, id="decorator-none"),
@@ -133,7 +134,7 @@ def test_seven_modules_know_the_compilers() -> None:
 
 
 def test_one_module_prints() -> None:
-    progress = (Path("conformance/progress.py"), Path("conformance/study/sweeps.py"))  # a bar on standard error, of texts of our own
+    progress = (Path("reports/progress.py"), Path("research/study/sweeps.py"))  # a bar on standard error, of texts of our own
     files = [path for path in library_files() if path.parts[0] == "conformance" and path not in (PRINTER, *progress)]
     assert violations(prints, files) == []
 

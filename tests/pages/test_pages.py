@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmabits.conformance.cli import main
+from mmabits.commands.main import main
 from mmabits.conformance.distances import Distances, distances
-from mmabits.conformance.pages import charts, check_page, write
-from mmabits.conformance.pages.report import Cell, NoteBlock, Report, Section, TableBlock, TextBlock, plural, report_page
 from mmabits.conformance.probes.pack import FOLDER
 from mmabits.conformance.probes.page import score_page
 from mmabits.conformance.probes.score import Score
@@ -32,6 +30,8 @@ from mmabits.conformance.replay import Difference, FileReport
 from mmabits.conformance.replay_page import replay_page
 from mmabits.conformance.vectors import read_vectors, write_vectors
 from mmabits.isa import Evidence, MmabitsError, OperandError, format_spec, parse
+from mmabits.reports.pages import charts, check_page, write
+from mmabits.reports.pages.report import Cell, NoteBlock, Report, Section, TableBlock, TextBlock, plural, report_page
 
 _EMPTY = {"meta", "rect", "line", "circle", "polyline", "path", "br", "input", "link", "img"}
 _PACK = FOLDER / "sm_80-mma-f16-f16-f32-k16.safetensors"

@@ -12,16 +12,16 @@ import pytest
 import slow_reference
 from typer.testing import CliRunner
 
-from mmabits.conformance.probes.equivalent import reason_for
-from mmabits.conformance.probes.exact import Operands, evaluate
-from mmabits.conformance.probes.generators import all_operands, probes_for
-from mmabits.conformance.probes.model import model_of
-from mmabits.conformance.probes.mutants import mutants
 from mmabits.conformance.probes.pack import FOLDER, entries, vectors_of
 from mmabits.conformance.probes.score import kills, score_files, score_vectors
 from mmabits.conformance.replay import recordings_folder, replay_files
 from mmabits.conformance.vectors import read_vectors, write_vectors
 from mmabits.isa import Instruction, lower, parse
+from mmabits.research.probes.equivalent import reason_for
+from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.probes.generators import all_operands, probes_for
+from mmabits.research.probes.model import model_of
+from mmabits.research.probes.mutants import mutants
 
 FAMILIES = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}
 ENTRIES = {entry.name: entry for entry in entries()}
@@ -167,7 +167,7 @@ def test_scores_of_recordings_name_their_survivors() -> None:
 def test_the_command_prints_scores() -> None:
     import typer
 
-    from mmabits.conformance.probes.cli import vectors_score
+    from mmabits.commands.vectors import vectors_score
 
     app = typer.Typer()
     app.command()(vectors_score)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.cli import main
+from mmabits.commands.main import main
 from mmabits.conformance.identify import identify
-from mmabits.conformance.identify.cli import emulator_device
+from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.probes.score import score_files, score_vectors
 from mmabits.conformance.record import driver
 from mmabits.conformance.record.asking import AskedInstruction

@@ -8,14 +8,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mmabits.conformance.record import cli, driver
+from mmabits.commands import record
+from mmabits.conformance.record import driver
 from mmabits.conformance.record.recording import read_recording
 from mmabits.isa.errors import DeviceUnavailable, OperandError
 
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e5m2"
 
 app = typer.Typer(pretty_exceptions_enable=False)
-app.command(name="record")(cli.record)
+app.command(name="record")(record.record)
 
 
 def run(*words: str) -> Any:

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 import mmabits
-from mmabits.conformance.study import RECIPES, study
 from mmabits.emulator.codecs import decode
 from mmabits.isa import OperandError, OperandTypeError, UnsupportedInstruction
 from mmabits.kernels.quantize import quantize_fp8
+from mmabits.research.study import RECIPES, study
 
 
 def _matrices(m=24, k=512, n=20, seed=0):

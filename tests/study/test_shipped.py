@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.cli import main
-from mmabits.conformance.study.report import page, run
-from mmabits.conformance.study.shipped import STUDIES
+from mmabits.commands.main import main
 from mmabits.isa import OperandError
+from mmabits.research.study.report import page, run
+from mmabits.research.study.shipped import STUDIES
 
 pytest.importorskip("matplotlib")
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.study import JournalMismatch, Table, points, sweep
 from mmabits.isa import OperandError
+from mmabits.research.study import JournalMismatch, Table, points, sweep
 
 
 def one_point(k: int, arch: str, scale: float = 1.0):
@@ -51,7 +51,7 @@ _PROGRAM = """
 import sys, time
 sys.path.insert(0, {here!r})
 import test_sweep
-from mmabits.conformance.study import sweep
+from mmabits.research.study import sweep
 def slow(**point):
     time.sleep(0.4)
     return test_sweep.one_point(**point)

@@ -8,10 +8,10 @@ import operands
 import pytest
 
 import mmabits
-from mmabits.conformance.testing import ToleranceExceeded, assert_within_tolerance
 from mmabits.emulator.codecs import from_codes
-from mmabits.emulator.tolerance import tolerance_of_shape
 from mmabits.isa import OperandError, instructions
+from mmabits.research.testing import ToleranceExceeded, assert_within_tolerance
+from mmabits.research.tolerance import tolerance_of_shape
 
 _FP8 = ml_dtypes.float8_e4m3fn
 _LINES = [line for line in instructions() if line.modelled and line.example is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmabits.conformance.tables import datapath_markdown
+from mmabits.commands.tables import datapath_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -99,7 +99,7 @@ def test_every_section_that_the_code_cites_is_there() -> None:
     """Sections are cited by number in docstrings of the library and in the exact model."""
     sections = set(re.findall(r"^## (\d)", NUMERICS.read_text(encoding="utf-8"), re.MULTILINE))
     assert sections == set("12345678")
-    sources = [path for folder in ("conformance", "emulator", "isa") for path in (ROOT / folder).glob("*.py")]
+    sources = [path for folder in ("conformance", "emulator", "isa", "research") for path in (ROOT / folder).rglob("*.py")]
     sources += [ROOT / "tests" / "slow_reference.py", ROOT / "isa" / "sources.toml"]
     cited = {number for path in sources for number in re.findall(r"(?:[Ss]ections? |NUMERICS )(\d)", path.read_text(encoding="utf-8"))}
     assert cited and cited <= sections
@@ -110,7 +110,7 @@ def test_the_checks_notice_what_is_wrong() -> None:
     assert failed_examples(">>> 1 + 1\n2\n", "right") == []
     text = "# A b, c\n[x](nowhere.md) [y](#a-b-c) [z](#nowhere) [n](numerics.md#1-terms) [m](numerics.md#terms) [w](https://w.example)"
     assert broken_links(text, NUMERICS) == ["nowhere.md", "#nowhere", "numerics.md#terms"]
-    assert missing_paths("`emulator/steps.py` `emulator/nothing.py` `tests/unit/isa/` `m/n` `CHANGELOG.md` `NOTHING.md`") == [
+    assert missing_paths("`emulator/engine/steps.py` `emulator/nothing.py` `tests/unit/isa/` `m/n` `CHANGELOG.md` `NOTHING.md`") == [
         "emulator/nothing.py",
         "NOTHING.md",
     ]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator import scope
-from mmabits.emulator import session as session_module
-from mmabits.emulator.session import NotEmulated, current_session
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks import session as session_module
+from mmabits.emulator.hooks.session import NotEmulated, current_session
 from mmabits.isa import EmulationError, InsufficientEvidence, OperandError, UnknownArchitecture, UnsupportedInstruction, library_instruction
 
 _FP8 = ml_dtypes.float8_e4m3fn

@@ -8,29 +8,37 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import mmabits
-from mmabits.conformance.cli import main
-from mmabits.conformance.tables import formats_markdown
+from mmabits.commands.main import main
+from mmabits.commands.tables import formats_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FORMATS_PAGE = ROOT / "docs" / "formats.md"
 PICTURE = ROOT / "docs" / "why-448.svg"
 GENERATED = re.compile(r"(?<=<!-- formats -->\n).*?(?=<!-- end formats -->)", re.DOTALL)
-BLOCK = re.compile(r"(?:^<!-- needs: ([\w, ]+) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:^<!-- needs: ([\w, .>=]+) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CONTAINS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 def blocks(text: str) -> list[tuple[tuple[str, ...], str, str]]:
     """(packages needed, language, code) of each block that runs."""
     return [(tuple(filter(None, re.split(r"[, ]+", needs or ""))), language, code) for needs, language, code in BLOCK.findall(text)]
+
+
+def is_here(requirement: str) -> bool:
+    """A package, in a version where one is asked for."""
+    asked = Requirement(requirement)
+    return importlib.util.find_spec(asked.name) is not None and (not asked.specifier or version(asked.name) in asked.specifier)
 
 
 def run_command(line: str) -> None:
@@ -47,7 +55,7 @@ def test_every_block_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.stem}
     for number, (needs, language, code) in enumerate(blocks(page.read_text(encoding="utf-8"))):
-        if any(importlib.util.find_spec(package) is None for package in needs):
+        if not all(map(is_here, needs)):
             continue
         if language == "python":
             file = tmp_path / f"block_{number}.py"  # a file of its own, since Triton reads the source of its kernels

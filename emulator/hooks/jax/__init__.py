@@ -13,7 +13,7 @@ import warnings
 from contextlib import ExitStack
 from typing import Any
 
-from mmabits.emulator.session import NotEmulated, Session
+from mmabits.emulator.hooks.session import NotEmulated, Session
 from mmabits.isa import EmulationError
 
 

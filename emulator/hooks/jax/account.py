@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.hooks.jax.handler import Site, counting_site
-from mmabits.emulator.session import Session
+from mmabits.emulator.hooks.session import Session
 from mmabits.isa import Instruction
 
 Key = tuple[str, str, str, int]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from jax import stages
 
 from mmabits.emulator.hooks.jax import account, flag
-from mmabits.emulator.scope import NotEmulated
+from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.isa import EmulationError
 
 _SITE: Final = re.compile(r'custom_call_target="mmabits".*\bsite = (\d+)')

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import jax
 
-from mmabits.emulator import scope
+from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.jax import account
 
 _UNDECIDED: Final = object()

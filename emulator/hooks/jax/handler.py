@@ -21,8 +21,9 @@ import numpy.typing as npt
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from mmabits.emulator.engine import SERIAL_PRODUCTS, threads_wanted
-from mmabits.emulator.native import Call, NativeProduct
+from mmabits.emulator.engine.native import NativeProduct
+from mmabits.emulator.engine.products import SERIAL_PRODUCTS, threads_wanted
+from mmabits.emulator.engine.record import Call
 from mmabits.isa import EmulationError
 
 TARGET: Final = "mmabits"
@@ -48,7 +49,7 @@ class Site:
 
     Attributes:
         words: address of the engine's function (0: none), how often it was called, bytes of the result, how many threads may help,
-            address of a word that is 0 where it may not be called, and a native.CALL.
+            address of a word that is 0 where it may not be called, and a record.CALL.
         product: what the record's constants belong to.
         gate: that word.
     """

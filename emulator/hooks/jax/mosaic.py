@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import operand_type
 from mmabits.emulator.hooks.jax import account, flag, handler
-from mmabits.emulator.session import Session
+from mmabits.emulator.hooks.session import Session
 from mmabits.isa import EmulationError, Family, UnsupportedInstruction, resolve
 
 Array = npt.NDArray[Any]

@@ -22,14 +22,14 @@ from jax._src import source_info_util
 from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
-from mmabits.emulator import scope
+from mmabits.emulator.engine.memory import require
+from mmabits.emulator.engine.native import native_product
+from mmabits.emulator.engine.tasks import lie_side_by_side
+from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
 from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Refused
 from mmabits.emulator.hooks.jax.matrices import Dimensions
-from mmabits.emulator.memory import require
-from mmabits.emulator.native import native_product
-from mmabits.emulator.session import Session, poison
-from mmabits.emulator.tasks import lie_side_by_side
+from mmabits.emulator.hooks.session import Session, poison
 from mmabits.isa import EmulationError
 
 Rule = Callable[..., Any]

@@ -11,7 +11,7 @@ import re
 import warnings
 from contextlib import ExitStack
 
-from mmabits.emulator.session import NotEmulated, Session
+from mmabits.emulator.hooks.session import NotEmulated, Session
 from mmabits.isa import EmulationError
 
 VERSIONS = ((2, 9), (2, 13))

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.interop import torch_to_numpy
-from mmabits.emulator.session import Session
 from mmabits.isa import OperandError, OperandTypeError
 
 if TYPE_CHECKING:

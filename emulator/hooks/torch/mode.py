@@ -13,11 +13,11 @@ import torch
 from torch._C import _get_dispatch_stack_at, _len_torch_dispatch_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmabits.emulator import scope
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
 from mmabits.emulator.hooks.torch.calls import Call, Signature, caller
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
-from mmabits.emulator.session import Session
 
 Handler = Callable[[Call], Any]
 

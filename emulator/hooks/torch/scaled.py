@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mmabits.emulator.api import gemm
-from mmabits.emulator.fma import fma
+from mmabits.emulator.engine.fma import fma
 from mmabits.emulator.hooks.torch.calls import Array, Call, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined

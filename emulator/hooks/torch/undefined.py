@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 
-from mmabits.emulator.session import JUNK
+from mmabits.emulator.hooks.session import JUNK
 
 _NAMES: Final = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 UNWRITTEN: Final = frozenset(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 
-from mmabits.emulator.session import Session
+from mmabits.emulator.hooks.session import Session
 from mmabits.isa import EmulationError
 
 VERSIONS = ((3, 6), (3, 9))

@@ -17,7 +17,8 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.emulator.fma import fma, sum_rounded_to_odd
+from mmabits.emulator.engine.fma import fma, sum_rounded_to_odd
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import accesses, account, libdevice, origins
 from mmabits.emulator.hooks.triton.accesses import Accesses
 from mmabits.emulator.hooks.triton.account import Account
@@ -29,7 +30,6 @@ from mmabits.emulator.hooks.triton.plans import Dot, Plan, Planner, ScaledDot, S
 from mmabits.emulator.hooks.triton.products import VIEWS, as_operand, product, scaled_product
 from mmabits.emulator.hooks.triton.source import Kernel, Kernels
 from mmabits.emulator.layouts import unpack_fp4
-from mmabits.emulator.session import Session
 from mmabits.isa import EmulationError
 
 Array = npt.NDArray[Any]

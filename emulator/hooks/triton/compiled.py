@@ -18,11 +18,11 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.cache import get_cache_manager
 
-from mmabits.emulator import scope
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of
-from mmabits.emulator.session import Session
 from mmabits.isa import EmulationError, Evidence, architecture
 from mmabits.isa.opcodes import opcode_table
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmabits.emulator import cache
+from mmabits.emulator.engine import cache
 
 PROBE = Path(__file__).with_name("probe.py")
 

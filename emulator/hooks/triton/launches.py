@@ -21,7 +21,8 @@ from triton.runtime.autotuner import Autotuner
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from mmabits.emulator import scope
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import builder
 from mmabits.emulator.hooks.triton.arguments import Grid, parameters
 from mmabits.emulator.hooks.triton.builder import Launch, Operations
@@ -30,7 +31,6 @@ from mmabits.emulator.hooks.triton.compiler import compiler
 from mmabits.emulator.hooks.triton.patches import Change, NoScope, Patches, language_changes
 from mmabits.emulator.hooks.triton.plans import planner
 from mmabits.emulator.hooks.triton.source import Kernels
-from mmabits.emulator.session import Session
 from mmabits.isa import EmulationError, OperandError
 
 FOLDS_SCALED_DOTS = (3, 8)

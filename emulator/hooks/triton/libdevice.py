@@ -14,7 +14,7 @@ from triton.language.extra.cuda import libdevice as cuda
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from mmabits.emulator.fma import fma
+from mmabits.emulator.engine.fma import fma
 from mmabits.emulator.hooks.triton.patches import Patches
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.emulator.fma import canonical, fma
+from mmabits.emulator.engine.fma import canonical, fma
+from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton.plans import Plan, Scheme
-from mmabits.emulator.session import Session
 from mmabits.isa import Instruction
 
 Array = npt.NDArray[Any]

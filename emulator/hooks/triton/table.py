@@ -57,6 +57,7 @@ class Row:
 
 
 _EARLY: Final = (3, 7)
+_FITTED: Final = (3, 9)
 _LATE: Final = (3, 8)
 _WARPGROUPS: Final = (4, 8, 16, 32)
 _TMEM_WARPS: Final = (4, 8)
@@ -186,10 +187,11 @@ def _plain(dot: Dot, a: str, b: str, version: tuple[int, int]) -> Facts:
 
 
 def _laid_out(loaded: int, joined: int, k: int, version: tuple[int, int]) -> int:
-    """The bits by which an operand is laid out. A tl.join halves them; later if its elements are twice as wide, and four threads of the
-    width then fit into K.
+    """The bits by which an operand is laid out. A tl.join halves them; later if its elements are twice as wide, and latest if besides
+    four threads of the width then fit into K.
     """
-    halves = bool(joined) if version <= _EARLY else joined == 2 * loaded and 4 * (32 // (loaded // 2)) <= k
+    fits = version < _FITTED or 4 * (32 // (loaded // 2)) <= k
+    halves = bool(joined) if version <= _EARLY else joined == 2 * loaded and fits
     return loaded // 2 if halves else loaded
 
 

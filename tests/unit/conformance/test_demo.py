@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmabits.conformance import demo
-from mmabits.conformance.demo import RUNS, SCHEMES, SENTENCE, SIZES, TOKEN_IDS, Operands, Size
+from mmabits.commands import demo
+from mmabits.commands.demo import RUNS, SCHEMES
 from mmabits.isa import OperandError, format_spec
 from mmabits.kernels.quantize import Quantized
+from mmabits.research import sentence
+from mmabits.research.sentence import SENTENCE, SIZES, TOKEN_IDS, Operands, Size
 
-needs_model = pytest.mark.skipif(demo.model_folder() is None, reason=f"{demo.MODEL_PACKAGE} is not installed")
+needs_model = pytest.mark.skipif(sentence.model_folder() is None, reason=f"{sentence.MODEL_PACKAGE} is not installed")
 TINY = Size(tokens=4, columns=16)
 
 
@@ -32,10 +34,10 @@ def run(tmp_path: Path, size: str = "small") -> tuple[list[demo.Outcome], str]:
 def test_real_operands_are_the_first_product_of_the_model() -> None:
     from safetensors.numpy import load_file
 
-    folder = demo.model_folder()
+    folder = sentence.model_folder()
     assert folder is not None
     tensors = load_file(folder / "model.safetensors")
-    operands = demo.real_operands(folder, SIZES["full"])
+    operands = sentence.real_operands(folder, SIZES["full"])
     assert (operands.activations.shape, operands.weights.shape) == ((62, 384), (384, 1152))
     layer = "encoder.layer.0.attention.self"
     for start, name in ((0, "query"), (384, "key"), (768, "value")):
@@ -53,10 +55,10 @@ def test_real_operands_are_the_first_product_of_the_model() -> None:
 
 @needs_model
 def test_token_ids_are_what_the_tokenizer_gives() -> None:
-    folder = demo.model_folder()
+    folder = sentence.model_folder()
     assert folder is not None
     pytest.importorskip("tokenizers")
-    assert tuple(demo.token_ids(folder)) == TOKEN_IDS
+    assert tuple(sentence.token_ids(folder)) == TOKEN_IDS
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
     words = " ".join(vocabulary[token] for token in TOKEN_IDS[1:-1]).replace(" ##", "")
     assert "".join(words.split()) == "".join(SENTENCE.lower().split())
@@ -64,21 +66,21 @@ def test_token_ids_are_what_the_tokenizer_gives() -> None:
 
 @needs_model
 def test_without_the_tokenizer_the_given_ids_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = demo.model_folder()
+    folder = sentence.model_folder()
     assert folder is not None
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tokenizers" else real(name))
-    assert tuple(demo.token_ids(folder)) == TOKEN_IDS
+    assert tuple(sentence.token_ids(folder)) == TOKEN_IDS
 
 
 def test_without_the_model_the_numbers_say_that_they_are_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "model_folder", lambda: None)
-    operands = demo.load_operands(TINY)
+    operands = sentence.load_operands(TINY)
     assert not operands.is_real
     assert operands.description.startswith("SYNTHETIC")
     assert "pip install 'mmabits[demo]'" in operands.description
     assert (operands.activations.shape, operands.weights.shape) == ((4, 384), (384, 16))
-    np.testing.assert_array_equal(operands.weights, demo.load_operands(TINY).weights)
+    np.testing.assert_array_equal(operands.weights, sentence.load_operands(TINY).weights)
 
 
 # Exact products --------------------------------------------------------------------------------------------------------

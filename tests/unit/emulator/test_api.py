@@ -19,8 +19,8 @@ import operands
 import pytest
 
 import mmabits
-from mmabits.emulator import engine, machine_code
 from mmabits.emulator.codecs import from_codes
+from mmabits.emulator.engine import machine_code, products
 from mmabits.isa import (
     Instruction,
     InsufficientEvidence,
@@ -208,7 +208,7 @@ def with_code(array: Array, index: tuple[int, ...], code: int) -> Array:
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The class, one line that says what arrived and what is allowed, and nothing computed before it."""
-    monkeypatch.setattr(engine, "run", lambda *_: pytest.fail("computed before refusing"))
+    monkeypatch.setattr(products, "run", lambda *_: pytest.fail("computed before refusing"))
     error, pattern, call = REFUSALS[case]
     with pytest.raises(error, match=pattern) as caught:
         call()
@@ -220,7 +220,7 @@ def test_refusals(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_negative_control_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the refusals are variations of does reach the engine."""
     reached = []
-    monkeypatch.setattr(engine, "run", lambda *_: reached.append(1))
+    monkeypatch.setattr(products, "run", lambda *_: reached.append(1))
     wgmma(A, B, C, promote_every=np.int64(64))
     tile(A, B, C, require="published")
     mxf8(A, B, scale_a=SA, scale_b=SB, nan_scales="refuse")

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import mmabits
-from mmabits.emulator import cache, machine_code
-from mmabits.emulator.machine_code import _Object
+from mmabits.emulator.engine import cache, machine_code
+from mmabits.emulator.engine.machine_code import _Object
 
 NAME = "mmabits_nothing-0.mmabits"
 OTHER_USER, THIRD_USER = 54321, 54322
@@ -200,7 +200,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from mmabits.emulator import cache
+from mmabits.emulator.engine import cache
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 folder = Path(sys.argv[1])
 try:
@@ -286,10 +286,11 @@ BECOME = """
 import grp, os, pwd, sys
 import numpy as np
 import mmabits
-from mmabits.emulator import cache, engine, entries, jit, machine_code, native
+from mmabits.emulator.engine import cache, jit, machine_code, native, products
 from mmabits.isa import lower, parse
 ROW = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
 (variant, *_) = native.variants(lower(parse(ROW), "sm_90a"))
+machine_code.entry(variant)
 jit.compiled_object(lambda pointer: None, "nothing")  # all imports are made while this is root
 def become(user):
     os.setgroups([]); os.setgid(user); os.setuid(user)
@@ -363,7 +364,7 @@ def test_a_planted_file_never_runs(shared: Path, planter: int, victim: int, runs
 def test_an_unknown_user_without_a_home_computes_and_is_told_once(shared: Path) -> None:
     """As in a container with a random user id and a read-only installation."""
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
-    program = "import mmabits.emulator.cache as c, pathlib\n" + PRODUCT.replace(
+    program = "import mmabits.emulator.engine.cache as c, pathlib\n" + PRODUCT.replace(
         "import json, warnings", "import json, warnings\nc.__file__ = '/proc/nowhere/cache.py'"
     )
     done = subprocess.run(

@@ -82,7 +82,7 @@ def in_a_process(function: str, **environment: str) -> Any:
 
 def lines(every: bool) -> list[tuple[str, str]]:
     """An instruction for each set of numbers that drives a kernel, those of walking K aside if not `every`, and the modified ones."""
-    from mmabits.emulator import plan
+    from mmabits.emulator.engine import plan
 
     found: dict[object, tuple[str, str]] = {}
     for line in instructions():
@@ -165,7 +165,7 @@ def pieces() -> list[str]:
     """What is wrong with products of each arithmetic whose elements are computed three at a launch, of which there are two."""
     import operands
 
-    from mmabits.emulator import cuda
+    from mmabits.emulator.engine import cuda
 
     launches: list[int] = []
     launch = cuda._launch
@@ -219,7 +219,7 @@ def all_last_bits() -> list[str]:
 
 def halves() -> list[int]:
     """Codes of f16 that do not come back from what is made of them: none."""
-    from mmabits.emulator import cuda, plan
+    from mmabits.emulator.engine import cuda, plan
 
     @cuda.kernel
     def there_and_back(codes: Any, single: Any, back: Any, result: Any) -> None:
@@ -279,7 +279,7 @@ def sums() -> list[str]:
     import operands
     import slow_reference
 
-    from mmabits.emulator import cuda
+    from mmabits.emulator.engine import cuda
 
     @cuda.kernel
     def add(pairs: Any, out: Any, first: int, last: int) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.testing import assert_within_tolerance
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import from_codes
-from mmabits.emulator.session import Session
+from mmabits.emulator.hooks.session import Session
 from mmabits.isa import OperandError, parse
+from mmabits.research.testing import assert_within_tolerance
 
 Array = np.ndarray[Any, Any]
 INSTRUCTIONS = {

@@ -7,7 +7,7 @@ import numpy as np
 import operands
 import slow_reference
 
-from mmabits.emulator.fma import canonical, fma
+from mmabits.emulator.engine.fma import canonical, fma
 
 
 def nearest(exact: Fraction) -> np.float32:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.testing import assert_within_tolerance
 from mmabits.isa import OperandTypeError
+from mmabits.research.testing import assert_within_tolerance
 
 TF32 = {"instruction": "mma.sync", "arch": "sm_80"}
 A = np.random.default_rng(5).standard_normal((16, 16)).astype(np.float32)

@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator import engine, native, shares
-from mmabits.emulator.native import native_product
-from mmabits.emulator.shares import SharedWork
+from mmabits.emulator.engine import products, shares
+from mmabits.emulator.engine.native import native_product
+from mmabits.emulator.engine.record import CALLED, Call
+from mmabits.emulator.engine.shares import SharedWork
 from mmabits.isa import lower, parse
 
 # ------------------------------------------------------------------------------------------------------ the C functions
@@ -105,7 +106,7 @@ def test_a_function_that_is_told_to_stop_stops_within_a_task(kind: str) -> None:
 
 def test_a_record_stops_for_nobody_unless_told_whom() -> None:
     assert native_product(lower(parse(FUNCTIONS["fused"][0]), "sm_89")).record(1, 16, 8, 32)["stop"][0] == 0
-    assert native.Call._fields.index("stop") < native.CALLED
+    assert Call._fields.index("stop") < CALLED
 
 
 # ----------------------------------------------------------------------------------------------------------- shared work
@@ -356,7 +357,7 @@ def test_what_an_interrupted_product_leaves_is_left_alone() -> None:
     sender = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
     sender.start()
     with pytest.raises(KeyboardInterrupt):
-        engine.run(lowering, a, b, d, None, None)
+        products.run(lowering, a, b, d, None, None)
     left = d.copy()
     time.sleep(0.05)
     assert left.tobytes() == d.tobytes()
@@ -387,7 +388,7 @@ a, b = ones(2048, 1 << 15), ones(1 << 15, 2048)
 product(a[:64, :64], b[:64, :64])
 threading.Thread(target=product, args=(a, b), daemon=True).start()
 import atexit
-from mmabits.emulator import shares
+from mmabits.emulator.engine import shares
 while not any(work.runs for work in shares.running()): time.sleep(0.01)
 works = shares.running()
 print(time.process_time())

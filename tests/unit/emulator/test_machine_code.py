@@ -6,16 +6,19 @@ import builtins
 import hashlib
 import json
 import logging
+import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmabits.emulator import cache, entries, machine_code
-from mmabits.emulator.machine_code import _MAGIC, _Object
-from mmabits.emulator.native import Variant, variants
+from mmabits.emulator.engine import cache, machine_code
+from mmabits.emulator.engine.machine_code import _MAGIC, _Object
+from mmabits.emulator.engine.native import variants
+from mmabits.emulator.engine.record import Variant
 from mmabits.isa import CompilerError, lower, parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +111,7 @@ def test_a_module_without_its_source_is_not_kept_but_works(folder: Path, monkeyp
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Variant:
     """A variant that compiles at once, to a function that does nothing."""
-    monkeypatch.setattr(entries, "entry", lambda variant: lambda pointer: None)
+    monkeypatch.setattr(machine_code, "entry", lambda variant: lambda pointer: None)
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
     (variant,) = variants(lower(parse("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"), "sm_80"))
     return variant
@@ -164,7 +167,7 @@ def without_a_method(patch: pytest.MonkeyPatch) -> None:
 
 
 def another_option(patch: pytest.MonkeyPatch) -> None:
-    from mmabits.emulator import jit
+    from mmabits.emulator.engine import jit
 
     patch.setitem(jit._POLICY, "_no_such_option", False)
 
@@ -173,7 +176,7 @@ def not_importable(patch: pytest.MonkeyPatch) -> None:
     ordinary = builtins.__import__
 
     def imported(name: str, *rest: object, **more: object) -> object:
-        if name == "mmabits.emulator.jit":
+        if name == "mmabits.emulator.engine.jit":
             raise ImportError("cannot import name 'cpu_target' from 'numba.core.registry'")
         return ordinary(name, *rest, **more)  # type: ignore[arg-type]
 
@@ -181,7 +184,7 @@ def not_importable(patch: pytest.MonkeyPatch) -> None:
 
 
 def cannot_be_typed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(entries, "entry", lambda variant: lambda pointer: pointer.no_such_attribute)
+    patch.setattr(machine_code, "entry", lambda variant: lambda pointer: pointer.no_such_attribute)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_what_is_not_numbas_fault_is_handed_on(small: Variant, error: BaseExcept
     def interrupted(*_: object) -> object:
         raise error
 
-    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", interrupted)
+    monkeypatch.setattr("mmabits.emulator.engine.jit.compiled_object", interrupted)
     with pytest.raises(type(error)) as raised:
         machine_code._compiled(small)
     assert raised.value is error
@@ -218,7 +221,7 @@ def test_what_is_not_numbas_fault_is_handed_on(small: Variant, error: BaseExcept
 
 def test_code_that_needs_what_is_not_there_is_not_loaded(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """LLVM would end the process."""
-    monkeypatch.setattr("mmabits.emulator.jit.compiled_object", lambda function, symbol: (b"", ("malloc", "NRT_incref")))
+    monkeypatch.setattr("mmabits.emulator.engine.jit.compiled_object", lambda function, symbol: (b"", ("malloc", "NRT_incref")))
     with pytest.raises(CompilerError, match="needs NRT_incref, which nothing here has"):
         machine_code._compiled(small)
 
@@ -234,3 +237,38 @@ def test_the_versions_of_numba_are_those_that_are_installed_with_the_package() -
     first, last = (tuple(map(int, version.split("."))) for version in machine_code.NUMBA)
     (numba,) = (each for each in project["dependencies"] if each.startswith("numba>"))
     assert numba == f"numba>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+def test_who_is_interrupted_leaves_and_the_next_call_gets_what_was_compiled(small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    made = machine_code._compiled(small)
+    go_on, calls = threading.Event(), []
+
+    def compiled(variant: Variant) -> machine_code._Object:
+        calls.append(threading.current_thread())
+        go_on.wait()
+        return made
+
+    monkeypatch.setattr(machine_code, "_compiled", compiled)
+    monkeypatch.setattr(machine_code, "_read", lambda symbol: None)
+    monkeypatch.setattr(machine_code, "_write", lambda symbol, made: None)
+    monkeypatch.setattr(machine_code, "_functions", {})
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Interrupted):
+            machine_code.function_address(small)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert calls and not go_on.is_set(), "it waited for the compiler"
+    go_on.set()
+    assert machine_code.function_address(small)
+    assert len(calls) == 1 and calls[0] is not threading.current_thread()
+    assert not machine_code._compilations

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator import memory
+from mmabits.emulator.engine import memory
 from mmabits.isa import MmabitsError, NotEnoughMemory
 
 MIB = 1 << 20
@@ -131,7 +131,7 @@ def test_the_bound_on_a_tolerances_arrays_holds() -> None:
     """What it counts with is no less than what numpy takes."""
     import tracemalloc
 
-    from mmabits.emulator.tolerance import _ARRAYS
+    from mmabits.research.tolerance import _ARRAYS
 
     a, b = np.ones((512, 32), ml_dtypes.float8_e4m3fn), np.ones((32, 512), ml_dtypes.float8_e4m3fn)
     tracemalloc.start()

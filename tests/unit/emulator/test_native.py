@@ -7,8 +7,9 @@ import ctypes
 import numpy as np
 import pytest
 
-from mmabits.emulator import engine, native
-from mmabits.emulator.native import CALL, NativeProduct, native_product
+from mmabits.emulator.engine import products
+from mmabits.emulator.engine.native import NativeProduct, native_product
+from mmabits.emulator.engine.record import CALL, Call
 from mmabits.isa import Lowering, lower, parse
 
 FUSED = ("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", "sm_89", np.uint8, np.float32)
@@ -52,7 +53,7 @@ def test_a_record_is_all_a_call_needs(kind: tuple[str, str, type, type]) -> None
     batch, m, n, k = 2, 150, 70, 96
     given = draw(product, kind, batch, m, n, k)
     want = given["d"].copy()
-    engine.run(lowered(kind), given["a"], given["b"], want, *((given["scale_a"], given["scale_b"]) if product.block else (None, None)))
+    products.run(lowered(kind), given["a"], given["b"], want, *((given["scale_a"], given["scale_b"]) if product.block else (None, None)))
     assert not np.array_equal(want, given["d"])
 
     whole = product.record(batch, m, n, k)
@@ -95,7 +96,7 @@ def test_more_threads_have_more_tasks() -> None:
 
 def test_every_word_of_a_record_is_eight_bytes() -> None:
     assert CALL.itemsize == 8 * len(CALL.names or ())
-    assert CALL.names == native.Call._fields
+    assert CALL.names == Call._fields
 
 
 def test_a_product_is_made_once() -> None:

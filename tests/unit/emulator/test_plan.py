@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmabits.emulator import engine, plan
+from mmabits.emulator.engine import plan, products
 from mmabits.isa import Lowering, UnsupportedInstruction, lower, parse
 
 NVFP4 = "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n8k64.f32.e2m1.e2m1.ue4m3"
@@ -24,7 +24,7 @@ def run(lowering: Lowering) -> np.ndarray[Any, Any]:
     """One dot product of ones with unit scales."""
     ones, scales = np.full((1, 1, 64), 2, np.uint8), np.full((1, 1, 4), 0x38, np.uint8)
     d = np.zeros((1, 1, 1), np.float32)
-    engine.run(lowering, ones, ones.reshape(1, 64, 1), d, scales, scales.reshape(1, 4, 1))
+    products.run(lowering, ones, ones.reshape(1, 64, 1), d, scales, scales.reshape(1, 4, 1))
     return d
 
 

@@ -22,11 +22,12 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.emulator import machine_code
-from mmabits.emulator.jit import address_of, array_at, compiled_object, enter_rounding, leave_rounding
-from mmabits.emulator.machine_code import _Object
-from mmabits.emulator.native import Variant, variants
-from mmabits.emulator.plan import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
+from mmabits.emulator.engine import machine_code
+from mmabits.emulator.engine.jit import address_of, array_at, compiled_object, enter_rounding, leave_rounding
+from mmabits.emulator.engine.machine_code import _Object
+from mmabits.emulator.engine.native import variants
+from mmabits.emulator.engine.plan import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
+from mmabits.emulator.engine.record import Variant
 from mmabits.isa.lowering import lowerings
 
 Array = np.ndarray[Any, Any]

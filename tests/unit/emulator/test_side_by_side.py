@@ -8,7 +8,7 @@ import numpy as np
 import operands
 import pytest
 
-from mmabits.emulator import engine, native
+from mmabits.emulator.engine import native, products
 from mmabits.isa import Lowering, lower, parse
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +73,7 @@ class Batch:
         d = self.c.copy()
         product = native.native_product(lowering, promote, side_by_side=side_by_side)
         assert product.side_by_side is side_by_side
-        engine.multiply(product, self.a, self.b, d, *self.scales)
+        products.multiply(product, self.a, self.b, d, *self.scales)
         return d
 
 

@@ -1,0 +1,1 @@
+"""The command `mmabits`: one module a command, and the demonstrations."""

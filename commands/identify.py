@@ -1,0 +1,102 @@
+"""`mmabits identify`: the datapath behind a recording, a GPU's instruction, or the emulator's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from mmabits.conformance.identify.page import Asked
+
+EXIT_CONTRADICTED: Final = 1
+
+
+def identify(
+    recording: Annotated[Path | None, typer.Argument(help="A file of dot products or tiles.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Instead of a recording: ask for this instruction, PTX in full, with --arch or --gpu.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, or GPU: sm_90a, h100.")
+    ] = None,
+    gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
+    from mmabits.conformance.identify import identify as run
+    from mmabits.conformance.identify.devices import emulator_device
+    from mmabits.conformance.record.replaying import read_dots
+    from mmabits.isa import parse
+    from mmabits.isa.errors import OperandError
+    from mmabits.reports.output import say, say_json
+    from mmabits.reports.pages import check_page, write
+
+    if (recording is None) == (instruction is None) or (instruction is None) != (arch is None and gpu is None) or None not in (arch, gpu):
+        raise OperandError("identify takes a file, or --instruction with either --arch or --gpu")
+    check_page(report)
+    device: Any
+    if recording is not None:
+        vectors = read_dots(recording)
+        row, device = parse(vectors.instruction), vectors
+    else:
+        row = parse(str(instruction))
+        device = emulator_device(str(instruction), str(arch)) if gpu is None else gpu_device(str(instruction), gpu)
+    found = run(
+        device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
+        scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
+    )  # fmt: skip
+    if report is not None:
+        from mmabits.conformance.identify.page import identification_page
+
+        write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
+    if as_json:
+        say_json({
+            "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
+            "findings": [{"what": f.what, "value": f.value, "evidence": f.evidence, "probes": f.probes} for f in found.findings],
+            "undecided": [{"what": u.what, "alternatives": list(u.alternatives), "reason": u.reason} for u in found.undecided],
+        })  # fmt: skip
+    else:
+        say(*str(found).split("\n"))
+        if report is not None:
+            say(f"wrote {report}")
+    raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
+
+
+def _asked(device: Any, recording: Path | None, instruction: str, arch: str | None) -> Asked:
+    """Who answered, for the page."""
+    from mmabits.conformance.identify.page import Asked
+
+    if recording is not None:
+        facts = (("instruction", device.instruction), ("recorded on", f"{device.gpu} ({device.arch})"), ("source", device.source))
+        return Asked(device=str(recording), kind=device.kind, facts=tuple(fact for fact in facts if fact[1]), recording=device)
+    if arch is not None:
+        return Asked(
+            device=f"{instruction}, emulated for {arch}", kind="emulator", facts=(("instruction", instruction), ("emulated", arch))
+        )
+    info = device.info
+    facts = (("instruction", instruction), ("device", f"{info.name} ({info.arch})"), ("driver", info.driver))
+    return Asked(device=f"{instruction} of {info.name}", kind=info.kind, facts=facts)
+
+
+def gpu_device(instruction: str, index: int = 0) -> Any:
+    """An instruction of a GPU at hand as a device for `identify`.
+
+    Args:
+        instruction: PTX in full.
+        index: which GPU, counted as the driver does.
+
+    Returns:
+        A callable f(a, b, c, scale_a=None, scale_b=None) over arrays of the formats' NumPy types.
+
+    Raises:
+        DeviceUnavailable: no GPU, no driver, or the extra `gpu` is missing.
+        MmabitsError: the GPU lacks the instruction, or its kernel fails its check.
+    """
+    from mmabits.conformance.record.asking import AskedInstruction
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.isa import parse
+
+    return AskedInstruction(CudaDevice(index), parse(instruction))

@@ -1,0 +1,249 @@
+"""The command `mmabits`. Every command imports what it needs when it runs, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from mmabits.commands.cache import cache
+from mmabits.commands.diff import diff
+from mmabits.commands.explain import explain
+from mmabits.commands.identify import identify
+from mmabits.commands.minilm import minilm
+from mmabits.commands.record import record
+from mmabits.commands.study import study
+from mmabits.commands.vectors import vectors_pack, vectors_score
+from mmabits.isa.errors import MmabitsError
+from mmabits.reports.failures import is_foreseen, told
+from mmabits.reports.output import ReaderGone, complain, console, draw, finish_errors, finish_output, say, say_json, settle_output
+
+if TYPE_CHECKING:
+    from mmabits.isa import Instruction
+
+EXIT_ERROR: Final = 2
+EXIT_INTERRUPTED: Final = 130
+EXIT_INTERNAL: Final = 70
+"""A mistake in mmabits; what sysexits.h has for it."""
+
+app = typer.Typer(
+    name="mmabits",
+    help="Bit-exact emulation of NVIDIA tensor-core matrix instructions on the CPU.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: an error is one line and status 2, whatever it is.
+
+    Of an error that nobody foresaw the status is 70, and with MMABITS_TRACEBACK=1 it is raised. Where the reader of the output has gone
+    away, as in `mmabits list | head`, nothing is said.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+    """
+    output = sys.stdout
+    settle_output()
+    problem, status = _run(argv)
+    if sys.stdout is not output:  # what click leaves behind where the reader has gone
+        status = EXIT_ERROR
+    try:
+        finish_output(output)
+    except ReaderGone:
+        problem, status = None, EXIT_ERROR
+    except MmabitsError as error:
+        problem, status = str(error), EXIT_ERROR
+    if problem is not None:
+        complain(problem)
+    finish_errors()
+    raise SystemExit(status)
+
+
+def _run(argv: Sequence[str] | None) -> tuple[str | None, int]:
+    """The command's error, if there is one to tell, and its exit status."""
+    try:
+        app(args=None if argv is None else list(argv), prog_name="mmabits")
+    except SystemExit as left:
+        return None, left.code if isinstance(left.code, int) else EXIT_ERROR if left.code else 0
+    except ReaderGone:
+        return None, EXIT_ERROR
+    except KeyboardInterrupt:
+        return None, EXIT_INTERRUPTED
+    except Exception as error:
+        return told(error), EXIT_ERROR if is_foreseen(error) else EXIT_INTERNAL
+    return None, 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mmabits import __version__
+
+        say(f"mmabits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command(name="list")
+def list_(
+    arch: Annotated[str | None, typer.Option(help="Only this architecture, or GPU: sm_90a, h100.")] = None,
+    evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of the README.")] = False,
+) -> None:
+    """List the instructions, and how well each is known."""
+    from mmabits.commands import tables
+    from mmabits.isa import instructions
+
+    rows = instructions(arch=arch, evidence=evidence, family=family)
+    if as_json:
+        say_json(tables.support_json(rows))
+    elif markdown:
+        say(*tables.support_markdown(rows).split("\n"))
+    else:
+        draw(tables.support_table(rows), titles=2)
+        say(f"{len(rows)} forms: {tables.counts_text(rows) or 'none'}")
+
+
+def _instruction(text: str, arch: str, a_type: str | None, b_type: str | None, c_type: str | None, scale_type: str | None) -> Instruction:
+    """The instruction of a full spelling, or of a short one with the types of its operands."""
+    from mmabits.isa import parse, resolve
+    from mmabits.isa.errors import OperandError, UnknownInstruction
+
+    if a_type is not None:
+        return resolve(text, arch=arch, a_type=a_type, b_type=b_type or a_type, c_type=c_type, scale_type=scale_type)
+    if any(given is not None for given in (b_type, c_type, scale_type)):
+        raise OperandError("--b-type, --c-type and --scale-type go with --a-type, which is missing")
+    try:
+        return parse(text)
+    except UnknownInstruction as error:
+        raise UnknownInstruction(f"{error} (a short spelling needs --a-type)") from error
+
+
+@app.command(short_help="Show what is known of an instruction.")
+def show(
+    instruction: Annotated[str, typer.Argument(help="PTX in full, or short with --a-type: 'wgmma', 'tcgen05.mma.kind::mxf4.block_scale'.")],
+    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
+    a_type: Annotated[str | None, typer.Option(help="Type of A, for a short spelling.")] = None,
+    b_type: Annotated[str | None, typer.Option(help="Type of B; that of A if left out.")] = None,
+    c_type: Annotated[str | None, typer.Option(help="Type of C.")] = None,
+    scale_type: Annotated[str | None, typer.Option(help="Type of the block scales: ue8m0 or ue4m3.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show shape, types, lowering, arithmetic and evidence of an instruction."""
+    from mmabits.commands import tables
+
+    found = _instruction(instruction, arch, a_type, b_type, c_type, scale_type)
+    if as_json:
+        say_json(tables.instruction_json(found, arch))
+    else:
+        say(*tables.instruction_lines(found, arch))
+
+
+def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
+    """Replay, print, and return the exit status."""
+    from mmabits.conformance import replay
+    from mmabits.reports.pages import check_page, write
+    from mmabits.reports.progress import progress
+
+    check_page(page)
+    files = replay.find_files(paths)
+    reports = []
+    with progress(len(files), "replaying") as advance:
+        for report in replay.replay_files(files, limit=limit):
+            reports.append(report)
+            advance()
+    for report in reports:
+        if report.error is not None:
+            complain(report.error)
+    if page is not None:
+        from mmabits.conformance.replay_page import replay_page
+
+        write(page, replay_page(reports))
+    if as_json:
+        say_json(replay.reports_json(reports))
+    else:
+        replayed = [report for report in reports if report.error is None]
+        if replayed:
+            draw(replay.reports_table(replayed))
+        for report in replayed:
+            for difference in report.differences:
+                say("", *replay.difference_lines(report, difference))
+        say(replay.summary(reports))
+        if page is not None:
+            say(f"wrote {page}")
+    return replay.exit_status(reports)
+
+
+@app.command(name="replay")
+def replay_(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Files or folders; without any, $MMABITS_RECORDINGS or ../shared/hardware.")
+    ] = None,
+    as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=0, help="How many differing rows of each file to describe.")] = 3,
+    report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
+) -> None:
+    """Run recorded dot products through the engine. Exit status: 0 all equal, 1 some differ, 2 unreadable input."""
+    from mmabits.conformance.replay import FOLDER_VARIABLE, recordings_folder
+    from mmabits.isa.errors import VectorFileError
+
+    folder = None if paths else recordings_folder()
+    if not paths and folder is None:
+        raise VectorFileError(f"no recordings to replay: name files or folders, or set {FOLDER_VARIABLE}")
+    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json, report))
+
+
+@app.command(short_help="Multiply real weights as several GPUs would, and compare.")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture; made if missing.")] = Path("demo-output"),
+    size: Annotated[str, typer.Option(help="small or full.")] = "full",
+    recordings: Annotated[Path | None, typer.Option(help="Recordings to replay at the end.")] = None,
+) -> None:
+    """Multiply real weights in FP8, MXFP8, MXFP4 and NVFP4 with the arithmetic of several GPUs, and compare."""
+    from mmabits.commands.demo import run_demo
+    from mmabits.conformance.replay import recordings_folder
+
+    run_demo(out=out, size=size, console=console(), progress=console(stderr=True))
+    folder = recordings or recordings_folder()
+    if folder is None:
+        say("No recordings here: the replay is left out (name them with --recordings).")
+        return
+    say("", f"Recordings of real GPUs in {folder}:")
+    raise typer.Exit(replay_paths([folder], 3, False))
+
+
+app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
+app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
+app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
+app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)
+app.command(name="record")(record)
+app.command(name="study", short_help="Run a study that ships, and write its page.")(study)
+vectors = typer.Typer(
+    help="Vector files: which wrong models they would catch, and the pack that ships.",
+    short_help="Which wrong models vector files catch; the pack that ships.",
+    no_args_is_help=True,
+)
+vectors.command(name="score")(vectors_score)
+vectors.command(name="pack")(vectors_pack)
+app.add_typer(vectors, name="vectors")
+app.add_typer(cache, name="cache", short_help="Where the engine's machine code is kept; fill and empty it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The engine: a product as numbers, compiled, kept, and run on threads."""

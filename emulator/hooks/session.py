@@ -1,0 +1,477 @@
+"""`emulate`: inside its block, programs multiply matrices with the tensor cores of the architecture they name.
+
+The hooks of the frameworks (mmabits.emulator.hooks) find the products; a Session computes them and keeps account.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import numpy as np
+
+from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.scope import NotEmulated
+from mmabits.isa import (
+    EmulationError,
+    Evidence,
+    Instruction,
+    InsufficientEvidence,
+    OperandError,
+    architecture,
+    evidence_level,
+    library_instruction,
+    lower,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Report", "Session", "Skipped", "current_session", "emulate"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FRAMEWORKS: Final = ("triton", "jax", "torch")
+"""What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
+
+
+TRITON: Final = ("interpreted", "compiled")
+"""How `emulate` runs Triton's kernels: by Triton's interpreter with the GPU's dots in it, or as Triton's compiler makes them, whole."""
+
+
+UNDEFINED: Final = ("zero", "poison")
+"""What `emulate` puts where a GPU puts nothing."""
+
+
+JUNK: Final = 0xA5
+"""Every byte of a poisoned number that cannot be NaN."""
+
+
+def poison(dtype: np.dtype[Any]) -> Any:
+    """What stands for an undefined value in a test that should see it: NaN, True for booleans, else bytes of JUNK; a scalar."""
+    if dtype == np.bool_:
+        return np.True_
+    junk = np.frombuffer(bytes([JUNK] * dtype.itemsize), dtype)
+    with np.errstate(all="ignore"):
+        nan = junk if dtype.kind in "iu" else np.array([np.nan]).astype(dtype)
+    return (nan if nan[0] != nan[0] else junk)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulated:
+    """Products of one kind that were computed with the arithmetic of the named GPU."""
+
+    site: str
+    """Where in the program: a kernel's name, or an operation and the line that called it."""
+    instruction: Instruction
+    arch: str
+    m: int
+    n: int
+    k: int
+    count: int
+    """How many products of this shape, batches counted singly."""
+    note: str = ""
+    """What was assumed, such as the choice of a library that does not document it."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """How well the instruction's arithmetic is known."""
+        return lower(self.instruction, self.arch).evidence
+
+    @property
+    def shape(self) -> str:
+        """`M x N x K`."""
+        return f"{self.m} x {self.n} x {self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """An operation that ran without emulation, and why."""
+
+    site: str
+    operation: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undefined:
+    """Values that a GPU leaves open: nothing writes them, or it depends on the kernel what they are."""
+
+    site: str
+    operation: str
+    what: str
+    """Which values, and why they are open."""
+    here: str
+    """What stands there instead."""
+    count: int
+    """In how many calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a session did. Printed, it is a table."""
+
+    arch: str
+    emulated: tuple[Emulated, ...]
+    skipped: tuple[Skipped, ...]
+    undefined: tuple[Undefined, ...] = ()
+
+    def tables(self) -> Iterator[Table]:
+        """The report as rich tables: what was emulated and, if there is any, what was not."""
+        from rich.table import Table
+        from rich.text import Text
+
+        done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
+        for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
+            done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+        for line in self.emulated:
+            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+            done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
+        yield done
+        if self.skipped:
+            left = Table(title="Not emulated", title_justify="left")
+            for heading in ("where", "operation", "count", "why"):
+                left.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+            for missed in self.skipped:
+                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), missed.reason)))
+            yield left
+        if self.undefined:
+            open_ = Table(title="Undefined on a GPU", title_justify="left")
+            for heading in ("where", "operation", "calls", "what", "here"):
+                open_.add_column(heading, overflow="fold", justify="right" if heading == "calls" else "left")
+            for gap in self.undefined:
+                open_.add_row(*map(Text, (gap.site, gap.operation, str(gap.count), gap.what, gap.here)))
+            yield open_
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Table]:
+        return self.tables()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        console = Console(width=200, file=text, force_jupyter=False)  # which would write to the notebook instead
+        for table in self.tables():
+            console.print(table)
+        return text.getvalue()
+
+
+@dataclass(kw_only=True, eq=False)
+class Session:
+    """What an `emulate` block hands out: the architecture, and the account of what was done."""
+
+    arch: str
+    require: Evidence = Evidence.INFERRED
+    frameworks: tuple[str, ...] = ()
+    triton: str = "interpreted"
+    """How Triton's kernels run: one of TRITON."""
+    undefined: str = "zero"
+    """What stands where a GPU leaves a value open: one of UNDEFINED."""
+    has_failed: bool = field(default=False, repr=False)
+    """Whether an exception left the block."""
+    within: tuple[Session, ...] = field(default=(), repr=False)
+    """The sessions of the blocks that its own lies in, and whose code does not go on before it ends."""
+    _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
+    _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
+    _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    @property
+    def target(self) -> str:
+        """The real architecture: differs from `arch` for one that `what_if` made."""
+        return architecture(self.arch).target
+
+    @property
+    def poisons(self) -> bool:
+        """Whether NaN stands where a GPU leaves a value open."""
+        return self.undefined == "poison"
+
+    def dot(
+        self,
+        site: str,
+        a: Array,
+        b: Array,
+        c: Array | None = None,
+        *,
+        scale_a: Array | None = None,
+        scale_b: Array | None = None,
+        instruction: str | Instruction | None = None,
+        accumulator: str | None = None,
+        promote_every: int | None = None,
+        note: str = "",
+    ) -> Array:
+        """A product with the session's architecture, entered into the report.
+
+        Args:
+            site: where in the program, for the report.
+            a: (..., M, K), dtypes as for `mmabits.gemm`.
+            b: (..., K, N).
+            c: (..., M, N) accumulator; zeros if None.
+            scale_a: (..., M, K / block) block scales.
+            scale_b: (..., K / block, N).
+            instruction: which; None: what a matrix library is taken to use.
+            accumulator: its type, where `instruction` is None and it is not the usual one: `"f16"`.
+            promote_every: as for `mmabits.gemm`.
+            note: for the report.
+
+        Returns:
+            D, (..., M, N), in the accumulator's type.
+
+        Raises:
+            MmabitsError: as `mmabits.gemm`; InsufficientEvidence where the session requires more than is known.
+        """
+        if instruction is None:
+            scales = None if scale_a is None else scale_type(scale_a)
+            instruction = library_instruction(self.arch, operand_type(a, "a"), operand_type(b, "b"), c_type=accumulator, scale_type=scales)
+            note = note or "the library's choice of instruction is assumed"
+        result: Array = gemm(
+            a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b,
+            promote_every=promote_every, require=self.require,
+        )  # fmt: skip
+        if not isinstance(instruction, Instruction):
+            instruction = prepare(
+                a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
+            ).instruction  # fmt: skip
+        m, n = result.shape[-2:]
+        if result.size and a.shape[-1]:  # else no instruction runs
+            self.count(site, instruction, m, n, a.shape[-1], count=result.size // (m * n), note=note)
+        return result
+
+    def check(self, instruction: Instruction) -> None:
+        """Refuse an instruction that is known less well than the session requires.
+
+        Raises:
+            InsufficientEvidence: it is.
+        """
+        level = lower(instruction, self.arch).evidence
+        if level < self.require:
+            raise InsufficientEvidence(f"{instruction} on {self.arch} rests on {level} evidence, but {self.require} is required")
+
+    def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
+        """Enter `count` products of one shape into the report."""
+        key = (site, instruction, m, n, k, note)
+        self._emulated[key] = self._emulated.get(key, 0) + count
+
+    def skip(self, site: str, operation: str, reason: str, *, count: int = 1) -> None:
+        """Enter into the report that something runs without emulation."""
+        key = (site, operation, reason)
+        self._skipped[key] = self._skipped.get(key, 0) + count
+
+    def leave_open(self, site: str, operation: str, what: str, *, here: str = "") -> None:
+        """Enter into the report that a GPU leaves values undefined.
+
+        Args:
+            site: where in the program.
+            operation: which.
+            what: the values, and why they are open.
+            here: what stands there now; empty: what `undefined` says.
+        """
+        key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
+        self._undefined[key] = self._undefined.get(key, 0) + 1
+
+    def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
+        """Stop a program that asks for what the architecture or the emulator lacks.
+
+        Raises:
+            EmulationError: always.
+        """
+        raise EmulationError(f"{site}: {operation} cannot be emulated for {self.arch}: {reason}")
+
+    def before_report(self, counter: Callable[[], None]) -> None:
+        """Have a function called before a report is made, for hooks that count outside Python."""
+        self._counters.append(counter)
+
+    def report(self) -> Report:
+        """What was emulated so far, in order of first appearance, and what was not."""
+        for counter in self._counters:
+            counter()
+        done = tuple(
+            Emulated(site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=note)
+            for (site, row, m, n, k, note), count in self._emulated.items()
+        )
+        left = tuple(
+            Skipped(site=site, operation=operation, reason=reason, count=count)
+            for (site, operation, reason), count in self._skipped.items()
+        )
+        opened = tuple(
+            Undefined(site=site, operation=operation, what=what, here=here, count=count)
+            for (site, operation, what, here), count in self._undefined.items()
+        )
+        return Report(arch=self.arch, emulated=done, skipped=left, undefined=opened)
+
+
+def current_session(framework: str | None = None) -> Session | None:
+    """The session of the innermost block that the running code lies in, of those that emulate a framework; None outside."""
+    block = scope.current(framework)
+    return None if block is None else block.session
+
+
+class Emulation(AbstractContextManager["Session"]):
+    """What `emulate` returns: a context manager that may be entered again once it was left, and a decorator."""
+
+    def __init__(self, session: Callable[[], Session], *, chosen: bool) -> None:
+        """Prepare a block.
+
+        Args:
+            session: makes the session of each block.
+            chosen: whether the program has named the frameworks.
+        """
+        self._session, self._chosen = session, chosen
+        self._block: scope.Block | None = None
+        self._absent: set[str] = set()
+
+    def __enter__(self) -> Session:
+        if self._block is not None and self._block.is_open:
+            raise EmulationError("this emulate block is entered already; call mmabits.emulate again for another one")
+        session = self._session()
+        hooks = [_hook(name) for name in session.frameworks]
+        # Who names frameworks has chosen. Triton is imported by PyTorch itself; without its hook no kernel runs here anyway.
+        self._absent = set() if self._chosen else {name for name in FRAMEWORKS if name not in sys.modules and name != "triton"}
+        self._block = block = scope.enter(session, sys._getframe(1))
+        try:
+            for hook in hooks:
+                block.hooks.enter_context(hook(session))
+        except BaseException:
+            scope.leave(block)
+            raise
+        scope.hold(block)
+        return session
+
+    def __exit__(self, *error: object) -> None:
+        if self._block is None:
+            raise EmulationError("this emulate block was left without having been entered")
+        block, self._block = self._block, None
+        block.session.has_failed = error[0] is not None
+        if sys.is_finalizing():  # a generator that is collected at the end: what would be put back is ending too
+            return
+        try:
+            scope.leave(block)
+        finally:
+            _tell_of_late_imports(block.session, self._absent)
+
+    def __call__(self, function: Function) -> Function:
+        """Run each call of a function in a block of its own; each step of a generator, of an async function too.
+
+        Raises:
+            EmulationError: an async generator function.
+        """
+        called = getattr(function, "__call__", function)  # noqa: B004
+        if inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(called):
+            raise EmulationError("emulate does not decorate async generators; open the block inside")
+        again = partial(Emulation, self._session, chosen=self._chosen)
+        wrapped: Any
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+
+            async def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    return await function(*arguments, **keywords)
+
+        elif inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(called):
+
+            def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    return (yield from function(*arguments, **keywords))
+
+        else:
+
+            def wrapped(*arguments: Any, **keywords: Any) -> Any:
+                with again():
+                    result = function(*arguments, **keywords)
+                if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+                    result.close() if not inspect.isasyncgen(result) else None
+                    kind = type(result).__name__.replace("_", " ")
+                    raise EmulationError(f"{function!r} returned a {kind}, which runs after the block; decorate what makes it")
+                return result
+
+        return wraps(function)(wrapped)  # type: ignore[return-value]
+
+
+def emulate(
+    arch: str,
+    *,
+    require: str | Evidence = Evidence.INFERRED,
+    frameworks: Sequence[str] | None = None,
+    undefined: str = "zero",
+    triton: str = "interpreted",
+) -> Emulation:
+    """Run what stands in the block with the tensor cores of an architecture, on the CPU.
+
+    Triton kernels, JAX functions and PyTorch calls inside the block multiply matrices bit for bit as that architecture's
+    instructions do. Blocks nest, the innermost counts.
+
+    A block holds for the thread and the asyncio task that entered it, and for the tasks that these start inside. One thread at a time
+    may be inside. A block that a generator enters holds while the generator runs, and not for the code that iterates over it; made a
+    context manager (contextlib.contextmanager) or a pytest fixture, it passes the block on. Blocks may be left in any order.
+
+    Args:
+        arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
+        require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
+        frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported.
+        undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
+            `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
+            them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
+        triton: `"interpreted"`: kernels run in Triton's interpreter, dots as on the GPU, or `"compiled"`: as Triton's compiler makes
+            them, whole, where their tensor-core instructions are `mma.sync` (see docs/compiled.md).
+
+    Returns:
+        For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
+        GPU leaves open. It can be used again, and as a decorator of functions, async functions and generators.
+
+    Raises:
+        UnknownArchitecture: when a block begins: no such architecture.
+        OperandError: no such framework, evidence level or way to fill what is undefined.
+        EmulationError: a framework is not installed, another thread is inside an `emulate` block, or the object is entered already.
+    """
+    if not (isinstance(undefined, str) and undefined in UNDEFINED):
+        raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
+    if not (isinstance(triton, str) and triton in TRITON):
+        raise OperandError(f"triton must be {' or '.join(map(repr, TRITON))}, got {triton!r}")
+    if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
+        frameworks = tuple(frameworks)  # a generator would be empty the second time
+
+    def session() -> Session:
+        return Session(
+            arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined,
+            triton=triton,
+        )  # fmt: skip
+
+    return Emulation(session, chosen=frameworks is not None)
+
+
+def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
+    if frameworks is None:
+        return tuple(name for name in FRAMEWORKS if name in sys.modules)
+    if isinstance(frameworks, str) or not isinstance(frameworks, Iterable):
+        raise OperandError(f"frameworks must be a sequence of names out of {', '.join(FRAMEWORKS)}, got {frameworks!r}")
+    frameworks = tuple(frameworks)
+    for name in frameworks:
+        if name not in FRAMEWORKS:
+            raise OperandError(f"unknown framework {name!r}{nearest(str(name), FRAMEWORKS)}; known: {', '.join(FRAMEWORKS)}")
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise EmulationError(f"{name} is not installed: pip install 'mmabits[{name}]'")
+    return tuple(name for name in FRAMEWORKS if name in frameworks)
+
+
+def _hook(framework: str) -> Callable[[Session], AbstractContextManager[None]]:
+    found: Callable[[Session], AbstractContextManager[None]] = importlib.import_module(f"mmabits.emulator.hooks.{framework}").hook
+    return found
+
+
+def _tell_of_late_imports(session: Session, absent: set[str]) -> None:
+    for name in sorted(absent):
+        if name in sys.modules and name not in session.frameworks:
+            reason = f"{name} was imported inside the block, after emulate had looked; import it before, or name it in frameworks="
+            session.skip("the whole block", name, reason)
+            warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=3)

@@ -1,0 +1,1 @@
+"""What people reason about numerics with: the exact model, explanations, traces, tolerances, studies, probes."""

@@ -1,0 +1,72 @@
+"""An explanation as one self-contained page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from mmabits.reports.pages import render
+from mmabits.research.explain.picture import step_picture
+from mmabits.research.explain.words import code, exact, place
+from mmabits.research.trace import Addition, Step, Trace
+
+if TYPE_CHECKING:
+    from mmabits.research.explain import Explanation
+
+DRAWN: Final = 24
+"""Steps drawn for each architecture; the rest of a longer chain is in the table alone."""
+
+
+def explanation_page(explanation: Explanation) -> str:
+    """The page: results, steps to walk through, the account."""
+    chains = [_chain(found) for found in explanation.traces]
+    return render(
+        "explain.html.j2", package="mmabits.research.explain", element=f"D[{explanation.row}, {explanation.column}]",
+        first=chains[0], chains=chains, exact=exact(explanation.trace.exact), drawn=DRAWN,
+    )  # fmt: skip
+
+
+def _chain(found: Trace) -> dict[str, Any]:
+    path = found.datapath
+    return {
+        "arch": found.arch,
+        "ptx": found.instruction.ptx,
+        "machine": ", ".join(found.lowering.machine),
+        "datapath": path.name,
+        "evidence": str(found.lowering.evidence),
+        "numbers": (
+            f"{path.arithmetic.value}; F = {path.fraction_bits}, steps of {found.lowering.step}, rounding {path.result_rounding.value}"
+        ),
+        "result": str(found.result),
+        "exactly": exact(found.result.value) if found.result.value is not None else str(found.result),
+        "code": code(found.result),
+        "error": exact(found.error),
+        "relative": _relative(found),
+        "pictures": [step_picture(found, step) for step in found.steps[:DRAWN]],
+        "events": [_event(event) for event in found.events],
+        "steps": len(found.steps),
+        "start": max(found.steps[:DRAWN], key=lambda step: (abs(step.lost_by_alignment), -step.number)).number,
+    }
+
+
+def _relative(found: Trace) -> str:
+    if found.error is None or not found.exact:
+        return ""
+    return f"{float(abs(found.error / found.exact)):.2g}"
+
+
+def _event(event: Step | Addition) -> dict[str, Any]:
+    if isinstance(event, Addition):
+        return {
+            "step": None,
+            "k": event.why,
+            "largest": "",
+            "last": "",
+            "alignment": "",
+            "rounding": exact(event.lost),
+            "result": str(event.result),
+        }
+    rounding = event.special or exact(event.lost_by_rounding)
+    return {
+        "step": event.number, "k": place(event.k), "largest": event.largest, "last": event.last_place,
+        "alignment": exact(event.lost_by_alignment), "rounding": rounding, "result": str(event.result),
+    }  # fmt: skip

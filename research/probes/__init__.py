@@ -1,0 +1,1 @@
+"""Discriminating operands, models with every number free, and wrong models."""
