@@ -100,7 +100,7 @@ def _wait(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
         code.put(target, found, guard)
 
 
-def arrive_after_copies(code: WarpCode, instruction: Instruction) -> None:
+def _arrive_after_copies(code: WarpCode, instruction: Instruction) -> None:
     """cp.async.mbarrier.arrive: when the copies that the thread asked for are done."""
     flags = 0 if ".noinc" in instruction.opcode else _COUNTS
     _call(code, words.ARRIVE_AFTER_COPIES, instruction.operands[0], code.constant(1, 64), flags=flags)
@@ -141,7 +141,7 @@ def _rank_of(code: WarpCode, instruction: Instruction) -> None:
         code.put(target, code.constant(0, target.bits), code.guard(instruction))
 
 
-def warp_barrier(code: WarpCode, instruction: Instruction) -> None:
+def _warp_barrier(code: WarpCode, instruction: Instruction) -> None:
     """bar.warp.sync: lanes of a parted warp wait for those that it names."""
     if code.active is None:
         return
@@ -160,5 +160,6 @@ def warp_barrier(code: WarpCode, instruction: Instruction) -> None:
 
 
 HANDLERS: Final[dict[str, Handler]] = {
-    "mbarrier": _mbarrier, "barrier": _barrier, "mapa": _map_to_rank, "getctarank": _rank_of, "bar": warp_barrier,
+    "mbarrier": _mbarrier, "barrier": _barrier, "mapa": _map_to_rank, "getctarank": _rank_of, "bar": _warp_barrier,
+    "cp.async.mbarrier.arrive": _arrive_after_copies,
 }  # fmt: skip

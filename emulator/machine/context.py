@@ -193,12 +193,15 @@ FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
 """Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
 (
     OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
-) = range(1, 10)  # fmt: skip
+    NO_MAP, BAD_MAP,
+) = range(1, 12)  # fmt: skip
 """Errors."""
-RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER = range(9)
+RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""
-NOTHING, COPIES_ARRIVE = range(2)
-"""Kinds of asynchronous work: cp.async.mbarrier.arrive."""
+NOTHING, COPIES_ARRIVE, BOX_TO_SHARED, BOX_TO_GLOBAL, BYTES_COPY = range(5)
+"""Kinds of asynchronous work: cp.async.mbarrier.arrive, boxes of tensors, runs of bytes."""
+ASK_BOX, ASK_BYTES, CLOSE_GROUP, WAIT_GROUP = range(4)
+"""What BULK does."""
 INIT, INVALIDATE, EXPECT, COMPLETE, ARRIVE, ARRIVE_EXPECT, TEST, TRY, ARRIVE_AFTER_COPIES = range(9)
 """What MBARRIER does."""
 

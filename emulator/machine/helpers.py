@@ -52,11 +52,17 @@ def _fail(context: Any, kind: int, instruction: int, lane: int, address: int) ->
 @jit
 def _resolved(context: Any, address: int, size: int, lane: int, instruction: int) -> Any:
     """The place in this process that a generic address means, if all of `size` bytes may be touched; else 0 and an error."""
-    tag = address >> TAG_SHIFT
-    low = address & ((1 << TAG_SHIFT) - 1)
     if size & (size - 1) == 0 and address & (size - 1) != 0:
         _fail(context, MISALIGNED, instruction, lane, address)
         return 0
+    return _within(context, address, size, lane, instruction)
+
+
+@jit
+def _within(context: Any, address: int, size: int, lane: int, instruction: int) -> Any:
+    """The same at any alignment."""
+    tag = address >> TAG_SHIFT
+    low = address & ((1 << TAG_SHIFT) - 1)
     if tag == SHARED_TAG:
         if low + size <= context[_SHARED_SIZE]:
             return context[_SHARED] + low

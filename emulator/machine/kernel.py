@@ -19,7 +19,7 @@ from llvmlite import binding as llvm
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
-from mmabits.emulator.machine import barriers, exchange, memory, tcgen05, tensor, tensorrecords
+from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.fusion import contracted
@@ -31,7 +31,9 @@ from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import CompilerError, EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
-HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS}
+HANDLERS: Final[dict[str, Handler]] = {
+    **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS,
+}  # fmt: skip
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
 _PENDING: Final = 4096
@@ -52,6 +54,8 @@ _ERRORS: Final = {
     words.NO_MBARRIER: "no mbarrier was initialised at {address:#x}",
     words.MBARRIER_COUNT: "a count of arrivals that the mbarrier at {address:#x} cannot have",
     words.MBARRIER_BYTES: "more bytes than the mbarrier at {address:#x} can count",
+    words.NO_MAP: "no tensor map at {address:#x}",
+    words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
     tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
     tensorrecords.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
@@ -389,7 +393,7 @@ class _Run:
         place = int(self.record[_RUN_PLACE["room"]])
         shared, local = aligned(max(16, layout.shared_size)), aligned(max(16, layout.local_size * 32 * warps))
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
-        has_copies = any(each.opcode.startswith("cp.async.c") for each in kernel.entry.instructions)
+        has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
         queue_size = _QUEUE if has_copies else 1
         pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)

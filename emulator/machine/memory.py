@@ -193,10 +193,6 @@ def _asynchronous(code: WarpCode, instruction: Instruction) -> None:
             words.ASYNC, 0, code.lanes(guard), "%context_number", code.frame_number(_ADDRESSES), code.frame_number(_ADDRESSES + 256), count,
             code.frame_number(_MORE), code.index,
         ], _RECORD)  # fmt: skip
-    elif opcode.startswith("cp.async.mbarrier.arrive"):
-        from mmabits.emulator.machine.barriers import arrive_after_copies
-
-        arrive_after_copies(code, instruction)
     else:
         raise code.refused(f"the opcode {opcode}")
 

@@ -15,12 +15,14 @@ from mmabits.emulator.machine.context import (
     ARRIVE_EXPECT,
     ASYNC,
     ATOMIC,
+    BULK,
     CLUSTER_BARRIER,
     COMPLETE,
     COPIES_ARRIVE,
     EXPECT,
     INIT,
     INVALIDATE,
+    MAP_FIELD,
     MATRIX,
     MBARRIER,
     MBARRIER_COUNT,
@@ -39,16 +41,16 @@ from mmabits.emulator.machine.context import (
 from mmabits.emulator.machine.helpers import _asynchronous, _atomic, _fail, _matrix, _move, _product, _resolved, _shuffle
 from mmabits.emulator.machine.pending import OWN, carry_out_for, put_off
 from mmabits.emulator.machine.phases import begin, change, is_mbarrier, phase_of
+from mmabits.emulator.machine.requests import bulk, map_field
 from mmabits.emulator.machine.tensorrecords import COMMIT, MULTIPLY, TENSOR, TENSOR_COMMIT
 from mmabits.emulator.machine.tensorwork import ask, asked
 from mmabits.emulator.machine.turns import live_threads_of_cluster, run
 
 _WORDS, _LAUNCH_WORDS, _CTA_WORDS = len(Context._fields), len(Launch._fields), len(Cta._fields)
-_LAUNCH, _CTA, _WAITED, _HURRY, _EVENTS, _GROUP, _CLUSTER_PHASE, _ERROR_INSTRUCTION = (
+_LAUNCH, _CTA, _WAITED, _HURRY, _EVENTS, _GROUP, _CLUSTER_PHASE, _ERROR_INSTRUCTION, _ERROR = (
     Context._fields.index(name)
-    for name in ("launch", "cta", "waited", "hurry", "events", "group", "cluster_phase", "error_instruction")
+    for name in ("launch", "cta", "waited", "hurry", "events", "group", "cluster_phase", "error_instruction", "error")
 )  # fmt: skip
-_ERROR = Context._fields.index("error")
 _CLUSTER, _ARRIVED, _PHASE = (Cta._fields.index(name) for name in ("cluster", "arrived", "phase"))
 
 
@@ -183,6 +185,10 @@ def helper(pointer: Any) -> int:
         _cluster_barrier(words)
     elif operation == TENSOR:
         _tensor(words)
+    elif operation == BULK:
+        bulk(words)
+    elif operation == MAP_FIELD:
+        map_field(words)
     elif operation == RUN:
         run(words)
     return 0

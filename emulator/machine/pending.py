@@ -12,11 +12,22 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.engine.jit import array_at, jit
-from mmabits.emulator.machine.context import COPIES_ARRIVE, NOTHING, WORK_WORDS, Context, Launch, Work
+from mmabits.emulator.machine.context import (
+    BOX_TO_GLOBAL,
+    BOX_TO_SHARED,
+    BYTES_COPY,
+    COPIES_ARRIVE,
+    NOTHING,
+    WORK_WORDS,
+    Context,
+    Launch,
+    Work,
+)
 from mmabits.emulator.machine.helpers import _asynchronous_wait, _fail
 from mmabits.emulator.machine.phases import change, phase_of
 from mmabits.emulator.machine.tensorrecords import TENSOR_COMMIT
 from mmabits.emulator.machine.tensorwork import carry_out_tensor
+from mmabits.emulator.machine.transfers import MAP, SIZE, box_bytes, carry_out_box, carry_out_bytes
 
 _WORDS, _LAUNCH_WORDS = len(Context._fields), len(Launch._fields)
 _EVENTS, _LAUNCH = Context._fields.index("events"), Context._fields.index("launch")
@@ -66,6 +77,15 @@ def carry_out(launch: Any, number: int) -> None:
     elif kind == TENSOR_COMMIT:
         carry_out_tensor(context[_TENSOR], work[OWN])
         error = change(work[_BARRIER], 1, 0, 0, True)
+    elif kind == BOX_TO_SHARED:
+        carry_out_box(context, work, True)
+        error = change(work[_BARRIER], 0, -box_bytes(work[MAP]), 0, True)
+    elif kind == BOX_TO_GLOBAL:
+        carry_out_box(context, work, False)
+    elif kind == BYTES_COPY:
+        carry_out_bytes(work)
+        if work[_BARRIER] != 0:
+            error = change(work[_BARRIER], 0, -work[SIZE], 0, True)
     if kind != NOTHING:
         context[_EVENTS] += 1
     if error != 0:

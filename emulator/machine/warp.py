@@ -305,7 +305,7 @@ class WarpCode(Code):
 
     def write(self, instruction: Instruction) -> None:
         """One instruction that does not end a segment."""
-        handler = self.handlers.get(base_of(instruction.opcode))
+        handler = self.handler(instruction.opcode)
         row = opcode_table().get(_row_name(instruction))
         if row is not None and not _takes_apart(instruction):
             self.elementwise(instruction, row)
@@ -313,6 +313,12 @@ class WarpCode(Code):
             handler(self, instruction)
         else:
             raise self.refused(f"the opcode {instruction.opcode}")
+
+    def handler(self, opcode: str) -> Handler | None:
+        """What writes an opcode: by the longest beginning that has a handler."""
+        parts = opcode.split(".")[:4]
+        found = (self.handlers.get(".".join(parts[:count])) for count in range(len(parts), 0, -1))
+        return next((each for each in found if each is not None), None)
 
     def elementwise(self, instruction: Instruction, row: Opcode) -> None:
         """An opcode of one lane."""
