@@ -30,7 +30,7 @@ from mmabits.research.sentence import (
     INSTALL,
     SIZES,
     Floats,
-    Operands,
+    LayerOperands,
     load_operands,
 )
 
@@ -110,7 +110,7 @@ SCHEMES: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class DemoRun:
     """A scheme's product with one instruction of one architecture."""
 
     scheme: str
@@ -127,17 +127,17 @@ class Run:
 
 
 RUNS: Final = (
-    Run(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a"),
-    Run(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a", promote_every=128),
-    Run(scheme="FP8 e4m3", instruction="tcgen05.mma.kind::f8f6f4", arch="sm_100a"),
-    Run(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_89"),
-    Run(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_90a"),
-    Run(scheme="MXFP8 e4m3", instruction="tcgen05.mma.kind::mxf8f6f4.block_scale", arch="sm_100a"),
-    Run(scheme="MXFP8 e4m3", instruction="mma.sync.kind::mxf8f6f4.block_scale", arch="sm_120a"),
-    Run(scheme="MXFP4 e2m1", instruction="tcgen05.mma.kind::mxf4.block_scale", arch="sm_100a"),
-    Run(scheme="MXFP4 e2m1", instruction="mma.sync.kind::mxf4.block_scale", arch="sm_120a"),
-    Run(scheme="NVFP4", instruction="tcgen05.mma.kind::mxf4nvf4.block_scale.block16", arch="sm_100a"),
-    Run(scheme="NVFP4", instruction="mma.sync.kind::mxf4nvf4.block_scale.scale_vec::4X", arch="sm_120a"),
+    DemoRun(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a"),
+    DemoRun(scheme="FP8 e4m3", instruction="wgmma", arch="sm_90a", promote_every=128),
+    DemoRun(scheme="FP8 e4m3", instruction="tcgen05.mma.kind::f8f6f4", arch="sm_100a"),
+    DemoRun(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_89"),
+    DemoRun(scheme="FP8 e4m3", instruction="mma.sync", arch="sm_90a"),
+    DemoRun(scheme="MXFP8 e4m3", instruction="tcgen05.mma.kind::mxf8f6f4.block_scale", arch="sm_100a"),
+    DemoRun(scheme="MXFP8 e4m3", instruction="mma.sync.kind::mxf8f6f4.block_scale", arch="sm_120a"),
+    DemoRun(scheme="MXFP4 e2m1", instruction="tcgen05.mma.kind::mxf4.block_scale", arch="sm_100a"),
+    DemoRun(scheme="MXFP4 e2m1", instruction="mma.sync.kind::mxf4.block_scale", arch="sm_120a"),
+    DemoRun(scheme="NVFP4", instruction="tcgen05.mma.kind::mxf4nvf4.block_scale.block16", arch="sm_100a"),
+    DemoRun(scheme="NVFP4", instruction="mma.sync.kind::mxf4nvf4.block_scale.scale_vec::4X", arch="sm_120a"),
 )
 
 
@@ -150,10 +150,10 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class DemoOutcome:
     """What came of a run. Differences are counted in bits, errors against the exact product."""
 
-    run: Run
+    run: DemoRun
     instruction: Instruction
     evidence: Evidence
     result: Floats
@@ -180,12 +180,12 @@ def _decoded(quantized: Quantized) -> Doubles:
     return values * np.repeat(decode(quantized.scales, quantized.scale), quantized.block, axis=quantized.axis)
 
 
-def _instruction(run: Run, a: Quantized, b: Quantized) -> Instruction:
+def _instruction(run: DemoRun, a: Quantized, b: Quantized) -> Instruction:
     scale = None if a.scale is None else a.scale.name
     return resolve(run.instruction, arch=run.arch, a_type=a.element, b_type=b.element, scale_type=scale)
 
 
-def _multiply(run: Run, instruction: Instruction, a: Quantized, b: Quantized) -> tuple[Floats, float]:
+def _multiply(run: DemoRun, instruction: Instruction, a: Quantized, b: Quantized) -> tuple[Floats, float]:
     """The product and the time it took, the engine's compilation left out."""
     from mmabits import gemm
 
@@ -209,20 +209,20 @@ def _rms_error(values: Doubles, reference: Doubles) -> float:
     return float(np.sqrt(((values - reference) ** 2).sum() / max(float((reference**2).sum()), np.finfo(np.float64).tiny)))
 
 
-def _quantization(operands: Operands, a: Quantized, b: Quantized, exact: Doubles) -> Quantization:
+def _quantization(operands: LayerOperands, a: Quantized, b: Quantized, exact: Doubles) -> Quantization:
     given = operands.activations.astype(np.float64) @ operands.weights.astype(np.float64)
     restored = exact * (float(a.tensor_scale) * float(b.tensor_scale))
     return Quantization(rms_error=_rms_error(restored, given), relative_errors=_relative_errors(restored, given))
 
 
 def _outcome(
-    run: Run, a: Quantized, b: Quantized, exact: Doubles, rounded: Floats, first: Floats | None, quantization: Quantization
-) -> Outcome:
+    run: DemoRun, a: Quantized, b: Quantized, exact: Doubles, rounded: Floats, first: Floats | None, quantization: Quantization
+) -> DemoOutcome:
     instruction = _instruction(run, a, b)
     result, seconds = _multiply(run, instruction, a, b)
     wide = result.astype(np.float64)
     relative = _relative_errors(wide, exact)
-    return Outcome(
+    return DemoOutcome(
         run=run,
         instruction=instruction,
         evidence=lower(instruction, run.arch).evidence,
@@ -238,7 +238,7 @@ def _outcome(
     )
 
 
-def outcomes(operands: Operands) -> Iterator[Outcome]:
+def outcomes(operands: LayerOperands) -> Iterator[DemoOutcome]:
     """Every run, one by one; those of a scheme follow each other."""
     for scheme in SCHEMES:
         a, b = scheme.quantize(operands.activations, 1), scheme.quantize(operands.weights, 0)
@@ -254,7 +254,7 @@ def outcomes(operands: Operands) -> Iterator[Outcome]:
 # Presentation --------------------------------------------------------------------------------------------------------
 
 
-def outcome_table(found: Sequence[Outcome]) -> Table:
+def outcome_table(found: Sequence[DemoOutcome]) -> Table:
     """For each scheme a line of what its quantization changes, and a line for each run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("instruction", overflow="fold", min_width=12)
@@ -303,7 +303,7 @@ def _shares(errors: Doubles) -> Doubles:
     return np.asarray(100 * np.histogram(np.clip(logarithms, EDGES[0], EDGES[-1]), EDGES)[0] / max(errors.size, 1))
 
 
-def draw(found: Sequence[Outcome], path: Path) -> None:
+def draw(found: Sequence[DemoOutcome], path: Path) -> None:
     """Histograms of the relative errors as a PNG, written beside `path` and renamed over it."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -340,7 +340,7 @@ def draw(found: Sequence[Outcome], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> list[Outcome]:
+def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> list[DemoOutcome]:
     """Run everything and print it.
 
     Args:
@@ -372,10 +372,10 @@ def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> li
     return found
 
 
-def _collect(operands: Operands, progress: Console) -> list[Outcome]:
+def _collect(operands: LayerOperands, progress: Console) -> list[DemoOutcome]:
     if not progress.is_terminal:
         return list(outcomes(operands))
-    found: list[Outcome] = []
+    found: list[DemoOutcome] = []
     with progress.status("") as status:
         results = outcomes(operands)
         for run in RUNS:
@@ -388,7 +388,7 @@ def _has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _picture(found: Sequence[Outcome], out: Path) -> str:
+def _picture(found: Sequence[DemoOutcome], out: Path) -> str:
     if not _has_matplotlib():
         return f"No picture: matplotlib is not installed ({INSTALL})."
     try:

@@ -7,7 +7,6 @@ Imports torch when it is imported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -211,7 +210,7 @@ class _Norm(nn.Module):
         return functional.layer_norm(hidden, hidden.shape[-1:], self.weight, self.bias, EPSILON)
 
 
-class Encoder(nn.Module):
+class SentenceEncoder(nn.Module):
     """Token numbers to a sentence's embedding: the mean of its tokens' last states, scaled to length 1.
 
     Args:
@@ -258,5 +257,3 @@ LINEAR_KINDS: Final[dict[str, tuple[type[Linear], torch.dtype]]] = {
     "nvfp4": (NvFp4Linear, torch.bfloat16),
 }
 """By scheme: the kind of the linear layers, and the type in which attention multiplies."""
-
-Embed = Callable[[torch.Tensor], torch.Tensor]

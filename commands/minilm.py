@@ -57,7 +57,7 @@ SENTENCES: Final = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class SchemeRun:
     """The embeddings of a scheme on an architecture, or why there are none."""
 
     scheme: str
@@ -71,7 +71,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ComparedRun:
     """A run compared with f32 and with the scheme's first architecture."""
 
     scheme: str
@@ -112,12 +112,12 @@ def _embed(encoder: Any, tokens: Sequence[list[int]]) -> Floats:
 
 def reference(weights: Any, tokens: Sequence[list[int]]) -> Floats:
     """The embeddings in PyTorch's own f32, (sentences, 384)."""
-    from mmabits.commands.encoder import Encoder
+    from mmabits.commands.encoder import SentenceEncoder
 
-    return _embed(Encoder(weights), tokens)
+    return _embed(SentenceEncoder(weights), tokens)
 
 
-def run(weights: Any, tokens: Sequence[list[int]], scheme: str, arch: str) -> Run:
+def run(weights: Any, tokens: Sequence[list[int]], scheme: str, arch: str) -> SchemeRun:
     """The embeddings of a scheme on an architecture.
 
     Args:
@@ -126,37 +126,37 @@ def run(weights: Any, tokens: Sequence[list[int]], scheme: str, arch: str) -> Ru
         scheme: one of SCHEMES.
         arch: `"sm_90a"` and so on.
     """
-    from mmabits.commands.encoder import LINEAR_KINDS, Encoder
+    from mmabits.commands.encoder import LINEAR_KINDS, SentenceEncoder
     from mmabits.emulator.hooks.session import emulate
 
     linear, attention = LINEAR_KINDS[scheme]
-    encoder = Encoder(weights, linear=linear, attention=attention)
+    encoder = SentenceEncoder(weights, linear=linear, attention=attention)
     start = time.perf_counter()
     try:
         with emulate(arch, frameworks=["torch"]) as session:
             embeddings = _embed(encoder, tokens)
     except EmulationError as error:
-        return Run(scheme=scheme, arch=arch, refusal=str(error).partition(": ")[2] or str(error))
+        return SchemeRun(scheme=scheme, arch=arch, refusal=str(error).partition(": ")[2] or str(error))
     seconds = time.perf_counter() - start
     report = session.report()
     if report.skipped:
         missed = ", ".join(sorted({line.operation for line in report.skipped}))
         raise EmulationError(f"{scheme} on {arch}: {missed} ran without emulation")
     named = dict.fromkeys(line.instruction.ptx for line in report.emulated if "attention" not in line.site)
-    return Run(
+    return SchemeRun(
         scheme=scheme, arch=arch, embeddings=embeddings, seconds=seconds, products=sum(line.count for line in report.emulated),
         instructions=tuple(named),
     )  # fmt: skip
 
 
-def compare(found: Run, exact: Floats, first: Run | None) -> Line:
+def compare(found: SchemeRun, exact: Floats, first: SchemeRun | None) -> ComparedRun:
     """A run against f32 and against the scheme's first architecture."""
     embeddings = found.embeddings
     if embeddings is None:
         raise OperandError(f"{found.scheme} on {found.arch} has no embeddings: {found.refusal}")
     wide, wanted = embeddings.astype(np.float64), exact.astype(np.float64)
     base = None if first is None else first.embeddings
-    return Line(
+    return ComparedRun(
         scheme=found.scheme,
         arch=found.arch,
         instruction=" ".join(found.instructions),
@@ -170,10 +170,10 @@ def compare(found: Run, exact: Floats, first: Run | None) -> Line:
     )
 
 
-def compare_all(runs: Sequence[Run], exact: Floats) -> list[Line]:
+def compare_all(runs: Sequence[SchemeRun], exact: Floats) -> list[ComparedRun]:
     """A line for each run that has embeddings; the first of a scheme is what its others are compared with."""
-    lines: list[Line] = []
-    first: dict[str, Run] = {}
+    lines: list[ComparedRun] = []
+    first: dict[str, SchemeRun] = {}
     for found in runs:
         if found.embeddings is not None:
             lines.append(compare(found, exact, first.get(found.scheme)))
@@ -181,7 +181,7 @@ def compare_all(runs: Sequence[Run], exact: Floats) -> list[Line]:
     return lines
 
 
-def minilm_table(runs: Sequence[Run], lines: Sequence[Line]) -> Table:
+def minilm_table(runs: Sequence[SchemeRun], lines: Sequence[ComparedRun]) -> Table:
     """Every scheme and architecture; a dash where the GPU lacks the product."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("scheme", "arch"):
@@ -217,12 +217,12 @@ EXPLANATION: Final = (
 )
 
 
-def write_csv(lines: Sequence[Line], path: Path) -> None:
+def write_csv(lines: Sequence[ComparedRun], path: Path) -> None:
     """The lines as a CSV file, written beside `path` and renamed over it."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            names = list(Line.__dataclass_fields__)
+            names = list(ComparedRun.__dataclass_fields__)
             writer = csv.writer(file)
             writer.writerow(names)
             writer.writerows([getattr(line, name) for name in names] for line in lines)
@@ -250,7 +250,7 @@ def _checked(names: Sequence[str], known: Sequence[str], what: str) -> list[str]
 
 def run_minilm(
     *, architectures: Sequence[str], schemes: Sequence[str], sentences: Sequence[str], out: Path, console: Console, progress: Console
-) -> list[Line]:
+) -> list[ComparedRun]:
     """Run every scheme on every architecture, print the table and write it to `out / "minilm.csv"`.
 
     Args:
@@ -278,7 +278,7 @@ def run_minilm(
     start = time.perf_counter()
     weights, tokens = load_weights(folder), tokenize(folder, sentences)
     console.print(f"all-MiniLM-L6-v2 in PyTorch: {len(tokens)} sentences, {sum(map(len, tokens))} tokens\n", markup=False)
-    runs: list[Run] = []
+    runs: list[SchemeRun] = []
     with _status(progress) as show:
         show("f32")
         exact = reference(weights, tokens)

@@ -107,7 +107,7 @@ def mma(
     """
     _check_device(device)
     left, restore = to_numpy(a, "a")
-    call = _Call(
+    call = _CheckedCall(
         instruction, arch, require, left, _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
         _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), 0, chains=False,
     )  # fmt: skip
@@ -160,7 +160,7 @@ def gemm(
     _check_device(device)
     left, restore = to_numpy(a, "a")
     promote = _promotion(promote_every)
-    call = _Call(
+    call = _CheckedCall(
         instruction, arch, require, left, _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
         _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), promote,
     )  # fmt: skip
@@ -171,13 +171,13 @@ def gemm(
 def prepare(
     a: Any, b: Any, c: Any = None, *, instruction: str | Instruction, arch: str, scale_a: Any = None, scale_b: Any = None,
     promote_every: int | None = None,
-) -> _Call:  # fmt: skip
+) -> _CheckedCall:  # fmt: skip
     """A call of `gemm`, checked and not run: for what reasons about products.
 
     Raises:
         MmabitsError: as `gemm`.
     """
-    return _Call(
+    return _CheckedCall(
         instruction, arch, Evidence.INFERRED, to_numpy(a, "a")[0], _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
         _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), _promotion(promote_every),
     )  # fmt: skip
@@ -207,7 +207,7 @@ def dot_rows(
     scales: tuple[Array | None, Array | None] = (None, None)
     if row.scale_type is not None and scale_a is not None and scale_b is not None:
         scales = (from_codes(scale_a, row.scale_type)[:, None, :], from_codes(scale_b, row.scale_type)[:, :, None])
-    call = _Call(row, arch, Evidence.INFERRED, left, right, from_codes(c, row.c_type)[:, None, None], *scales, 0)
+    call = _CheckedCall(row, arch, Evidence.INFERRED, left, right, from_codes(c, row.c_type)[:, None, None], *scales, 0)
     return as_codes(call.run(), row.d_type).reshape(-1)
 
 
@@ -317,7 +317,7 @@ def _check_dtypes(row: Instruction, given: dict[str, str | None], arrays: dict[s
             raise OperandTypeError(f"{what} of {row} must be {form.numpy_name} ({form.name}), got {array.dtype}")
 
 
-class _Recipe(NamedTuple):
+class _CheckedTypes(NamedTuple):
     """What the types of a call come to."""
 
     instruction: Instruction
@@ -327,11 +327,11 @@ class _Recipe(NamedTuple):
     """Elements of K after which the architecture itself promotes: what-if architectures may."""
 
 
-_RECIPES: dict[tuple[Any, ...], _Recipe] = {}
+_RECIPES: dict[tuple[Any, ...], _CheckedTypes] = {}
 """Recipes by what was asked and the dtypes that arrived."""
 
 
-class _Call:
+class _CheckedCall:
     """One checked call."""
 
     def __init__(
@@ -367,7 +367,7 @@ class _Call:
         if self.promote:
             self._check_promotion(c_type)
 
-    def _recipe(self, instruction: str | Instruction, arch: str, require: str | Evidence) -> _Recipe:
+    def _recipe(self, instruction: str | Instruction, arch: str, require: str | Evidence) -> _CheckedTypes:
         types = _type_name(self.a, _OPERANDS, "a"), _type_name(self.b, _OPERANDS, "b")
         c_type = None if self.c is None else _type_name(self.c, _ACCUMULATORS, "c")
         scale_type = self._scale_type()
@@ -377,7 +377,7 @@ class _Call:
         if lowering.evidence < level:
             raise InsufficientEvidence(f"{row} on {lowering.arch} rests on {lowering.evidence} evidence, but {level} is required")
         promotes = lowering.datapath.result.name == "f32" and lowering.datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
-        return _Recipe(row, lowering, c_type, architecture(arch).promote_every if promotes else 0)
+        return _CheckedTypes(row, lowering, c_type, architecture(arch).promote_every if promotes else 0)
 
     def _scale_type(self) -> str | None:
         given = [(scale, name) for scale, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")) if scale is not None]

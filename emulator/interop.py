@@ -157,7 +157,7 @@ def without_numbers(tensor: Any) -> str:
 
 def _torch_like(tensor: Any) -> Callable[[Array], Any]:
     torch = sys.modules["torch"]
-    device = tensor.device
+    device = tensor.untyped_storage().device  # its own, also where tensors pose as those of a GPU
     return lambda result: torch.from_numpy(result).to(device)
 
 

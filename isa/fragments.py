@@ -38,7 +38,6 @@ LEADING_BYTES: Final = 128
 """From one core matrix to its neighbour along K."""
 STRIDE_BYTES: Final = 256
 """From one core matrix to the next eight rows: every instruction's K takes two chunks of 16 bytes."""
-STEP_CHUNKS: Final = 2
 _GROUP: Final = 16
 """Elements of tcgen05's f8f6f4 kinds that take 16 bytes whatever their width."""
 

@@ -471,7 +471,7 @@ def _ctas(k: int, m1: tuple[int, ...] = (64, 128), *, n1: tuple[int, ...] = _BY_
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _FamilyRows:
     """Makes the rows of one family, which share a prefix of their names and most modifiers."""
 
     family: Family
@@ -492,9 +492,9 @@ class _Rows:
         )  # fmt: skip
 
 
-_mma = _Rows(Family.MMA_SYNC)
-_wgmma = _Rows(Family.WGMMA, negate=True, skip_c=True)
-_tcgen05 = _Rows(Family.TCGEN05, negate=True, skip_c=True)
+_mma = _FamilyRows(Family.MMA_SYNC)
+_wgmma = _FamilyRows(Family.WGMMA, negate=True, skip_c=True)
+_tcgen05 = _FamilyRows(Family.TCGEN05, negate=True, skip_c=True)
 
 _HMMA_884 = {**_since("sm_70", "software"), **_on("hmma.884", "sm_70"), **_on("hmma.884.turing", "sm_75")}
 _HMMA_884_MIXED = {**_since("sm_70", "software"), **_on("hmma.884.mixed", "sm_70", "sm_75")}

@@ -38,7 +38,7 @@ SIZES: Final = {"small": Size(tokens=16, columns=96), "full": Size(tokens=len(TO
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Operands:
+class LayerOperands:
     """A (M x K) and B (K x N), and what they are."""
 
     activations: Floats
@@ -77,7 +77,7 @@ def _layer_norm(values: Floats, weight: Floats, bias: Floats) -> Floats:
     return normed
 
 
-def real_operands(folder: Path, size: Size) -> Operands:
+def real_operands(folder: Path, size: Size) -> LayerOperands:
     """Embeddings of the sentence, and the query, key and value weights of the first layer."""
     from safetensors import safe_open
 
@@ -90,7 +90,7 @@ def real_operands(folder: Path, size: Size) -> Operands:
         kind = file.get_slice("embeddings.token_type_embeddings.weight")[:1]
         norm = [file.get_tensor(f"embeddings.LayerNorm.{name}") for name in ("weight", "bias")]
         weights = np.concatenate([file.get_tensor(f"{layer}.{name}.weight") for name in ("query", "key", "value")])
-    return Operands(
+    return LayerOperands(
         activations=_layer_norm(word + position + kind, *norm),
         weights=np.ascontiguousarray(weights[: size.columns].T),
         description="all-MiniLM-L6-v2: token embeddings of a sentence, times the query, key and value weights of layer 0",
@@ -98,10 +98,10 @@ def real_operands(folder: Path, size: Size) -> Operands:
     )
 
 
-def synthetic_operands(size: Size) -> Operands:
+def synthetic_operands(size: Size) -> LayerOperands:
     """Normal numbers in the shapes of the real ones."""
     rng = np.random.default_rng(1843)
-    return Operands(
+    return LayerOperands(
         activations=rng.standard_normal((size.tokens, 384)).astype(np.float32),
         weights=(0.05 * rng.standard_normal((384, size.columns))).astype(np.float32),
         description=f"SYNTHETIC: normal random numbers, because {MODEL_PACKAGE} is not installed (for real weights: {INSTALL})",
@@ -109,7 +109,7 @@ def synthetic_operands(size: Size) -> Operands:
     )
 
 
-def load_operands(size: Size) -> Operands:
+def load_operands(size: Size) -> LayerOperands:
     """The real operands, or synthetic ones that say so."""
     folder = model_folder()
     return synthetic_operands(size) if folder is None else real_operands(folder, size)

@@ -131,13 +131,13 @@ def tolerance(
     flags = {name: np.empty(shape, np.bool_) for name in ("may_be_nan", "may_be_above", "may_be_below")}
     for index in np.ndindex(*call.batch):
         with np.errstate(all="ignore"):
-            found = _bounds(_Operands.of(call, index), call.lowering, call.promote, probability)
+            found = _bounds(_ProductValues.of(call, index), call.lowering, call.promote, probability)
         for name, array in (doubles | flags).items():
             array[index] = found[name]
     return Tolerance(**doubles, **flags, instruction=row, arch=call.lowering.arch, probability=probability)
 
 
-def _bounds(part: _Operands, lowering: Lowering, promote: int, probability: float | None) -> dict[str, npt.NDArray[Any]]:
+def _bounds(part: _ProductValues, lowering: Lowering, promote: int, probability: float | None) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a `Tolerance` for one product."""
     is_nan, above, below = part.specials()
     special = is_nan | above | below
@@ -196,7 +196,7 @@ def tolerance_of_shape(
     row = instruction if isinstance(instruction, Instruction) else resolved(instruction, arch, a_type, b_type, None, None)
     lowering = lower(row, arch)
     promote = _promotion_of_shape(lowering, arch, promote_every)
-    part = _Operands(
+    part = _ProductValues(
         a=np.full((1, k), float(amax_a)), b=np.full((k, 1), float(amax_b)), c=np.full((1, 1), float(amax_c)),
         exponent_a=np.full((1, k), _exponent_of(amax_a, row.a_type)), exponent_b=np.full((k, 1), _exponent_of(amax_b, row.b_type)),
         scales=None, lsb=_NONE, exact=False, row=row,
@@ -241,7 +241,7 @@ def _exponent_of(magnitude: float, form: FormatSpec) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Operands:
+class _ProductValues:
     """One product: values, and exponents as the unit sees them."""
 
     a: Doubles
@@ -260,7 +260,7 @@ class _Operands:
     row: Instruction
 
     @staticmethod
-    def of(call: Any, index: tuple[int, ...]) -> _Operands:
+    def of(call: Any, index: tuple[int, ...]) -> _ProductValues:
         row, lowering = call.instruction, call.lowering
         unpacked = lowering.unpacked_to
 
@@ -288,7 +288,7 @@ class _Operands:
         bits = row.a_type.fraction_bits + row.b_type.fraction_bits
         if unpacked is not None:
             bits = _NONE  # normalised anew: how low a product reaches depends on its factors
-        return _Operands(
+        return _ProductValues(
             a=left, b=right, c=c, exponent_a=exponents[0], exponent_b=exponents[1], scales=scales, lsb=bits, exact=True, row=row,
         )  # fmt: skip
 
@@ -307,7 +307,7 @@ class _Operands:
         is_nan |= above & below
         return is_nan, above & ~is_nan, below & ~is_nan
 
-    def without_specials(self) -> _Operands:
+    def without_specials(self) -> _ProductValues:
         """The same with zeros for infinities and NaN: the part of the sum that is finite."""
         a, b, c = (np.where(np.isfinite(array), array, 0.0) for array in (self.a, self.b, self.c))
         return replace(self, a=a, b=b, c=c)
@@ -340,7 +340,7 @@ def _exponents(values: Doubles, form: FormatSpec, unpacked: FormatSpec | None) -
     return np.where((values == 0) | ~np.isfinite(values), _NONE, found).astype(np.int32)
 
 
-class _Account:
+class _RunningSum:
     """The running exact sum and what may have been lost of it."""
 
     def __init__(self, start: Doubles) -> None:
@@ -389,18 +389,18 @@ class _Account:
         return np.where(np.isinf(self.worst), np.inf, np.minimum(self.worst, likely)) + self.double
 
 
-def _chain(part: _Operands, lowering: Lowering, promote: int, probability: float | None) -> _Account:
+def _chain(part: _ProductValues, lowering: Lowering, promote: int, probability: float | None) -> _RunningSum:
     row, path = lowering.instruction, lowering.datapath
     k = part.a.shape[1]
     outside = promote or (row.k if lowering.separate_add else 0)
-    total = _Account(part.c)
+    total = _RunningSum(part.c)
     if not outside:
         for steps in _steps(lowering, 0, k):
             _step(total, part, lowering, steps)
         return total
     form = path.result if lowering.separate_add and not promote else format_spec("f32")
     for start in range(0, k, outside):
-        chain = _Account(np.zeros_like(part.c))
+        chain = _RunningSum(np.zeros_like(part.c))
         for first in range(start, min(start + outside, k), row.k):
             if lowering.separate_add and promote:
                 _nested(chain, part, lowering, first, min(first + row.k, start + outside, k))
@@ -411,9 +411,9 @@ def _chain(part: _Operands, lowering: Lowering, promote: int, probability: float
     return total
 
 
-def _nested(chain: _Account, part: _Operands, lowering: Lowering, first: int, stop: int) -> None:
+def _nested(chain: _RunningSum, part: _ProductValues, lowering: Lowering, first: int, stop: int) -> None:
     """One instruction that adds its accumulator by itself, inside a promoted chain."""
-    inner = _Account(np.zeros_like(part.c))
+    inner = _RunningSum(np.zeros_like(part.c))
     for steps in _steps(lowering, first, stop):
         _step(inner, part, lowering, steps)
     _add(chain, inner, lowering.datapath.result)
@@ -433,7 +433,7 @@ def _steps(lowering: Lowering, first: int, stop: int) -> Iterator[npt.NDArray[np
                 yield at
 
 
-def _add(total: _Account, chain: _Account, form: FormatSpec) -> None:
+def _add(total: _RunningSum, chain: _RunningSum, form: FormatSpec) -> None:
     """An IEEE addition to nearest even."""
     total.prefix += chain.prefix
     total.worst += chain.worst
@@ -454,13 +454,13 @@ def _last_place(magnitude: Doubles, form: FormatSpec, fraction_bits: int) -> Dou
     return np.asarray(np.ldexp(1.0, exponent - fraction_bits))
 
 
-def _overflow(account: _Account, form: FormatSpec) -> None:
+def _overflow(account: _RunningSum, form: FormatSpec) -> None:
     reach = (account.worst + account.double) * _SLACK + np.abs(account.prefix) * (_SLACK - 1)
     account.above |= account.prefix + reach > form.max_finite
     account.below |= reach - account.prefix > form.max_finite
 
 
-def _step(account: _Account, part: _Operands, lowering: Lowering, at: npt.NDArray[np.int64]) -> None:
+def _step(account: _RunningSum, part: _ProductValues, lowering: Lowering, at: npt.NDArray[np.int64]) -> None:
     """One step: what alignment and rounding may take."""
     path, row = lowering.datapath, lowering.instruction
     a, b = part.a[:, at], part.b[at]
@@ -486,7 +486,7 @@ def _step(account: _Account, part: _Operands, lowering: Lowering, at: npt.NDArra
     account.cut = True
 
 
-def _round(account: _Account, form: FormatSpec, fraction_bits: int, rounding: str, finest: Doubles | None) -> None:
+def _round(account: _RunningSum, form: FormatSpec, fraction_bits: int, rounding: str, finest: Doubles | None) -> None:
     """The rounding of a sum that is a multiple of `finest`, if that is known."""
     place = _last_place(account.magnitude(), form, fraction_bits)
     lost = place if finest is None else np.maximum(place - finest, 0.0)
@@ -505,7 +505,7 @@ def _round(account: _Account, form: FormatSpec, fraction_bits: int, rounding: st
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Alignment:
+class _AlignmentBounds:
     """What is known of one alignment before it happens."""
 
     largest: Exponents
@@ -517,7 +517,7 @@ class _Alignment:
     negative: Doubles
 
 
-def _align_products(account: _Account, part: _Operands, at: npt.NDArray[np.int64], lowering: Lowering) -> _Alignment:
+def _align_products(account: _RunningSum, part: _ProductValues, at: npt.NDArray[np.int64], lowering: Lowering) -> _AlignmentBounds:
     path = lowering.datapath
     left, right = part.exponent_a[:, at], part.exponent_b[at]
     products = np.full(account.prefix.shape, path.zero_exponent, np.int32)
@@ -538,7 +538,7 @@ def _align_products(account: _Account, part: _Operands, at: npt.NDArray[np.int64
     return _with_accumulator(account, part, lowering, products, largest, positive, negative)
 
 
-def _align_groups(account: _Account, part: _Operands, at: npt.NDArray[np.int64], lowering: Lowering) -> _Alignment:
+def _align_groups(account: _RunningSum, part: _ProductValues, at: npt.NDArray[np.int64], lowering: Lowering) -> _AlignmentBounds:
     """As for products; a group's exponent is that of its scales, and its sum may have either sign."""
     path, row = lowering.datapath, lowering.instruction
     products = np.full(account.prefix.shape, path.zero_exponent, np.int32)
@@ -563,23 +563,24 @@ def _align_groups(account: _Account, part: _Operands, at: npt.NDArray[np.int64],
     return _with_accumulator(account, part, lowering, products, largest, positive, negative)
 
 
-def _exponent_above(account: _Account, lowest: int) -> Exponents:
+def _exponent_above(account: _RunningSum, lowest: int) -> Exponents:
     """The accumulator's exponent, of subnormals that of the smallest normal, is no larger than this; _NONE where it is zero."""
     magnitude = account.magnitude()
     return np.where(magnitude == 0, _NONE, np.maximum(np.frexp(magnitude)[1] - 1, lowest)).astype(np.int32)
 
 
 def _with_accumulator(
-    account: _Account, part: _Operands, lowering: Lowering, products: Exponents, largest: Exponents, positive: Doubles, negative: Doubles
-) -> _Alignment:  # fmt: skip
+    account: _RunningSum, part: _ProductValues, lowering: Lowering, products: Exponents, largest: Exponents,
+    positive: Doubles, negative: Doubles,
+) -> _AlignmentBounds:  # fmt: skip
     """The accumulator among the terms: its exponent and sign are known as far as the account goes."""
     path, least = lowering.datapath, account.least()
     if part.lsb == _NONE and not part.exact:
-        return _Alignment(largest=largest, smallest=None, positive=positive + 1, negative=negative + 1)
+        return _AlignmentBounds(largest=largest, smallest=None, positive=positive + 1, negative=negative + 1)
     above_zero = least > 0
     below = np.where(above_zero, np.maximum(np.frexp(least)[1] - 1, path.result.min_exponent), _NONE).astype(np.int32)
     bits = path.result_fraction_bits if account.cut else path.result.fraction_bits
     may_lose = (account.magnitude() > 0) & ~(above_zero & (below - bits >= largest - path.fraction_bits))
     positive = positive + (may_lose & ~(above_zero & (account.prefix < 0)))
     negative = negative + (may_lose & ~(above_zero & (account.prefix > 0)))
-    return _Alignment(largest=largest, smallest=np.maximum(products, below), positive=positive, negative=negative)
+    return _AlignmentBounds(largest=largest, smallest=np.maximum(products, below), positive=positive, negative=negative)

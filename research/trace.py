@@ -37,7 +37,7 @@ class TraceMismatch(MmabitsError, AssertionError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number:
+class DecodedNumber:
     """A decoded code: sign x significand x 2^lsb."""
 
     form: FormatSpec
@@ -70,9 +70,9 @@ class Term:
     """`"product"`, `"group"` or `"accumulator"`."""
     k: tuple[int, ...]
     """Where its elements stand along K; empty for the accumulator."""
-    factors: tuple[tuple[Number, Number], ...]
+    factors: tuple[tuple[DecodedNumber, DecodedNumber], ...]
     """The operands (a, b) multiplied; empty for the accumulator."""
-    scales: tuple[Number, ...]
+    scales: tuple[DecodedNumber, ...]
     """The block scales of A and B; empty where there are none."""
     sign: int
     """1 or -1, also of a zero."""
@@ -114,7 +114,7 @@ class Step:
     """Exponent of the last place kept: `largest` less F."""
     total: int
     """The sum, exact, in units of the last place."""
-    result: Number
+    result: DecodedNumber
     """The accumulator handed on."""
     special: str = ""
     """Why the result is an infinity or NaN without any sum; empty otherwise."""
@@ -141,9 +141,9 @@ class Addition:
     """An IEEE addition, to nearest even, outside the unit: of a promoted chain, or of C by an instruction that adds it last."""
 
     why: str
-    total: Number
-    chain: Number
-    result: Number
+    total: DecodedNumber
+    chain: DecodedNumber
+    result: DecodedNumber
 
     @property
     def lost(self) -> Fraction | None:
@@ -160,11 +160,11 @@ class Trace:
     arch: str
     lowering: Lowering
     promote_every: int
-    a: tuple[Number, ...]
-    b: tuple[Number, ...]
-    c: Number
+    a: tuple[DecodedNumber, ...]
+    b: tuple[DecodedNumber, ...]
+    c: DecodedNumber
     events: tuple[Step | Addition, ...]
-    result: Number
+    result: DecodedNumber
     exact: Fraction | None
     """The exact dot product plus C; None where something is not finite."""
 
@@ -185,7 +185,7 @@ class Trace:
         return tuple(event for event in self.events if isinstance(event, Step))
 
 
-def read(code: int, form: FormatSpec, *, min_exponent: int | None = None, negate: bool = False) -> Number:
+def read(code: int, form: FormatSpec, *, min_exponent: int | None = None, negate: bool = False) -> DecodedNumber:
     """Take a code apart.
 
     Args:
@@ -198,7 +198,7 @@ def read(code: int, form: FormatSpec, *, min_exponent: int | None = None, negate
         bits = code & ((1 << form.code_bits) - 1)
         value = bits - (1 << form.code_bits) if form.sign_bits and bits >> (form.code_bits - 1) else bits
         value = -value if negate else value
-        return Number(form=form, code=code, kind="finite", sign=-1 if value < 0 else 1, significand=abs(value), exponent=0, lsb=0)
+        return DecodedNumber(form=form, code=code, kind="finite", sign=-1 if value < 0 else 1, significand=abs(value), exponent=0, lsb=0)
     word = (int(code) & ((1 << form.code_bits) - 1)) >> form.ignored_low_bits
     fraction = word & ((1 << form.fraction_bits) - 1)
     field = (word >> form.fraction_bits) & ((1 << form.exponent_bits) - 1)
@@ -206,14 +206,14 @@ def read(code: int, form: FormatSpec, *, min_exponent: int | None = None, negate
     sign = -1 if negative != negate else 1
     kind = _kind(form, field, fraction)
     if kind != "finite":
-        return Number(form=form, code=int(code), kind=kind, sign=sign, significand=0, exponent=0, lsb=0)
+        return DecodedNumber(form=form, code=int(code), kind=kind, sign=sign, significand=0, exponent=0, lsb=0)
     normal = field > 0 or not form.has_subnormals
     exponent = (field if normal else 1) - form.bias
     significand = fraction + (1 << form.fraction_bits if normal else 0)
     lsb = exponent - form.fraction_bits
     if significand and min_exponent is not None:  # normalised as far as the other format's range goes
         exponent = max(significand.bit_length() - 1 + lsb, min_exponent)
-    return Number(form=form, code=int(code), kind="finite", sign=sign, significand=significand, exponent=exponent, lsb=lsb)
+    return DecodedNumber(form=form, code=int(code), kind="finite", sign=sign, significand=significand, exponent=exponent, lsb=lsb)
 
 
 def _kind(form: FormatSpec, field: int, fraction: int) -> str:
@@ -261,17 +261,17 @@ class _Unit:
         unpacked = lowering.unpacked_to
         self.min_exponent = unpacked.min_exponent if unpacked else None
 
-    def operand(self, code: int, which: str) -> Number:
+    def operand(self, code: int, which: str) -> DecodedNumber:
         """A code of A or B as the unit reads it."""
         form = self.row.a_type if which == "a" else self.row.b_type
         negate = self.row.negate_a if which == "a" else self.row.negate_b
         return read(code, form, min_exponent=self.min_exponent, negate=negate)
 
-    def accumulator(self, code: int) -> Number:
+    def accumulator(self, code: int) -> DecodedNumber:
         """An accumulator's code."""
         return read(code, self.result)
 
-    def special(self, terms: Sequence[Term], held: Number) -> tuple[int, str] | None:
+    def special(self, terms: Sequence[Term], held: DecodedNumber) -> tuple[int, str] | None:
         """The code of an infinity or NaN where one of the operands is not finite, and why."""
         numbers = [number for term in terms for pair in term.factors for number in pair] + [held]
         numbers += [scale for term in terms for scale in term.scales]
@@ -290,7 +290,7 @@ class _Unit:
         sign_bit = 1 << (self.result.code_bits - 1) if signs == {-1} else 0
         return self.result.exponent_mask | sign_bit, "an infinity among the operands"
 
-    def products(self, k: Sequence[int], a: Sequence[Number], b: Sequence[Number], scales: _Scales) -> Iterator[Term]:
+    def products(self, k: Sequence[int], a: Sequence[DecodedNumber], b: Sequence[DecodedNumber], scales: _Scales) -> Iterator[Term]:
         """The terms of a step other than the accumulator."""
         if self.path.arithmetic is Arithmetic.GROUPED:
             for start in range(0, len(k), self.path.group):
@@ -308,7 +308,7 @@ class _Unit:
                 exponent=exponent,
             )  # fmt: skip
 
-    def _group(self, k: Sequence[int], a: Sequence[Number], b: Sequence[Number], scales: _Scales) -> Term:
+    def _group(self, k: Sequence[int], a: Sequence[DecodedNumber], b: Sequence[DecodedNumber], scales: _Scales) -> Term:
         pairs = tuple((a[at], b[at]) for at in k)
         lsb = min(x.lsb + y.lsb for x, y in pairs)
         parts = [x.sign * y.sign * x.significand * y.significand << (x.lsb + y.lsb - lsb) for x, y in pairs]
@@ -323,7 +323,7 @@ class _Unit:
             exponent=self.path.zero_exponent if absent else sum(one.exponent for one in scale),
         )  # fmt: skip
 
-    def held(self, c: Number, halvings: int) -> Term:
+    def held(self, c: DecodedNumber, halvings: int) -> Term:
         """The accumulator as a term."""
         exponent = c.exponent - halvings if c.significand else self.path.zero_exponent
         return Term(
@@ -331,7 +331,7 @@ class _Unit:
             exponent=exponent,
         )  # fmt: skip
 
-    def step(self, number: int, instruction: int, k: Sequence[int], terms: Sequence[Term], c: Number) -> Step:
+    def step(self, number: int, instruction: int, k: Sequence[int], terms: Sequence[Term], c: DecodedNumber) -> Step:
         """Align, sum, round."""
         match self.path.arithmetic:
             case Arithmetic.FUSED | Arithmetic.GROUPED:
@@ -381,11 +381,11 @@ def _aligned(term: Term, last_place: int) -> Term:
 
 @dataclass(frozen=True, kw_only=True)
 class _Scales:
-    a: tuple[Number, ...]
-    b: tuple[Number, ...]
+    a: tuple[DecodedNumber, ...]
+    b: tuple[DecodedNumber, ...]
     block: int
 
-    def at(self, k: int) -> tuple[Number, ...]:
+    def at(self, k: int) -> tuple[DecodedNumber, ...]:
         return (self.a[k // self.block], self.b[k // self.block]) if self.block else ()
 
 
@@ -459,7 +459,7 @@ def _scales(instruction: Instruction, scale_a: Any, scale_b: Any, k: int) -> _Sc
 
 
 def _events(
-    unit: _Unit, a: Sequence[Number], b: Sequence[Number], start: Number, scales: _Scales, promote_every: int
+    unit: _Unit, a: Sequence[DecodedNumber], b: Sequence[DecodedNumber], start: DecodedNumber, scales: _Scales, promote_every: int
 ) -> Iterator[Step | Addition]:
     lowering, row = unit.lowering, unit.row
     total, number = start, 0
@@ -491,7 +491,7 @@ def _events(
             total, chain, outer = added.result, unit.accumulator(0), unit.accumulator(0)
 
 
-def _add(why: str, total: Number, chain: Number) -> Addition:
+def _add(why: str, total: DecodedNumber, chain: DecodedNumber) -> Addition:
     """One IEEE addition in the wider of the two formats, to nearest even."""
     form = total.form
     nan = {"f32": 0x7FFFFFFF, "f16": 0x7FFF}[form.name]
@@ -508,7 +508,9 @@ def _add(why: str, total: Number, chain: Number) -> Addition:
     return Addition(why=why, total=total, chain=chain, result=read(code, form))
 
 
-def _exact(a: Sequence[Number], b: Sequence[Number], c: Number, scales: _Scales, instruction: Instruction, unit: _Unit) -> Fraction | None:
+def _exact(
+    a: Sequence[DecodedNumber], b: Sequence[DecodedNumber], c: DecodedNumber, scales: _Scales, instruction: Instruction, unit: _Unit
+) -> Fraction | None:
     everything = (*a, *b, c, *scales.a, *scales.b)
     if any(number.value is None for number in everything):
         return None
@@ -557,4 +559,4 @@ def _promoted(found: Trace, a: Any, b: Any, c: int, scale_a: Any, scale_b: Any) 
     return int(as_codes(d, format_spec("f32")).reshape(-1)[0])
 
 
-__all__ = ["Addition", "Number", "Step", "Term", "Trace", "TraceMismatch", "read", "round_exact", "trace"]
+__all__ = ["Addition", "DecodedNumber", "Step", "Term", "Trace", "TraceMismatch", "read", "round_exact", "trace"]

@@ -20,7 +20,7 @@ from mmabits.conformance.diff.files import check_dtypes, check_manifest, format_
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
 from mmabits.emulator.api import operand_type, scale_type
-from mmabits.emulator.hooks.session import Report, emulate
+from mmabits.emulator.hooks.session import SessionReport, emulate
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import Instruction, MmabitsError, OperandError, VectorFileError, architecture, resolve
 from mmabits.kernels.schemes.dots import Dots
@@ -143,7 +143,7 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
     )  # fmt: skip
 
 
-def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], Report]:
+def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], SessionReport]:
     """A case's outputs under `emulate`, and the report of what was emulated.
 
     Raises:
@@ -236,7 +236,7 @@ class KernelDifference:
     """Recorded against emulated, by output."""
     composition: Mapping[str, Difference] | None
     """Composition against emulated; None where there is none for these operands."""
-    report: Report
+    report: SessionReport
     attribution: Attribution | None = None
 
     @property
@@ -304,7 +304,7 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> KernelDifferen
     return replace(done, attribution=_attributed(done, products, outputs))
 
 
-def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], Report]:
+def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], SessionReport]:
     """As `emulated`; what a kernel says of operands that are not those of the run's seed is the file's fault, not the kernel's.
 
     Raises:

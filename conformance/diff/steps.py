@@ -19,7 +19,7 @@ from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Arithmetic, DatapathSpec, FormatSpec, OperandError
 from mmabits.reports.pages.charts import Bar, Line, Mark, bars, lines
 from mmabits.research.explain import explain
-from mmabits.research.trace import Addition, Number, Step, Trace
+from mmabits.research.trace import Addition, DecodedNumber, Step, Trace
 
 Array = npt.NDArray[Any]
 
@@ -230,7 +230,7 @@ def _end(traces: Sequence[Trace], schedule: Schedule) -> Fraction | None:
     return Fraction(total) if np.isfinite(total) else None
 
 
-def _element(number: Number) -> Array:
+def _element(number: DecodedNumber) -> Array:
     return from_codes(np.array([[number.code]], dtype=f"uint{number.form.container_bits}"), number.form)
 
 

@@ -24,7 +24,7 @@ from mmabits.research.probes.exact import Operands, decode, evaluate, join
 from mmabits.research.probes.generators import Setting
 from mmabits.research.probes.model import Model, Overflow, Rounding, exact_integers, reread
 from mmabits.research.probes.mutants import mutants
-from mmabits.research.probes.sketch import Encoder, Product, Sketch, smallest_exponent
+from mmabits.research.probes.sketch import Encoder, Sketch, SketchedProduct, smallest_exponent
 
 WIDEST: Final = 40
 """The largest F that is looked for; beyond it, exact."""
@@ -176,8 +176,12 @@ class Search:
         low = max(encoder.lowest, smallest_exponent(form), high - below)
         sketches = []
         for first, second in pairs:
-            small = [Product(at=at, exponent=low) for at in range(model.k) if at not in (first, second)]
-            sketches.append(Sketch(products=(Product(at=first, exponent=high), Product(at=second, exponent=high, negative=True), *small)))
+            small = [SketchedProduct(at=at, exponent=low) for at in range(model.k) if at not in (first, second)]
+            sketches.append(
+                Sketch(
+                    products=(SketchedProduct(at=first, exponent=high), SketchedProduct(at=second, exponent=high, negative=True), *small)
+                )
+            )
         operands = encoder.encode(sketches)
         numbers = decode(self.oracle.ask(operands), form)
         return [
@@ -294,7 +298,7 @@ class Search:
         if len(first) > 1:
             high = min(encoder.highest, form.max_exponent - 1)
             for bits in range(1, form.fraction_bits + 1):
-                pair = (Product(at=first[0], exponent=high), Product(at=first[1], exponent=high - bits))
+                pair = (SketchedProduct(at=first[0], exponent=high), SketchedProduct(at=first[1], exponent=high - bits))
                 operands = encoder.encode([Sketch(products=pair)])
                 if len(operands.c):
                     number = decode(self.oracle.ask(operands), form)

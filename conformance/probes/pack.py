@@ -34,7 +34,7 @@ _MIXED: Final = (("e4m3", "e5m2"), ("e5m2", "e4m3"), ("e4m3", "e2m1"), ("e3m2", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class PackFile:
     """One file of the pack."""
 
     name: str
@@ -77,7 +77,7 @@ def _name(instruction: Instruction, arch: str) -> str:
     return f"{arch}-{family}-{types}-k{instruction.k}{scale}{more}"
 
 
-def entries() -> list[Entry]:
+def entries() -> list[PackFile]:
     """What the pack covers: each different arithmetic once, under the first architecture that has it."""
     found: dict[Model, list[tuple[Instruction, str]]] = {}
     names: dict[Model, dict[str, None]] = {}
@@ -89,7 +89,7 @@ def entries() -> list[Entry]:
     made = []
     for model, users in found.items():
         instruction, arch = users[0]
-        made.append(Entry(name=_name(instruction, arch), instruction=instruction, arch=arch, model=model, datapaths=tuple(names[model])))
+        made.append(PackFile(name=_name(instruction, arch), instruction=instruction, arch=arch, model=model, datapaths=tuple(names[model])))
     return sorted(made, key=lambda entry: entry.name)
 
 
@@ -109,7 +109,7 @@ def killing_probes(model: Model) -> tuple[Operands, list[Probes], npt.NDArray[np
     return pool.take(rows), probes, np.repeat(np.arange(len(probes)), [len(each) for each in probes])[rows]
 
 
-def vectors_of(entry: Entry) -> DotVectors:
+def vectors_of(entry: PackFile) -> DotVectors:
     """The dot products of one file: chosen from all recipes, exact results, the recipes in the metadata."""
     operands, probes, origin = killing_probes(entry.model)
     recipes: list[dict[str, Any]] = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from mmabits.conformance.record.device import Device, DeviceInfo
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.session import check_layout, run_tiles
 from mmabits.conformance.record.tiles import TileOperands, diagonal_tiles, diagonals
 from mmabits.emulator.codecs import as_codes, from_codes
@@ -34,7 +34,7 @@ class AskedInstruction:
 
     def __init__(self, device: Device, instruction: Instruction) -> None:
         self._device, self._instruction = device, instruction
-        self._kernel = Kernel(instruction=instruction, arch=device.info.arch)
+        self._kernel = InstructionKernel(instruction=instruction, arch=device.info.arch)
         device.prepare(self._kernel)
         check_layout(device, self._kernel)
 

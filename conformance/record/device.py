@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.nvrtc import Program
+from mmabits.conformance.record.kernels import InstructionKernel
+from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import DeviceUnavailable
@@ -49,14 +49,14 @@ class Device(Protocol):
     def info(self) -> DeviceInfo:
         """What it is."""
 
-    def prepare(self, kernel: Kernel) -> Program:
+    def prepare(self, kernel: InstructionKernel) -> CompiledProgram:
         """Compile a kernel and make it ready; the same kernel again costs nothing."""
 
-    def run(self, kernel: Kernel, images: Images) -> Words:
+    def run(self, kernel: InstructionKernel, images: Images) -> Words:
         """The words of D, (tiles, words)."""
 
 
-def pack(kernel: Kernel, operands: TileOperands) -> Images:
+def pack(kernel: InstructionKernel, operands: TileOperands) -> Images:
     """Operands as a kernel's words."""
     a, b, c = kernel.a.pack(operands.a), kernel.b.pack(operands.b), kernel.accumulator.pack(operands.c)
     if kernel.scales is None or operands.scale_a is None or operands.scale_b is None:
@@ -64,7 +64,7 @@ def pack(kernel: Kernel, operands: TileOperands) -> Images:
     return Images(a, b, c, kernel.scales[0].pack(operands.scale_a), kernel.scales[1].pack(operands.scale_b))
 
 
-def unpack(kernel: Kernel, images: Images) -> TileOperands:
+def unpack(kernel: InstructionKernel, images: Images) -> TileOperands:
     """The operands in a kernel's words."""
     a, b, c = kernel.a.unpack(images.a), kernel.b.unpack(images.b), kernel.accumulator.unpack(images.c)
     if kernel.scales is None or images.scale_a is None or images.scale_b is None:
@@ -106,10 +106,10 @@ class EmulatedDevice:
             driver="none", cuda="none",
         )  # fmt: skip
 
-    def prepare(self, kernel: Kernel) -> Program:
+    def prepare(self, kernel: InstructionKernel) -> CompiledProgram:
         """Nothing is compiled."""
-        return Program(arch=kernel.arch, cubin=b"", ptx=b"", compiler="none", options=())
+        return CompiledProgram(arch=kernel.arch, cubin=b"", ptx=b"", compiler="none", options=())
 
-    def run(self, kernel: Kernel, images: Images) -> Words:
+    def run(self, kernel: InstructionKernel, images: Images) -> Words:
         """What the emulator makes of the words."""
         return kernel.accumulator.pack(emulate_tiles(kernel.instruction, kernel.arch, unpack(kernel, images)))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.isa import lower
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 
@@ -62,7 +62,7 @@ def matrix_opcodes(cubin: bytes) -> Disassembled:
     return Disassembled(_MATRIX.findall(done.stdout))
 
 
-def expected_opcodes(kernel: Kernel) -> Disassembled:
+def expected_opcodes(kernel: InstructionKernel) -> Disassembled:
     """What the lowering row says of the opcodes that multiply matrices."""
     found = Disassembled()
     for text in lower(kernel.instruction, kernel.arch).machine:
@@ -77,7 +77,7 @@ def _is(found: str, wanted: str) -> bool:
     return found == wanted or found.startswith(f"{wanted}.")
 
 
-def unexpected(kernel: Kernel, opcodes: Counter[str]) -> tuple[str, ...]:
+def unexpected(kernel: InstructionKernel, opcodes: Counter[str]) -> tuple[str, ...]:
     """What is wrong with the opcodes of a kernel, as text: missing ones, others, other counts. Empty where they are as the row says.
 
     The loop over a chain is not unrolled for counting: only a kernel with `chain` 1 is held to the counts.

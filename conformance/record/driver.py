@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.record.device import HARDWARE, DeviceInfo, Images, arch_of
-from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, Kernel
-from mmabits.conformance.record.nvrtc import EXTRA, Program, compile_source
+from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, InstructionKernel
+from mmabits.conformance.record.nvrtc import EXTRA, CompiledProgram, compile_source
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 from mmabits.isa.fragments import Words
 
@@ -99,7 +99,7 @@ class CudaDevice:
             raise DeviceFailed(f"{name} fails: {self._name_of(int(status))}")
         return results[0] if len(results) == 1 else tuple(results)
 
-    def prepare(self, kernel: Kernel) -> Program:
+    def prepare(self, kernel: InstructionKernel) -> CompiledProgram:
         """Compile and load a kernel.
 
         Raises:
@@ -113,7 +113,7 @@ class CudaDevice:
             self._functions[kernel.source] = self._call("cuModuleGetFunction", module, ENTRY.encode())
         return program
 
-    def run(self, kernel: Kernel, images: Images) -> Words:
+    def run(self, kernel: InstructionKernel, images: Images) -> Words:
         """Launch a kernel over its tiles and wait for it.
 
         Raises:

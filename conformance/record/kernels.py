@@ -45,7 +45,7 @@ _TRIES: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Kernel:
+class InstructionKernel:
     """A kernel and the layouts of its operands.
 
     Raises:
@@ -146,18 +146,18 @@ def _descriptor_constant(family: Family) -> int:
 
 
 @dataclass(frozen=True)
-class _Register:
+class _CRegister:
     """How C names a register of an element type, and the letter inline PTX wants for it."""
 
     c_type: str
     letter: str
 
 
-_WORD: Final = _Register("unsigned", "r")
-_REGISTERS: Final = {"f32": _Register("float", "f"), "f64": _Register("double", "d")}
+_WORD: Final = _CRegister("unsigned", "r")
+_REGISTERS: Final = {"f32": _CRegister("float", "f"), "f64": _CRegister("double", "d")}
 
 
-def _register(spec: FormatSpec) -> _Register:
+def _register(spec: FormatSpec) -> _CRegister:
     return _REGISTERS.get(spec.name, _WORD)
 
 
@@ -165,13 +165,13 @@ def _braced(first: int, count: int) -> str:
     return "{" + ", ".join(f"%{number}" for number in range(first, first + count)) + "}"
 
 
-def _body(kernel: Kernel, lines: Iterable[str]) -> str:
+def _body(kernel: InstructionKernel, lines: Iterable[str]) -> str:
     cluster = f"__cluster_dims__({kernel.blocks_per_tile}, 1, 1) " if kernel.blocks_per_tile > 1 else ""
     head = f'extern "C" __global__ void {cluster}__launch_bounds__({kernel.threads}) {ENTRY}({_SIGNATURE})'
     return "\n".join([head, "{", *(f"  {line}" for line in lines), "}", ""])
 
 
-def _to_tile(kernel: Kernel) -> list[str]:
+def _to_tile(kernel: InstructionKernel) -> list[str]:
     """Move the pointers to this block's part of its tile."""
     layouts = {"a": kernel.a, "b": kernel.b, "c": kernel.accumulator, "d": kernel.accumulator}
     if kernel.scales is not None:
@@ -184,7 +184,7 @@ def _spelled(instruction: Instruction) -> str:
     return replace(instruction, negate_a=False, negate_b=False, scale_d=True, scale_input_d=0).ptx
 
 
-def _accumulator_moves(kernel: Kernel) -> tuple[list[str], list[str]]:
+def _accumulator_moves(kernel: InstructionKernel) -> tuple[list[str], list[str]]:
     """Lines that load the accumulator registers d0, d1, ... and that store them."""
     register = _register(kernel.instruction.d_type)
     names = range(accumulator_registers(kernel.instruction))
@@ -207,7 +207,7 @@ def _fragment_loads(name: str, spec: FormatSpec, registers: int) -> list[str]:
     return [f'"{letter}"(((const {c_type}*){name})[(step * {registers} + {n}) * {LANES} + thread])' for n in range(registers)]
 
 
-def _mma_sync(kernel: Kernel) -> str:
+def _mma_sync(kernel: InstructionKernel) -> str:
     instruction = kernel.instruction
     counts = accumulator_registers(instruction), operand_registers(instruction, side="a"), operand_registers(instruction, side="b")
     d, a, b = (_braced(sum(counts[:place]), count) for place, count in enumerate(counts))
@@ -229,15 +229,15 @@ def _mma_sync(kernel: Kernel) -> str:
 # wgmma ---------------------------------------------------------------------------------------------------------------
 
 
-def _shared_words(layout: Layout, kernel: Kernel) -> int:
+def _shared_words(layout: Layout, kernel: InstructionKernel) -> int:
     return layout.words // kernel.blocks_per_tile // kernel.chain
 
 
-def _shared_memory(kernel: Kernel) -> list[str]:
+def _shared_memory(kernel: InstructionKernel) -> list[str]:
     return [f"__shared__ __align__(128) unsigned shared_{name}[{_shared_words(getattr(kernel, name), kernel)}];" for name in "ab"]
 
 
-def _copy_to_shared(kernel: Kernel) -> list[str]:
+def _copy_to_shared(kernel: InstructionKernel) -> list[str]:
     """This step's operands to shared memory, and make them visible to the tensor core's proxy."""
     copies = [
         f"for (unsigned i = thread; i < {words}; i += {kernel.threads}) shared_{name}[i] = {name}[step * {words} + i];"
@@ -246,7 +246,7 @@ def _copy_to_shared(kernel: Kernel) -> list[str]:
     return [*copies, 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");']
 
 
-def _descriptors(kernel: Kernel) -> list[str]:
+def _descriptors(kernel: InstructionKernel) -> list[str]:
     constant = _descriptor_constant(kernel.instruction.family)
     return [
         f"const unsigned long long desc_{name} = {constant:#x}ull | (((unsigned)__cvta_generic_to_shared(shared_{name}) & 0x3FFFF) >> 4);"
@@ -258,7 +258,7 @@ _WGMMA_MAJOR: Final = {"f16": ", 0, 0", "bf16": ", 0, 0"}
 """Operands of wgmma that only 16-bit types have: both matrices K-major."""
 
 
-def _wgmma(kernel: Kernel) -> str:
+def _wgmma(kernel: InstructionKernel) -> str:
     instruction = kernel.instruction
     count = accumulator_registers(instruction)
     signs = (-1 if instruction.negate_a else 1, -1 if instruction.negate_b else 1)
@@ -300,7 +300,7 @@ class _TensorMemory:
     allocated: int
 
 
-def _tensor_memory(kernel: Kernel) -> _TensorMemory:
+def _tensor_memory(kernel: InstructionKernel) -> _TensorMemory:
     scale_a = -(-accumulator_columns(kernel.instruction) // _SCALE_ALIGNMENT) * _SCALE_ALIGNMENT
     if kernel.scales is None:
         scale_b = used = scale_a
@@ -329,7 +329,7 @@ def _columns_loop(columns: int, to_tmem: bool) -> list[str]:
     return [f"for (unsigned column = 0; column < {columns}; column += {_COLUMNS_AT_ONCE}) {{", *(f"  {line}" for line in move), "}"]
 
 
-def _scales_to_tmem(kernel: Kernel, tmem: _TensorMemory) -> list[str]:
+def _scales_to_tmem(kernel: InstructionKernel, tmem: _TensorMemory) -> list[str]:
     if kernel.scales is None:
         return []
     lines = []
@@ -343,7 +343,7 @@ def _scales_to_tmem(kernel: Kernel, tmem: _TensorMemory) -> list[str]:
     return lines
 
 
-def _tcgen05_multiply(kernel: Kernel, tmem: _TensorMemory) -> list[str]:
+def _tcgen05_multiply(kernel: InstructionKernel, tmem: _TensorMemory) -> list[str]:
     """The instruction itself, by one thread, and the arrival at the barrier once it is done."""
     instruction = kernel.instruction
     group = f"cta_group::{instruction.cta_group}"
@@ -365,7 +365,7 @@ def _tcgen05_multiply(kernel: Kernel, tmem: _TensorMemory) -> list[str]:
     return [f"if ({condition}) {{", *(f"  {line}" for line in body), "}"]
 
 
-def _wait(kernel: Kernel) -> list[str]:
+def _wait(kernel: InstructionKernel) -> list[str]:
     """Poll the barrier, and trap rather than hang."""
     test = _asm(
         "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}",
@@ -381,7 +381,7 @@ def _wait(kernel: Kernel) -> list[str]:
     ]
 
 
-def _tcgen05(kernel: Kernel) -> str:
+def _tcgen05(kernel: InstructionKernel) -> str:
     tmem = _tensor_memory(kernel)
     group = f"cta_group::{kernel.instruction.cta_group}"
     together = _CLUSTER_SYNC if kernel.blocks_per_tile > 1 else "__syncthreads();"
@@ -430,7 +430,7 @@ def _tcgen05(kernel: Kernel) -> str:
     return _body(kernel, [*start, *loop, *end])
 
 
-_WRITERS: Final[dict[Family, Callable[[Kernel], str]]] = {
+_WRITERS: Final[dict[Family, Callable[[InstructionKernel], str]]] = {
     Family.MMA_SYNC: _mma_sync,
     Family.WGMMA: _wgmma,
     Family.TCGEN05: _tcgen05,

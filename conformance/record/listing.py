@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mmabits.conformance.record.disassembly import Disassembled, disassembler, matrix_opcodes, unexpected
-from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.nvrtc import CompilerRefused, Program, compile_source, compiler_version
+from mmabits.conformance.record.kernels import InstructionKernel
+from mmabits.conformance.record.nvrtc import CompiledProgram, CompilerRefused, compile_source, compiler_version
 from mmabits.conformance.record.session import TARGETS
 from mmabits.isa import architecture
 from mmabits.isa.instructions import Instruction
@@ -44,9 +44,9 @@ def kernel_row(instruction: Instruction, arch: str, *, disassemble: bool | None 
     Raises:
         DeviceUnavailable: NVRTC is not installed; with `disassemble`, or the disassembler is not.
     """
-    kernel = Kernel(instruction=instruction, arch=architecture(arch).name)
+    kernel = InstructionKernel(instruction=instruction, arch=architecture(arch).name)
     try:
-        program: Program = compile_source(kernel.source, kernel.arch)
+        program: CompiledProgram = compile_source(kernel.source, kernel.arch)
     except CompilerRefused as error:
         return KernelRow(instruction=instruction, arch=kernel.arch, cubin_bytes=None, opcodes="", problems=(str(error),))
     if not (disassembler() is not None if disassemble is None else disassemble):

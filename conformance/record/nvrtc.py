@@ -19,7 +19,7 @@ class CompilerRefused(MmabitsError, RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Program:
+class CompiledProgram:
     """What a kernel was compiled to."""
 
     arch: str
@@ -80,7 +80,7 @@ def _fetched(nvrtc: Any, program: Any, what: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def compile_source(source: str, arch: str) -> Program:
+def compile_source(source: str, arch: str) -> CompiledProgram:
     """Compile one translation unit.
 
     Args:
@@ -106,4 +106,4 @@ def compile_source(source: str, arch: str) -> Program:
         cubin, ptx = _fetched(nvrtc, program, "CUBIN"), _fetched(nvrtc, program, "PTX")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Program(arch=arch, cubin=cubin, ptx=ptx.rstrip(b"\0"), compiler=version, options=options)
+    return CompiledProgram(arch=arch, cubin=cubin, ptx=ptx.rstrip(b"\0"), compiler=version, options=options)

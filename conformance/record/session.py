@@ -15,8 +15,8 @@ import numpy as np
 
 from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
-from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.nvrtc import CompilerRefused, Program
+from mmabits.conformance.record.kernels import InstructionKernel
+from mmabits.conformance.record.nvrtc import CompiledProgram, CompilerRefused
 from mmabits.conformance.record.recording import (
     SUFFIX,
     NotWritten,
@@ -185,13 +185,13 @@ class LayoutCheckFailed(MmabitsError, RuntimeError):
     """A kernel did not multiply the matrices it was given: its layout, a descriptor or the instruction is not what is thought."""
 
 
-def _batches(kernel: Kernel, operands: TileOperands) -> Iterator[TileOperands]:
+def _batches(kernel: InstructionKernel, operands: TileOperands) -> Iterator[TileOperands]:
     layouts = (kernel.a, kernel.b, kernel.accumulator, kernel.accumulator, *(kernel.scales or ()))
     most = max(1, _BATCH_BYTES // sum(layout.words * 4 for layout in layouts))
     return (operands.part(start, start + most) for start in range(0, operands.tiles, most))
 
 
-def run_tiles(device: Device, kernel: Kernel, operands: TileOperands) -> Any:
+def run_tiles(device: Device, kernel: InstructionKernel, operands: TileOperands) -> Any:
     """Run a kernel over tiles, in batches.
 
     Returns:
@@ -205,7 +205,7 @@ def run_tiles(device: Device, kernel: Kernel, operands: TileOperands) -> Any:
     return np.concatenate(parts)
 
 
-def check_layout(device: Device, kernel: Kernel, *, seed: int = 0) -> int:
+def check_layout(device: Device, kernel: InstructionKernel, *, seed: int = 0) -> int:
     """Run a kernel on small integers, where every datapath must give the exact result.
 
     Returns:
@@ -249,7 +249,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _manifest(job: Job, info: DeviceInfo, program: Program, kernel: Kernel, checked: int, command: str) -> dict[str, Any]:
+def _manifest(
+    job: Job, info: DeviceInfo, program: CompiledProgram, kernel: InstructionKernel, checked: int, command: str
+) -> dict[str, Any]:
     from mmabits import __version__
 
     return {
@@ -324,7 +326,7 @@ def record_job(device: Device, job: Job, folder: Path, *, command: str = "") -> 
     if path.exists():
         _keep(path, job, device.info)
         return Outcome(job=job, path=path, state="kept")
-    kernel = Kernel(instruction=job.instruction, arch=job.arch, chain=job.chain)
+    kernel = InstructionKernel(instruction=job.instruction, arch=job.arch, chain=job.chain)
     operands = _generated(job, find_generator(job.generator))
     program = device.prepare(kernel)
     checked = check_layout(device, kernel, seed=job.seed)

@@ -31,6 +31,7 @@ from mmabits.emulator.engine.tiles import (  # fmt: skip
 
 FINITE, INFINITE, NAN = 0, 1, 2
 """The worst that stands in a step of a row of A or a column of B."""
+assert ITEMS == 4, "pack_items writes out the four items of a tile"
 
 
 class Product(NamedTuple):
@@ -154,12 +155,12 @@ def decode_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: i
                 codes[k] = a[item, row0 + row, at] if at < k_total else 0
         for k in range(0, panel, WIDTH):
             finite &= decode_elements(codes, first + k, form, numbers.negate, left, k, slot * panel + k)
-        for step in range(steps):
-            left.bad[slot, step] = FINITE
+        for step_index in range(steps):
+            left.bad[slot, step_index] = FINITE
         if not finite:
             for k in range(count):
-                step = k // numbers.step
-                left.bad[slot, step] = max(left.bad[slot, step], badness(code_class(np.int64(codes[first + k]), form)))
+                step_index = k // numbers.step
+                left.bad[slot, step_index] = max(left.bad[slot, step_index], badness(code_class(np.int64(codes[first + k]), form)))
         if numbers.block > 0:
             scale_row(product, item, row0 + row, slot, k0, count, left)
 
@@ -170,8 +171,8 @@ def decode_run(product: Any, item: int, row0: int, rows: int, left: Any, slot0: 
     a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
     first, last = (item * a.shape[1] + row0) * panel, rows * panel
     for slot in range(slot0, slot0 + rows):
-        for step in range(left.bad.shape[1]):
-            left.bad[slot, step] = FINITE
+        for step_index in range(left.bad.shape[1]):
+            left.bad[slot, step_index] = FINITE
     for run in range(0, last, WIDTH):
         codes, start = product.flat_a, first + run
         if last - run < WIDTH:
@@ -180,8 +181,8 @@ def decode_run(product: Any, item: int, row0: int, rows: int, left: Any, slot0: 
                 codes[i] = product.flat_a[first + run + i]
         if not decode_elements(codes, start, form, numbers.negate, left, run, slot0 * panel + run):
             for i in range(min(WIDTH, last - run)):
-                slot, step = slot0 + (run + i) // panel, (run + i) % panel // numbers.step
-                left.bad[slot, step] = max(left.bad[slot, step], badness(code_class(np.int64(codes[start + i]), form)))
+                slot, step_index = slot0 + (run + i) // panel, (run + i) % panel // numbers.step
+                left.bad[slot, step_index] = max(left.bad[slot, step_index], badness(code_class(np.int64(codes[start + i]), form)))
     if numbers.block > 0:
         for row in range(rows):
             scale_row(product, item, row0 + row, slot0 + row, 0, panel, left)
@@ -312,7 +313,7 @@ def step_rows(
 ) -> None:  # fmt: skip
     """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     numbers = product.numbers
-    step = start // numbers.step
+    step_index = start // numbers.step
     bad_count = 0
     for j in range(columns):
         if right.bad[j] != FINITE:
@@ -321,7 +322,7 @@ def step_rows(
     for row in range(rows):
         if dead[row] == 1:
             continue
-        cell, at, worst = base + row * WIDTH, row * left.panel + start, left.bad[row, step]
+        cell, at, worst = base + row * WIDTH, row * left.panel + start, left.bad[row, step_index]
         if worst == NAN:
             kill_row(chain, cell)
             dead[row] = 1
@@ -458,12 +459,12 @@ def scale_items(product: Any, item0: int, k0: int, right: Any) -> None:
 
 @jit
 def resolve_items(
-    product: Any, item0: int, row: int, slot: int, slots: int, step: int, k0: int, left: Any, right: Any, chain: Any, cell: int
+    product: Any, item0: int, row: int, slot: int, slots: int, step_index: int, k0: int, left: Any, right: Any, chain: Any, cell: int
 ) -> int:
     """The lanes of a row in which a step has something not finite: how many, which (right.odd), and what they come to."""
     count = 0
     for place in range(ITEMS):
-        worst = left.bad[slot + place * slots, step]
+        worst = left.bad[slot + place * slots, step_index]
         item = min(item0 + place, product.b.shape[0] - 1)
         for j in range(product.b.shape[2]):
             lane = place * SIDE + j
@@ -481,7 +482,7 @@ def resolve_items(
 def step_items(product: Any, item0: int, row0: int, rows: int, k0: int, left: Any, start: int, right: Any, chain: Any) -> None:
     """step_rows for ITEMS items side by side."""
     numbers = product.numbers
-    step = start // numbers.step
+    step_index = start // numbers.step
     slots = left.bad.shape[0] // ITEMS
     worst = FINITE
     for lane in range(WIDTH):
@@ -490,9 +491,9 @@ def step_items(product: Any, item0: int, row0: int, rows: int, k0: int, left: An
         cell, at = row * WIDTH, row * left.panel + start
         count, bad = 0, worst
         for place in range(ITEMS):
-            bad = max(bad, left.bad[row + place * slots, step])
+            bad = max(bad, left.bad[row + place * slots, step_index])
         if bad != FINITE:
-            count = resolve_items(product, item0, row0 + row, row, slots, step, k0, left, right, chain, cell)
+            count = resolve_items(product, item0, row0 + row, row, slots, step_index, k0, left, right, chain, cell)
         if side_by_side_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
             wide_left, wide_right = wide_copies(left, at, numbers.step, ITEMS, right)
             side_by_side_step(chain, cell, wide_left, 0, wide_right, numbers, product.result)

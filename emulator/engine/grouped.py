@@ -34,6 +34,7 @@ from mmabits.emulator.engine.tiles import (
 
 LARGEST, SMALLEST = 0, 1
 """Places of a step's bounds on the powers of its scales."""
+assert ITEMS == 4, "pack_group_items writes out the four items of a tile"
 
 
 class ScaledProduct(NamedTuple):
@@ -107,7 +108,7 @@ class GroupColumns(NamedTuple):
     """Scratch: the columns with a NaN scale."""
 
 
-class Scratch(NamedTuple):
+class GroupScratch(NamedTuple):
     """What a task works in."""
 
     left: Any
@@ -143,10 +144,10 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
                 for i in range(k_total - k0 - k):
                     codes[i] = product.flat_a[first + k + i]
             left.nonzero[k // WIDTH] = decode_group_elements(codes, at, product.form_a, numbers.negate, left.values, row_group * size + k)
-        for step in range(steps):
-            left.bad[slot, step] = 0
+        for step_index in range(steps):
+            left.bad[slot, step_index] = 0
             largest, smallest = 0.0, np.inf
-            for group in range(step * groups, (step + 1) * groups):
+            for group in range(step_index * groups, (step_index + 1) * groups):
                 block = left.blocks[group]
                 code = product.scale_a[item, row0 + row, block] if block >= 0 else numbers.unit_scale
                 factor, power = product.scales[code], product.scale_powers[code]
@@ -154,10 +155,10 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
                 left.factors[row_group + group] = factor
                 left.powers[row_group + group] = power
                 if np.isnan(factor):
-                    left.bad[slot, step] = 1
+                    left.bad[slot, step_index] = 1
                 if power > 0.0:
                     largest, smallest = max(largest, power), min(smallest, power)
-            at = 2 * (slot * steps_of_panel + step)
+            at = 2 * (slot * steps_of_panel + step_index)
             left.bounds[at + LARGEST] = largest
             left.bounds[at + SMALLEST] = smallest
 
@@ -266,14 +267,14 @@ def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int,
 @jit
 def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, chain: Any, base: int, dead: Any) -> None:
     """One step for every row of a task against WIDTH columns, two rows at a time: accumulators in chain[base + row * WIDTH:]."""
-    step = start // product.numbers.step
+    step_index = start // product.numbers.step
     bad_count = 0
     for j in range(WIDTH):
         if right.bad[j] != 0:
             right.odd[bad_count] = j
             bad_count += 1
     for row in range(rows):
-        if dead[row] == 0 and left.bad[row, step] != 0:
+        if dead[row] == 0 and left.bad[row, step_index] != 0:
             kill_row(chain, base + row * WIDTH)
             dead[row] = 1
     for upper in range(0, rows, 2):
@@ -281,7 +282,7 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, cha
         if dead[pair[0]] == 1 and dead[pair[1]] == 1:
             continue
         cells = (base + pair[0] * WIDTH, base + pair[1] * WIDTH)
-        grouped_step(chain, cells, left, pair, step, right, product.powers, product.numbers, product.result)
+        grouped_step(chain, cells, left, pair, step_index, right, product.powers, product.numbers, product.result)
         for i in range(bad_count):
             chain[cells[0] + right.odd[i]] = np.nan
             chain[cells[1] + right.odd[i]] = np.nan
@@ -290,18 +291,18 @@ def grouped_rows(product: Any, rows: int, left: Any, start: int, right: Any, cha
 @jit
 def grouped_items(product: Any, rows: int, left: Any, start: int, right: Any, chain: Any) -> None:
     """grouped_rows for ITEMS items side by side."""
-    step = start // product.numbers.step
+    step_index = start // product.numbers.step
     bad_columns = 0
     for lane in range(WIDTH):
         bad_columns += right.bad[lane]
     for upper in range(0, rows, 2):
         pair = (upper, min(upper + 1, rows - 1))
         grouped_side_by_side_step(
-            chain, (pair[0] * WIDTH, pair[1] * WIDTH), left, pair, step, right, product.powers, product.numbers, product.result
+            chain, (pair[0] * WIDTH, pair[1] * WIDTH), left, pair, step_index, right, product.powers, product.numbers, product.result
         )
         for row in pair:
             for place in range(ITEMS):
-                bad_row = left.bad[row + place * left.stride, step]
+                bad_row = left.bad[row + place * left.stride, step_index]
                 if bad_row != 0 or bad_columns > 0:
                     for lane in range(place * SIDE, (place + 1) * SIDE):
                         if bad_row != 0 or right.bad[lane] != 0:
@@ -342,7 +343,7 @@ def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any) 
     if numbers.promote > 0:
         part, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     dead, at = carve(at, (call.tiles, call.rows), np.uint8)
-    return Scratch(left, right, total, chain, part, dead), at
+    return GroupScratch(left, right, total, chain, part, dead), at
 
 
 @jit

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
-I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = {F32: "f32", F64: "f64"}
 
 
@@ -233,9 +233,9 @@ class Emitter:
         """An index as 32-bit integer."""
         return self.builder.trunc(number, I32)
 
-    def cells(self, starts: list[Lanes]) -> list[Cell]:
+    def cells(self, starts: list[Lanes]) -> list[LoopVariable]:
         """Variables that a loop changes."""
-        return [Cell(self.builder, start) for start in starts]
+        return [LoopVariable(self.builder, start) for start in starts]
 
     @contextmanager
     def loop(self, count: ir.Value) -> Iterator[ir.Value]:
@@ -244,7 +244,7 @@ class Emitter:
             yield loop.index
 
 
-class Cell:
+class LoopVariable:
     """A variable that holds lanes across a loop; LLVM turns it into registers."""
 
     def __init__(self, builder: ir.IRBuilder, start: Lanes) -> None:

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
-from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Cell, Emitter, Lanes
+from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, LoopVariable
 from mmabits.emulator.engine.plan import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
 
@@ -25,6 +25,7 @@ DONE, TOO_WIDE = 0, 1
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
 _index = types.intp
+assert SIDE == 8 and WIDTH % 16 == 0, "scaled groups are summed for 16 columns at a time, in two vectors that belong to one item each"
 
 
 def _split(lanes: Lanes, size: int) -> list[Lanes]:
@@ -222,11 +223,11 @@ def _fused_step(items: int) -> Any:
 
         def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             emit = Emitter(context, builder)
-            step = _FusedStep(
+            work = _FusedStep(
                 emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3],
                 emit.fields(right, arguments[4]), emit.fields(numbers, arguments[5]), emit.fields(result, arguments[6]), items,
             )  # fmt: skip
-            return step.narrow() if step.right.planes.type.pointee == F32 else step.wide()
+            return work.narrow() if work.right.planes.type.pointee == F32 else work.wide()
 
         return signature, codegen
 
@@ -346,7 +347,7 @@ def _grouped_step(items: int) -> Any:
     """The step for two rows of A, or for two times ITEMS rows side by side, each against its SIDE columns."""
 
     def step_of_rows(
-        _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step: Any, right: Any, powers: Any, numbers: Any, result: Any
+        _context: Any, chain: Any, cells: Any, left: Any, rows: Any, step_index: Any, right: Any, powers: Any, numbers: Any, result: Any
     ) -> Any:
         pair = types.UniTuple(_index, 2)
         signature = types.none(chain, pair, left, pair, _index, right, powers, numbers, result)
@@ -372,7 +373,7 @@ def _grouped_step(items: int) -> Any:
 
 
 grouped_step = _grouped_step(1)
-"""grouped_step(chain, cells, left, rows, step, right, powers, numbers, result)
+"""grouped_step(chain, cells, left, rows, step_index, right, powers, numbers, result)
 
 Section 4, for two rows of A: chain[cells[r] + j] = round(scaled sums of the groups, truncated at E - F, and the accumulator).
 
@@ -390,7 +391,7 @@ class _GroupedStep(NamedTuple):
     emit: Emitter
     left: Any
     rows: Any
-    step: Any
+    step_index: Any
     right: Any
     powers: Any
     numbers: Any
@@ -435,7 +436,7 @@ class _GroupedStep(NamedTuple):
     def group_at(self, row: Any) -> Any:
         """Place of the step's first group in the tables of A."""
         builder = self.emit.builder
-        return builder.add(builder.mul(row, self.left.panel_groups), builder.mul(self.step, self.groups()))
+        return builder.add(builder.mul(row, self.left.panel_groups), builder.mul(self.step_index, self.groups()))
 
     def loses_nothing(self, held: Lanes, first: int, row: Any) -> Any:
         """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
@@ -444,7 +445,7 @@ class _GroupedStep(NamedTuple):
 
         def bound(which: int) -> Callable[[Any], Any]:
             def read(row: Any) -> Any:
-                at = builder.mul(builder.add(builder.mul(row, steps), self.step), emit.index(2))
+                at = builder.mul(builder.add(builder.mul(row, steps), self.step_index), emit.index(2))
                 return emit.scalar(self.left.bounds, builder.add(at, emit.index(which)))
 
             return read
@@ -484,7 +485,7 @@ class _GroupedStep(NamedTuple):
         """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
         emit, builder = self.emit, self.emit.builder
         size = self.numbers.group
-        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step, self.numbers.step)
+        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
         strides = [builder.mul(self.left.stride, emit.index(lane // SIDE if self.items > 1 else 0)) for lane in (first, first + 8)]
         starts = [[builder.add(builder.mul(builder.add(row, stride), panel), before) for stride in strides] for row in self.rows]
         elements = [builder.mul(builder.add(number, emit.index(i)), size) for i in range(GROUPS_AT_ONCE)]
@@ -501,7 +502,7 @@ class _GroupedStep(NamedTuple):
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
 
-    def scaled(self, sums: list[Cell], row: Any, group: Any, first: int) -> Lanes:
+    def scaled(self, sums: list[LoopVariable], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
         emit, builder = self.emit, self.emit.builder
         mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))

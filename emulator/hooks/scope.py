@@ -219,6 +219,7 @@ _FIXTURES: Final = frozenset(("_pytest", "pluggy", "pytest_asyncio", "pytest_tri
 _HELPERS: Final = frozenset(("contextlib", "unittest.case"))
 """Modules whose functions enter a context manager for their caller."""
 _SEND: Final = dis.opmap["SEND"]
+_CACHE: Final = dis.opmap["CACHE"]
 
 
 def _suspendable(frame: FrameType | None, task: object | None) -> FrameType | None:
@@ -253,8 +254,12 @@ def _enters(frame: FrameType) -> bool:
 
 def _delegates(frame: FrameType) -> bool:
     """Whether a generator is at `yield from`."""
-    code = frame.f_code
-    return bool(code.co_flags & inspect.CO_GENERATOR) and code.co_code[frame.f_lasti] == _SEND
+    if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+        return False
+    code, place = frame.f_code.co_code, frame.f_lasti
+    while place > 0 and code[place] == _CACHE:  # of the instruction before: from 3.12 on a repeated SEND leaves the place there
+        place -= 2
+    return code[place] == _SEND
 
 
 def _module(frame: FrameType) -> str:

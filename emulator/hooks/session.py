@@ -38,7 +38,7 @@ from mmabits.isa import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Report", "Session", "Skipped", "current_session", "emulate"]
+__all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -120,7 +120,7 @@ class Undefined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class SessionReport:
     """What a session did. Printed, it is a table."""
 
     arch: str
@@ -179,6 +179,8 @@ class Session:
     """How Triton's kernels run: one of TRITON."""
     undefined: str = "zero"
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
+    cuda: bool = False
+    """Whether host code finds a GPU."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -293,7 +295,7 @@ class Session:
         """Have a function called before a report is made, for hooks that count outside Python."""
         self._counters.append(counter)
 
-    def report(self) -> Report:
+    def report(self) -> SessionReport:
         """What was emulated so far, in order of first appearance, and what was not."""
         for counter in self._counters:
             counter()
@@ -309,7 +311,7 @@ class Session:
             Undefined(site=site, operation=operation, what=what, here=here, count=count)
             for (site, operation, what, here), count in self._undefined.items()
         )
-        return Report(arch=self.arch, emulated=done, skipped=left, undefined=opened)
+        return SessionReport(arch=self.arch, emulated=done, skipped=left, undefined=opened)
 
 
 def current_session(framework: str | None = None) -> Session | None:
@@ -405,6 +407,7 @@ def emulate(
     frameworks: Sequence[str] | None = None,
     undefined: str = "zero",
     triton: str = "interpreted",
+    cuda: bool = False,
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -424,6 +427,8 @@ def emulate(
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
         triton: `"interpreted"`: kernels run in Triton's interpreter, dots as on the GPU, or `"compiled"`: as Triton's compiler makes
             them, whole, where their tensor-core instructions are `mma.sync` (see docs/compiled.md).
+        cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
+            device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -438,13 +443,17 @@ def emulate(
         raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
     if not (isinstance(triton, str) and triton in TRITON):
         raise OperandError(f"triton must be {' or '.join(map(repr, TRITON))}, got {triton!r}")
+    if not isinstance(cuda, bool):
+        raise OperandError(f"cuda must be True or False, got {cuda!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
     def session() -> Session:
+        wanted = _wanted(frameworks)
+        if cuda and "torch" not in wanted:
+            raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
-            arch=architecture(arch).name, require=evidence_level(require), frameworks=_wanted(frameworks), undefined=undefined,
-            triton=triton,
+            arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=triton, cuda=cuda
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

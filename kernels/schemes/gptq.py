@@ -34,7 +34,7 @@ def hessian(activations: Array) -> npt.NDArray[np.float64]:
 
 
 @dataclass(kw_only=True, eq=False)
-class _State:
+class _GptqState:
     """The weights that are left, and what was decided."""
 
     left: npt.NDArray[np.float64]
@@ -105,7 +105,7 @@ def gptq_quantize(
     left[dead] = 0.0
     factor = inverse_factor(curvature, damping) if k else curvature
     groups = k // group
-    state = _State(
+    state = _GptqState(
         left=left, codes=np.zeros(w.shape, np.uint8), scales=np.ones((groups, w.shape[1]), np.float16),
         zeros=np.zeros((groups, w.shape[1]), np.uint8),
     )  # fmt: skip
@@ -120,7 +120,7 @@ def gptq_quantize(
     return Int4Weights(codes=codes, scales=state.scales, zeros=state.zeros, group=group, g_idx=g_idx)
 
 
-def _quantize_block(state: _State, factor: npt.NDArray[np.float64], start: int, end: int, group: int, symmetric: bool) -> None:
+def _quantize_block(state: _GptqState, factor: npt.NDArray[np.float64], start: int, end: int, group: int, symmetric: bool) -> None:
     errors = np.zeros((end - start, state.left.shape[1]))
     for k in range(start, end):
         g = k // group

@@ -6,7 +6,7 @@ import sys
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
 
-from mmabits.research.trace import Number, Term
+from mmabits.research.trace import DecodedNumber, Term
 
 
 def exact(value: Fraction | None) -> str:
@@ -33,7 +33,7 @@ def decimal(value: Fraction, digits: int = 9) -> str:
         return f"{Decimal(value.numerator) / Decimal(value.denominator):.{digits}g}"
 
 
-def code(number: Number) -> str:
+def code(number: DecodedNumber) -> str:
     """A code in hexadecimal, in the width of its container."""
     return f"{number.code:#0{2 + max(1, number.form.container_bits // 4)}x}"
 

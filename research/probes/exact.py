@@ -203,7 +203,7 @@ def _keeps_finite(negative: Flags, model: Model) -> Flags:
 # Terms -----------------------------------------------------------------------------------------------------------------------
 
 
-class _Products(NamedTuple):
+class _OrderedProducts(NamedTuple):
     """All products of some dot products, (n, k), in the order in which they enter the steps, block scales included or beside them."""
 
     numbers: Numbers
@@ -224,7 +224,7 @@ def _needs_python(model: Model) -> bool:
     return model.fraction_bits is None or model.fraction_bits > _NARROW_FRACTION_BITS or bits > 50
 
 
-def _products(model: Model, x: Operands, wide: bool) -> _Products:
+def _products(model: Model, x: Operands, wide: bool) -> _OrderedProducts:
     order = list(model.order)
     ascending = order == list(range(model.k))
     codes = (x.a, x.b) if ascending else (x.a[:, order], x.b[:, order])
@@ -243,7 +243,7 @@ def _products(model: Model, x: Operands, wide: bool) -> _Products:
     if model.zero_times_infinity:
         invalid = invalid | (infinite & zero)
     signs = a.negative ^ b.negative
-    return _Products(Numbers(np.where(invalid, NAN, 0), significand, lsb, exponent, signs), signs, infinite & ~invalid, invalid)
+    return _OrderedProducts(Numbers(np.where(invalid, NAN, 0), significand, lsb, exponent, signs), signs, infinite & ~invalid, invalid)
 
 
 def _scales(model: Model, x: Operands) -> tuple[Numbers, Numbers] | None:
@@ -254,7 +254,7 @@ def _scales(model: Model, x: Operands) -> tuple[Numbers, Numbers] | None:
     return decode(x.scale_a[:, index], model.scale_type), decode(x.scale_b[:, index], model.scale_type)
 
 
-def _scaled(products: _Products, scales: tuple[Numbers, Numbers], model: Model) -> _Products:
+def _scaled(products: _OrderedProducts, scales: tuple[Numbers, Numbers], model: Model) -> _OrderedProducts:
     """Fused steps: a product times its scales."""
     numbers, (first, second) = products.numbers, scales
     factor = first.significand * second.significand
@@ -322,7 +322,7 @@ def _special(invalid: Flags, positive: Flags, negative: Flags, first_negative: F
     return nan | positive | negative, np.where(nan, np.uint64(model.nan), code).astype(f"u{form.container_bits // 8}")
 
 
-def _step(c_codes: Codes, products: _Products, scales: tuple[Numbers, Numbers] | None, model: Model, wide: bool) -> Codes:
+def _step(c_codes: Codes, products: _OrderedProducts, scales: tuple[Numbers, Numbers] | None, model: Model, wide: bool) -> Codes:
     c = decode(c_codes, model.d_type, flush=model.flushes_c)
     grouped = model.arithmetic is Arithmetic.GROUPED
     terms = _grouped_terms(products.numbers, scales, model) if grouped else _fused_terms(products.numbers, model)
@@ -401,7 +401,7 @@ def evaluate(model: Model, x: Operands) -> Codes:
     codes, idle = start, False
     for first in range(0, model.k, model.step):
         part = slice(first, first + model.step)
-        taken = _Products(
+        taken = _OrderedProducts(
             Numbers(*(field[:, part] for field in products.numbers)), products.signs[:, part], products.infinite[:, part],
             products.invalid[:, part],
         )  # fmt: skip

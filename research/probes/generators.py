@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mmabits.isa import Arithmetic, FormatSpec
 from mmabits.research.probes.exact import Operands, join
 from mmabits.research.probes.model import Model
-from mmabits.research.probes.sketch import Encoder, Product, Sketch, exact_code, factors, smallest_exponent
+from mmabits.research.probes.sketch import Encoder, Sketch, SketchedProduct, exact_code, factors, smallest_exponent
 
 SEED: Final = 20251121
 
@@ -112,8 +112,8 @@ def _c_levels(setting: Setting, below: int) -> list[int]:
     return _allowed(setting, {min(max(below, low), high), low, high}) if low <= high else []
 
 
-def _term(at: int, exponent: int, negative: bool = False, **more: Any) -> Product:
-    return Product(at=at, exponent=exponent, negative=negative, **more)
+def _term(at: int, exponent: int, negative: bool = False, **more: Any) -> SketchedProduct:
+    return SketchedProduct(at=at, exponent=exponent, negative=negative, **more)
 
 
 _SIGNS: Final = (False, True)

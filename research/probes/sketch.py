@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from mmabits.research.probes.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class SketchedProduct:
     """One product, (-1)^negative x 2^exponent x (bits_a scaled into [1, 2)) x (bits_b scaled into [1, 2))."""
 
     at: int
@@ -34,7 +34,7 @@ class Product:
 class Sketch:
     """One dot product: products, everything else zero; c = c_bits x 2^c_last, or the code `c_code`."""
 
-    products: tuple[Product, ...] = ()
+    products: tuple[SketchedProduct, ...] = ()
     c_bits: int = 0
     c_last: int = 0
     c_code: int | None = None
@@ -118,7 +118,7 @@ class Encoder:
         """Exponent of the largest power of two among the products."""
         return self.high + self.scale_high
 
-    def _raise(self, products: list[Product]) -> int | None:
+    def _raise(self, products: list[SketchedProduct]) -> int | None:
         """Exponent that the scales of a block give to its products."""
         exponents = [product.exponent for product in products]
         top, bottom = max(exponents), min(exponents)
@@ -143,7 +143,7 @@ class Encoder:
         a, b = [sketch.fill[0]] * model.k, [sketch.fill[1]] * model.k
         one = self.scale_codes(0) or (0, 0)
         scale_a, scale_b = [one[0]] * model.blocks, [one[1]] * model.blocks
-        by_block: dict[int, list[Product]] = {}
+        by_block: dict[int, list[SketchedProduct]] = {}
         for product in sketch.products:
             by_block.setdefault(product.at // model.block if model.block else 0, []).append(product)
         for block, products in by_block.items():
@@ -184,7 +184,3 @@ class Encoder:
 
 def _array(codes: list[Any], spec: FormatSpec, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return np.array(codes, dtype=f"u{spec.container_bits // 8}").reshape(shape)
-
-
-EMPTY: Final = Sketch()
-"""Everything zero."""

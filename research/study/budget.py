@@ -121,7 +121,7 @@ def study(
     for name, stored in (("a", stored_a), ("b", stored_b)):
         if not np.isfinite(stored.values).all():
             raise OperandError(f"{name} has values that recipe {how.name} cannot store: they become infinities or NaN")
-    product = _Product(stored_a, stored_b, instruction, arch, promote_every, how.block)
+    product = _VariedProduct(stored_a, stored_b, instruction, arch, promote_every, how.block)
     exact = left.astype(np.float64) @ right.astype(np.float64)
     rounded_a, rounded_b = stored_a.values - left, stored_b.values - right
     by_a, by_b = rounded_a @ right.astype(np.float64), left.astype(np.float64) @ rounded_b
@@ -157,7 +157,7 @@ def _checked(matrix: Any, name: str) -> npt.NDArray[np.float32]:
     return array
 
 
-def _switched_promotion(product: _Product, measure: _Measure, result: Doubles, promote_every: int | None) -> Iterator[Part]:
+def _switched_promotion(product: _VariedProduct, measure: _Measure, result: Doubles, promote_every: int | None) -> Iterator[Part]:
     if product.instruction.d_type.name != "f32":
         return
     if promote_every:
@@ -166,7 +166,7 @@ def _switched_promotion(product: _Product, measure: _Measure, result: Doubles, p
         yield measure("promotion every 128 changes it by", product(promote_every=128) - result)
 
 
-class _Product:
+class _VariedProduct:
     """A stored product, computed in variations."""
 
     def __init__(

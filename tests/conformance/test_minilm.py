@@ -118,7 +118,7 @@ def composed(weights, tokens, scheme, arch, instruction, monkeypatch, layers=enc
 
     with torch.no_grad(), monkeypatch.context() as patched:
         patched.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
-        return encoder.Encoder(weights, linear=Composed, attention=attention, layers=layers)(torch.tensor(tokens)).numpy()
+        return encoder.SentenceEncoder(weights, linear=Composed, attention=attention, layers=layers)(torch.tensor(tokens)).numpy()
 
 
 @pytest.mark.parametrize("scheme, arch, instruction", [RUNS[0], RUNS[4]])
@@ -146,7 +146,7 @@ def test_comparison_by_hand():
     exact = np.eye(2, 4, dtype=np.float32)
     moved = exact.copy()
     moved[1] = [0.6, 0.8, 0, 0]
-    first, second = (minilm.Run(scheme="f16", arch=arch, embeddings=array) for arch, array in (("sm_80", exact), ("sm_90a", moved)))
+    first, second = (minilm.SchemeRun(scheme="f16", arch=arch, embeddings=array) for arch, array in (("sm_80", exact), ("sm_90a", moved)))
     one, two = minilm.compare_all([first, second], exact)
     assert (one.cosine, one.difference, one.similarity, one.from_first, one.bits_differ) == (1.0, 0.0, 0.0, None, None)
     assert (two.cosine, two.difference, two.similarity, two.from_first) == pytest.approx((0.8, 0.6, 0.6, 0.6))
@@ -206,7 +206,7 @@ def test_the_real_model_is_a_composition(model, scheme, arch, instruction, monke
     tokens = [101, 2129, 2146, 1029, 102]
     with torch.no_grad(), emulate(arch, frameworks=["torch"]):
         linear, attention = encoder.LINEAR_KINDS[scheme]
-        got = encoder.Encoder(model, linear=linear, attention=attention, layers=2)(torch.tensor(tokens)).numpy()
+        got = encoder.SentenceEncoder(model, linear=linear, attention=attention, layers=2)(torch.tensor(tokens)).numpy()
     assert same_bits(got, composed(model, tokens, scheme, arch, instruction, monkeypatch, layers=2))
 
 

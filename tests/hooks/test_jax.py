@@ -202,7 +202,7 @@ def test_a_later_block_runs_what_an_earlier_one_compiled_and_counts_it() -> None
 def test_a_block_inside_one_of_its_kind_runs_the_same_programs() -> None:
     function = jax.jit(dot)
     with emulate() as outer:
-        function(A, B)
+        function(A, B).block_until_ready()  # else it may run, and count, inside the next block
         sites = len(handler._SITES)
         with emulate("sm_100a"), emulate() as inner:
             assert same(function(A, B), EMULATED)

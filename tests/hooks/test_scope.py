@@ -521,6 +521,20 @@ def test_a_fixture_that_delegates_passes_its_block_on(ampere, probe):
         assert probe() == "sm_90a"
 
 
+def test_fixtures_that_delegate_again_and_again_pass_their_block_on(probe):
+    """Python rewrites `yield from` where it ran before."""
+
+    def fixture():
+        yield from inner_device(probe)
+
+    names = {"fixture": fixture, "__name__": "_pytest.made_up"}
+    exec("def set_up():\n    generator = fixture()\n    next(generator)\n    return generator", names)
+    for _ in range(12):
+        generator = names["set_up"]()
+        assert probe() == "sm_80"
+        generator.close()
+
+
 def test_fixtures_of_pytest_are_left_in_reverse(ampere, hopper, probe):
     assert probe() == "sm_90a"
 

@@ -27,7 +27,8 @@ from triton.compiler import ASTSource  # noqa: E402
 from mmabits.emulator.hooks.triton import _check_version  # noqa: E402
 from mmabits.emulator.hooks.triton.casts import Casts, float_to_integer  # noqa: E402
 from mmabits.emulator.hooks.triton.compiler import CannotAsk, Compiler  # noqa: E402
-from mmabits.emulator.hooks.triton.plans import Dot, Planner, ScaledDot, k_order, read_plan  # noqa: E402
+from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot  # noqa: E402
+from mmabits.emulator.hooks.triton.plans import Planner, k_order, read_plan  # noqa: E402
 from mmabits.emulator.hooks.triton.table import facts_of  # noqa: E402
 
 WARP_F16 = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"

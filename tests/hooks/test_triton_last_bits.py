@@ -15,7 +15,7 @@ from mmabits.isa import Evidence, Instruction, format_spec
 
 triton = pytest.importorskip("triton")
 
-from mmabits.emulator.hooks.triton.plans import Plan, Scheme  # noqa: E402
+from mmabits.emulator.hooks.triton.plans import DotScheme, Plan  # noqa: E402
 from mmabits.emulator.hooks.triton.products import product, scaled_product  # noqa: E402
 
 LINES = special_values.lines()
@@ -39,7 +39,7 @@ def test_dots_and_products_of_sessions_have_the_bits_of_gemm(arch: str, text: st
         a, b, c, scale_a, scale_b = operands_of(row, special_values.product(row, k, c_format=c_format), c_format)
         options: dict[str, Any] = {"instruction": row, "promote_every": promote or None, "scale_a": scale_a, "scale_b": scale_b}
         want = mmabits.gemm(a, b, c, arch=arch, **options)
-        plan = Plan(scheme=Scheme.PLAIN, instruction=row, promote_every=promote)
+        plan = Plan(scheme=DotScheme.PLAIN, instruction=row, promote_every=promote)
         given = [session.dot("here", a, b, c, **options)]
         if scale_a is None:
             given.append(product(session, plan, a, b, c))

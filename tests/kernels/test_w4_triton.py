@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 import mmabits  # noqa: E402
-from mmabits.emulator.hooks.session import Report, emulate  # noqa: E402
+from mmabits.emulator.hooks.session import SessionReport, emulate  # noqa: E402
 from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
@@ -201,7 +201,7 @@ ARCHES = [
 ]  # fmt: skip
 
 
-def emulated(kernel: Run, arch: str) -> tuple[np.ndarray, Report]:
+def emulated(kernel: Run, arch: str) -> tuple[np.ndarray, SessionReport]:
     with emulate(arch, frameworks=["triton"]) as session:
         result = kernel(arch).numpy()
     return result, session.report()

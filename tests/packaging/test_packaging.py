@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
 CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
-DATA_KINDS = ("*/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
+DATA_KINDS = ("conformance/**/*.j2", "reports/**/*.j2", "research/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
 """Data that are many files: page templates, the pack of vectors, and tables of numbers."""
 
 

@@ -1,10 +1,14 @@
-"""Rules that the sources keep: one module owns the compiler, no fastmath, no stray imports, no machine paths."""
+"""Rules that the sources keep: one module owns the compiler, no fastmath, no stray imports, no machine paths; no modules that import
+one another, no room that outgrows the others.
+"""
 
 import ast
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -135,7 +139,8 @@ def test_seven_modules_know_the_compilers() -> None:
 
 def test_one_module_prints() -> None:
     progress = (Path("reports/progress.py"), Path("research/study/sweeps.py"))  # a bar on standard error, of texts of our own
-    files = [path for path in library_files() if path.parts[0] == "conformance" and path not in (PRINTER, *progress)]
+    folders = ("commands", "conformance", "reports", "research")
+    files = [path for path in library_files() if path.parts[0] in folders and path not in (PRINTER, *progress)]
     assert violations(prints, files) == []
 
 
@@ -146,6 +151,127 @@ def test_one_module_for_each_target_decorates() -> None:
 
 def test_fastmath_is_set_nowhere() -> None:
     assert violations(fastmath_uses, library_files()) == []
+
+
+# Circles and rooms -------------------------------------------------------------------------------------------------------
+
+CIRCLES = (frozenset(("mmabits.conformance.record.replaying", "mmabits.conformance.replay")),)
+"""Modules that may still import one another: none may be added."""
+ROOMS = (
+    "commands", "conformance", "research", "kernels", "reports", "isa", "emulator/hooks", "emulator/machine", "emulator/engine", "emulator",
+)  # fmt: skip
+"""Folders of the library; a file belongs to the first that holds it."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to("src") if path.parts[0] == "src" else Path("mmabits") / path
+    return ".".join(parts.parent.parts if parts.name == "__init__.py" else parts.with_suffix("").parts)
+
+
+def imports_when_run(tree: ast.AST) -> list[tuple[str, str]]:
+    """(module, name) of each import, lazy ones too; name is empty for `import module`. What only a type checker reads is left out."""
+    found: list[tuple[str, str]] = []
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            left += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [(node.module or "", alias.name) for alias in node.names]
+        left += ast.iter_child_nodes(node)
+    return found
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which of the modules each one imports. `from package import module` is an import of the module."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        named = {f"{base}.{name}" if f"{base}.{name}" in sources else base for base, name in imports_when_run(ast.parse(source))}
+        graph[module] = (named & set(sources)) - {module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import one another: one way round for each circle found, until none is left."""
+    graph = {module: set(imported) for module, imported in graph.items()}
+    found: list[list[str]] = []
+    while True:
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            around: list[str] = error.args[1]
+            found.append(around)
+            graph[around[1]].discard(around[0])  # each imports the one before it
+        else:
+            return found
+
+
+def library_sources() -> dict[str, str]:
+    return {module_name(path): (ROOT / path).read_text(encoding="utf-8") for path in library_files()}
+
+
+def test_circles_are_found() -> None:
+    sources = {
+        "p": "from p import a", "p.a": "import p.b", "p.b": "def f():\n    from p.c import x", "p.c": "from p import a, d",
+        "p.d": "if TYPE_CHECKING:\n    from p.c import x\nimport os",
+    }  # fmt: skip
+    assert import_graph(sources) == {"p": {"p.a"}, "p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.a", "p.d"}, "p.d": set()}
+    assert [set(found) for found in circles(import_graph(sources))] == [{"p.a", "p.b", "p.c"}]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_modules_import_one_another() -> None:
+    """Not even inside functions: the layers of pyproject.toml say which folder may import which, this which module."""
+    found = [" -> ".join(reversed(around)) for around in circles(import_graph(library_sources())) if frozenset(around) not in CIRCLES]
+    assert found == []
+
+
+def room_of(path: Path) -> str:
+    return next((room for room in ROOMS if path.is_relative_to(room)), "src")
+
+
+def test_no_room_outgrows_the_others() -> None:
+    """The largest has less than a third of the library's lines."""
+    assert all((ROOT / room).is_dir() for room in ROOMS)
+    lines: Counter[str] = Counter()
+    for path in library_files():
+        lines[room_of(path)] += len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    room, most = lines.most_common(1)[0]
+    assert 3 * most < lines.total(), f"{room} has {most} of {lines.total()} lines"
+
+
+# Names -------------------------------------------------------------------------------------------------------------------
+
+TAKEN_TWICE = {
+    "Difference": "replay and diff become one comparison",
+    "Product": "of diff's kernel runs, too; there it goes with them",
+    "Step": "of replay, too; there it goes with it",
+    "Kind": "of diff, of opcodes and of the machine's matrices",
+    "Dots": "of diff's replayed dots, too; there it goes with them",
+    "Instruction": "of PTX in the machine",
+    "Special": "registers in the machine, numbers in the opcodes",
+    "Run": "of a CTA in the machine",
+    "Code": "generated in the machine, twice",
+}
+"""Class names that still stand in several modules, and why: none may be added, and the list is to become empty."""
+
+
+def classes(tree: ast.AST) -> list[str]:
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_each_class_name_stands_in_one_module() -> None:
+    """Private ones too, and `_Name` counts as `Name`: who looks a name up finds one thing."""
+    places: dict[str, set[str]] = {}
+    for module, source in library_sources().items():
+        for name in classes(ast.parse(source)):
+            places.setdefault(name.lstrip("_"), set()).add(module)
+    found = {name: sorted(modules) for name, modules in places.items() if len(modules) > 1}
+    assert {name: modules for name, modules in found.items() if name not in TAKEN_TWICE} == {}
 
 
 def test_root_folders_are_imported_through_the_package() -> None:

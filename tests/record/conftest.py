@@ -14,8 +14,8 @@ import pytest
 
 from mmabits.conformance.record import driver as driver_module
 from mmabits.conformance.record.device import EmulatedDevice, Images
-from mmabits.conformance.record.kernels import Kernel
-from mmabits.conformance.record.nvrtc import Program
+from mmabits.conformance.record.kernels import InstructionKernel
+from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.isa import parse
 
 
@@ -37,7 +37,7 @@ class FakeDriver:
     def __init__(self, capability: tuple[int, int] = (9, 0), *, fail: dict[str, Result] | None = None) -> None:
         self.capability = dict(zip(("major", "minor"), capability, strict=True))
         self.fail = fail or {}
-        self.kernels: dict[bytes, Kernel] = {}
+        self.kernels: dict[bytes, InstructionKernel] = {}
         """What the bytes of a module stand for."""
         self.memory: dict[int, np.ndarray[Any, Any]] = {}
         self.freed: list[int] = []
@@ -108,7 +108,7 @@ class FakeDriver:
     def cuCtxSynchronize(self) -> tuple[Any, ...]:
         return (self._status("cuCtxSynchronize"),)
 
-    def cuLaunchKernel(self, kernel: Kernel, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int,
+    def cuLaunchKernel(self, kernel: InstructionKernel, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int,
                        parameters: int, extra: int) -> tuple[Any, ...]:  # fmt: skip
         """Reads the arguments as the driver does: an array of addresses, each of an argument of the kernel's type."""
         addresses = (ctypes.c_uint64 * 7).from_address(parameters)
@@ -132,12 +132,12 @@ def fake_driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeD
         made.append(FakeDriver(*args, **kwargs))
         return made[-1]
 
-    def prepared(self: Any, kernel: Kernel) -> Program:
+    def prepared(self: Any, kernel: InstructionKernel) -> CompiledProgram:
         cubin = f"{kernel.instruction.ptx} x{kernel.chain}".encode()
         for fake in made:
             fake.kernels[cubin] = kernel
         # Two instructions may share a text, as tcgen05's do; the stand-in for machine code must tell them apart to emulate them.
-        monkeypatch.setattr(driver_module, "compile_source", lambda source, arch: Program(
+        monkeypatch.setattr(driver_module, "compile_source", lambda source, arch: CompiledProgram(
             arch=arch, cubin=cubin, ptx=source.encode(), compiler="0.0", options=(f"--gpu-architecture={arch}",)))  # fmt: skip
         self._functions.pop(kernel.source, None)
         return original(self, kernel)

@@ -18,7 +18,7 @@ from mmabits.conformance.record import driver
 from mmabits.conformance.record.asking import AskedInstruction
 from mmabits.conformance.record.device import EmulatedDevice, Images
 from mmabits.conformance.record.generators import random_bits
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.record.session import DEFAULT_PROBES, LayoutCheckFailed, make_jobs, record, usual_tiles
 from mmabits.conformance.record.tiles import TileOperands, diagonal_tiles, diagonals, emulate_tiles
@@ -91,7 +91,7 @@ def test_what_cannot_be_asked() -> None:
     class Turned(EmulatedDevice):
         """Returns a kernel's words in another order."""
 
-        def run(self, kernel: Kernel, images: Images) -> Any:
+        def run(self, kernel: InstructionKernel, images: Images) -> Any:
             return super().run(kernel, images)[:, ::-1]
 
     with pytest.raises(LayoutCheckFailed, match="exact small sums are wrong"):

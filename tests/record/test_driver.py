@@ -12,13 +12,13 @@ from mmabits.conformance.record import driver
 from mmabits.conformance.record.device import EmulatedDevice, arch_of, pack
 from mmabits.conformance.record.driver import CudaDevice, DeviceFailed, driver_version
 from mmabits.conformance.record.generators import normal_values
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.isa import parse
 from mmabits.isa.errors import DeviceUnavailable
 
 
-def made(ptx: str, arch: str, tiles: int = 3) -> tuple[Kernel, Any]:
-    kernel = Kernel(instruction=parse(ptx), arch=arch)
+def made(ptx: str, arch: str, tiles: int = 3) -> tuple[InstructionKernel, Any]:
+    kernel = InstructionKernel(instruction=parse(ptx), arch=arch)
     return kernel, pack(kernel, normal_values(kernel.instruction, arch, tiles, 7))
 
 

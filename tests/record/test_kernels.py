@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmabits.conformance.record.disassembly import Disassembled, disassembler, expected_opcodes, unexpected
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.listing import kernel_row, kernel_rows, kernels_markdown
 from mmabits.conformance.record.nvrtc import CompilerRefused, compile_source, compiler_version
 from mmabits.conformance.record.session import TARGETS, recordable, representatives
@@ -23,7 +23,7 @@ def one_of_each_unit() -> list[tuple[str, Instruction]]:
     seen: dict[object, tuple[str, Instruction]] = {}
     for arch in TARGETS:
         for instruction in representatives(arch):
-            opcodes = expected_opcodes(Kernel(instruction=instruction, arch=arch))
+            opcodes = expected_opcodes(InstructionKernel(instruction=instruction, arch=arch))
             unit = frozenset((name.split(".")[0], count > 1, ".4X" in name or "BLOCK16" in name) for name, count in opcodes.items())
             seen.setdefault(unit, (arch, instruction))
     return list(seen.values())
@@ -56,13 +56,13 @@ def test_what_is_recordable_is_narrowed_by_spelling() -> None:
 
 def test_an_architecture_that_lacks_the_instruction_is_refused() -> None:
     with pytest.raises(UnsupportedInstruction, match="sm_80 has no wgmma"):
-        Kernel(instruction=parse("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"), arch="sm_80")
+        InstructionKernel(instruction=parse("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"), arch="sm_80")
     with pytest.raises(OperandError, match="chain must be at least 1, got 0"):
-        Kernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80", chain=0)
+        InstructionKernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80", chain=0)
 
 
 def test_operands_follow_one_another_in_inline_ptx() -> None:
-    source = Kernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80").source
+    source = InstructionKernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80").source
     text = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
     assert text in source
     assert re.findall(r"\((?:\((?:const )?unsigned ?\*\))?(?:\()?(?:\(const unsigned\*\))?([ab])\)\[", source) == list("aaaabb")
@@ -78,7 +78,7 @@ def test_operands_follow_one_another_in_inline_ptx() -> None:
 ])  # fmt: skip
 def test_modifiers_reach_the_ptx(modified: str, text: str, needs_nvrtc: None) -> None:
     arch = "sm_90a" if modified.startswith("wgmma") else "sm_100a"
-    kernel = Kernel(instruction=parse(modified), arch=arch, chain=2)
+    kernel = InstructionKernel(instruction=parse(modified), arch=arch, chain=2)
     assert text in kernel.source
     assert len(compile_source(kernel.source, arch).cubin) > 1000
 
@@ -124,29 +124,29 @@ def test_every_kernel_compiles_to_what_its_row_says(arch: str, needs_nvrtc: None
 
 
 def test_unexpected_machine_instructions_are_told() -> None:
-    kernel = Kernel(instruction=parse("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"), arch="sm_89")
+    kernel = InstructionKernel(instruction=parse("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"), arch="sm_89")
     name = "QMMA.16832.F32.E4M3.E4M3"
     assert expected_opcodes(kernel) == {name: 1}
     assert unexpected(kernel, Disassembled({name: 1})) == ()
     assert unexpected(kernel, Disassembled({"HMMA.16816.F32": 2})) == (f"{name} is missing", "HMMA.16816.F32 is not expected")
     assert unexpected(kernel, Disassembled({name: 2})) == (f"{name} occurs 2 times, not 1",)
-    assert unexpected(Kernel(instruction=kernel.instruction, arch="sm_89", chain=3), Disassembled({name: 2})) == ()
+    assert unexpected(InstructionKernel(instruction=kernel.instruction, arch="sm_89", chain=3), Disassembled({name: 2})) == ()
     # sm_120 has the unit as well, sm_90 has not.
-    expanded = Kernel(instruction=kernel.instruction, arch="sm_90a")
+    expanded = InstructionKernel(instruction=kernel.instruction, arch="sm_90a")
     assert expected_opcodes(expanded) == {"HMMA.16816.F32": 2}
     assert "QMMA.16832.F32.E4M3.E4M3 is not expected" in unexpected(expanded, Disassembled({name: 1}))
 
 
 def test_integers_of_eight_rows_take_an_instruction_of_sixteen_from_sm_100a_on() -> None:
     byte, nibble = (parse(f"mma.sync.aligned.m8n8k{k}.row.col.s32.{kind}.{kind}.s32") for k, kind in ((16, "u8"), (32, "u4")))
-    assert expected_opcodes(Kernel(instruction=byte, arch="sm_90a")) == {"IMMA.8816.U8.U8": 1}
-    assert expected_opcodes(Kernel(instruction=byte, arch="sm_100a")) == {"IMMA.16816.U8.U8": 1}
-    assert expected_opcodes(Kernel(instruction=nibble, arch="sm_90a")) == {"IMMA.8816.U8.U8": 2}
-    assert expected_opcodes(Kernel(instruction=nibble, arch="sm_120a")) == {"IMMA.16816.U8.U8": 2}
+    assert expected_opcodes(InstructionKernel(instruction=byte, arch="sm_90a")) == {"IMMA.8816.U8.U8": 1}
+    assert expected_opcodes(InstructionKernel(instruction=byte, arch="sm_100a")) == {"IMMA.16816.U8.U8": 1}
+    assert expected_opcodes(InstructionKernel(instruction=nibble, arch="sm_90a")) == {"IMMA.8816.U8.U8": 2}
+    assert expected_opcodes(InstructionKernel(instruction=nibble, arch="sm_120a")) == {"IMMA.16816.U8.U8": 2}
 
 
 def test_a_target_that_leaves_out_the_instruction_is_refused_by_the_compiler(needs_nvrtc: None) -> None:
-    kernel = Kernel(instruction=parse("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"), arch="sm_90a")
+    kernel = InstructionKernel(instruction=parse("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"), arch="sm_90a")
     with pytest.raises(CompilerRefused, match=r"NVRTC \d+\.\d+ does not compile it for sm_90: .*wgmma"):
         compile_source(kernel.source, "sm_90")
     with pytest.raises(CompilerRefused, match=r"does not compile it for sm_12: .*gpu-architecture"):
@@ -154,7 +154,7 @@ def test_a_target_that_leaves_out_the_instruction_is_refused_by_the_compiler(nee
 
 
 def test_the_same_text_gives_the_same_machine_code(needs_nvrtc: None) -> None:
-    kernel = Kernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80")
+    kernel = InstructionKernel(instruction=parse("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"), arch="sm_80")
     first = compile_source(kernel.source, "sm_80")
     compile_source.cache_clear()
     again = compile_source(kernel.source, "sm_80")
@@ -185,7 +185,7 @@ def test_the_documents_table_has_every_form() -> None:
         for word in re.sub(r" \(.*\)", "", opcodes).split(", "):
             name, _, count = word.partition(" x")
             found[name] += int(count or 1)
-        assert unexpected(Kernel(instruction=parse(ptx), arch=arch), found) == (), (arch, ptx)
+        assert unexpected(InstructionKernel(instruction=parse(ptx), arch=arch), found) == (), (arch, ptx)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmabits.conformance.record.kernels import Kernel, instruction_descriptor
+from mmabits.conformance.record.kernels import InstructionKernel, instruction_descriptor
 from mmabits.conformance.record.session import TARGETS, recordable, representatives
 from mmabits.isa import parse
 from mmabits.isa.fragments import ScaleSelectors
@@ -94,7 +94,9 @@ def mma_instructions() -> list[tuple[str, str]]:
     return list(seen.values())
 
 
-def read_fragments(kernel: Kernel, name: str, words: Codes, places: dict[tuple[int, str], Place], shape: tuple[int, int]) -> Codes:
+def read_fragments(
+    kernel: InstructionKernel, name: str, words: Codes, places: dict[tuple[int, str], Place], shape: tuple[int, int]
+) -> Codes:
     """The matrix that the tensor core sees when the kernel's loads run over one tile's words."""
     instruction = kernel.instruction
     spec = instruction.a_type if name == "a" else instruction.b_type
@@ -120,7 +122,7 @@ def read_fragments(kernel: Kernel, name: str, words: Codes, places: dict[tuple[i
 @pytest.mark.parametrize(("arch", "ptx"), mma_instructions())
 def test_fragments_of_mma_sync(arch: str, ptx: str) -> None:
     rng = np.random.default_rng(1)
-    kernel = Kernel(instruction=parse(ptx), arch=arch, chain=2)
+    kernel = InstructionKernel(instruction=parse(ptx), arch=arch, chain=2)
     for name, layout, places in (("a", kernel.a, A_PLACES), ("b", kernel.b, B_PLACES)):
         codes = random_codes(rng, layout, 1)
         assert (read_fragments(kernel, name, layout.pack(codes)[0], places, layout.shape) == codes[0]).all()
@@ -147,7 +149,7 @@ def accumulator_place(instruction: Any, thread: int, i: int) -> tuple[int, int]:
     ],
 )
 def test_accumulators_in_registers(arch: str, ptx: str) -> None:
-    kernel = Kernel(instruction=parse(ptx), arch=arch)
+    kernel = InstructionKernel(instruction=parse(ptx), arch=arch)
     layout, d_bits = kernel.accumulator, kernel.instruction.d_type.container_bits
     register_bits = max(32, d_bits)
     codes = random_codes(np.random.default_rng(2), layout, 1)
@@ -186,7 +188,7 @@ def test_scales_of_mma_sync_come_from_the_provider_lanes(ptx: str, selectors: Sc
     blocks = instruction.k // instruction.block
     if blocks == 4:
         selectors = selectors._replace(byte_a=0, byte_b=0)  # 4X takes the whole register
-    kernel = Kernel(instruction=instruction, arch="sm_120a", chain=2, selectors=selectors)
+    kernel = InstructionKernel(instruction=instruction, arch="sm_120a", chain=2, selectors=selectors)
     numbers = re.search(r"\{%(\d+)\}, \{(\d), (\d)\}, \{%(\d+)\}, \{(\d), (\d)\};", kernel.source)
     assert numbers is not None
     (byte_a, thread_a), (byte_b, thread_b) = ((int(numbers[n]), int(numbers[n + 1])) for n in (2, 5))
@@ -212,7 +214,7 @@ def fields(word: int, **places: tuple[int, int]) -> dict[str, int]:
     return {name: word >> start & ((1 << width) - 1) for name, (start, width) in places.items()}
 
 
-def read_shared(kernel: Kernel, side: str, image: Codes, row: int, k: int) -> int:
+def read_shared(kernel: InstructionKernel, side: str, image: Codes, row: int, k: int) -> int:
     """The code of an element, found as the hardware finds it: canonical K-major layout without swizzling, by the descriptor's strides."""
     instruction = kernel.instruction
     spec = instruction.a_type if side == "a" else instruction.b_type
@@ -245,7 +247,7 @@ SHARED = [
 
 @pytest.mark.parametrize(("arch", "ptx"), SHARED)
 def test_operands_in_shared_memory(arch: str, ptx: str) -> None:
-    kernel = Kernel(instruction=parse(ptx), arch=arch, chain=2)
+    kernel = InstructionKernel(instruction=parse(ptx), arch=arch, chain=2)
     instruction, rng = kernel.instruction, np.random.default_rng(4)
     for side, layout in (("a", kernel.a), ("b", kernel.b)):
         codes = random_codes(rng, layout, 1)[0]
@@ -282,7 +284,7 @@ def tensor_memory_place(instruction: Any, row: int, column: int) -> tuple[int, i
     "tcgen05.mma.cta_group::2.kind::f16.m256n32k16.f32.bf16.bf16", "tcgen05.mma.cta_group::2.kind::f8f6f4.m128n32k32.f16.e4m3.e4m3",
 ])  # fmt: skip
 def test_accumulators_in_tensor_memory(ptx: str) -> None:
-    kernel = Kernel(instruction=parse(ptx), arch="sm_100a")
+    kernel = InstructionKernel(instruction=parse(ptx), arch="sm_100a")
     layout = kernel.accumulator
     codes = random_codes(np.random.default_rng(5), layout, 1)
     blocks = layout.pack(codes)[0].reshape(kernel.blocks_per_tile, -1)
@@ -307,7 +309,7 @@ def test_accumulators_in_tensor_memory(ptx: str) -> None:
 ])  # fmt: skip
 def test_scales_in_tensor_memory(ptx: str, a_columns: int, b_columns: int) -> None:
     """The 128x4 atom: row r of 32 lanes r mod 32, 32-bit column r / 32, a byte a block; every quarter of the lanes alike."""
-    kernel = Kernel(instruction=parse(ptx), arch="sm_100a", chain=2)
+    kernel = InstructionKernel(instruction=parse(ptx), arch="sm_100a", chain=2)
     instruction, rng, blocks = kernel.instruction, np.random.default_rng(6), kernel.instruction.k // kernel.instruction.block
     folded = instruction.cta_group == 2 and instruction.m == 128
     for side, layout, columns in (("a", kernel.scales[0], a_columns), ("b", kernel.scales[1], b_columns)):
@@ -351,7 +353,7 @@ def test_instruction_descriptors() -> None:
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_layout_keeps_every_element_apart(arch: str) -> None:
     for instruction in representatives(arch):
-        kernel = Kernel(instruction=instruction, arch=arch)
+        kernel = InstructionKernel(instruction=instruction, arch=arch)
         for layout in (kernel.a, kernel.b, kernel.accumulator, *(kernel.scales or ())):
             starts = np.sort(layout.starts.reshape(-1))
             assert (np.diff(starts) >= layout.spec.code_bits).all() and starts[0] >= 0, instruction

@@ -15,7 +15,7 @@ from mmabits.conformance.record import session as session_module
 from mmabits.conformance.record.device import EmulatedDevice, Images
 from mmabits.conformance.record.driver import CudaDevice, DeviceFailed
 from mmabits.conformance.record.generators import GENERATORS, find_generator, special_codes
-from mmabits.conformance.record.kernels import Kernel
+from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompilerRefused
 from mmabits.conformance.record.recording import NotWritten, manifest_path, read_recording
 from mmabits.conformance.record.replaying import replay_recording
@@ -110,12 +110,12 @@ def test_a_wrong_operand_layout_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     """A device that takes B for another: two columns exchanged."""
 
     class Exchanged(EmulatedDevice):
-        def run(self, kernel: Kernel, images: Images) -> Any:
+        def run(self, kernel: InstructionKernel, images: Images) -> Any:
             codes = kernel.b.unpack(images.b)
             return super().run(kernel, images._replace(b=kernel.b.pack(np.roll(codes, 1, axis=2))))
 
     with pytest.raises(LayoutCheckFailed, match="exact small sums are wrong"):
-        check_layout(Exchanged("sm_90a"), Kernel(instruction=CHOSEN[0], arch="sm_90a"))
+        check_layout(Exchanged("sm_90a"), InstructionKernel(instruction=CHOSEN[0], arch="sm_90a"))
 
 
 class KilledError(BaseException):
@@ -209,7 +209,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, mon
 
 def test_a_refused_kernel_spoils_its_own_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(EmulatedDevice):
-        def prepare(self, kernel: Kernel) -> Any:
+        def prepare(self, kernel: InstructionKernel) -> Any:
             if kernel.instruction.ptx == WGMMA:
                 raise CompilerRefused("NVRTC 0.0 does not compile it for sm_90a: no")
             return super().prepare(kernel)
@@ -222,7 +222,7 @@ def test_a_refused_kernel_spoils_its_own_files_only(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("error", [DeviceFailed("cuCtxSynchronize fails: CUDA_ERROR_LAUNCH_FAILED"), DeviceUnavailable("no NVRTC")])
 def test_a_gpu_that_breaks_off_ends_the_run(tmp_path: Path, error: Exception) -> None:
     class Broken(EmulatedDevice):
-        def run(self, kernel: Kernel, images: Images) -> Any:
+        def run(self, kernel: InstructionKernel, images: Images) -> Any:
             if kernel.instruction.ptx == HMMA:
                 raise error
             return super().run(kernel, images)
@@ -249,7 +249,7 @@ def test_large_runs_go_in_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     sizes = []
 
     class Counting(EmulatedDevice):
-        def run(self, kernel: Kernel, images: Images) -> Any:
+        def run(self, kernel: InstructionKernel, images: Images) -> Any:
             sizes.append(len(images.a))
             return super().run(kernel, images)
 
@@ -279,7 +279,7 @@ def test_the_layout_check_passes_for_every_row(arch: str) -> None:
     device = EmulatedDevice(arch)
     for row in {**dict.fromkeys(representatives(arch)), **dict.fromkeys(recordable(arch, only="m8n8") if arch == "sm_80" else ())}:
         if row.m * row.n <= 128 * 64:
-            assert check_layout(device, Kernel(instruction=row, arch=arch, chain=2)) == 4 * row.m * row.n
+            assert check_layout(device, InstructionKernel(instruction=row, arch=arch, chain=2)) == 4 * row.m * row.n
 
 
 @pytest.mark.parametrize("modifier", ["negA", "negB", "scale_d::0"])

@@ -1,10 +1,15 @@
-"""The documents: their examples run, their links and paths lead somewhere, their generated table is current.
+"""The documents: their examples run, their links and paths lead somewhere, what they name exists, their generated table is current.
 
 `python tests/unit/test_docs.py` rewrites the table.
 """
 
+import ast
 import doctest
+import itertools
+import keyword
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,12 +20,23 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 NUMERICS = ROOT / "docs" / "numerics.md"
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md")) + ([README] if README.is_file() else [])
+GUIDES = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "RELEASING.md", "tests/README.md", "tests/mutation/README.md"))]
 WITH_EXAMPLES = {"README.md", "how-the-engine-works.md", "numerics.md", "vector-format.md"}
 TABLE = re.compile(r"(?<=<!-- datapaths -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-FOLDERS = ("benchmarks", "conformance", "docs", "emulator", "isa", "kernels", "src", "tests", ".ci")
+LIBRARY = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
+FOLDERS = (*LIBRARY, "benchmarks", "docs", "src", "tests", ".ci")
 PATH = re.compile(rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*|[A-Z]\w*\.(?:md|cff)|Makefile|pyproject\.toml)`")
+
+SPAN = re.compile(r"(?<!`)`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(.*?\))?`(?!`)")
+"""A name, a dotted name or a call in backticks."""
+WORD = re.compile(r"[\w.:]*\w")
+FOREIGN = {
+    "DataLoader", "HIGH", "cdist", "inductor", "in.NAME", "malloc", "vX.Y.Z", "dmma.f64.f64", "m64n64",
+    "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32",
+}  # fmt: skip
+"""Names of other programs, of files, and of instructions that the library makes from parts."""
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 
@@ -91,6 +107,94 @@ def test_paths_exist(document: Path) -> None:
     assert missing_paths(document.read_text(encoding="utf-8")) == []
 
 
+# Names -------------------------------------------------------------------------------------------------------------------
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Every module of the library, its tests and its benchmarks, but this one: it has names that are gone."""
+    paths = [path for folder in (*LIBRARY, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    for path in (*paths, ROOT / "src" / "mmabits" / "__init__.py"):
+        if path != Path(__file__).resolve():
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Those of modules, classes, functions and, below an assignment, of names: they say what is there, and may be wrong."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+
+
+def defined(tree: ast.Module, *, is_package: bool) -> set[str]:
+    """What a module defines, assigns and takes; a package also what it imports, to hand it on."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.ImportFrom) and is_package:
+            found.update(alias.asname or alias.name for alias in node.names)
+    return found
+
+
+def used(tree: ast.Module) -> set[str]:
+    """What a module uses, of other packages too."""
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return names | attributes | {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg}
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> tuple[dict[str, set[str]], set[str], set[str]]:
+    """What each module or folder defines, by its last name; all names; the words of texts that programs read: keys, spellings, options."""
+    modules: dict[str, set[str]] = {"mmabits": set(LIBRARY)}
+    names: set[str] = {*LIBRARY, "mmabits", *keyword.kwlist}
+    words: set[str] = set()
+    for path, tree in trees():
+        is_package = path.stem == "__init__"
+        here = defined(tree, is_package=is_package)
+        module, folder = (path.parent.name, path.parent.parent.name) if is_package else (path.stem, path.parent.name)
+        modules.setdefault(module, set()).update(here)
+        modules.setdefault(folder, set()).add(module)
+        names |= here | used(tree) | {module, folder}
+        told = docstrings(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+                words.update(WORD.findall(node.value))
+                words.update(re.findall(r"\w+", node.value))
+    return modules, names, words
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is one of the sources, or a word that they read or write; `module.name` must be one of that module."""
+    modules, names, words = vocabulary()
+    parts = name.split(".")
+    if name in words or name in FOREIGN or len(name) == 1:
+        return True
+    if not all(part in names or part in words for part in parts):
+        return False
+    return all(module not in modules or below in modules[module] for module, below in itertools.pairwise(parts))
+
+
+def unknown_names(text: str, folder: Path = ROOT) -> list[str]:
+    found = {name for name in SPAN.findall(without_code(text)) if not is_known(name)}
+    return sorted(name for name in found if not (folder / name).exists() and not (ROOT / name).exists())
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=lambda document: str(document.relative_to(ROOT)))
+def test_what_a_document_names_exists(document: Path) -> None:
+    """Names of functions, classes, fields, options; what is neither stands in FOREIGN."""
+    text = document.read_text(encoding="utf-8")
+    assert unknown_names(text, document.parent) == []
+    assert missing_paths(text) == []
+
+
+def test_names_that_are_gone_are_found() -> None:
+    text = "`fused_step` `_work` `record.Call` `native.Call` `mmabits.gemm(a, b)` `mmabits.emulator.hooks.session` `wide_step()` `mma.sync`"
+    assert unknown_names(text) == ["_work", "native.Call", "wide_step"]
+
+
 def test_the_table_of_datapaths_is_the_generated_one() -> None:
     assert table_in(NUMERICS.read_text(encoding="utf-8")) == f"{datapath_markdown()}\n", "update it: python tests/unit/test_docs.py"
 
@@ -99,7 +203,7 @@ def test_every_section_that_the_code_cites_is_there() -> None:
     """Sections are cited by number in docstrings of the library and in the exact model."""
     sections = set(re.findall(r"^## (\d)", NUMERICS.read_text(encoding="utf-8"), re.MULTILINE))
     assert sections == set("12345678")
-    sources = [path for folder in ("conformance", "emulator", "isa", "research") for path in (ROOT / folder).rglob("*.py")]
+    sources = [path for folder in LIBRARY for path in (ROOT / folder).rglob("*.py")]
     sources += [ROOT / "tests" / "slow_reference.py", ROOT / "isa" / "sources.toml"]
     cited = {number for path in sources for number in re.findall(r"(?:[Ss]ections? |NUMERICS )(\d)", path.read_text(encoding="utf-8"))}
     assert cited and cited <= sections

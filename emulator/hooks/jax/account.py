@@ -23,7 +23,7 @@ Blocks with one key run the same compiled programs, one inside or after the othe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Entry:
+class ReportedSite:
     """A site, and what its calls are to the report."""
 
     calls: Site
@@ -44,7 +44,7 @@ class Entry:
             session.count(self.site, self.instruction, m, n, k, count=calls * batch, note=self.note)
 
 
-_ENTRIES: dict[Key, list[Entry]] = {}
+_ENTRIES: dict[Key, list[ReportedSite]] = {}
 _OPEN: list[tuple[Key, Session]] = []
 """In the order of entry."""
 _GATES: dict[Key, npt.NDArray[np.int64]] = {}
@@ -135,7 +135,7 @@ def _is_ready(array: Any) -> bool:
         return True
 
 
-def add(key: Key, entry: Entry) -> None:
+def add(key: Key, entry: ReportedSite) -> None:
     """Take a site into the account."""
     _ENTRIES.setdefault(key, []).append(entry)
 

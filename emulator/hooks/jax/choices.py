@@ -27,7 +27,7 @@ PROMOTED: Final = {"sm_89": 128, "sm_90a": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperandKind:
+class DtypeChoice:
     """How products of one dtype are computed."""
 
     form: str
@@ -46,13 +46,13 @@ _E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
 _NO_UNIT: Final = "{} has no {} tensor cores; such products run on CUDA cores"
 
 KINDS: Final = {
-    _F16: OperandKind(form="f16"),
-    _BF16: OperandKind(form="bf16", falls_back="bf16"),
-    _F32: OperandKind(form="tf32", falls_back="tf32"),
-    _F64: OperandKind(form="f64", falls_back="f64"),
-    _F8[0]: OperandKind(form="e4m3"),
-    _F8[1]: OperandKind(form="e5m2"),
-    _S8: OperandKind(form="s8", falls_back="s8"),
+    _F16: DtypeChoice(form="f16"),
+    _BF16: DtypeChoice(form="bf16", falls_back="bf16"),
+    _F32: DtypeChoice(form="tf32", falls_back="tf32"),
+    _F64: DtypeChoice(form="f64", falls_back="f64"),
+    _F8[0]: DtypeChoice(form="e4m3"),
+    _F8[1]: DtypeChoice(form="e5m2"),
+    _S8: DtypeChoice(form="s8", falls_back="s8"),
 }
 """By the dtype of the operands."""
 
@@ -94,7 +94,7 @@ ALGORITHMS: Final = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Emulated:
+class OnTensorCores:
     """A product for tensor cores."""
 
     lowering: Lowering
@@ -110,7 +110,7 @@ class Emulated:
 
 
 @dataclass(frozen=True)
-class NotEmulated:
+class WithoutTensorCores:
     """A product that the GPU would compute without tensor cores."""
 
     reason: str
@@ -123,7 +123,7 @@ class Refused:
     reason: str
 
 
-Choice = Emulated | NotEmulated | Refused
+Choice = OnTensorCores | WithoutTensorCores | Refused
 
 
 def product(arch: str, a: np.dtype[Any], b: np.dtype[Any], out: np.dtype[Any], precision: Any, *, vectors: bool = False) -> Choice:
@@ -138,7 +138,7 @@ def product(arch: str, a: np.dtype[Any], b: np.dtype[Any], out: np.dtype[Any], p
         vectors: neither operand has a dimension that the result keeps for itself.
     """
     if vectors:
-        return NotEmulated(VECTORS)
+        return WithoutTensorCores(VECTORS)
     if isinstance(precision, (lax.DotAlgorithm, lax.DotAlgorithmPreset)) and precision is not lax.DotAlgorithmPreset.DEFAULT:
         return _by_algorithm(arch, a, b, precision)
     return _by_types(arch, a, b, out, _level(precision))
@@ -157,7 +157,7 @@ def _by_algorithm(arch: str, a: np.dtype[Any], b: np.dtype[Any], precision: Any)
     if row.refused:
         return Refused(f"{name}: {row.refused}")
     if row.not_emulated:
-        return NotEmulated(row.not_emulated)
+        return WithoutTensorCores(row.not_emulated)
     if row.operand is None:
         if a not in _F8 or b not in _F8:
             return Refused(f"{name} takes float8_e4m3fn and float8_e5m2, got {a} and {b}")
@@ -191,16 +191,16 @@ def _by_types(arch: str, a: np.dtype[Any], b: np.dtype[Any], out: np.dtype[Any],
         return _fp8(arch, a, b, fast=level == 0)
     kind = a if a == b else out  # JAX converts operands of two types to the result's
     if kind == _F32 and level == lax.Precision.HIGHEST.value:
-        return NotEmulated("f32 at precision HIGHEST runs on CUDA cores")
+        return WithoutTensorCores("f32 at precision HIGHEST runs on CUDA cores")
     if kind == _F32 and out != _F32:
-        return NotEmulated(f"f32 into {out} runs on CUDA cores")
+        return WithoutTensorCores(f"f32 into {out} runs on CUDA cores")
     if kind == _S8 and out.kind not in "iu":
-        return NotEmulated(f"int8 into {out} runs on CUDA cores")
+        return WithoutTensorCores(f"int8 into {out} runs on CUDA cores")
     if (kind.kind in "iub" and kind != _S8) or kind in _SMALL_INTEGERS:
-        return NotEmulated(f"XLA gives cuBLASLt no products of {kind}; integer sums are exact, the bits are the same")
+        return WithoutTensorCores(f"XLA gives cuBLASLt no products of {kind}; integer sums are exact, the bits are the same")
     if kind not in KINDS:
         what = "complex products are not emulated" if kind.kind == "c" else f"how XLA multiplies {kind} on a GPU is not modelled"
-        return NotEmulated(what) if kind.kind == "c" else Refused(what)
+        return WithoutTensorCores(what) if kind.kind == "c" else Refused(what)
     return _same_type(arch, kind, None, TF32 if kind == _F32 else "")
 
 
@@ -212,7 +212,7 @@ def _same_type(arch: str, kind: np.dtype[Any], accumulator: str | None, note: st
     try:
         instruction = library_instruction(arch, row.form, row.form, c_type=accumulator)
     except UnsupportedInstruction as error:
-        return NotEmulated(_NO_UNIT.format(arch, row.falls_back)) if row.falls_back else Refused(str(error))
+        return WithoutTensorCores(_NO_UNIT.format(arch, row.falls_back)) if row.falls_back else Refused(str(error))
     return _emulated(arch, instruction, (kind, kind), 0, note)
 
 
@@ -233,7 +233,7 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
 def _emulated(arch: str, instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int, note: str) -> Choice:
     lowering = lower(instruction, arch)
     promote = promote or own_promotion(arch, lowering)
-    return Emulated(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
+    return OnTensorCores(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
 
 
 def own_promotion(arch: str, lowering: Lowering) -> int:
@@ -268,7 +268,7 @@ CUDNN: Final = "that cuDNN's block-scaled product is this instruction is assumed
 def block_scaled(
     arch: str, a: np.dtype[Any], b: np.dtype[Any], scale_a: np.dtype[Any], scale_b: np.dtype[Any], k: int, blocks: int
 ) -> Choice:
-    """What becomes of a product with block scales: the instruction for it, or NotEmulated where XLA dequantizes.
+    """What becomes of a product with block scales: the instruction for it, or WithoutTensorCores where XLA dequantizes.
 
     Args:
         arch: `"sm_100a"` and so on.
@@ -282,14 +282,14 @@ def block_scaled(
     rows = (SCALED.get(a), SCALED.get(b))
     left, right = rows
     if left is None or right is None or (scale_a, scale_b) != (left.scale, right.scale) or left.block != right.block:
-        return NotEmulated("cuDNN has no product of such operands and scales")
+        return WithoutTensorCores("cuDNN has no product of such operands and scales")
     if a == b == _E5M2:
-        return NotEmulated("cuDNN multiplies no e5m2 by e5m2")
+        return WithoutTensorCores("cuDNN multiplies no e5m2 by e5m2")
     if k != blocks * left.block:
-        return NotEmulated(f"cuDNN takes {left.form} with blocks of {left.block}")
+        return WithoutTensorCores(f"cuDNN takes {left.form} with blocks of {left.block}")
     try:
         instruction = library_instruction(arch, left.form, right.form, scale_type=left.scale_form)
     except UnsupportedInstruction as error:
-        return NotEmulated(str(error))
+        return WithoutTensorCores(str(error))
     lowering = lower(instruction, arch)
-    return Emulated(lowering=lowering, operands=(a, b), promote_every=own_promotion(arch, lowering), note=CUDNN)
+    return OnTensorCores(lowering=lowering, operands=(a, b), promote_every=own_promotion(arch, lowering), note=CUDNN)

@@ -17,7 +17,7 @@ from mmabits.emulator.hooks.jax import account
 _UNDECIDED: Final = object()
 
 
-class _Value:
+class _FlagValue:
     """The account.Key of the block that the running code lies in when this is first compared; None outside.
 
     JAX reads the value at each call of a program, and keeps it with what it compiles. From the moment that it has decided another one
@@ -34,12 +34,12 @@ class _Value:
         if self._key is _UNDECIDED:
             self._key = _current_key()
             if _VALUE.value is self:
-                _set(_Value() if account.is_open() else None)
+                _set(_FlagValue() if account.is_open() else None)
         found: account.Key | None = self._key
         return found
 
     def __eq__(self, other: object) -> bool:
-        return self.key() == (other.key() if isinstance(other, _Value) else other)
+        return self.key() == (other.key() if isinstance(other, _FlagValue) else other)
 
     def __hash__(self) -> int:
         return hash(self.key())
@@ -48,7 +48,7 @@ class _Value:
 _VALUE: Final = jax.make_user_context(None)
 
 
-def _set(value: _Value | None) -> None:
+def _set(value: _FlagValue | None) -> None:
     _VALUE(value).__enter__()  # for good: values of JAX's contexts are put back in the order of a stack otherwise
 
 
@@ -60,15 +60,15 @@ def _current_key() -> account.Key | None:
 def key() -> account.Key | None:
     """The key of the block for which the running thread compiles, None where for none."""
     value = _VALUE.value
-    return value.key() if isinstance(value, _Value) else None
+    return value.key() if isinstance(value, _FlagValue) else None
 
 
 def begin() -> None:
     """Let blocks decide in the running thread."""
-    _set(_Value())
+    _set(_FlagValue())
 
 
 def end() -> None:
     """The last block has ended: the running thread's context is as it was. Another thread's is when it is next looked at."""
-    if isinstance(_VALUE.value, _Value):
+    if isinstance(_VALUE.value, _FlagValue):
         _set(None)

@@ -178,7 +178,7 @@ _NEXT, _DONE, _HOLDERS, _FAILED, _TOTAL, _SHARED_FUNCTION, _SHARED_RECORD = rang
 """Words of a product that threads share: the next task, tasks done, threads that know of it, whether one failed, and what to do."""
 
 
-class _Code:
+class _FunctionWriter:
     """A C function of one address, being written. Addresses are 64-bit integers, places are offsets of bytes."""
 
     def __init__(self, module: ir.Module, name: str, result: Any) -> None:
@@ -247,7 +247,7 @@ class _Code:
         return self.builder.icmp_unsigned("==", value, self.number(0))
 
 
-class _Handler(_Code):
+class _Handler(_FunctionWriter):
     """XLA_FFI_Error *handler(XLA_FFI_CallFrame *)."""
 
     def __init__(self, module: ir.Module, worker: ir.Function) -> None:
@@ -367,7 +367,7 @@ class _Handler(_Code):
         self.builder.ret(self.call(create, self.words([32, 0, self.text(name, words), _INTERNAL])))
 
 
-def _let_go(code: _Code, shared: Any) -> None:
+def _let_go(code: _FunctionWriter, shared: Any) -> None:
     """One thread fewer knows of a shared product; the last one gives its memory back."""
     builder = code.builder
     last = builder.icmp_unsigned("==", code.change("sub", shared, _HOLDERS, 1), code.number(1))
@@ -377,7 +377,7 @@ def _let_go(code: _Code, shared: Any) -> None:
 
 def _worker(module: ir.Module) -> ir.Function:
     """Void worker(void *shared): do tasks as long as there are any, each with a record of its own."""
-    code = _Code(module, f"{TARGET}_worker", ir.VoidType())
+    code = _FunctionWriter(module, f"{TARGET}_worker", ir.VoidType())
     builder, shared = code.builder, code.argument
     record = code.space(_WORDS)
     test, body, after = (builder.append_basic_block(name) for name in ("test", "task", "no_more"))

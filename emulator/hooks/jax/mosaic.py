@@ -120,10 +120,10 @@ class _Numpy:
         session = account.open_session(getattr(_RUNNING, "key", None))
         if session is None:
             return np.matmul(a, b, dtype=dtype)
-        return _Product(session, sys._getframe(1).f_code.co_name, a, b, np.dtype(dtype))
+        return _PendingProduct(session, sys._getframe(1).f_code.co_name, a, b, np.dtype(dtype))
 
 
-class _Product(np.lib.mixins.NDArrayOperatorsMixin):
+class _PendingProduct(np.lib.mixins.NDArrayOperatorsMixin):
     """A times B, computed when the accumulator is known: added to it, or by itself where anything else is done with it."""
 
     def __init__(self, session: Session, name: str, a: Array, b: Array, dtype: np.dtype[Any]) -> None:

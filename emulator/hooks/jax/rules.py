@@ -27,7 +27,7 @@ from mmabits.emulator.engine.native import native_product
 from mmabits.emulator.engine.tasks import lie_side_by_side
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
-from mmabits.emulator.hooks.jax.choices import Choice, Emulated, NotEmulated, Refused
+from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.hooks.session import Session, poison
 from mmabits.isa import EmulationError
@@ -131,9 +131,9 @@ def _original(primitive: Any) -> Rule:
     return missing
 
 
-def _rules() -> dict[Any, Callable[[_Site], Any]]:
+def _rules() -> dict[Any, Callable[[_Equation], Any]]:
     """What we do for which primitive. JAX exports neither block-scaled one, nor `lax.empty`'s; where it moves them, they stay its own."""
-    found: dict[Any, Callable[[_Site], Any]] = {
+    found: dict[Any, Callable[[_Equation], Any]] = {
         primitives.dot_general_p: _dot_general, primitives.conv_general_dilated_p: _convolution,
     }  # fmt: skip
     try:
@@ -157,7 +157,7 @@ def _rules() -> dict[Any, Callable[[_Site], Any]]:
     return found
 
 
-def _rule(primitive: Any, lower: Callable[[_Site], Any]) -> Rule:
+def _rule(primitive: Any, lower: Callable[[_Equation], Any]) -> Rule:
     original = _original(primitive)
 
     def rule(context: Any, *operands: Any, **parameters: Any) -> Any:
@@ -166,7 +166,7 @@ def _rule(primitive: Any, lower: Callable[[_Site], Any]) -> Rule:
         if session is None or key is None:
             scope.tell_of_missed("jax", _name(context), str(context.primitive))
             return original(context, *operands, **parameters)
-        return lower(_Site(context=context, operands=operands, parameters=parameters, session=session, key=key, original=original))
+        return lower(_Equation(context=context, operands=operands, parameters=parameters, session=session, key=key, original=original))
 
     return rule
 
@@ -193,7 +193,7 @@ def _name(context: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Site:
+class _Equation:
     """One equation that JAX lowers inside a block."""
 
     context: Any
@@ -251,7 +251,7 @@ class _Site:
         mlir.lower_fun(partial(handler.count, calls), multiple_results=False)(self.context.replace(avals_in=[]))
         return self.as_jax_does()
 
-    def multiply(self, choice: Emulated, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
+    def multiply(self, choice: OnTensorCores, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
         batch, m, n, k = shape
         self.session.check(choice.instruction)
@@ -262,8 +262,8 @@ class _Site:
         self._enter(calls, shape, choice, notes)
         return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
 
-    def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], choice: Emulated | None, note: str) -> None:
-        entry = account.Entry(
+    def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], choice: OnTensorCores | None, note: str) -> None:
+        entry = account.ReportedSite(
             calls=calls, site=self.name, operation=self.operation, shape=shape,
             instruction=choice.instruction if choice else None, note=note,
         )  # fmt: skip
@@ -282,7 +282,7 @@ def _noted(note: str) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------- products
 
 
-def _dot_general(site: _Site) -> Any:
+def _dot_general(site: _Equation) -> Any:
     """lax.dot_general, and with it jnp.dot, matmul, einsum, tensordot and lax.ragged_dot."""
     a, b = site.avals
     if not _known(a, b):
@@ -296,7 +296,7 @@ def _dot_general(site: _Site) -> Any:
     return _product(site, choice, dimensions)
 
 
-def _is_nothing(site: _Site) -> bool:
+def _is_nothing(site: _Equation) -> bool:
     """Whether an operand has no elements: the result has none either, or it is zero."""
     return any(size == 0 for aval in site.avals[:2] for size in aval.shape if isinstance(size, int))
 
@@ -305,10 +305,10 @@ def _known(*avals: Any) -> bool:
     return all(isinstance(size, int) for aval in avals for size in aval.shape)
 
 
-def _product(site: _Site, choice: Choice, dimensions: Dimensions) -> Any:
+def _product(site: _Equation, choice: Choice, dimensions: Dimensions) -> Any:
     if isinstance(choice, Refused):
         return site.refuse(choice.reason)
-    if isinstance(choice, NotEmulated):
+    if isinstance(choice, WithoutTensorCores):
         return site.not_emulated(choice.reason)
     a, b = site.avals
     multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
@@ -321,11 +321,11 @@ def _product(site: _Site, choice: Choice, dimensions: Dimensions) -> Any:
     return site.traced(product)
 
 
-def _convolution(site: _Site) -> Any:
+def _convolution(site: _Equation) -> Any:
     return site.not_emulated(CONVOLUTION)
 
 
-def _empty(site: _Site) -> Any:
+def _empty(site: _Equation) -> Any:
     """lax.empty: memory as it was on a GPU, zeros on the CPU."""
     dtype = site.out.dtype
     if not site.session.poisons or jnp.issubdtype(dtype, jax.dtypes.extended):
@@ -336,7 +336,7 @@ def _empty(site: _Site) -> Any:
 # -------------------------------------------------------------------------------------------------------- block scales
 
 
-def _scaled_product(site: _Site, choice: Emulated, dimensions: Dimensions) -> Any:
+def _scaled_product(site: _Equation, choice: OnTensorCores, dimensions: Dimensions) -> Any:
     """A block-scaled product. Scales have the dimensions of their operands, fewer elements where these are contracted."""
     a, b = site.avals[:2]
     multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
@@ -350,7 +350,7 @@ def _scaled_product(site: _Site, choice: Emulated, dimensions: Dimensions) -> An
     return site.traced(product)
 
 
-def _block_choice(site: _Site, dimensions: Dimensions) -> Choice:
+def _block_choice(site: _Equation, dimensions: Dimensions) -> Choice:
     """The instruction of a block-scaled product, or why XLA dequantizes.
 
     Raises:
@@ -365,7 +365,7 @@ def _block_choice(site: _Site, dimensions: Dimensions) -> Choice:
         if count == 0 or k % count:
             site.refuse(f"K = {k} is not divisible into {count} blocks of one scale each")
     if len(dimensions.contracted_a) != 1 or blocks[0] != blocks[1]:
-        return NotEmulated("cuDNN takes one contracted dimension, with as many scales of either operand")
+        return WithoutTensorCores("cuDNN takes one contracted dimension, with as many scales of either operand")
     types = [np.dtype(each.dtype) for each in site.avals]
     return choices.block_scaled(site.session.arch, types[0], types[1], types[2], types[3], k, blocks[0])
 
@@ -374,13 +374,13 @@ def _swapped(dimensions: Dimensions) -> tuple[tuple[int, ...], ...]:
     return dimensions.contracted_b, dimensions.contracted_a, dimensions.batch_b, dimensions.batch_a
 
 
-def _scaled_dot(site: _Site) -> Any:
+def _scaled_dot(site: _Equation) -> Any:
     """lax.scaled_dot: as block-scaled products where cuDNN takes them, else by XLA's own expansion, which is JAX's."""
     dimensions = Dimensions.of(site.parameters["dimension_numbers"])
     if _known(*site.avals) and _is_nothing(site):
         return site.zeros()
     choice = _block_choice(site, dimensions)
-    if isinstance(choice, Emulated):
+    if isinstance(choice, OnTensorCores):
         return _scaled_product(site, choice, dimensions)
     with _noted(f"scaled_dot multiplied out in bf16, as XLA does: {choice.reason}"):
         return site.as_jax_does()
@@ -389,12 +389,12 @@ def _scaled_dot(site: _Site) -> Any:
 _SCALED_MATMUL: Final = Dimensions(contracted_a=(2,), contracted_b=(2,), batch_a=(0,), batch_b=(0,))
 
 
-def _scaled_matmul(site: _Site) -> Any:
+def _scaled_matmul(site: _Equation) -> Any:
     """jax.nn.scaled_matmul and scaled_dot_general, which have no rule for the CPU: (B, M, K) and (B, N, K) with scales along K."""
     if _known(*site.avals) and _is_nothing(site):
         return site.zeros()
     choice = _block_choice(site, _SCALED_MATMUL)
-    if isinstance(choice, Emulated):
+    if isinstance(choice, OnTensorCores):
         return _scaled_product(site, choice, _SCALED_MATMUL)
     out = site.out.dtype
 

@@ -1,7 +1,8 @@
 """PyTorch: a dispatch mode below autograd that computes matrix products with the session's tensor cores.
 
 `mode` finds the products, `products` computes ordinary ones, `scaled` those with scales and `grouped` those of groups;
-`attention` takes fused attention apart. They import torch when they are imported, which is when a block is entered.
+`attention` takes fused attention apart; `posing` answers for a GPU where host code asks. They import torch when they
+are imported, which is when a block is entered.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def hook(session: Session) -> ExitStack:
     version = str(torch.__version__)
     _check_version(version, session)
     try:
+        from mmabits.emulator.hooks.torch import posing
         from mmabits.emulator.hooks.torch.mode import attention_in_products, begin
     except (ImportError, AttributeError) as error:
         raise EmulationError(f"PyTorch {version} lacks what emulate needs of it: {error}") from error
@@ -42,6 +44,8 @@ def hook(session: Session) -> ExitStack:
         attention_in_products.set()
         undo.callback(attention_in_products.put_back)
         undo.callback(begin(session))
+        if session.cuda:
+            undo.callback(posing.begin(session))
         return undo.pop_all()
 
 

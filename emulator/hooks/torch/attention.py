@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch.overrides import enable_reentrant_dispatch
 
-from mmabits.emulator.hooks.torch.calls import Call
+from mmabits.emulator.hooks.torch.calls import OperatorCall
 from mmabits.emulator.hooks.torch.products import route
 
 FORWARD: Final = "_scaled_dot_product_flash_attention_for_cpu"
@@ -19,7 +19,7 @@ BACKWARD: Final = "_scaled_dot_product_flash_attention_for_cpu_backward"
 ATTENTION: Final = "scaled_dot_product_attention"
 
 
-def _math(call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _math(call: OperatorCall, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """The math path, its products emulated."""
     values = call.values
     with call.mode.emulating(ATTENTION):
@@ -29,7 +29,7 @@ def _math(call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     return output
 
 
-def forward(call: Call) -> Any:
+def forward(call: OperatorCall) -> Any:
     """(output, logsumexp); the backward pass here needs no logsumexp, and it is NaN."""
     query, key, value = (call.values[name] for name in ("query", "key", "value"))
     found = route(call.session.arch, query.dtype)
@@ -46,7 +46,7 @@ def forward(call: Call) -> Any:
     return output, query.new_full((batch, length, heads), float("nan"), dtype=torch.float32).transpose(1, 2)
 
 
-def backward(call: Call) -> Any:
+def backward(call: OperatorCall) -> Any:
     """Gradients of query, key and value: the math path once more, and autograd through it."""
     query, key, value, gradient = (call.values[name] for name in ("query", "key", "value", "grad_out"))
     found = route(call.session.arch, query.dtype)
@@ -59,7 +59,7 @@ def backward(call: Call) -> Any:
             return torch.autograd.grad(output, inputs, gradient)
 
 
-def refuse(call: Call) -> Any:
+def refuse(call: OperatorCall) -> Any:
     """Every other fused attention."""
     call.session.refuse(
         call.site, call.signature.name, "no fused kernel is modelled; call torch.nn.functional.scaled_dot_product_attention on CPU tensors"

@@ -76,7 +76,7 @@ class Signature:
         )
 
 
-class Call:
+class OperatorCall:
     """One call of an operator inside an `emulate` block."""
 
     def __init__(self, mode: EmulateMode, func: torch._ops.OpOverload, signature: Signature, args: Any, kwargs: Any) -> None:

@@ -12,14 +12,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
+from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined, route
 from mmabits.emulator.hooks.torch.scaled import (
     FP4,
     RECIPES,
-    Operands,
-    Recipe,
+    ScaledOperands,
+    ScalingRecipe,
     capability,
     check_contraction,
     compute,
@@ -52,7 +52,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class GroupedProducts:
     """All products of a call."""
 
     groups: list[Group]
@@ -64,7 +64,7 @@ class Layout:
     """What the report says of the tail."""
 
 
-def _ends(call: Call, limit: int) -> list[int]:
+def _ends(call: OperatorCall, limit: int) -> list[int]:
     offs = call.values["offs"]
     if offs is None:
         raise OperandError(f"{call.site}: offs is needed where an operand has two dimensions")
@@ -76,7 +76,7 @@ def _ends(call: Call, limit: int) -> list[int]:
     return ends
 
 
-def _layout(call: Call, a: torch.Tensor, b: torch.Tensor) -> Layout:
+def _layout(call: OperatorCall, a: torch.Tensor, b: torch.Tensor) -> GroupedProducts:
     """The products, and the shape of the result; K of packed FP4 counts in bytes."""
     kinds = a.dim(), b.dim()
     if kinds not in ((2, 2), (2, 3), (3, 2), (3, 3)):
@@ -86,7 +86,7 @@ def _layout(call: Call, a: torch.Tensor, b: torch.Tensor) -> Layout:
     if kinds == (3, 3):
         if call.values["offs"] is not None or a.shape[0] != b.shape[0]:
             raise OperandError(f"{call.site}: 3-D operands take no offs and as many groups, got {tuple(a.shape)} and {tuple(b.shape)}")
-        return Layout(groups=[Group(number=g, a=g, b=g, out=g) for g in range(len(a))], shape=(len(a), a.shape[1], b.shape[2]))
+        return GroupedProducts(groups=[Group(number=g, a=g, b=g, out=g) for g in range(len(a))], shape=(len(a), a.shape[1], b.shape[2]))
     packed = 2 if a.dtype in FP4 and kinds == (2, 2) else 1
     limit = {(2, 3): a.shape[0], (3, 2): b.shape[-1], (2, 2): a.shape[-1] * packed}[kinds]
     ends = _ends(call, limit)
@@ -97,20 +97,20 @@ def _layout(call: Call, a: torch.Tensor, b: torch.Tensor) -> Layout:
     last = ends[-1] if ends else 0
     rest = slice(last, None) if last < limit else None
     if kinds == (2, 3):
-        return Layout(
+        return GroupedProducts(
             groups=[Group(number=g, a=part, b=g, out=part) for g, part in enumerate(parts)], shape=(a.shape[0], b.shape[2]),
             tail=rest, note=TAIL.format("rows") if rest else "",
         )  # fmt: skip
     if kinds == (3, 2):
-        return Layout(
+        return GroupedProducts(
             groups=[Group(number=g, a=g, b=(WHOLE, part), out=(WHOLE, part)) for g, part in enumerate(parts)],
             shape=(a.shape[1], b.shape[1]), tail=(WHOLE, rest) if rest else None, note=TAIL.format("columns") if rest else "",
         )  # fmt: skip
     groups = [Group(number=g, a=(WHOLE, part), b=part, out=g) for g, part in enumerate(parts)]
-    return Layout(groups=groups, shape=(len(parts), a.shape[0], b.shape[1]))
+    return GroupedProducts(groups=groups, shape=(len(parts), a.shape[0], b.shape[1]))
 
 
-def _each(layout: Layout, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[Group, torch.Tensor, torch.Tensor]]:
+def _each(layout: GroupedProducts, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[Group, torch.Tensor, torch.Tensor]]:
     """The groups that have something to multiply; the result of the others is zero."""
     for group in layout.groups:
         left, right = a[group.a], b[group.b]
@@ -118,7 +118,7 @@ def _each(layout: Layout, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[Gr
             yield group, left, right
 
 
-def _blank(call: Call, layout: Layout, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _blank(call: OperatorCall, layout: GroupedProducts, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The result before anything is multiplied; what stays of it is zero where a group has no elements of K, and open in the tail."""
     result = torch.zeros(layout.shape, dtype=dtype, device=device)
     if layout.tail is not None and result.numel():
@@ -128,13 +128,13 @@ def _blank(call: Call, layout: Layout, dtype: torch.dtype, device: torch.device)
     return result
 
 
-def _check_plain(call: Call, *names: str) -> None:
+def _check_plain(call: OperatorCall, *names: str) -> None:
     for name in names:
         if call.values.get(name) is not None:
             call.session.refuse(call.site, call.signature.name, f"PyTorch's kernels take no {name} yet")
 
 
-def grouped_mm(call: Call) -> Any:
+def grouped_mm(call: OperatorCall) -> Any:
     """`_grouped_mm`: bf16, and f16 or f32 as PyTorch's fallback, which multiplies group by group."""
     a, b = call.values["self"], call.values["mat2"]
     if a.is_meta or b.is_meta:
@@ -157,12 +157,12 @@ def grouped_mm(call: Call) -> Any:
     return call.give(result)
 
 
-def _check_capability(call: Call) -> None:
+def _check_capability(call: OperatorCall) -> None:
     if capability(call.session.arch)[0] not in (9, 10):
         call.session.refuse(call.site, call.signature.name, "PyTorch has scaled grouped products for compute capability 9.x and 10.x")
 
 
-def scaled_grouped_mm(call: Call) -> Any:
+def scaled_grouped_mm(call: OperatorCall) -> Any:
     """`_scaled_grouped_mm`: e4m3 with f32 scales by row and column, or MXFP8."""
     if call.values["self"].is_meta:
         return call.stock()
@@ -171,7 +171,7 @@ def scaled_grouped_mm(call: Call) -> Any:
     return _scaled(call, recipe, [call.values["scale_a"]], [call.values["scale_b"]])
 
 
-def scaled_grouped_mm_v2(call: Call) -> Any:
+def scaled_grouped_mm_v2(call: OperatorCall) -> Any:
     """`_scaled_grouped_mm_v2`: rowwise, MXFP8, MXFP4 and NVFP4."""
     if call.values["self"].is_meta:
         return call.stock()
@@ -183,7 +183,7 @@ def scaled_grouped_mm_v2(call: Call) -> Any:
     return _scaled(call, recipe, list(call.values["scale_a"]), list(call.values["scale_b"]))
 
 
-def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: list[torch.Tensor]) -> Any:
+def _scaled(call: OperatorCall, recipe: ScalingRecipe, scale_a: list[torch.Tensor], scale_b: list[torch.Tensor]) -> Any:
     a, b = call.values["self"], call.values["mat2"]
     _check_capability(call)
     instruction = instruction_for(call, recipe, a, b)
@@ -206,7 +206,7 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
         else:
             scales_a = [_row_scales(call, scale_a[0], a, group, group.a, left.shape[0], "scale_a")[:, None]]
             scales_b = [_row_scales(call, scale_b[0], b, group, group.b, right.shape[1], "scale_b")[None]]
-        given = Operands(
+        given = ScaledOperands(
             recipe=recipe, instruction=instruction, a=elements(left, 1), b=elements(right, 0), scale_a=scales_a, scale_b=scales_b,
             note=layout.note,
         )  # fmt: skip
@@ -214,7 +214,7 @@ def _scaled(call: Call, recipe: Recipe, scale_a: list[torch.Tensor], scale_b: li
     return call.give(result)
 
 
-def _row_scales(call: Call, scale: torch.Tensor, matrix: torch.Tensor, group: Group, index: Any, rows: int, name: str) -> Floats:
+def _row_scales(call: OperatorCall, scale: torch.Tensor, matrix: torch.Tensor, group: Group, index: Any, rows: int, name: str) -> Floats:
     """f32 scales of a group's rows of A or columns of B: (groups, rows) of a 3-D operand, otherwise one line of all."""
     if scale.dim() and scale.shape[-1] > 1 and scale.stride(-1) != 1:
         raise OperandError(f"{call.site}: {name} must be contiguous along its last dimension, got strides {tuple(scale.stride())}")
@@ -235,7 +235,7 @@ def _row_scales(call: Call, scale: torch.Tensor, matrix: torch.Tensor, group: Gr
 class _BlockScales:
     """Swizzled scales of groups: a row for each group of a 3-D operand, otherwise group after group, each padded by itself."""
 
-    def __init__(self, call: Call, recipe: Recipe, scales: list[torch.Tensor], is_stacked: bool, name: str) -> None:
+    def __init__(self, call: OperatorCall, recipe: ScalingRecipe, scales: list[torch.Tensor], is_stacked: bool, name: str) -> None:
         self.call, self.recipe, self.scales, self.is_stacked, self.name = call, recipe, scales, is_stacked, name
         self.used = 0
 

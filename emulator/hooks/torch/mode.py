@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
-from mmabits.emulator.hooks.torch.calls import Call, Signature, caller
+from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 
-Handler = Callable[[Call], Any]
+Handler = Callable[[OperatorCall], Any]
 
 PRODUCTS: Final[dict[str, Handler]] = {
     "mm": products.mm,
@@ -81,7 +81,7 @@ NOT_PRODUCTS: Final = re.compile(r".*(_(un|pre)pack(_\w+)?|_reorder_\w+|_flatten
 """Operators that only arrange weights."""
 
 
-def _passed(call: Call) -> Any:
+def _passed(call: OperatorCall) -> Any:
     return call.stock()
 
 
@@ -115,7 +115,7 @@ class _AttentionInProducts:
 attention_in_products: Final = _AttentionInProducts()
 
 
-def _decomposed(call: Call) -> Any:
+def _decomposed(call: OperatorCall) -> Any:
     """An operator made of others, which inference mode does not take apart by itself."""
     with call.mode.emulating(call.mode.within):
         result = call.func.decompose(*call.args, **call.kwargs)
@@ -241,4 +241,4 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
                 _PASSED.add(func)
                 return func(*args, **kwargs or {})
             known = _KNOWN[func] = handler, Signature.of(func)
-        return known[0](Call(self, func, known[1], args, kwargs or {}))
+        return known[0](OperatorCall(self, func, known[1], args, kwargs or {}))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from mmabits.emulator.hooks.torch.calls import Call, tensor_of, to_numpy
+from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
 from mmabits.isa import Instruction, UnsupportedInstruction
@@ -110,13 +110,13 @@ def _combine(product: torch.Tensor, c: torch.Tensor | None, alpha: Any, beta: An
     return result + _scaled(c.detach().to(product.dtype), beta)
 
 
-def _activation(call: Call, result: torch.Tensor) -> torch.Tensor:
+def _activation(call: OperatorCall, result: torch.Tensor) -> torch.Tensor:
     if call.signature.name != "_addmm_activation":
         return result
     return torch.nn.functional.gelu(result, approximate="tanh") if call.values["use_gelu"] else torch.relu(result)
 
 
-def compute(call: Call, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, note: str) -> torch.Tensor:
+def compute(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, note: str) -> torch.Tensor:
     """A B in the accumulator's type, entered into the report."""
     result = call.session.dot(call.site, to_numpy(a), to_numpy(b), instruction=instruction, note=note)
     return tensor_of(result, a)
@@ -128,7 +128,7 @@ def _not_plain(*tensors: torch.Tensor | None) -> str:
     return next((f"an operand is {reason}" for reason in reasons if reason), "")
 
 
-def _matmul(call: Call, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, dimensions: int) -> Any:
+def _matmul(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None, dimensions: int) -> Any:
     """One call of the family; `c` is None for mm and bmm."""
     if a.is_meta or b.is_meta:
         return call.stock()
@@ -151,33 +151,33 @@ def _matmul(call: Call, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor | None
     return call.give(store(result, out_dtype))
 
 
-def _without_instruction(call: Call, found: Route) -> Any:
+def _without_instruction(call: OperatorCall, found: Route) -> Any:
     if found.is_refused:
         call.session.refuse(call.site, call.signature.name, found.reason)
     return call.skip(found.reason)
 
 
-def mm(call: Call) -> Any:
+def mm(call: OperatorCall) -> Any:
     """`mm`: (M, K) x (K, N)."""
     return _matmul(call, call.values["self"], call.values["mat2"], None, 2)
 
 
-def bmm(call: Call) -> Any:
+def bmm(call: OperatorCall) -> Any:
     """`bmm`: (batch, M, K) x (batch, K, N)."""
     return _matmul(call, call.values["self"], call.values["mat2"], None, 3)
 
 
-def addmm(call: Call) -> Any:
+def addmm(call: OperatorCall) -> Any:
     """`addmm` and `_addmm_activation`: beta C + alpha A B."""
     return _matmul(call, call.values["mat1"], call.values["mat2"], call.values["self"], 2)
 
 
-def baddbmm(call: Call) -> Any:
+def baddbmm(call: OperatorCall) -> Any:
     """`baddbmm`: as `addmm`, in batches."""
     return _matmul(call, call.values["batch1"], call.values["batch2"], call.values["self"], 3)
 
 
-def addbmm(call: Call) -> Any:
+def addbmm(call: OperatorCall) -> Any:
     """`addbmm`: PyTorch adds the products of a batch one by one, each sum rounded to the result's type."""
     a, b, c = call.values["batch1"], call.values["batch2"], call.values["self"]
     if a.is_meta or b.is_meta:
@@ -197,7 +197,7 @@ def addbmm(call: Call) -> Any:
     return call.give(total)
 
 
-def int_mm(call: Call) -> Any:
+def int_mm(call: OperatorCall) -> Any:
     """`_int_mm`: s8 x s8 into s32."""
     a, b = call.values["self"], call.values["mat2"]
     if a.is_meta or b.is_meta or _not_plain(a, b) or not _fits(a, b, 2) or a.dtype != torch.int8 or a.numel() == 0 or b.numel() == 0:

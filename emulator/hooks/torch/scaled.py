@@ -17,7 +17,7 @@ import torch
 
 from mmabits.emulator.api import gemm
 from mmabits.emulator.engine.fma import fma
-from mmabits.emulator.hooks.torch.calls import Array, Call, tensor_of, to_numpy
+from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
@@ -41,7 +41,7 @@ PROMOTED: Final = {(8, 9): 128, (9, 0): 128}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ScalingRecipe:
     """A way to scale both operands."""
 
     name: str
@@ -68,20 +68,20 @@ _HOPPER: Final[dict[str, Any]] = {
     "named_elements": _E4M3, "capabilities": (9,), "where": "DeepSeek style (1x128, 128x128) scaling is for compute capability 9.x",
 }  # fmt: skip
 RECIPES: Final = (
-    Recipe(name="tensorwise", a=(TENSOR,), b=(TENSOR,), elements=FP8, scale_dtype=torch.float32),
-    Recipe(name="rowwise", a=(ROW,), b=(ROW,), elements=FP8, scale_dtype=torch.float32),
-    Recipe(name="128x128 x 1x128", a=(BLOCK_128X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
-    Recipe(name="1x128 x 128x128", a=(BLOCK_1X128,), b=(BLOCK_128X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
-    Recipe(name="1x128 x 1x128", a=(BLOCK_1X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
-    Recipe(
+    ScalingRecipe(name="tensorwise", a=(TENSOR,), b=(TENSOR,), elements=FP8, scale_dtype=torch.float32),
+    ScalingRecipe(name="rowwise", a=(ROW,), b=(ROW,), elements=FP8, scale_dtype=torch.float32),
+    ScalingRecipe(name="128x128 x 1x128", a=(BLOCK_128X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    ScalingRecipe(name="1x128 x 128x128", a=(BLOCK_1X128,), b=(BLOCK_128X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    ScalingRecipe(name="1x128 x 1x128", a=(BLOCK_1X128,), b=(BLOCK_1X128,), elements=FP8, scale_dtype=torch.float32, **_HOPPER),
+    ScalingRecipe(
         name="MXFP8", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP8, named_elements=_E4M3, scale_dtype=torch.float8_e8m0fnu, block=32,
     ),
-    Recipe(
+    ScalingRecipe(
         name="MXFP4", a=(BLOCK_32,), b=(BLOCK_32,), elements=FP4, scale_dtype=torch.float8_e8m0fnu, block=32,
         capabilities=(10,), where="MXFP4 scaling is for compute capability 10.x",
     ),
-    Recipe(name="NVFP4", a=(BLOCK_16,), b=(BLOCK_16,), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
-    Recipe(name="NVFP4", a=(BLOCK_16, TENSOR), b=(BLOCK_16, TENSOR), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
+    ScalingRecipe(name="NVFP4", a=(BLOCK_16,), b=(BLOCK_16,), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
+    ScalingRecipe(name="NVFP4", a=(BLOCK_16, TENSOR), b=(BLOCK_16, TENSOR), elements=FP4, scale_dtype=torch.float8_e4m3fn, block=16),
 )  # fmt: skip
 
 ROWWISE_OUTPUTS: Final = {torch.bfloat16: (2, 5), torch.float16: (2, 10), torch.float32: (2, 14)}
@@ -114,7 +114,7 @@ def capability(arch: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
-def check_capability(call: Call, recipe: Recipe) -> None:
+def check_capability(call: OperatorCall, recipe: ScalingRecipe) -> None:
     """Refuse what PyTorch has no kernel for."""
     found = capability(call.session.arch)
     if found < (8, 9):
@@ -123,7 +123,7 @@ def check_capability(call: Call, recipe: Recipe) -> None:
         call.session.refuse(call.site, f"{call.signature.name} ({recipe.name})", recipe.where)
 
 
-def check_rowwise(call: Call, b: torch.Tensor, out_dtype: torch.dtype, bias: torch.Tensor | None) -> None:
+def check_rowwise(call: OperatorCall, b: torch.Tensor, out_dtype: torch.dtype, bias: torch.Tensor | None) -> None:
     """Refuse what PyTorch's CUTLASS kernel of rowwise products does not take; cuBLASLt on Hopper takes more.
 
     Raises:
@@ -152,7 +152,7 @@ def _instruction(arch: str, a_form: str, b_form: str, scale_type: str | None) ->
         return error
 
 
-def instruction_for(call: Call, recipe: Recipe, a: torch.Tensor, b: torch.Tensor) -> Instruction:
+def instruction_for(call: OperatorCall, recipe: ScalingRecipe, a: torch.Tensor, b: torch.Tensor) -> Instruction:
     """The instruction that is taken to compute a product by a recipe.
 
     Raises:
@@ -182,13 +182,13 @@ def elements(tensor: torch.Tensor, axis: int) -> Array:
     return to_numpy(tensor)
 
 
-def promotion(call: Call, use_fast_accum: bool) -> tuple[int | None, str]:
+def promotion(call: OperatorCall, use_fast_accum: bool) -> tuple[int | None, str]:
     """(elements of K after which the accumulator is promoted, what the report should say of it)."""
     interval = None if use_fast_accum else PROMOTED.get(capability(call.session.arch))
     return interval, FAST_ACCUM.format(interval) if interval else ""
 
 
-def floats(call: Call, scale: torch.Tensor, shape: tuple[int, ...], name: str) -> Floats:
+def floats(call: OperatorCall, scale: torch.Tensor, shape: tuple[int, ...], name: str) -> Floats:
     """f32 scales of a given shape.
 
     Raises:
@@ -201,7 +201,7 @@ def floats(call: Call, scale: torch.Tensor, shape: tuple[int, ...], name: str) -
     return to_numpy(scale)
 
 
-def one_float(call: Call, scale: torch.Tensor, name: str) -> np.float32:
+def one_float(call: OperatorCall, scale: torch.Tensor, name: str) -> np.float32:
     """A single f32 scale of any number of dimensions."""
     if scale.numel() != 1:
         raise OperandError(f"{call.site}: {name} must have one element, got shape {tuple(scale.shape)}")
@@ -213,7 +213,7 @@ def swizzled_size(rows: int, columns: int) -> int:
     return -(-rows // 128) * 128 * (-(-columns // 4) * 4)
 
 
-def unswizzled(call: Call, scale: torch.Tensor, rows: int, columns: int, recipe: Recipe, name: str) -> Array:
+def unswizzled(call: OperatorCall, scale: torch.Tensor, rows: int, columns: int, recipe: ScalingRecipe, name: str) -> Array:
     """Block scales from the 128x4 layout: (rows, columns and the padding after them to a multiple of 4).
 
     Raises:
@@ -234,10 +234,10 @@ def unswizzled(call: Call, scale: torch.Tensor, rows: int, columns: int, recipe:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Operands:
+class ScaledOperands:
     """A product's operands and scales, as they are multiplied."""
 
-    recipe: Recipe
+    recipe: ScalingRecipe
     instruction: Instruction
     a: Array
     """(M, K)"""
@@ -252,7 +252,7 @@ class Operands:
     """What else the report should say."""
 
 
-def _tensorwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+def _tensorwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     product = call.session.dot(
         call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
         note=joined(ASSUMED, PER_TENSOR, note, given.note),
@@ -261,7 +261,7 @@ def _tensorwise(call: Call, given: Operands, promote: int | None, note: str) -> 
     return scaled
 
 
-def _rowwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+def _rowwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     product = call.session.dot(
         call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
         note=joined(ASSUMED, PER_ROW, note, given.note),
@@ -270,7 +270,7 @@ def _rowwise(call: Call, given: Operands, promote: int | None, note: str) -> Flo
     return scaled
 
 
-def _blockwise(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+def _blockwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     (m, k), n = given.a.shape, given.b.shape[1]
     call.session.check(given.instruction)
     total: Floats = np.zeros((m, n), np.float32)
@@ -283,7 +283,7 @@ def _blockwise(call: Call, given: Operands, promote: int | None, note: str) -> F
     return total
 
 
-def _block_scaled(call: Call, given: Operands, promote: int | None, note: str) -> Floats:
+def _block_scaled(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     is_two_level = len(given.scale_a) > 1
     left, right = given.scale_a[0], given.scale_b[0]
     block, instruction = given.recipe.block, given.instruction
@@ -308,7 +308,7 @@ def _nans(scales: Array, axis: int) -> Any:
     return np.isnan(scales.astype(np.float32)).any(axis=axis)
 
 
-_COMPUTE: Final[dict[int, Callable[[Call, Operands, int | None, str], Floats]]] = {
+_COMPUTE: Final[dict[int, Callable[[OperatorCall, ScaledOperands, int | None, str], Floats]]] = {
     TENSOR: _tensorwise,
     ROW: _rowwise,
     BLOCK_1X128: _blockwise,
@@ -318,7 +318,7 @@ _COMPUTE: Final[dict[int, Callable[[Call, Operands, int | None, str], Floats]]] 
 }
 
 
-def compute(call: Call, given: Operands, use_fast_accum: bool) -> Floats:
+def compute(call: OperatorCall, given: ScaledOperands, use_fast_accum: bool) -> Floats:
     """The scaled product in f32, before bias."""
     with np.errstate(all="ignore"):
         return _COMPUTE[given.recipe.a[0]](call, given, *promotion(call, use_fast_accum))
@@ -327,7 +327,7 @@ def compute(call: Call, given: Operands, use_fast_accum: bool) -> Floats:
 # The operators --------------------------------------------------------------------------------------------------------
 
 
-def _check_matrices(call: Call, a: torch.Tensor, b: torch.Tensor) -> None:
+def _check_matrices(call: OperatorCall, a: torch.Tensor, b: torch.Tensor) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
         raise OperandError(f"{call.site}: shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied")
     packed = 2 if a.dtype in FP4 else 1
@@ -335,7 +335,7 @@ def _check_matrices(call: Call, a: torch.Tensor, b: torch.Tensor) -> None:
         raise OperandError(f"{call.site}: K and N must be multiples of 16 on a GPU, got {packed * a.shape[1]} and {b.shape[1]}")
 
 
-def _check_bias(call: Call, bias: torch.Tensor | None, n: int, out_dtype: torch.dtype) -> None:
+def _check_bias(call: OperatorCall, bias: torch.Tensor | None, n: int, out_dtype: torch.dtype) -> None:
     if bias is None:
         return
     if out_dtype == torch.float32:
@@ -348,12 +348,12 @@ def _check_bias(call: Call, bias: torch.Tensor | None, n: int, out_dtype: torch.
         raise OperandError(f"{call.site}: bias must have {n} elements, got {bias.numel()}")
 
 
-def _empty(call: Call, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> Any:
+def _empty(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> Any:
     """Without elements, or of zeros where only K has none: no bias is added to them."""
     return call.give(torch.zeros((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device).to(out_dtype))
 
 
-def _finish(call: Call, product: Floats, a: torch.Tensor, out_dtype: torch.dtype, factor: np.float32 | None) -> Any:
+def _finish(call: OperatorCall, product: Floats, a: torch.Tensor, out_dtype: torch.dtype, factor: np.float32 | None) -> Any:
     result, bias = tensor_of(product, a), call.values["bias"]
     if bias is not None:
         result = result + bias.detach().reshape(1, -1).float()
@@ -362,7 +362,7 @@ def _finish(call: Call, product: Floats, a: torch.Tensor, out_dtype: torch.dtype
     return call.give(store(result, out_dtype))
 
 
-def _result_factor(call: Call, out_dtype: torch.dtype) -> tuple[np.float32 | None, str]:
+def _result_factor(call: OperatorCall, out_dtype: torch.dtype) -> tuple[np.float32 | None, str]:
     """(what the result is multiplied by before it is rounded, what the report should say of scale_result)."""
     scale = call.values.get("scale_result")
     if scale is None:
@@ -376,14 +376,14 @@ def _result_factor(call: Call, out_dtype: torch.dtype) -> tuple[np.float32 | Non
     return factor, RESULT_SCALED
 
 
-def _out_dtype(call: Call, a: torch.Tensor) -> torch.dtype:
+def _out_dtype(call: OperatorCall, a: torch.Tensor) -> torch.dtype:
     out_dtype: torch.dtype = call.values["out_dtype"] or a.dtype
     if out_dtype not in (*FP8, torch.float32, torch.float16, torch.bfloat16):
         raise OperandTypeError(f"{call.site}: out_dtype must be a float of 8, 16 or 32 bits, got {out_dtype}")
     return out_dtype
 
 
-def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[Any], Sequence[Any]]]) -> Any:
+def _run(call: OperatorCall, recipe: ScalingRecipe, scales: Callable[[ScalingRecipe], tuple[Sequence[Any], Sequence[Any]]]) -> Any:
     a, b = call.values["self"], call.values["mat2"]
     instruction = instruction_for(call, recipe, a, b)
     out_dtype = _out_dtype(call, a)
@@ -398,7 +398,7 @@ def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[A
     if 0 in (*a.shape, *b.shape):
         return _empty(call, a, b, out_dtype)
     scale_a, scale_b = scales(recipe)
-    given = Operands(
+    given = ScaledOperands(
         recipe=recipe, instruction=instruction, a=elements(a, 1), b=elements(b, 0), scale_a=scale_a, scale_b=scale_b, note=note
     )  # fmt: skip
     return _finish(call, compute(call, given, call.values["use_fast_accum"]), a, out_dtype, factor)
@@ -407,17 +407,17 @@ def _run(call: Call, recipe: Recipe, scales: Callable[[Recipe], tuple[Sequence[A
 BLOCK_SIZES: Final = {BLOCK_16: 16, BLOCK_32: 32}
 
 
-def _sizes(call: Call) -> tuple[int, int, int]:
+def _sizes(call: OperatorCall) -> tuple[int, int, int]:
     """M, N and K in elements."""
     a, b = call.values["self"], call.values["mat2"]
     return a.shape[0], b.shape[1], a.shape[1] * (2 if a.dtype in FP4 else 1)
 
 
-def _is_nothing(call: Call) -> bool:
+def _is_nothing(call: OperatorCall) -> bool:
     return any(call.values[name].is_meta for name in ("self", "mat2"))
 
 
-def scaled_mm(call: Call) -> Any:
+def scaled_mm(call: OperatorCall) -> Any:
     """`_scaled_mm`: the recipe shows in the types and shapes of the scales."""
     a, b = call.values["self"], call.values["mat2"]
     if _is_nothing(call):
@@ -427,7 +427,7 @@ def scaled_mm(call: Call) -> Any:
     scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
     recipe = _seen_recipe(call, m, n, k)
 
-    def scales(recipe: Recipe) -> tuple[Sequence[Any], Sequence[Any]]:
+    def scales(recipe: ScalingRecipe) -> tuple[Sequence[Any], Sequence[Any]]:
         if recipe.a == (TENSOR,):
             return [one_float(call, scale_a, "scale_a")], [one_float(call, scale_b, "scale_b")]
         if recipe.block:
@@ -442,7 +442,7 @@ def scaled_mm(call: Call) -> Any:
     return _run(call, recipe, scales)
 
 
-def _seen_recipe(call: Call, m: int, n: int, k: int) -> Recipe:
+def _seen_recipe(call: OperatorCall, m: int, n: int, k: int) -> ScalingRecipe:
     """The recipe of `_scaled_mm`'s scales, in PyTorch's order of preference."""
     scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
     dtype = call.values["self"].dtype
@@ -481,14 +481,14 @@ def _fits(scale: torch.Tensor, kind: int, outer: int, blocks: int, *, transposed
 
 
 def _block_scales(
-    call: Call, recipe: Recipe, scale_a: torch.Tensor, scale_b: torch.Tensor, m: int, n: int, k: int
+    call: OperatorCall, recipe: ScalingRecipe, scale_a: torch.Tensor, scale_b: torch.Tensor, m: int, n: int, k: int
 ) -> tuple[list[Any], list[Any]]:
     columns = -(-k // recipe.block)
     left = unswizzled(call, scale_a, m, columns, recipe, "scale_a")
     return [left], [unswizzled(call, scale_b, n, columns, recipe, "scale_b").T]
 
 
-def scaled_mm_v2(call: Call) -> Any:
+def scaled_mm_v2(call: OperatorCall) -> Any:
     """`_scaled_mm_v2`: the recipe is named."""
     a, b = call.values["self"], call.values["mat2"]
     if _is_nothing(call):
@@ -500,13 +500,13 @@ def scaled_mm_v2(call: Call) -> Any:
     return _run(call, named_recipe(call), lambda recipe: _named_scales(call, recipe))
 
 
-def check_contraction(call: Call) -> None:
+def check_contraction(call: OperatorCall) -> None:
     """Refuse contraction dimensions other than the usual ones."""
     if list(call.values["contraction_dim"] or (-1, -2)) not in ([-1, -2], [1, 0]):
         raise OperandError(f"{call.site}: contraction_dim must be (-1, -2), got {call.values['contraction_dim']}")
 
 
-def named_recipe(call: Call) -> Recipe:
+def named_recipe(call: OperatorCall) -> ScalingRecipe:
     """The row of the recipes that a `_v2` operator was given.
 
     Raises:
@@ -532,7 +532,7 @@ def named_recipe(call: Call) -> Recipe:
     return recipe
 
 
-def _named_scales(call: Call, recipe: Recipe) -> tuple[Sequence[Any], Sequence[Any]]:
+def _named_scales(call: OperatorCall, recipe: ScalingRecipe) -> tuple[Sequence[Any], Sequence[Any]]:
     m, n, k = _sizes(call)
     scale_a, scale_b = call.values["scale_a"], call.values["scale_b"]
     if recipe.block:
@@ -545,7 +545,7 @@ def _named_scales(call: Call, recipe: Recipe) -> tuple[Sequence[Any], Sequence[A
     ]
 
 
-def _named_floats(call: Call, kind: int, scale: torch.Tensor, rows: int, k: int, name: str) -> Any:
+def _named_floats(call: OperatorCall, kind: int, scale: torch.Tensor, rows: int, k: int, name: str) -> Any:
     """f32 scales as (rows, scales of a row), rows being those of A, or the columns of B."""
     blocks = -(-k // BLOCK)
     if kind == TENSOR:

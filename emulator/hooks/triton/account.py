@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Inexact:
     """An operation of the interpreter's builder whose bits are not the GPU's."""
 
     method: str
@@ -35,17 +35,17 @@ _LIBDEVICE: Final = "a GPU computes a polynomial of libdevice; here it is NumPy'
 
 # fmt: off
 ROWS: Final = (
-    Row(method="create_exp",        operation="exp",   reason="a GPU: a product and ex2.approx, f64 a polynomial; here NumPy's"),
-    Row(method="create_exp2",       operation="exp2",  reason="a GPU: ex2.approx, f64 a polynomial; here NumPy's"),
-    Row(method="create_log",        operation="log",   reason=_LIBDEVICE),
-    Row(method="create_log2",       operation="log2",  reason=_LIBDEVICE),
-    Row(method="create_sin",        operation="sin",   reason=_LIBDEVICE),
-    Row(method="create_cos",        operation="cos",   reason=_LIBDEVICE),
-    Row(method="create_erf",        operation="erf",   reason=_LIBDEVICE),
-    Row(method="create_sqrt",       operation="sqrt",  reason="a GPU: sqrt.approx.ftz; here it is IEEE", exact=("fp64",)),
-    Row(method="create_rsqrt",      operation="rsqrt", reason="a GPU: rsqrt.approx; here a square root and a quotient, each IEEE"),
-    Row(method="create_frem",       operation="remainder of floats", reason="a GPU: x - trunc(x / y) y, the quotient rounded; here exact"),
-    Row(method="create_approx_divf", operation="division", reason=_DIVISION),
+    Inexact(method="create_exp",        operation="exp",   reason="a GPU: a product and ex2.approx, f64 a polynomial; here NumPy's"),
+    Inexact(method="create_exp2",       operation="exp2",  reason="a GPU: ex2.approx, f64 a polynomial; here NumPy's"),
+    Inexact(method="create_log",        operation="log",   reason=_LIBDEVICE),
+    Inexact(method="create_log2",       operation="log2",  reason=_LIBDEVICE),
+    Inexact(method="create_sin",        operation="sin",   reason=_LIBDEVICE),
+    Inexact(method="create_cos",        operation="cos",   reason=_LIBDEVICE),
+    Inexact(method="create_erf",        operation="erf",   reason=_LIBDEVICE),
+    Inexact(method="create_sqrt",       operation="sqrt",  reason="a GPU: sqrt.approx.ftz; here it is IEEE", exact=("fp64",)),
+    Inexact(method="create_rsqrt",      operation="rsqrt", reason="a GPU: rsqrt.approx; here a square root and a quotient, each IEEE"),
+    Inexact(method="create_frem", operation="remainder of floats", reason="a GPU: x - trunc(x / y) y, the quotient rounded; here exact"),
+    Inexact(method="create_approx_divf", operation="division", reason=_DIVISION),
 )
 # fmt: on
 """Read from the PTX that Triton 3.6 to 3.9 emit."""
@@ -208,7 +208,7 @@ def install(patches: Patches, account: Account) -> None:
     """Have the interpreter's operations tell what differs."""
     builder = InterpreterBuilder
 
-    def telling(row: Row, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def telling(row: Inexact, stock: Callable[..., Any]) -> Callable[..., Any]:
         def operation(self: Any, *arguments: Any) -> Any:
             account.roundings += 1
             if str(arguments[0].dtype.scalar) not in row.exact:

@@ -13,7 +13,7 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import GridExecutor, TensorHandle
 from triton.runtime.jit import KernelParam, mangle_type
 
-from mmabits.emulator.hooks.triton.memory import Memory
+from mmabits.emulator.hooks.triton.memory import GivenMemory
 from mmabits.isa import MmabitsError, OperandError
 
 _HELD: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Grid(GridExecutor):  # type: ignore[misc]
     """
 
     def __init__(
-        self, function: Any, known: dict[str, KernelParam], grid: tuple[int, ...], hooks: Sequence[Any], told: Callable[[Memory], None]
+        self, function: Any, known: dict[str, KernelParam], grid: tuple[int, ...], hooks: Sequence[Any], told: Callable[[GivenMemory], None]
     ) -> None:
         super().__init__(function, list(known), grid, list(hooks))
         self.known, self.told = known, told
@@ -106,7 +106,7 @@ class Grid(GridExecutor):  # type: ignore[misc]
         for hook in self.pre_run_hooks:
             hook(*held, **held_keywords)
         given = inspect.getcallargs(self.fn, *held, **held_keywords)
-        self.told(Memory.of_arguments(given))
+        self.told(GivenMemory.of_arguments(given))
         values = {name: typed(name, value, self.known[name]) for name, value in given.items()}
         builder = interpreter.interpreter_builder
         if len(self.grid) > 3:

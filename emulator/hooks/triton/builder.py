@@ -23,12 +23,13 @@ from mmabits.emulator.hooks.triton import accesses, account, libdevice, origins
 from mmabits.emulator.hooks.triton.accesses import Accesses
 from mmabits.emulator.hooks.triton.account import Account
 from mmabits.emulator.hooks.triton.casts import NAMES, Casts, float_to_integer
-from mmabits.emulator.hooks.triton.memory import Memory
+from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
+from mmabits.emulator.hooks.triton.memory import GivenMemory
 from mmabits.emulator.hooks.triton.origins import NOTHING, origin
 from mmabits.emulator.hooks.triton.patches import Patches
-from mmabits.emulator.hooks.triton.plans import Dot, Plan, Planner, ScaledDot, Scheme
+from mmabits.emulator.hooks.triton.plans import DotScheme, Plan, Planner
 from mmabits.emulator.hooks.triton.products import VIEWS, as_operand, product, scaled_product
-from mmabits.emulator.hooks.triton.source import Kernel, Kernels
+from mmabits.emulator.hooks.triton.source import Kernels, RewrittenKernel
 from mmabits.emulator.layouts import unpack_fp4
 from mmabits.isa import EmulationError
 
@@ -52,17 +53,17 @@ _OTHER_FP8 = frozenset(("fp8e4b8", "fp8e4b15", "fp8e5b16"))
 
 
 @dataclass
-class Launch:
+class InterpretedLaunch:
     """A kernel being run."""
 
-    kernel: Kernel
+    kernel: RewrittenKernel
     warps: int
     ctas: int
     constants: frozenset[str] = frozenset()
     """Parameters whose values the compiler knows."""
     fuses: bool = True
     """The compiler may make one fused multiply-add of a product and a sum."""
-    memory: Memory | None = None
+    memory: GivenMemory | None = None
     """What the launch may touch."""
 
 
@@ -105,7 +106,7 @@ class Operations:
     """The compiler makes what is added to a block-scaled dot its accumulator, as with other dots."""
     halves_always: bool
     """A tl.join behind an operand always halves the width of its layout."""
-    launch: Launch | None = None
+    launch: InterpretedLaunch | None = None
     account: Account = field(init=False)
     _sites: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _facts: dict[tuple[Any, ...], tuple[bool | None, bool]] = field(default_factory=dict)
@@ -115,7 +116,7 @@ class Operations:
 
     # Where we are ----------------------------------------------------------------------------------------------------
 
-    def frame(self) -> tuple[Kernel, FrameType] | None:
+    def frame(self) -> tuple[RewrittenKernel, FrameType] | None:
         """The innermost function of the program on the stack."""
         frame: FrameType | None = sys._getframe(1)
         known = self.kernels.by_code
@@ -126,7 +127,7 @@ class Operations:
             frame = frame.f_back
         return None
 
-    def site(self, where: tuple[Kernel, FrameType] | None) -> str:
+    def site(self, where: tuple[RewrittenKernel, FrameType] | None) -> str:
         """`kernel, line 12` for the report; inside a function that the kernel calls, that function too."""
         outer = self.launch.kernel.name if self.launch else "a kernel"
         if where is None:
@@ -207,14 +208,14 @@ class Operations:
         *batch, m, k = a
         n, count = b[-1], batch[0] if batch else 1
         if plan.instruction is None:
-            self.session.skip(site, f"tl.dot {m} x {n} x {k}", f"not on tensor cores: computed as {Scheme.FMA.value}", count=count)
+            self.session.skip(site, f"tl.dot {m} x {n} x {k}", f"not on tensor cores: computed as {DotScheme.FMA.value}", count=count)
         else:
             self.session.count(site, plan.instruction, m, n, k, count=count, note="; ".join(filter(None, (plan.note, note))))
 
-    def _constants(self, kernel: Kernel) -> frozenset[str]:
+    def _constants(self, kernel: RewrittenKernel) -> frozenset[str]:
         return self.launch.constants if self.launch is not None and kernel is self.launch.kernel else frozenset()
 
-    def _dot_in_source(self, kernel: Kernel, frame: FrameType, *, position: int = 2) -> tuple[bool | None, bool]:
+    def _dot_in_source(self, kernel: RewrittenKernel, frame: FrameType, *, position: int = 2) -> tuple[bool | None, bool]:
         """Of a dot onto zero: whether its result has one use, and whether the compiler sees the zero, too.
 
         Args:
@@ -428,7 +429,7 @@ def _ended(handle: TensorHandle) -> TensorHandle:
     return handle
 
 
-def _is_literal(kernel: Kernel, place: ast.AST, zero: ast.AST | None, constants: frozenset[str]) -> bool:
+def _is_literal(kernel: RewrittenKernel, place: ast.AST, zero: ast.AST | None, constants: frozenset[str]) -> bool:
     """Whether a zero that is read at a place is one for the compiler, and not carried by a loop."""
     return not (isinstance(zero, ast.Name) and kernel.is_carried(place, zero.id, constants))
 

@@ -24,12 +24,12 @@ from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of
 from mmabits.isa import EmulationError, Evidence, architecture
+from mmabits.isa.devices import device_of
 from mmabits.isa.opcodes import opcode_table
 
 _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
-_PROCESSORS: Final = 132
 _DEVICES: dict[str, int] = {}
 _FIRST_DEVICE: Final = 1000
 """Numbers of devices, by architecture, that no GPU has."""
@@ -51,8 +51,9 @@ class _Interface:
 class _Utilities:
     """What Triton asks for binaries and devices."""
 
-    def __init__(self, shared_memory: int) -> None:
-        self.shared_memory = shared_memory
+    def __init__(self, arch: str) -> None:
+        self.device = device_of(arch)
+        self.shared_memory = 1024 * architecture(architecture(arch).target).shared_memory
 
     @staticmethod
     def load_binary(name: str, _kernel: bytes, _shared: int, _device: int) -> tuple[Any, Any, int, int, int]:
@@ -60,8 +61,9 @@ class _Utilities:
         return name, name, 0, 0, 1024
 
     def get_device_properties(self, _device: int) -> dict[str, int]:
-        """Of the GPU that is emulated, as far as kernels ask; the number of its processors is that of an H100, whichever it is."""
-        return {"max_shared_mem": self.shared_memory, "multiprocessor_count": _PROCESSORS, "max_num_regs": 65536, "warpSize": 32}
+        """Of the GPU that stands for the architecture, as far as kernels ask."""
+        processors = self.device.processors
+        return {"max_shared_mem": self.shared_memory, "multiprocessor_count": processors, "max_num_regs": 65536, "warpSize": 32}
 
 
 class MachineDriver:
@@ -71,7 +73,7 @@ class MachineDriver:
         self.arch = session.arch
         self.capability = int("".join(each for each in architecture(session.arch).target.removeprefix("sm_") if each.isdigit()))
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
-        self.utils = _Utilities(1024 * architecture(architecture(session.arch).target).shared_memory)
+        self.utils = _Utilities(session.arch)
         self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
 
     def get_current_target(self) -> Any:
@@ -177,9 +179,9 @@ class Launcher:
             return 0
         if hasattr(value, "data_ptr"):
             if hasattr(value, "untyped_storage"):
-                if str(value.device) != "cpu":
-                    raise EmulationError(f"{self.metadata.name}: a tensor on {value.device}; emulated kernels run on CPU tensors")
                 storage = value.untyped_storage()
+                if str(storage.device) != "cpu":
+                    raise EmulationError(f"{self.metadata.name}: a tensor on {storage.device}; emulated kernels run on CPU tensors")
                 ranges.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
             return int(value.data_ptr())
         return int(value)

@@ -25,7 +25,7 @@ from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import builder
 from mmabits.emulator.hooks.triton.arguments import Grid, parameters
-from mmabits.emulator.hooks.triton.builder import Launch, Operations
+from mmabits.emulator.hooks.triton.builder import InterpretedLaunch, Operations
 from mmabits.emulator.hooks.triton.casts import Casts
 from mmabits.emulator.hooks.triton.compiler import compiler
 from mmabits.emulator.hooks.triton.patches import Change, NoScope, Patches, language_changes
@@ -71,14 +71,14 @@ class Runner:
             grid = grid(dict(bound.arguments))
         self._check_types(name, tuple(bound.arguments.values()))
         known = parameters(jitted, function)
-        launch = Launch(
+        launch = InterpretedLaunch(
             kernel=kernel, warps=int(keywords.get("num_warps") or self.options.num_warps), ctas=int(keywords.get("num_ctas") or 1),
             constants=_constants(known, bound.arguments), fuses=_fuses(keywords.get("enable_fp_fusion")),
         )  # fmt: skip
         executor = Grid(kernel.run, known, tuple(int(size) for size in grid), hooks, partial(setattr, launch, "memory"))
         self._execute(launch, executor, arguments, given)
 
-    def _execute(self, launch: Launch, executor: Grid, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _execute(self, launch: InterpretedLaunch, executor: Grid, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
         operations = self.operations
         outer, operations.launch = operations.launch, launch
         patches = Patches()

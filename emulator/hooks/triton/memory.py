@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Memory:
+class GivenMemory:
     """The storages of a launch's arguments, ascending and apart. The interpreter follows a pointer wherever it leads."""
 
     starts: tuple[int, ...]
@@ -23,7 +23,7 @@ class Memory:
     """First byte, and the byte after the last, for each argument."""
 
     @classmethod
-    def of_arguments(cls, arguments: dict[str, Any]) -> Memory:
+    def of_arguments(cls, arguments: dict[str, Any]) -> GivenMemory:
         """The storages of tensors, those in tuples and under descriptors too."""
         of = {name: (storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for name, storage in _storages(arguments)}
         ranges = sorted(set(of.values()))

@@ -9,18 +9,17 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from mmabits.emulator.hooks.triton.compiler import CannotAsk, Compiler, Facts
+from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
+from mmabits.emulator.hooks.triton.table import facts_of
 from mmabits.isa import EmulationError, Family, Instruction, MmabitsError, architecture, parse, resolve
 
-FP8 = ("e4m3", "e5m2")
-_FULL_PRECISION = ("f16", "bf16", "f64", "s8", "e4m3", "e5m2")
 
-
-class Scheme(enum.Enum):
+class DotScheme(enum.Enum):
     """How a dot is put together from products."""
 
     PLAIN = "one product"
@@ -31,77 +30,10 @@ class Scheme(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dot:
-    """What decides how `tl.dot` is compiled."""
-
-    capability: int
-    a: str
-    """Type of A's elements, by its name in mmabits.isa; f32 for tf32 too."""
-    b: str
-    acc: str
-    m: int
-    n: int
-    k: int
-    batch: int = 0
-    """Tiles of a three-dimensional dot; 0: it has two dimensions."""
-    warps: int = 4
-    ctas: int = 1
-    precision: str = "tf32"
-    imprecise: int = 0
-    """max_num_imprecise_acc."""
-    a_loaded: str = ""
-    """`f16` or `s8`, where A was made of elements loaded with so many bits: layouts depend on it; else empty."""
-    b_loaded: str = ""
-    a_joined: int = 0
-    """Bits of the elements, where A was made by a tl.join: layouts depend on it, too; 0: it was not."""
-    b_joined: int = 0
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """As `probe` is asked."""
-        fields = asdict(self)
-        return {**fields, "a_loaded": self.a_loaded or self.a, "b_loaded": self.b_loaded or self.b, "scaled": False}
-
-    def __str__(self) -> str:
-        return f"tl.dot {self.m} x {self.n} x {self.k}, {self.a} x {self.b} into {self.acc}, {self.warps} warps"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaledDot:
-    """What decides how `tl.dot_scaled` is compiled."""
-
-    capability: int
-    a: str
-    """Format as in the program: e2m1, e4m3, e5m2, bf16 or fp16."""
-    b: str
-    m: int
-    n: int
-    k: int
-    a_scale: str
-    """ue8m0, ue4m3, or empty for none."""
-    b_scale: str
-    a_block: int
-    b_block: int
-    a_along_k: bool = True
-    b_along_k: bool = True
-    fast: bool = False
-    warps: int = 4
-    ctas: int = 1
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """As `probe` is asked."""
-        return {**asdict(self), "scaled": True}
-
-    def __str__(self) -> str:
-        return f"tl.dot_scaled {self.m} x {self.n} x {self.k}, {self.a} x {self.b}, {self.warps} warps"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is computed for a dot."""
 
-    scheme: Scheme = Scheme.PLAIN
+    scheme: DotScheme = DotScheme.PLAIN
     instruction: Instruction | None = None
     """None where no tensor core is used."""
     convert: str = ""
@@ -136,7 +68,7 @@ class Plan:
             words.append(f"operands converted to {self.convert}")
         if self.promote_every:
             words.append(f"f32 addition every {self.promote_every} of K")
-        if self.scheme is not Scheme.PLAIN:
+        if self.scheme is not DotScheme.PLAIN:
             words.append(self.scheme.value)
         if self.unknown:
             taken = "permuted" if self.k_order else "ascending"
@@ -185,8 +117,6 @@ class Planner:
             except CannotAsk:
                 self._ask = None
         if facts is None:
-            from mmabits.emulator.hooks.triton.table import facts_of
-
             return read_plan(self.arch, dot, facts_of(dot, self.version), "by the table for Triton 3.6 to 3.9")
         return read_plan(self.arch, dot, facts, f"as Triton {self.version} compiles it")
 
@@ -210,20 +140,20 @@ def read_plan(arch: str, dot: Dot | ScaledDot, facts: Facts, source: str) -> Pla
         return _without_tensor_cores(arch, dot, opcodes, source)
     spelling = _only(arch, dot, products)
     scheme = _scheme(dot)
-    row = _instruction(arch, dot, spelling, {Scheme.BF16X3: "bf16", Scheme.BF16X6: "bf16"}.get(scheme))
+    row = _instruction(arch, dot, spelling, {DotScheme.BF16X3: "bf16", DotScheme.BF16X6: "bf16"}.get(scheme))
     operand = "f32" if row.a_type.name == "tf32" else row.a_type.name
-    convert = row.a_type.name if scheme is Scheme.PLAIN and operand != dot.a else ""
+    convert = row.a_type.name if scheme is DotScheme.PLAIN and operand != dot.a else ""
     order, unknown = _order_or_reason(arch, dot, row, facts)
     return Plan(
         scheme=scheme, instruction=row, convert=convert, k_order=order, source=source, unknown=unknown,
-        promote_every=_promotion(arch, dot, row, opcodes) if scheme is Scheme.PLAIN else 0, separate_add=scheme is not Scheme.PLAIN,
+        promote_every=_promotion(arch, dot, row, opcodes) if scheme is DotScheme.PLAIN else 0, separate_add=scheme is not DotScheme.PLAIN,
     )  # fmt: skip
 
 
-def _scheme(dot: Dot) -> Scheme:
+def _scheme(dot: Dot) -> DotScheme:
     if dot.a != "f32" or dot.precision == "tf32":
-        return Scheme.PLAIN
-    return {"tf32x3": Scheme.TF32X3, "bf16x3": Scheme.BF16X3, "bf16x6": Scheme.BF16X6}[dot.precision]
+        return DotScheme.PLAIN
+    return {"tf32x3": DotScheme.TF32X3, "bf16x3": DotScheme.BF16X3, "bf16x6": DotScheme.BF16X6}[dot.precision]
 
 
 def _only(arch: str, dot: Dot | ScaledDot, products: dict[str, int]) -> str:
@@ -259,7 +189,7 @@ def _operand(name: str) -> str:
 
 def _without_tensor_cores(arch: str, dot: Dot, opcodes: dict[str, int], source: str) -> Plan:
     if opcodes.get("fma.rn.f32") and dot.acc == "f32" and dot.a in ("f32", "f16", "bf16"):
-        return Plan(scheme=Scheme.FMA, source=source)
+        return Plan(scheme=DotScheme.FMA, source=source)
     found = ", ".join(sorted(opcodes)) or "nothing known"
     raise EmulationError(f"{dot} on {arch}: Triton's compiler uses no tensor core but {found}, which is not emulated")
 

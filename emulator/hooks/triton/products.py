@@ -12,7 +12,7 @@ from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import encode, from_codes
 from mmabits.emulator.engine.fma import canonical, fma
 from mmabits.emulator.hooks.session import Session
-from mmabits.emulator.hooks.triton.plans import Plan, Scheme
+from mmabits.emulator.hooks.triton.plans import DotScheme, Plan
 from mmabits.isa import Instruction
 
 Array = npt.NDArray[Any]
@@ -21,11 +21,11 @@ VIEWS = {
     "bf16": np.dtype(ml_dtypes.bfloat16), "e4m3": np.dtype(ml_dtypes.float8_e4m3fn), "e5m2": np.dtype(ml_dtypes.float8_e5m2),
     "e2m1": np.dtype(ml_dtypes.float4_e2m1fn),
 }  # fmt: skip
-_SPLITS = {Scheme.TF32X3: 2, Scheme.BF16X3: 2, Scheme.BF16X6: 3}
+_SPLITS = {DotScheme.TF32X3: 2, DotScheme.BF16X3: 2, DotScheme.BF16X6: 3}
 _TERMS = {
-    Scheme.TF32X3: ((1, 0), (0, 1), (0, 0)),
-    Scheme.BF16X3: ((1, 0), (0, 1), (0, 0)),
-    Scheme.BF16X6: ((1, 1), (2, 0), (0, 2), (1, 0), (0, 1), (0, 0)),
+    DotScheme.TF32X3: ((1, 0), (0, 1), (0, 0)),
+    DotScheme.BF16X3: ((1, 0), (0, 1), (0, 0)),
+    DotScheme.BF16X6: ((1, 1), (2, 0), (0, 2), (1, 0), (0, 1), (0, 0)),
 }
 """Which part of A meets which part of B, in the order of the compiler; part 0 is the largest."""
 
@@ -46,10 +46,10 @@ def product(session: Session, plan: Plan, a: Array, b: Array, c: Array) -> Array
         b: (..., K, N).
         c: (..., M, N) accumulator.
     """
-    if plan.scheme is Scheme.FMA:
+    if plan.scheme is DotScheme.FMA:
         return fma_chain(a, b, c)
     assert plan.instruction is not None
-    if plan.scheme is not Scheme.PLAIN:
+    if plan.scheme is not DotScheme.PLAIN:
         return _of_parts(session, plan, plan.instruction, a, b, c)
     if plan.convert:
         to = VIEWS.get(plan.convert, np.dtype(np.float16))
@@ -94,7 +94,7 @@ def _gemm(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c:
 def _of_parts(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c: Array) -> Array:
     """The small terms first; a NaN among them is dropped, so that infinities meet in the large term; then the accumulator."""
     count = _SPLITS[plan.scheme]
-    split = _tf32_parts if plan.scheme is Scheme.TF32X3 else _bf16_parts
+    split = _tf32_parts if plan.scheme is DotScheme.TF32X3 else _bf16_parts
     left, right = split(a, count), split(b, count)
     total = np.zeros_like(c)
     terms = _TERMS[plan.scheme]

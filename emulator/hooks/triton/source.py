@@ -20,7 +20,7 @@ _FUTURE_ANNOTATIONS = 0x1000000  # CO_FUTURE_ANNOTATIONS
 
 
 @dataclass(eq=False)
-class Kernel:
+class RewrittenKernel:
     """A function of a program, rewritten for the interpreter."""
 
     name: str
@@ -170,11 +170,11 @@ class Kernels:
     """The functions met so far."""
 
     def __init__(self) -> None:
-        self._by_function: weakref.WeakKeyDictionary[Callable[..., Any], Kernel] = weakref.WeakKeyDictionary()
-        self.by_code: dict[int, Kernel] = {}
+        self._by_function: weakref.WeakKeyDictionary[Callable[..., Any], RewrittenKernel] = weakref.WeakKeyDictionary()
+        self.by_code: dict[int, RewrittenKernel] = {}
         """By the id of their code, which has no cheap hash; a kernel keeps its code alive."""
 
-    def kernel(self, function: Callable[..., Any]) -> Kernel:
+    def kernel(self, function: Callable[..., Any]) -> RewrittenKernel:
         """A function rewritten. Found by the function, never by its JITFunction, whose hash reads the whole program.
 
         Raises:
@@ -187,7 +187,7 @@ class Kernels:
         return found
 
 
-def _rewritten(function: Callable[..., Any]) -> Kernel:
+def _rewritten(function: Callable[..., Any]) -> RewrittenKernel:
     from triton.runtime import interpreter
 
     from mmabits.emulator.hooks.triton import origins
@@ -226,7 +226,7 @@ def _rewritten(function: Callable[..., Any]) -> Kernel:
     run = FunctionType(draft.__code__, function.__globals__, function.__name__, function.__defaults__, closure)
     run.__kwdefaults__, run.__annotations__ = function.__kwdefaults__, function.__annotations__
     library = function.__module__ is not None and function.__module__.split(".")[:2] == ["triton", "language"]
-    return Kernel(name=function.__name__, run=run, tree=trees[1], library=library)
+    return RewrittenKernel(name=function.__name__, run=run, tree=trees[1], library=library)
 
 
 def _parts(value: Any) -> Any:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmabits.emulator.hooks.triton.compiler import Facts
-from mmabits.emulator.hooks.triton.plans import FP8, Dot, ScaledDot
+from mmabits.emulator.hooks.triton.dots import FP8, Dot, ScaledDot
 
 _BITS: Final = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64, "s8": 8, "e4m3": 8, "e5m2": 8}
 _LOADED_BITS: Final = {"e2m1": 4, "s8": 8, "f16": 16}
 _LEAST_K: Final = {8: 32, 16: 16, 32: 8, 64: 4}
 _WGMMA_N: Final = tuple(range(256, 7, -8))
 _INTEGER_N: Final = (256, 224, 192, 160, 128, 96, 80, 64, 48, 32, 24, 16, 8)
-_ANY: Final = (0, 999)
 _DATACENTER: Final = (100, 119)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import mmabits
 from mmabits.kernels.quantize import quantize_fp8
-from mmabits.research.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one, pick
 from mmabits.research.study.sweeps import points
 
 _FP8: Final = ml_dtypes.float8_e4m3fn
@@ -70,25 +70,25 @@ def _bits(arch: str) -> Row:
     return {"kept": kept, "zero_low_bits": (used & -used).bit_length() - 1}
 
 
-def _claims(rows: Rows) -> list[Claim]:
+def _claims(rows: Rows) -> list[PublishedNumber]:
     bits = {row["arch"]: row for row in pick(rows, kind="bits")}
     found = [
-        Claim(
+        PublishedNumber(
             what="fraction bits that survive beside the largest product, FP8 on H100", published="13", measured=str(bits["sm_90a"]["kept"]),
             agrees=bits["sm_90a"]["kept"] == 13, source="DeepGEMM, notes on FP8 accumulation",
         ),
-        Claim(
+        PublishedNumber(
             what="the same on B200", published="25", measured=str(bits["sm_100a"]["kept"]),
             agrees=bits["sm_100a"]["kept"] == 25, source="DeepGEMM, notes on FP8 accumulation",
         ),
-        Claim(
+        PublishedNumber(
             what="low bits of FP8 results that are always zero, Ada (mma.sync f32)", published="10",
             measured=str(bits["sm_89"]["zero_low_bits"]), agrees=bits["sm_89"]["zero_low_bits"] == 10, source="SageAttention2, arXiv 2411.10958",
         ),
     ]  # fmt: skip
     signed = one(rows, "largest", kind="signed")
     found.append(
-        Claim(
+        PublishedNumber(
             what="largest error at K = 4096, FP8 on H800, two random matrices",
             published="nearly 2 %",
             measured=f"{100 * signed:.1f} %",

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 import mmabits
-from mmabits.research.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one, pick
 from mmabits.research.study.sweeps import points
 
 _LENGTHS: Final = {"quick": (256, 2048, 8192), "full": (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)}
@@ -47,7 +47,7 @@ def _at(arch: str, way: str, values: str, keys: int) -> Iterable[Row]:
     }  # fmt: skip
 
 
-def _claims(rows: Rows) -> list[Claim]:
+def _claims(rows: Rows) -> list[PublishedNumber]:
     return []
 
 

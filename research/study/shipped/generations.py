@@ -7,7 +7,7 @@ from typing import Final
 
 from mmabits.research.study.budget import study
 from mmabits.research.study.shipped.outliers import operands
-from mmabits.research.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one
 from mmabits.research.study.sweeps import points
 
 _ARCHS: Final = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
@@ -29,7 +29,7 @@ def _at(arch: str, recipe: str) -> Iterable[Row]:
         yield {**row, "real": real, "hardware": row["cause"] in hardware}
 
 
-def _claims(rows: Rows) -> list[Claim]:
+def _claims(rows: Rows) -> list[PublishedNumber]:
     return []
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmabits.research.sentence import SIZES, load_operands
 from mmabits.research.study.budget import study
-from mmabits.research.study.shipped.row import Chart, Claim, Row, Rows, Shipped, one, pick
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one, pick
 from mmabits.research.study.sweeps import points
 
 _FACTORS: Final = {"quick": (1, 64, 4096), "full": (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)}
@@ -43,7 +43,7 @@ def _at(data: str, recipe: str, factor: int) -> Iterable[Row]:
             yield {**row, "data": data, "real": real, "factor": factor, "line": f"{data}, {recipe}"}
 
 
-def _claims(rows: Rows) -> list[Claim]:
+def _claims(rows: Rows) -> list[PublishedNumber]:
     return []
 
 

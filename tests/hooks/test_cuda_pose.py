@@ -1,0 +1,146 @@
+"""`emulate(..., cuda=True)`: host code for CUDA finds the named GPU on a machine without one."""
+
+import llvmlite
+import numpy as np
+import pytest
+
+import mmabits
+from mmabits.isa import ARCHITECTURES, OperandError
+from mmabits.isa.devices import DEVICES, device_of
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def hopper():
+    with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True) as session:
+        yield session
+
+
+def stock():
+    names = ("is_available", "device_count", "get_device_name", "synchronize", "Event", "Stream", "current_stream", "_lazy_init")
+    found = {name: getattr(torch.cuda, name) for name in names}
+    found["version"], found["autocast"] = torch.version.cuda, torch.amp.autocast_mode.autocast.__init__
+    found["modes"] = torch._C._len_torch_function_stack()
+    return found
+
+
+def test_every_architecture_has_a_gpu():
+    assert set(DEVICES) == set(ARCHITECTURES)
+    assert device_of("sm_120a").capability == (12, 0) and device_of("sm_90a").capability == (9, 0)
+    for device in DEVICES.values():
+        assert device.shared_memory > ARCHITECTURES[device.arch].shared_memory or device.arch in ("sm_70", "sm_75")
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHITECTURES if int(name.strip("sm_a")) >= 80])
+def test_queries_answer_for_the_named_gpu(arch):
+    device = DEVICES[arch]
+    with mmabits.emulate(arch, frameworks=["torch"], cuda=True):
+        assert torch.cuda.is_available() and torch.cuda.device_count() == 1 and torch.cuda.current_device() == 0
+        assert torch.cuda.get_device_capability() == torch.cuda.get_device_capability("cuda:0") == device.capability
+        assert torch.cuda.get_device_name(0) == device.name
+        told = torch.cuda.get_device_properties(torch.device("cuda"))
+        assert (told.multi_processor_count, told.major) == (device.processors, device.capability[0])
+        assert torch.cuda.is_bf16_supported() and torch.cuda.mem_get_info()[1] == told.total_memory
+        assert torch.version.cuda
+
+
+def test_tensors_are_made_moved_and_asked(hopper):
+    x = torch.randn(4, 4, device="cuda")
+    assert x.is_cuda and not x.is_cpu and x.device == torch.device("cuda:0") and x.get_device() == 0
+    y = torch.ones(4, 4).cuda().to("cuda:0").to(torch.device("cuda"), torch.float16)
+    assert y.dtype == torch.float16 and y.device.type == "cuda"
+    assert torch.empty_like(x, device="cuda").is_cuda and torch.zeros(3, device=x.device).is_cuda
+    assert x.new_zeros(2, device=x.device).sum().item() == 0
+    assert torch.tensor([1.0], device="cuda", pin_memory=False).pin_memory().is_cuda
+    assert np.array_equal(torch.arange(3, device="cuda").cpu().numpy(), [0, 1, 2])
+    layer = torch.nn.Linear(4, 4).cuda().to("cuda")
+    assert layer.weight.is_cuda and layer(x).is_cuda
+
+
+def test_streams_events_and_contexts(hopper):
+    stream = torch.cuda.Stream()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.device(0), torch.cuda.stream(stream), torch.cuda.device("cuda:0"):
+        begin.record()
+        stream.wait_stream(torch.cuda.current_stream())
+        torch.ones(2, device="cuda").record_stream(stream)
+        end.record(stream)
+    torch.cuda.synchronize()
+    assert isinstance(stream, torch.cuda.Stream) and isinstance(end, torch.cuda.Event)
+    assert end.query() and begin.elapsed_time(end) >= 0 and torch.cuda.current_stream().cuda_stream == 0
+    with pytest.raises(mmabits.MmabitsError, match="enable_timing"):
+        begin.elapsed_time(torch.cuda.Event())
+
+
+def test_products_are_emulated_and_reported_on_posed_tensors(hopper):
+    a, b = (torch.randn(32, 64, device="cuda", dtype=torch.float16) for _ in range(2))
+    d = a @ b.T
+    want = mmabits.gemm(a, b.T, instruction="wgmma", arch="sm_90a")
+    assert d.is_cuda and np.array_equal(d.cpu().numpy(), want.numpy().astype(np.float16) if hasattr(want, "numpy") else want)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert (a.float() @ b.float().T).dtype == torch.bfloat16
+    assert len(hopper.report().emulated) == 2
+
+
+def test_accelerator(hopper):
+    if not hasattr(torch, "accelerator"):
+        pytest.skip("PyTorch has no torch.accelerator")
+    assert torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == "cuda"
+    torch.accelerator.synchronize()
+
+
+def test_all_is_undone_and_code_outside_sees_the_truth():
+    before = stock()
+    outer, inner = mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True), mmabits.emulate("sm_100a", frameworks=["torch"], cuda=True)
+    outer.__enter__()
+    inner.__enter__()
+    assert torch.cuda.get_device_capability() == (10, 0)
+    outer.__exit__(None, None, None)  # in another order than they were entered
+    assert torch.cuda.get_device_capability() == (10, 0) and torch.ones(1, device="cuda").is_cuda
+    inner.__exit__(None, None, None)
+    assert stock() == before
+    assert not torch.ones(1).is_cuda and not torch.cuda.is_available()
+    with mmabits.emulate("sm_90a", frameworks=["torch"]):
+        assert not torch.cuda.is_available()
+
+
+def test_a_block_without_it_inside_one_with_it_tells_the_truth(hopper):
+    with mmabits.emulate("sm_90a", frameworks=["torch"]):
+        assert not torch.cuda.is_available() and not torch.ones(1).is_cuda
+    assert torch.cuda.is_available() and torch.ones(1).is_cuda
+
+
+def test_a_generator_poses_only_while_it_runs():
+    def generator():
+        with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True):
+            yield torch.cuda.is_available()
+            yield torch.ones(1).is_cuda
+
+    running = generator()
+    assert next(running) and not torch.cuda.is_available() and not torch.ones(1).is_cuda
+    assert next(running)
+    running.close()
+
+
+def test_refusals(monkeypatch):
+    with pytest.raises(OperandError, match="cuda must be True or False"):
+        mmabits.emulate("sm_90a", cuda="yes")
+    with pytest.raises(OperandError, match="PyTorch is not among the frameworks"), mmabits.emulate("sm_90a", frameworks=[], cuda=True):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_a_host_wrapper_for_cuda_launches_a_compiled_kernel():
+    pytest.importorskip("triton")
+    if not getattr(llvmlite, "opaque_pointers_enabled", True):
+        pytest.skip("compiled kernels need llvmlite 0.45")
+    with mmabits.emulate("sm_80", frameworks=["triton", "torch"], triton="compiled", cuda=True):
+        from mmabits.kernels.triton.matmul import matmul
+
+        a, b = (torch.randn(64, 64, device="cuda", dtype=torch.float16) for _ in range(2))
+        assert a.is_cuda
+        found = matmul(a, b)
+        assert found.is_cuda
+    want = mmabits.gemm(a, b, instruction="mma.sync", arch="sm_80")
+    assert np.array_equal(found.float().numpy(), np.asarray(want, np.float32).astype(found.numpy().dtype).astype(np.float32))
