@@ -64,9 +64,10 @@ class MatrixDescriptor(NamedTuple):
         """Refuse what is not modelled.
 
         Raises:
-            OperandError: a base offset (a matrix that does not start where its swizzle pattern repeats), an absolute leading address.
+            OperandError: a base offset (a matrix that does not start where its swizzle pattern repeats; without one it says nothing), an
+                absolute leading address.
         """
-        if self.base_offset or self.leading_is_address:
+        if (self.base_offset and self.swizzle is not NONE) or self.leading_is_address:
             raise OperandError("a matrix descriptor with a base offset or an absolute leading address is not emulated")
 
     def element(self, row: int, k: int, *, bits: int, elements: int, mn_major: bool) -> int:

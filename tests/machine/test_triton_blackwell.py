@@ -161,8 +161,9 @@ def test_persistent_products_by_tensor_descriptors(block: tuple[int, int, int], 
             ((tensor(a), [block[0], block[2]]), (tensor(b), [block[1], block[2]]), (c, [block[0], block[1]]))]  # fmt: skip
     with emulate("sm_100a"):
         by_descriptors[(4,)](
-            *maps, m, n, k, BM=block[0], BN=block[1], BK=block[2], PROGRAMS=4, WS=specialised, num_warps=warps, num_stages=3
-        )
+            *maps, m, n, k, BM=block[0], BN=block[1], BK=block[2], PROGRAMS=4, WS=specialised, num_warps=warps,
+            num_stages=2 if block[1] == 256 else 3,
+        )  # fmt: skip
     assert np.array_equal(c.numpy(), mmabits.gemm(a, b.T, instruction="tcgen05.mma", arch="sm_100a"))
 
 
