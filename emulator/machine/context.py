@@ -99,6 +99,10 @@ class Context(NamedTuple):
     """Address of this record."""
     tensor: int
     """Address of the CTA's TensorMemory (tensorrecords.py); 0 where the kernel has none."""
+    warpgroup: int
+    """Address of the queue of the warp's warpgroup (warpgroups.py); 0 where the kernel has no wgmma."""
+    work_room: int
+    """Address of room for its products to work in."""
 
 
 class Cta(NamedTuple):

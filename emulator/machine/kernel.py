@@ -19,20 +19,22 @@ from llvmlite import binding as llvm
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
-from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords
+from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgroups, wgmma
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
+from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, base_of, looks, program
 from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
+from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import CompilerError, EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
-    **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **tcgen05.HANDLERS,
+    **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **wgmma.HANDLERS, **tcgen05.HANDLERS,
 }  # fmt: skip
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
@@ -54,6 +56,9 @@ _ERRORS: Final = {
     words.NO_MBARRIER: "no mbarrier was initialised at {address:#x}",
     words.MBARRIER_COUNT: "a count of arrivals that the mbarrier at {address:#x} cannot have",
     words.MBARRIER_BYTES: "more bytes than the mbarrier at {address:#x} can count",
+    warpgroups.TOO_MANY: f"more than {warpgroups.QUEUE} products of wgmma under way",
+    warpgroups.BAD_DESCRIPTOR: "a matrix that reaches outside shared memory, or a descriptor that is not emulated: {address:#x}",
+    warpgroups.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
     words.NO_MAP: "no tensor map at {address:#x}",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
@@ -200,6 +205,10 @@ class Kernel:
         self.memory = _Memory(module, self.entry, shared, self.warps)
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
+        self.early_uses = early_uses(self.program)
+        if self.early_uses:
+            self.program = program(self.entry, self.early_uses)
+        self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
         self._uniform = self._compiled(diverged=False)
         self._diverged: _Code | None = None
@@ -225,7 +234,8 @@ class Kernel:
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Tensor-core instructions in the text; of tcgen05.mma those whose descriptors are constants, or were seen in a launch."""
-        return (*self._uniform.products.counts, *dict.fromkeys(table.matrix for table in self.tensor_cores.tables.values()))
+        of_groups = [each.matrix for each in self.warpgroups.tables] + [each.matrix for each in self.tensor_cores.tables.values()]
+        return tuple(dict.fromkeys([*self._uniform.products.counts, *of_groups]))
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
@@ -235,6 +245,7 @@ class Kernel:
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
         code.products, code.tensor_cores = products, self.tensor_cores
+        code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         llvm.initialize_native_target()
@@ -307,6 +318,7 @@ class Kernel:
         for run in runs:
             matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
             matrices += [(table.counter, table.matrix) for table in self.tensor_cores.tables.values()]
+            matrices += [(table.counter, table.form.matrix) for table in self.warpgroups.tables.values()]
             for place, matrix in matrices:
                 if times := int(run.counts[place]):
                     executed[matrix] = executed.get(matrix, 0) + times
@@ -365,7 +377,7 @@ class _Run:
         kernel = self.kernel
         pairs = [*self.ranges, (self.parameters.ctypes.data, self.parameters.ctypes.data + self.parameters.size)]
         self.pairs = np.array(pairs, np.int64).reshape(-1)
-        self.counts = np.zeros(2 * tensorrecords.FIRST_COUNTER, np.int64)
+        self.counts = np.zeros(2 * warpgroups.FIRST_COUNTER, np.int64)
         self.tensor = TensorRun(kernel.tensor_cores, self.check) if kernel.memory.has_tensor_memory else None
         self.contexts: list[npt.NDArray[np.int64]] = []
         helper = helper_address()
@@ -376,6 +388,7 @@ class _Run:
         self.ctas = np.zeros((_ROOM if self.grows else 1, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
+        self.work_room = aligned(warpgroups.ROOM if kernel.warpgroups.tables else 0)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
@@ -399,6 +412,8 @@ class _Run:
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
+        queues_of_products = np.zeros((warps // 4, warpgroups.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
+        self.kept.append(queues_of_products)
         cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
         self.ctas[place] = cta
         tensor = self.tensor.memory() if self.tensor is not None else 0
@@ -417,6 +432,8 @@ class _Run:
                 "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
                 "tensor": tensor,
             }  # fmt: skip
+            if kernel.warpgroups.tables:
+                fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
             for name, value in fields.items():
                 contexts[warp, _PLACE[name]] = value
         self.record[_RUN_PLACE["room"]] = place + 1

@@ -14,7 +14,7 @@ _NO_RESULT = (
 )  # fmt: skip
 """Base opcodes whose first operand is read like the others."""
 _ENDS = ("bra", "brx", "ret", "exit", "trap")
-_WAITS = ("bar", "barrier", "mbarrier.try_wait")
+_WAITS = ("bar", "barrier", "mbarrier.try_wait", "wgmma.wait_group")
 """What a warp may stop at, to come back to it."""
 _LOOKS = ("atom", "mbarrier.test_wait", "nanosleep")
 """What looks at memory that others change: loads do where they say so."""
@@ -57,6 +57,7 @@ def read(instruction: Instruction) -> Iterator[Register]:
         yield from registers_of(operand)
     if instruction.guard is not None:
         yield instruction.guard._replace(negated=False)
+    if instruction.guard is not None or instruction.opcode.startswith("wgmma.mma_async"):  # which adds to what it writes
         yield from written(instruction)
 
 
@@ -119,20 +120,27 @@ class Program:
 
     @cached_property
     def kept(self) -> tuple[Register, ...]:
-        """Registers that live across segments, the widest first."""
+        """Registers that live across segments, and accumulators of wgmma, the widest first."""
         names = set().union(*self.live_in) if self.live_in else set()
+        for instruction in self.entry.instructions:
+            if instruction.opcode.startswith("wgmma.mma_async"):
+                names.update(written(instruction))
         return tuple(sorted(names, key=lambda each: (-each.bits, each.name)))
 
 
-def program(entry: Entry) -> Program:
+def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     """The control flow of a kernel.
+
+    Args:
+        entry: the kernel.
+        stops: instructions that begin a segment besides those that must.
 
     Raises:
         PtxError: a branch to nowhere.
     """
     instructions = entry.instructions
     count = len(instructions)
-    leaders = {0} | {place for place in entry.labels.values() if place < count}
+    leaders = {0} | stops | {place for place in entry.labels.values() if place < count}
     for place, instruction in enumerate(instructions):
         base = base_of(instruction.opcode)
         if waits(instruction.opcode):

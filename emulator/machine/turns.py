@@ -38,6 +38,7 @@ from mmabits.emulator.machine.context import (
 )
 from mmabits.emulator.machine.helpers import _fail
 from mmabits.emulator.machine.pending import carry_out_of
+from mmabits.emulator.machine.warpgroups import HEAD
 
 _C, _L, _T = Context._fields, Launch._fields, Cta._fields
 _WORDS, _LAUNCH_WORDS = len(_C), len(_L)
@@ -49,7 +50,7 @@ _ERROR, _ERROR_INSTRUCTION, _ARRIVES, _HELD, _PARKED, _HURRY, _EVENTS, _BULK_GRO
     _C.index(name)
     for name in ("error", "error_instruction", "arrives", "held", "parked", "hurry", "events", "bulk_groups", "cluster_phase")
 )
-_OWN = _C.index("own")
+_OWN, _WARPGROUP = _C.index("own"), _C.index("warpgroup")
 _UNIFORM, _PARTED, _WARPS, _THREADS, _NEXT, _LAST, _GRID_X, _GRID_Y = (
     _L.index(name) for name in ("uniform", "diverged", "warps", "threads", "next", "last", "grid_x", "grid_y")
 )
@@ -102,6 +103,10 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     z = number // launch[_GRID_X] // launch[_GRID_Y]
     for warp in range(launch[_WARPS]):
         context = array_at(cta[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
+        if context[_WARPGROUP] != 0 and warp % 4 == 0:
+            queue = array_at(context[_WARPGROUP], HEAD, np.int64)
+            for word in range(HEAD):
+                queue[word] = 0
         context[_SEGMENT] = 0
         context[_CTAID_X], context[_CTAID_Y], context[_CTAID_Z] = x, y, z
         lanes = min(32, launch[_THREADS] - 32 * warp)

@@ -78,6 +78,10 @@ class WarpCode(Code):
         """Bytes of the frame: records and what helpers work on."""
         self.later: list[str] = []
         """Blocks of a segment that stand behind it."""
+        self.warpgroups: Any = None
+        """Products of warpgroups (wgmma.py)."""
+        self.early_uses: frozenset[int] = frozenset()
+        """Instructions before which those must be done."""
         self.products: Any = None
         """Products put off (tensor.py)."""
         self.tensor_cores: Any = None
@@ -196,11 +200,15 @@ class WarpCode(Code):
         """Store what later segments read."""
         live = self.program.live_out[self.segment]
         for register in sorted(self.dirty & live, key=lambda each: each.name):
-            value = self.values[register]
-            if register.bits == 1:
-                value = self.convert("zext", value, "i8")
-            place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
-            self.line(f"store {value.typed}, ptr {place}, align 8")
+            self.store(register)
+
+    def store(self, register: Register) -> None:
+        """Put a register where later segments find it."""
+        value = self.values[register]
+        if register.bits == 1:
+            value = self.convert("zext", value, "i8")
+        place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
+        self.line(f"store {value.typed}, ptr {place}, align 8")
 
     # --------------------------------------------------------------------------------------------------------------- operands
 
@@ -445,6 +453,8 @@ class WarpCode(Code):
 
     def step(self, instruction: Instruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
+        if self.index in self.early_uses:
+            self.warpgroups.finish(self)
         base = base_of(instruction.opcode)
         if base == "bra":
             self.branch(instruction, place)

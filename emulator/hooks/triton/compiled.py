@@ -23,6 +23,7 @@ from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of
+from mmabits.emulator.machine.tensormaps import tensor_map
 from mmabits.isa import EmulationError, Evidence, architecture
 from mmabits.isa.devices import device_of
 from mmabits.isa.opcodes import opcode_table
@@ -71,7 +72,7 @@ class MachineDriver:
 
     def __init__(self, session: Session) -> None:
         self.arch = session.arch
-        self.capability = int("".join(each for each in architecture(session.arch).target.removeprefix("sm_") if each.isdigit()))
+        self.capability = architecture(session.arch).capability_number
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities(session.arch)
         self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
@@ -143,8 +144,12 @@ class Launcher:
             enter(launch_metadata)
         values: list[Any] = []
         ranges: list[tuple[int, int]] = []
+        maps = iter(getattr(self.metadata, "tensordesc_meta", None) or ())
         for kind, value in _flattened(self.source.signature.values(), arguments):
-            values.append(self._argument(kind, value, ranges))
+            if kind.startswith("tensordesc"):
+                values += self._descriptor(value, next(maps, None), ranges)
+            else:
+                values.append(self._argument(kind, value, ranges))
         kept = []
         for name in ("global_scratch", "profile_scratch"):
             size = int(getattr(self.metadata, f"{name}_size", 0) or 0) * x * y * z
@@ -171,8 +176,6 @@ class Launcher:
         return found
 
     def _argument(self, kind: str, value: Any, ranges: list[tuple[int, int]]) -> Any:
-        if kind.startswith("tensordesc"):
-            raise EmulationError(f"{self.metadata.name}: tensor descriptors of the host are not emulated in compiled kernels")
         if not kind.startswith("*"):
             return (kind, value) if kind in (*_FLOATS, "bf16") else value
         if value is None:
@@ -185,6 +188,24 @@ class Launcher:
                 ranges.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
             return int(value.data_ptr())
         return int(value)
+
+    def _descriptor(self, value: Any, layout: Any, ranges: list[tuple[int, int]]) -> list[Any]:
+        """A descriptor of the host: its map, as Triton's launcher makes it, or its parts, where the architecture has no TMA."""
+        base = self._argument("*", value.base, ranges)
+        shape, strides = [int(each) for each in value.shape], [int(each) for each in value.strides]
+        is_nan = value.padding == "nan"
+        if layout is None:
+            return [base, *shape, *strides, int(is_nan), int(value.round_f32_to_tf32), *shape, *strides]
+        if layout.get("is_im2col", False) or value.round_f32_to_tf32:
+            what = "rounds to tf32" if value.round_f32_to_tf32 else "is im2col"
+            raise EmulationError(f"{self.metadata.name}: a tensor descriptor that {what} is not emulated")
+        sizes = [*shape[:-1], shape[-1] * (2 if layout["fp4_padded"] else 1)]
+        steps = [layout["elem_size"] * each for each in strides[:-1]]
+        record = tensor_map(
+            base, sizes[::-1], steps[::-1], [int(each) for each in layout["block_size"]][::-1], element=layout["elem_type"],
+            swizzle=layout["swizzle"], fill=int(is_nan),
+        )  # fmt: skip
+        return [record, *shape, *strides]
 
     def _check(self, session: Session) -> None:
         """Refuse, before the launch, what is known less well than the session requires."""
@@ -242,7 +263,9 @@ def _flattened(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _packed_value(value: Any, size: int) -> Any:
-    """A float argument as the bytes of its type."""
+    """A float argument as the bytes of its type; a map as it is."""
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, tuple):
         return int(value)
     kind, number = value
