@@ -487,16 +487,25 @@ def _words(along: AlongK) -> Iterator[str]:
 def _where(along: AlongK) -> Iterator[str]:
     seen = [one.parting for one in along.followed if one.parting is not None]
     inside = [at.k[1] for at in seen if not at.is_after_k]
-    if inside:
-        first, last = min(inside), max(inside)
-        span = f"the step that ends at k = {first - 1}" if first == last else f"steps that end at k = {first - 1} to {last - 1}"
-        yield f"Sums first seen to differ in {span}: {len(inside):,}."
+    yield from first_seen(inside)
     after = len(seen) - len(inside)
     if after:
         yield f"The same sum after every step, and another once the parts of K are added up: {after:,}."
     if len(seen) < len(along.followed):
         hidden = len(along.followed) - len(seen)
         yield f"Not seen apart, since the two take K in different order within an instruction or both end in no number: {hidden:,}."
+
+
+def first_seen(ends: Sequence[int]) -> Iterator[str]:
+    """In which steps sums differ first, in a sentence.
+
+    Args:
+        ends: elements of K taken where each is seen to.
+    """
+    if ends:
+        first, last = min(ends) - 1, max(ends) - 1
+        span = f"the step that ends at k = {first}" if first == last else f"steps that end at k = {first} to {last}"
+        yield f"Sums first seen to differ in {span}: {len(ends):,}."
 
 
 def bounds(latest: Sequence[int | None], steps: int) -> Iterator[str]:
@@ -577,6 +586,6 @@ def parting_chart(along: AlongK) -> str:
 
 
 __all__ = [
-    "AlongK", "Course", "Followed", "Parting", "Point", "along_k", "binned", "bounds", "course", "error_chart", "latest_step", "parting",
-    "parting_chart", "traced_course", "ulp_at",
+    "AlongK", "Course", "Followed", "Parting", "Point", "along_k", "binned", "bounds", "course", "error_chart", "first_seen",
+    "latest_step", "parting", "parting_chart", "traced_course", "ulp_at",
 ]  # fmt: skip

@@ -148,7 +148,7 @@ def compared() -> list[object]:
 
 @pytest.mark.parametrize(("arch", "case"), compared())
 def test_kernels_have_the_bits_of_their_compositions(arch: str, case: KernelCase) -> None:
-    from mmabits.conformance.diff.kernel_runs import _called
+    from mmabits.conformance.diff.kernels import _called
 
     drawn = case.draw(0)
     if drawn.composition is None:

@@ -210,7 +210,7 @@ class Launcher:
     def _check(self, session: Session) -> None:
         """Refuse, before the launch, what is known less well than the session requires."""
         for matrix in self.kernel.matrices:
-            session.check(matrix)
+            session.ready(self.metadata.name, matrix)
         if session.require > Evidence.INFERRED:
             if self.kernel.fused:
                 reason = f"by a rule that is inferred, but {session.require} evidence is required; enable_fp_fusion=False does without"
@@ -225,7 +225,7 @@ class Launcher:
 
         note = f"as compiled by Triton {triton.__version__}"
         for matrix, count in executed.items():
-            session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
+            session.ready(self.metadata.name, matrix, note=note).count(matrix.m, matrix.n, matrix.k, count=count)
         for name in self.kernel.opcodes:
             row = opcode_table().get(name)
             if row is not None and row.evidence < Evidence.PUBLISHED:

@@ -1,4 +1,4 @@
-"""What `mmabits vectors score` found, as one self-contained page."""
+"""What `mmabits vectors score` found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from mmabits.conformance.probes.score import Score, Survivor
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
 from mmabits.reports.pages.report import (
+    CHARTED,
     Block,
     Cell,
     ChartBlock,
@@ -24,11 +26,8 @@ from mmabits.reports.pages.report import (
     report_page,
 )
 
-_CHARTED: Final = 40
-"""Bars at most."""
 _PARTS: Final = ("killed", "no operands kill", "survive")
 _COLORS: Final = ("var(--accent)", "var(--cut)", "var(--bad)")
-_HARDWARE: Final = "hardware"
 
 
 def score_page(scores: Sequence[Score]) -> str:
@@ -91,7 +90,7 @@ def _notice(good: Sequence[Score]) -> str:
             f"In {plural(len(differing), 'file')} the right model itself differs from the results: a wrong model may count as killed by "
             "results that are wrong too."
         )
-    others = sum(one.kind != _HARDWARE for one in good)
+    others = sum(one.kind != Provenance.HARDWARE for one in good)
     if not others:
         return ""
     which = "All results" if others == len(good) else f"The results of {others:,} of {len(good):,} files"
@@ -106,10 +105,10 @@ def _survivors(scores: Sequence[Score]) -> Iterator[Block]:
     if not counts:
         yield NoteBlock(text="None: whatever these vectors accept computes as the rows say, as far as operands can tell.", tone="good")
         return
-    parts = [Bar(label=name, value=count, text=plural(count, "file"), color="var(--bad)") for name, count in counts.most_common(_CHARTED)]
+    parts = [Bar(label=name, value=count, text=plural(count, "file"), color="var(--bad)") for name, count in counts.most_common(CHARTED)]
     caption = f"Changes that survive, by the number of files that accept them, of {len(scores):,}."
-    if len(counts) > _CHARTED:
-        caption += f" {len(counts) - _CHARTED:,} more stand in the table."
+    if len(counts) > CHARTED:
+        caption += f" {len(counts) - CHARTED:,} more stand in the table."
     yield ChartBlock(svg=bars(parts, label="surviving changes"), caption=caption)
     rows = tuple(
         (Path(one.path).stem, number, ", ".join(changes))
@@ -138,7 +137,7 @@ def _worst_first(scores: Sequence[Score]) -> list[Score]:
 
 
 def _chart(scores: Sequence[Score]) -> ChartBlock:
-    shown = _worst_first(scores)[:_CHARTED]
+    shown = _worst_first(scores)[:CHARTED]
     parts = [
         Stack(
             label=Path(one.path).stem, values=(len(one.killed), len(one.equivalent), len(one.open)),

@@ -12,19 +12,12 @@ import pytest
 
 import mmabits
 from mmabits.commands.main import main
-from mmabits.conformance.diff import frameworks, running
+from mmabits.conformance.diff import frameworks, recorder
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES
-from mmabits.conformance.diff.kernel_runs import (
-    FORMAT,
-    KernelRun,
-    compare_kernel,
-    difference_lines,
-    is_kernel_run,
-    read_kernel_run,
-    record_kernel,
-    write_kernel_run,
-)
-from mmabits.conformance.diff.running import ALL_CASES, is_possible, keep, record_into
+from mmabits.conformance.diff.kernels import Attribution, Composed, compare_kernel, record_kernel
+from mmabits.conformance.diff.recorder import ALL_CASES, is_possible, keep, record_into
+from mmabits.conformance.recorded.calls import KERNEL_FORMAT, KernelRun, write_run
+from mmabits.conformance.recorded.reading import read_recorded
 from mmabits.isa import DeviceUnavailable, OperandError, UnknownArchitecture
 from mmabits.isa.errors import VectorFileError
 
@@ -64,31 +57,30 @@ def test_another_datapath_shows_and_its_product_is_explained() -> None:
     count = int((theirs.outputs["out"].view(np.uint32) != ours.outputs["out"].view(np.uint32)).sum())
     assert 0 < count == found.differing == found.outputs["out"].differing
     assert found.verdict == f"{count:,} of 2,880 elements differ; emulated kernel and composition agree"
-    place = found.attribution
-    assert place is not None and place.products == 1 and place.explanation is not None
+    place = found.detail(Attribution)
+    assert place.products == 1 and place.explanation is not None
     first = np.argwhere(theirs.outputs["out"].view(np.uint32) != ours.outputs["out"].view(np.uint32))[0]
     assert (place.row, place.column) == tuple(first)
     # Scales are powers of two times others: the accumulator times both is the result.
     scales = theirs.inputs["x_scales"][place.row], theirs.inputs["w_scales"][place.column]
     assert np.float32(np.float32(place.values[0]) * scales[0]) * scales[1] == ours.outputs["out"][place.row, place.column]
     assert float(place.explanation.trace.result.value or 0) == place.values[0]
-    text = "\n".join(difference_lines(found))
+    text = "\n".join(found.lines())
     assert "proves nothing about hardware" in text and f"out: {count} of 2880 differ" in text and "comes from one product" in text
 
 
 def test_products_that_add_up_to_an_element_are_all_named() -> None:
     found = compare_kernel(recorded("triton-fp8-tiles-divide", wider()), arch="sm_90a")
-    assert not found.is_equal and found.attribution is not None
-    assert found.attribution.products == len(found.attribution.values) == 2  # K = 256 in blocks of 128
-    explained = found.attribution.explanation
-    assert explained is not None and float(explained.trace.result.value or 0) in found.attribution.values
+    place = found.detail(Attribution)
+    assert not found.is_equal and place.products == len(place.values) == 2  # K = 256 in blocks of 128
+    explained = found.explanation
+    assert explained is not None and float(explained.trace.result.value or 0) in place.values
 
 
 def test_products_of_other_shapes_are_not_blamed() -> None:
     found = compare_kernel(recorded("triton-fp8-attention", wider()), arch="sm_90a")
-    assert not found.is_equal and found.attribution is not None
-    assert found.attribution.explanation is None and found.attribution.products > 2
-    assert "of other shapes" in "\n".join(difference_lines(found))
+    assert not found.is_equal and found.explanation is None and found.detail(Attribution).products > 2
+    assert "of other shapes" in "\n".join(found.lines())
 
 
 def test_what_does_not_touch_the_changed_row_stays_equal() -> None:
@@ -100,7 +92,7 @@ def test_a_composition_is_asked_only_about_its_own_operands() -> None:
     original = recorded("triton-fp8")
     other = replace(original, seed=1)  # the operands are still those of seed 0
     found = compare_kernel(other)
-    assert found.is_equal and found.composition is None and found.verdict == "every bit equal; no composition to ask"
+    assert found.is_equal and found.detail(Composed).found is None and found.verdict == "every bit equal; no composition to ask"
 
 
 def test_outputs_of_any_shape_and_type_are_compared() -> None:
@@ -122,29 +114,29 @@ def test_outputs_of_any_shape_and_type_are_compared() -> None:
 @pytest.mark.parametrize("name", ["triton-fp8", "triton-quantize-mxfp4-rows", "triton-w4a16-awq-bf16", "triton-fp8-attention"])
 def test_a_file_holds_every_bit(name: str, tmp_path: Path) -> None:
     original, path = recorded(name), tmp_path / "run.safetensors"
-    write_kernel_run(path, original)
-    found = read_kernel_run(path)
-    assert is_kernel_run(path) and found.manifest == original.manifest
+    write_run(path, original)
+    found = read_recorded(path)
+    assert isinstance(found, KernelRun) and found.manifest == original.manifest
     for name_, array in original.arrays.items():
         assert found.arrays[name_].dtype == array.dtype and found.arrays[name_].shape == array.shape
         assert found.arrays[name_].tobytes() == array.tobytes()
     with pytest.raises(VectorFileError, match="is there already"):
-        write_kernel_run(path, original)
+        write_run(path, original)
 
 
 def test_a_damaged_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.safetensors"
-    write_kernel_run(path, recorded("triton-fp8"))
+    write_run(path, recorded("triton-fp8"))
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(VectorFileError, match=r"run\.safetensors: its sha256 is not that of its contents"):
-        read_kernel_run(path)
+        read_recorded(path)
     status, out, err = run(capsys, "--against", str(path))
     assert (status, out) == (2, "") and err.count("\n") == 1 and "sha256" in err
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(VectorFileError, match="may be truncated"):
-        read_kernel_run(path)
+        read_recorded(path)
 
 
 def test_what_contradicts_itself_is_refused() -> None:
@@ -176,7 +168,7 @@ def test_what_a_kernel_says_of_foreign_operands_is_an_error_of_the_file(monkeypa
     def broken(*_: object) -> None:
         raise IndexError("out of\nbounds")
 
-    monkeypatch.setattr("mmabits.conformance.diff.kernel_runs.emulated", broken)
+    monkeypatch.setattr("mmabits.conformance.diff.kernels.emulated", broken)
     with pytest.raises(IndexError):
         compare_kernel(original)
     x = original.inputs["x"].copy()
@@ -202,7 +194,7 @@ def test_a_finished_case_does_not_run_again(tmp_path: Path, monkeypatch: pytest.
     def never(*_: object, **__: object) -> None:
         raise RuntimeError("it runs again")
 
-    monkeypatch.setattr(running, "record_any", never)
+    monkeypatch.setattr(recorder, "record_any", never)
     again = record_into(case, tmp_path, seed=0, stand_in="sm_90a")
     assert (first.state, again.state, again.path) == ("wrote", "kept", first.path)
     with pytest.raises(VectorFileError, match="is there already, with arch 'sm_90a' \\(now: 'sm_100a'\\)"):
@@ -325,4 +317,4 @@ def test_wrong_use_is_refused(arguments: tuple[str, ...], message: str, capsys: 
 
 
 def test_the_format_is_named() -> None:
-    assert FORMAT == "kernel-run/1"
+    assert KERNEL_FORMAT == KernelRun.FORMAT == "kernel-run/1"

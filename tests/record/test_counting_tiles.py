@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmabits.conformance.diff.counting import count, described_lines
 from mmabits.conformance.record.generators import normal_values
-from mmabits.conformance.record.recording import Recording
-from mmabits.conformance.record.replaying import report_of
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
-from mmabits.conformance.replay import difference_lines
+from mmabits.conformance.recorded.tiles import Recording
 from mmabits.isa import parse
 
 CASES = [
@@ -34,26 +33,26 @@ def made(arch: str, ptx: str, chain: int = 1, tiles: int = 3) -> Recording:
 @pytest.mark.parametrize(("arch", "ptx"), CASES)
 def test_every_difference_is_counted_and_explained(arch: str, ptx: str) -> None:
     recording = made(arch, ptx)
-    assert report_of(recording).differing == 0
+    assert count(recording).differing == 0
     places = [(0, 0, 1), (1, 3, 2), (2, 7, 7)]
     d = recording.d.copy()
     for place in places:
         d[place] ^= 1
-    report = report_of(replace(recording, d=d), limit=2)
+    report = count(replace(recording, d=d), limit=2)
     assert (report.differing, report.rows, report.kind, report.gpu) == (3, d.size, "hardware", "G")
     assert [np.unravel_index(difference.row, d.shape) for difference in report.differences] == places[:2]
     for difference, (tile, row, column) in zip(report.differences, places, strict=False):
         assert difference.a == tuple(recording.operands.a[tile, row]) and difference.b == tuple(recording.operands.b[tile, :, column])
         assert (difference.c, difference.recorded) == (recording.operands.c[tile, row, column], d[tile, row, column])
         assert difference.computed == recording.d[tile, row, column]
-        assert len(difference_lines(report, difference)) > 6
+        assert len(described_lines(report, difference)) > 6
 
 
 def test_chains_are_counted_without_explanation() -> None:
     recording = made(*CASES[0], chain=4)
     d = recording.d.copy()
     d[0, 0, 0] ^= 1
-    report = report_of(replace(recording, d=d))
+    report = count(replace(recording, d=d))
     assert (report.differing, report.differences) == (1, ())
 
 
@@ -70,15 +69,15 @@ def test_a_chain_is_not_one_long_sum() -> None:
 
 
 def test_large_recordings_go_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmabits.conformance.record import replaying
+    from mmabits.conformance.recorded import tiles as module
 
     recording = made(*CASES[1], tiles=5)
     d = recording.d.copy()
     d[4, 15, 7] ^= 1
     seen: list[int] = []
-    original: Any = replaying.emulate_tiles
-    monkeypatch.setattr(replaying, "_BATCH_RESULTS", 256)
-    monkeypatch.setattr(replaying, "emulate_tiles", lambda row, arch, part: seen.append(part.tiles) or original(row, arch, part))
-    report = report_of(replace(recording, d=d))
+    original: Any = module.emulate_tiles
+    monkeypatch.setattr(module, "_BATCH_RESULTS", 256)
+    monkeypatch.setattr(module, "emulate_tiles", lambda row, arch, part: seen.append(part.tiles) or original(row, arch, part))
+    report = count(replace(recording, d=d))
     assert seen == [2, 2, 1]
     assert [np.unravel_index(difference.row, d.shape) for difference in report.differences] == [(4, 15, 7)]

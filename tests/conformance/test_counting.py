@@ -1,4 +1,4 @@
-"""Replay: rows are counted, differences are found and described. Expected results are sums that every unit forms exactly."""
+"""Rows are counted, differences are found and described. Expected results are sums that every unit forms exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,20 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmabits.conformance.replay import (
-    FOLDER_VARIABLE,
+from mmabits.conformance.diff.counting import (
+    count,
+    count_files,
     describe_code,
-    difference_lines,
+    described_lines,
     exit_status,
     fields,
-    find_files,
-    recordings_folder,
-    replay,
-    replay_files,
     reports_json,
     summary,
 )
-from mmabits.conformance.vectors import DotVectors, write_vectors
+from mmabits.conformance.recorded.dots import DotVectors, write_vectors
+from mmabits.conformance.recorded.reading import FOLDER_VARIABLE, find_files, recordings_folder
 from mmabits.isa import Evidence, UnsupportedInstruction, VectorFileError, format_spec
 
 ONE_F16, ONE_E4M3, ONE_E2M1 = 0x3C00, 0x38, 0x2
@@ -77,44 +75,44 @@ def changed(vectors: DotVectors, *rows: int, flip: int = 1) -> DotVectors:
 
 @pytest.mark.parametrize("make", [wgmma, hmma, split, scaled])
 def test_rows_that_agree(make) -> None:
-    report = replay(make(), path="x")
+    report = count(make(), path="x")
     assert (report.rows, report.differing, report.differences) == (len(make().a), 0, ())
     assert (report.error, report.gpu, report.arch) == (None, make().gpu, make().arch)
 
 
 def test_evidence_is_that_of_the_lowering() -> None:
-    assert replay(hmma()).evidence is Evidence.RECORDED
-    assert replay(wgmma()).evidence is Evidence.PUBLISHED
+    assert count(hmma()).evidence is Evidence.RECORDED
+    assert count(wgmma()).evidence is Evidence.PUBLISHED
 
 
 def test_differing_rows_are_counted_and_the_first_described() -> None:
-    report = replay(changed(wgmma(), 1, 2, 3), limit=2)
+    report = count(changed(wgmma(), 1, 2, 3), limit=2)
     assert report.differing == 3
     assert [difference.row for difference in report.differences] == [1, 2]
     first = report.differences[0]
     assert (first.recorded, first.computed, first.c) == (F32[7.0] ^ 1, F32[7.0], F32[1.0])
     assert (first.a, first.b) == ((0x38, 0x40, 0x30), (0x38, 0x40, 0x40))
     assert (first.scale_a, first.scale_b) == (None, None)
-    assert replay(changed(wgmma(), 1), limit=0).differences == ()
+    assert count(changed(wgmma(), 1), limit=0).differences == ()
 
 
 def test_the_sign_of_zero_and_the_payload_of_nan_count() -> None:
     zero = replace(wgmma(), a=np.zeros((4, 3), dtype=np.uint8), c=np.zeros(4, dtype=np.uint32), d=np.full(4, 0x80000000, dtype=np.uint32))
-    assert replay(zero).differing == 4
+    assert count(zero).differing == 4
     nan = replace(wgmma(), a=np.full((4, 3), 0x7F, dtype=np.uint8), d=np.full(4, 0x7FC00000, dtype=np.uint32))
-    assert replay(nan).differing == 4
-    assert replay(replace(nan, d=np.full(4, 0x7FFFFFFF, dtype=np.uint32))).differing == 0
+    assert count(nan).differing == 4
+    assert count(replace(nan, d=np.full(4, 0x7FFFFFFF, dtype=np.uint32))).differing == 0
 
 
 def test_accumulator_after_each_step() -> None:
-    (difference,) = replay(changed(hmma(), 1)).differences
+    (difference,) = count(changed(hmma(), 1)).differences
     assert [step.elements for step in difference.steps] == [tuple(range(8)), tuple(range(8, 16))]
     assert [step.accumulator for step in difference.steps] == [0x41100000, F32[17.0]]  # 9 and 17
     assert (difference.parts_by, difference.separate_add) == (2, False)
 
 
 def test_steps_of_a_split_instruction_start_from_zero_and_take_pairs() -> None:
-    (difference,) = replay(changed(split(), 0)).differences
+    (difference,) = count(changed(split(), 0)).differences
     assert difference.steps[0].elements == tuple(k for k in range(32) if k % 4 < 2)
     assert difference.steps[1].elements == tuple(k for k in range(32) if k % 4 >= 2)
     assert [step.accumulator for step in difference.steps] == [0x4C00, 0x5000]  # 16 and 32
@@ -126,8 +124,8 @@ def test_steps_name_the_largest_term_and_stop_mattering_where_the_accumulator_st
     a = vectors.a.copy()
     a[0, 3], a[0, 8:] = 0xC400, 0  # -4, and a second step of zeros
     d = np.array([0x40800000, F32[17.0]], dtype=np.uint32)  # 1 + 7 - 4 = 4
-    assert replay(replace(vectors, a=a, d=d)).differing == 0
-    (difference,) = replay(changed(replace(vectors, a=a, d=d), 0)).differences
+    assert count(replace(vectors, a=a, d=d)).differing == 0
+    (difference,) = count(changed(replace(vectors, a=a, d=d), 0)).differences
     assert difference.steps[0].largest == 3
     assert difference.parts_by == 1
 
@@ -137,7 +135,7 @@ def test_tracing_blanks_both_operands() -> None:
     vectors = hmma()
     b = vectors.b.copy()
     b[0, 12] = 0x7C00
-    (difference,) = replay(replace(vectors, b=b), limit=1).differences
+    (difference,) = count(replace(vectors, b=b), limit=1).differences
     assert [step.accumulator for step in difference.steps] == [0x41100000, 0x7F800000]
     assert difference.steps[1].largest == 12
 
@@ -145,14 +143,14 @@ def test_tracing_blanks_both_operands() -> None:
 def test_fewer_elements_than_the_instruction_has() -> None:
     vectors = hmma()
     short = replace(vectors, k=7, a=vectors.a[:, :7], b=vectors.b[:, :7], d=np.full(2, F32[8.0], dtype=np.uint32))
-    assert replay(short).differing == 0
-    (difference, _) = replay(changed(short, 0, 1)).differences
+    assert count(short).differing == 0
+    (difference, _) = count(changed(short, 0, 1)).differences
     assert [step.elements for step in difference.steps] == [tuple(range(7))]
 
 
 def test_many_rows_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmabits.conformance.replay._CHUNK", 3)
-    report = replay(changed(wgmma(), 1, 3))
+    monkeypatch.setattr("mmabits.conformance.recorded.dots._BATCH", 3)
+    report = count(changed(wgmma(), 1, 3))
     assert (report.rows, report.differing) == (4, 2)
     assert [difference.row for difference in report.differences] == [1, 3]
 
@@ -161,8 +159,8 @@ def test_many_rows_go_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_difference_in_words() -> None:
-    report = replay(changed(wgmma(), 2, flip=0x80000001), path="some.safetensors")
-    assert difference_lines(report, report.differences[0]) == [
+    report = count(changed(wgmma(), 2, flip=0x80000001), path="some.safetensors")
+    assert described_lines(report, report.differences[0]) == [
         "some.safetensors row 2: wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 on sm_90a",
         "  a         e4m3  38 40 30",
         "  b         e4m3  38 40 40",
@@ -177,10 +175,10 @@ def test_a_difference_in_words() -> None:
 
 
 def test_words_for_scales_and_separate_adds() -> None:
-    report = replay(changed(scaled(), 0))
-    assert "  scale_a   80 80" in difference_lines(report, report.differences[0])
-    report = replay(changed(split(), 0))
-    lines = difference_lines(report, report.differences[0])
+    report = count(changed(scaled(), 0))
+    assert "  scale_a   80 80" in described_lines(report, report.differences[0])
+    report = count(changed(split(), 0))
+    lines = described_lines(report, report.differences[0])
     assert "  then C is added by an IEEE addition" in lines
     assert any(line.endswith("after k 0-1,4-5,8-9,12-13,16-17,20-21,24-25,28-29") for line in lines)
 
@@ -234,7 +232,7 @@ def test_paths_without_files_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_a_damaged_file_does_not_stop_the_others(folder: Path) -> None:
     (folder / "aa.safetensors").write_bytes(b"broken")
     write_vectors(folder / "z.safetensors", changed(wgmma(), 0, 1))
-    reports = list(replay_files(find_files([folder])))
+    reports = list(count_files(find_files([folder])))
     assert [report.error is None for report in reports] == [True, False, True, True]
     assert reports[1].error is not None
     assert reports[1].error.startswith(f"{folder / 'aa.safetensors'}: no readable safetensors file")
@@ -245,9 +243,9 @@ def test_a_damaged_file_does_not_stop_the_others(folder: Path) -> None:
 def test_an_instruction_that_the_architecture_lacks_is_an_error_of_its_file(folder: Path) -> None:
     lacking = replace(wgmma(), arch="sm_100a")
     with pytest.raises(UnsupportedInstruction):
-        replay(lacking)
+        count(lacking)
     write_vectors(folder / "c.safetensors", lacking)
-    reports = list(replay_files(find_files([folder])))
+    reports = list(count_files(find_files([folder])))
     assert [report.error is None for report in reports] == [True, True, False]
     assert f"{folder / 'c.safetensors'}: sm_100a has no wgmma" in str(reports[2].error)
     assert summary(reports) == "6 rows, 0 differ"
@@ -255,7 +253,7 @@ def test_an_instruction_that_the_architecture_lacks_is_an_error_of_its_file(fold
 
 
 def test_exit_status() -> None:
-    good, bad = replay(wgmma()), replay(changed(wgmma(), 0))
+    good, bad = count(wgmma()), count(changed(wgmma(), 0))
     assert exit_status([good, good]) == 0
     assert exit_status([good, bad]) == 1
     assert exit_status([]) == 2
@@ -264,7 +262,7 @@ def test_exit_status() -> None:
 
 def test_json(folder: Path) -> None:
     write_vectors(folder / "a.safetensors", changed(split(), 0))
-    found = reports_json(list(replay_files(find_files([folder]))))
+    found = reports_json(list(count_files(find_files([folder]))))
     assert {key: found[key] for key in ("rows", "differing", "errors")} == {"rows": 5, "differing": 1, "errors": 0}
     first = found["files"][0]
     assert (first["rows"], first["differing"], first["evidence"], first["error"]) == (1, 1, "recorded", None)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.diff.replayed import compare_vectors, vector_lines
-from mmabits.conformance.diff.replayed_page import vectors_page
+from mmabits.commands.pages.diff import differences_page
+from mmabits.conformance.diff.against import compare_file
+from mmabits.conformance.diff.dots import AlongSteps, InFile
 from mmabits.conformance.record.generators import normal_values
-from mmabits.conformance.record.recording import Recording, write_recording
-from mmabits.conformance.record.replaying import dot_rows_of
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
-from mmabits.conformance.replay import recordings_folder
-from mmabits.conformance.vectors import write_vectors
+from mmabits.conformance.recorded.dots import dots_of, write_vectors
+from mmabits.conformance.recorded.reading import recordings_folder
+from mmabits.conformance.recorded.tiles import Recording, write_recording
 from mmabits.emulator.api import dot_rows
 from mmabits.isa import format_spec, parse
 from mmabits.isa.errors import UnsupportedInstruction, VectorFileError
@@ -39,7 +39,7 @@ def tiles(chain=1, count=5, ptx=PTX, arch=ARCH, kind="hardware"):
 
 def dots(count=64):
     recording = tiles()
-    return dot_rows_of(recording, np.argwhere(recording.d == recording.d)[:count])
+    return dots_of(recording, np.argwhere(recording.results == recording.results)[:count])
 
 
 @pytest.fixture
@@ -56,10 +56,11 @@ def kept(tmp_path):
 @pytest.mark.parametrize(("ptx", "arch", "chain"), [(PTX, ARCH, 1), (PTX, ARCH, 3), (SCALED, "sm_120a", 2)])
 def test_equal_tiles(kept, ptx, arch, chain):
     recording = tiles(chain, ptx=ptx, arch=arch)
-    found = compare_vectors(kept(recording))
+    found = compare_file(kept(recording))
     assert found.is_equal and found.elements == recording.d.size and found.verdict == "every bit equal" and found.explanation is None
-    assert (found.k, found.chain, found.tiles, found.followed) == (recording.instruction.k * chain, chain, 5, 0)
-    page = vectors_page(found)
+    assert [found.told.plain[name] for name in ("k", "chain", "tiles")] == [recording.instruction.k * chain, chain, 5]
+    assert found.detail(AlongSteps).followed == 0
+    page = differences_page([found])
     assert "every bit equal" in page and "Along K" not in page and "<svg" not in page
 
 
@@ -69,15 +70,16 @@ def test_planted_bits_are_classed_and_placed(kept):
     d[1, 3, 2] ^= 1
     d[1, 3, 5] ^= 0x100
     d[4, 15, 7] = 0x7F800000
-    found = compare_vectors(kept(replace(recording, d=d)))
+    found = compare_file(kept(replace(recording, d=d)))
     assert found.differing == 3 and {kind.value: count for kind, count in found.found.counts.items() if count} == {
         "equal": d.size - 3, "value": 2, "infinity against finite": 1,
     }  # fmt: skip
-    assert found.by_tile == (0, 2, 0, 0, 1) and found.cell == (1, 1)
-    assert [(i, j) for i, row in enumerate(found.by_cell) for j, count in enumerate(row) if count] == [(3, 2), (3, 5), (15, 7)]
-    assert [found.place(one) for one in found.found.first] == ["tile 1 [3, 2]", "tile 1 [3, 5]", "tile 4 [15, 7]"]
-    assert [part.count for part in found.found.ulps] == [1, 0, 0, 1] and found.latest[0] == len(found.steps) - 1 and found.latest[2] is None
-    text = "\n".join(vector_lines(found))
+    where, along = found.detail(InFile), found.detail(AlongSteps)
+    assert where.by_tile == (0, 2, 0, 0, 1) and where.cell == (1, 1)
+    assert [(i, j) for i, row in enumerate(where.by_cell) for j, count in enumerate(row) if count] == [(3, 2), (3, 5), (15, 7)]
+    assert [found.told.place(one) for one in found.found.first] == ["tile 1 [3, 2]", "tile 1 [3, 5]", "tile 4 [15, 7]"]
+    assert [part.count for part in found.found.ulps] == [1, 0, 0, 1] and along.latest[0] == len(along.steps) - 1 and along.latest[2] is None
+    text = "\n".join(found.lines())
     assert "640 results, 3 differ" in text and "in 2 of 5 tiles" in text and "in 3 of 128 elements of the tile" in text
     assert "tile 4 [15, 7] 0x7f800000" in text
 
@@ -86,22 +88,23 @@ def test_the_first_difference_is_traced_from_its_operands(kept):
     recording = tiles(2)
     d = recording.d.copy()
     d[2, 7, 6] ^= 4
-    found = compare_vectors(kept(replace(recording, d=d)))
+    found = compare_file(kept(replace(recording, d=d)))
     chain = found.explanation.trace
     assert (found.explanation.row, found.explanation.column) == (7, 6)
     assert [number.code for number in chain.a] == recording.operands.a[2, 7].tolist()
     assert [number.code for number in chain.b] == recording.operands.b[2, :, 6].tolist()
     assert chain.c.code == recording.operands.c[2, 7, 6] and chain.result.code == recording.d[2, 7, 6]
-    assert "Every result is a chain of 2 instructions. The file holds its end alone" in found.words[0]
+    assert "Every result is a chain of 2 instructions. The file holds its end alone" in found.detail(AlongSteps).words[0]
 
 
 def test_a_large_tile_is_counted_in_cells(kept):
     recording = tiles(count=1, ptx="wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", arch="sm_90a")
     d = recording.d.copy()
     d[0, 10:12, 200] ^= 1
-    found = compare_vectors(kept(replace(recording, d=d)))
-    assert found.cell == (2, 8) and found.by_cell[5][25] == 2 == sum(map(sum, found.by_cell))
-    assert "parts of 2 x 8 of the tile" in "\n".join(vector_lines(found))
+    found = compare_file(kept(replace(recording, d=d)))
+    where = found.detail(InFile)
+    assert where.cell == (2, 8) and where.by_cell[5][25] == 2 == sum(map(sum, where.by_cell))
+    assert "parts of 2 x 8 of the tile" in "\n".join(found.lines())
 
 
 def test_another_architecture_is_emulated_and_its_step_is_known(kept):
@@ -109,14 +112,15 @@ def test_another_architecture_is_emulated_and_its_step_is_known(kept):
     mmabits.what_if("replayed-f20", base=ARCH, rows={"hmma.f16.f32": {"fraction_bits": 20, "result_fraction_bits": 20}})
     recording = tiles(3)
     path = kept(recording)
-    assert compare_vectors(path).is_equal
-    found = compare_vectors(path, arch="replayed-f20")
+    assert compare_file(path).is_equal
+    found = compare_file(path, arch="replayed-f20")
     other = emulate_tiles(recording.instruction, "replayed-f20", recording.operands)
-    assert found.differing == int((other != recording.d).sum()) > 300 and found.arch == "replayed-f20" and found.recorded_arch == ARCH
-    assert len(found.partings) == found.followed == 32 and len(found.steps) == 6
+    assert found.differing == int((other != recording.d).sum()) > 300 and found.arch == "replayed-f20" and found.recorded.arch == ARCH
+    along = found.detail(AlongSteps)
+    assert len(along.partings) == along.followed == 32 and len(along.steps) == 6
     places = np.argwhere((other != recording.d).reshape(-1, 8))[np.linspace(0, found.differing - 1, 32).astype(int)]
     operands = recording.operands
-    for at, (row, column) in zip(found.partings, places.tolist(), strict=True):
+    for at, (row, column) in zip(along.partings, places.tolist(), strict=True):
         tile, inside = divmod(row, 16)
         states = {}
         for arch in (ARCH, "replayed-f20"):
@@ -128,18 +132,20 @@ def test_another_architecture_is_emulated_and_its_step_is_known(kept):
                 states[arch].append(read(int(c[0]), format_spec("f32")).value)
         first = next(step for step in range(6) if states[ARCH][step] != states["replayed-f20"][step])
         assert (at.step, at.k[1], at.first, at.second) == (first, 8 * first + 8, states["replayed-f20"][first], states[ARCH][first])
-    assert sum(count for _, count in found.by_step) == 32
-    assert any("gives every recorded bit" in text for text in found.words)
+    assert sum(count for _, count in along.by_step) == 32
+    assert any("gives every recorded bit" in text for text in along.words)
 
 
 def test_dot_products(kept):
     vectors = dots()
     d = vectors.d.copy()
     d[17] ^= 2
-    found = compare_vectors(kept(replace(vectors, d=d)))
-    assert (found.format, found.differing, found.elements, found.tiles, found.in_chain) == ("dot-vectors/1", 1, 64, 0, ())
-    assert found.place(found.found.first[0]) == "row 17" and found.explanation.trace.result.code == vectors.d[17]
-    assert sum(found.by_tile) == 1 and found.by_tile[17] == 1 and found.by_cell == ()
+    found = compare_file(kept(replace(vectors, d=d)))
+    where = found.detail(InFile)
+    assert (found.recorded.FORMAT, found.differing, found.elements) == ("dot-vectors/1", 1, 64)
+    assert found.detail(AlongSteps).in_chain == ()
+    assert found.told.place(found.found.first[0]) == "row 17" and found.explanation.trace.result.code == vectors.d[17]
+    assert sum(where.by_tile) == 1 and where.by_tile[17] == 1 and where.by_cell == ()
 
 
 def test_rows_that_feed_each_other_show_which_instruction_differs(kept):
@@ -153,27 +159,35 @@ def test_rows_that_feed_each_other_show_which_instruction_differs(kept):
         d[row] = dot_rows(vectors.instruction, ARCH, vectors.a[one], vectors.b[one], c[one])[0]
         if row % 4 == 2:
             d[row] ^= 1
-    found = compare_vectors(kept(replace(vectors, c=c, d=d)))
-    assert [(one.place, one.rows, one.differing) for one in found.in_chain] == [(0, 16, 0), (1, 16, 0), (2, 16, 16), (3, 16, 0)]
-    assert "Most differ at place 2 of the chain: 16 of 16." in found.words
-    assert "place 2: 16 of 16" in "\n".join(vector_lines(found)) and "differing rows by place in the chain" in vectors_page(found)
+    found = compare_file(kept(replace(vectors, c=c, d=d)))
+    assert [(one.place, one.rows, one.differing) for one in found.detail(AlongSteps).in_chain] == [
+        (0, 16, 0),
+        (1, 16, 0),
+        (2, 16, 16),
+        (3, 16, 0),
+    ]
+    assert "Most differ at place 2 of the chain: 16 of 16." in found.detail(AlongSteps).words
+    assert "place 2: 16 of 16" in "\n".join(found.lines()) and "differing rows by place in the chain" in differences_page([found])
 
 
 def test_a_what_if_with_a_promotion_of_its_own_is_not_explained(kept):
     """Its gemm promotes; single instructions, which were compared, do not."""
     mmabits.what_if("replayed-p8", base=ARCH, rows={"hmma.f16.f32": {"fraction_bits": 18, "result_fraction_bits": 18}}, promote_every=16)
-    found = compare_vectors(kept(tiles()), arch="replayed-p8")
-    assert found.differing > 100 and found.latest == (None,) * 32 and found.partings == () and found.explanation is None
-    assert found.words == ("Not followed along K: the trace of this architecture (a promotion of its own) is not what was compared.",)
-    chained = compare_vectors(kept(tiles(3), "chain.safetensors"), arch="replayed-p8")
-    assert chained.explanation.trace.result.code == int(chained.found.first[0].emulated, 16) and len(chained.partings) == 32
+    found = compare_file(kept(tiles()), arch="replayed-p8")
+    along = found.detail(AlongSteps)
+    assert found.differing > 100 and along.latest == (None,) * 32 and along.partings == () and found.explanation is None
+    assert along.words == ("Not followed along K: the trace of this architecture (a promotion of its own) is not what was compared.",)
+    chained = compare_file(kept(tiles(3), "chain.safetensors"), arch="replayed-p8")
+    assert (
+        chained.explanation.trace.result.code == int(chained.found.first[0].emulated, 16) and len(chained.detail(AlongSteps).partings) == 32
+    )
 
 
 def test_everything_is_plain_json(kept):
     recording = tiles(2)
     d = recording.d.copy()
     d[0, 0, 0] ^= 1
-    found = compare_vectors(kept(replace(recording, d=d)))
+    found = compare_file(kept(replace(recording, d=d)))
     plain = json.loads(json.dumps(found.as_json, allow_nan=False))
     assert (plain["differing"], plain["differing_tiles"], plain["chain"], plain["instruction"]) == (1, 1, 2, PTX)
     assert plain["latest_step"] == [3] and plain["parts_in_step"] == [] and plain["steps"][0] == list(range(8))
@@ -183,7 +197,7 @@ def test_the_page_says_where_and_why(kept):
     recording = tiles(kind="emulator")
     d = recording.d.copy()
     d[3, 2, 1] ^= 1
-    page = vectors_page(compare_vectors(kept(replace(recording, d=d))))
+    page = differences_page([compare_file(kept(replace(recording, d=d)))])
     for said in (
         "1 of 640 results differ", "proves nothing about hardware", "differing results along the file", "by place in the tile",
         "Tile 3 [2, 1], as emulated", f"0x{int(d[3, 2, 1]):08x}", "where alignment cut off most", PTX,
@@ -197,9 +211,9 @@ def test_what_cannot_be_compared(kept, tmp_path):
     given = {"operands": normal_values(row, "sm_89", 1, 3), "d": np.zeros((1, 16, 8), np.uint32)}
     path = kept(Recording(instruction=row, arch="sm_89", kind="emulator", gpu="G", chain=1, **given))
     with pytest.raises(UnsupportedInstruction, match="sm_80"):
-        compare_vectors(path, arch="sm_80")
+        compare_file(path, arch="sm_80")
     with pytest.raises(VectorFileError, match=r"missing\.safetensors"):
-        compare_vectors(tmp_path / "missing.safetensors")
+        compare_file(tmp_path / "missing.safetensors")
 
 
 def test_recorded_hopper_against_ampere():
@@ -207,8 +221,9 @@ def test_recorded_hopper_against_ampere():
     path = None if folder is None else Path(folder) / "h100-mma-f16-f32.safetensors"
     if path is None or not path.is_file():
         pytest.skip("no recordings of an H100 beside the checkout (../shared/hardware)")
-    assert compare_vectors(path).is_equal
-    found = compare_vectors(path, arch="sm_80")
-    assert found.is_hardware and found.differing > 0 and len(found.partings) == found.followed == 32
-    for at in found.partings:  # 16 elements at once against 8 and 8: both have taken the same ones at the end alone
+    assert compare_file(path).is_equal
+    found = compare_file(path, arch="sm_80")
+    along = found.detail(AlongSteps)
+    assert found.recorded.is_hardware and found.differing > 0 and len(along.partings) == along.followed == 32
+    for at in along.partings:  # 16 elements at once against 8 and 8: both have taken the same ones at the end alone
         assert at is not None and at.k == (0, 16) and isinstance(at.first, Fraction) and at.first != at.second

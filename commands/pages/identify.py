@@ -1,4 +1,4 @@
-"""What `mmabits identify` found, as one self-contained page."""
+"""What `mmabits identify` found."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 
+from mmabits.conformance.diff.counting import describe_code
 from mmabits.conformance.identify.identification import Identification, Match
 from mmabits.conformance.probes.score import operands_of
-from mmabits.conformance.replay import describe_code
-from mmabits.conformance.vectors import DotVectors
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.conformance.recorded.dots import DotVectors
 from mmabits.isa import DATAPATHS, Arithmetic, Rounding
 from mmabits.reports.pages.charts import Bar, bars
 from mmabits.reports.pages.report import (
@@ -33,7 +34,6 @@ from mmabits.research.probes.mutants import orders
 
 _SHOWN: Final = 24
 """Contradicting rows of a recording at most."""
-_HARDWARE: Final = "hardware"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def _verdict(found: Identification) -> str:
 
 
 def _notice(asked: Asked) -> str:
-    if asked.kind == _HARDWARE:
+    if asked.kind == Provenance.HARDWARE:
         return ""
     return f"A program answered, no GPU (kind {asked.kind}): the page says what that program computes, and proves nothing about hardware."
 

@@ -1,4 +1,4 @@
-"""All cases of `mmabits diff` in one list: recorded into files, kept where they are there already, and compared."""
+"""All cases of `mmabits diff` in one list: recorded into files, kept where they are there already."""
 
 from __future__ import annotations
 
@@ -12,24 +12,15 @@ import numpy as np
 from mmabits.conformance.diff.cases import CASES, Case, record_case
 from mmabits.conformance.diff.frameworks import framework_named
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
-from mmabits.conformance.diff.kernel_runs import (
-    KernelDifference,
-    KernelRun,
-    compare_kernel,
-    is_kernel_run,
-    read_kernel_run,
-    record_kernel,
-    write_kernel_run,
-)
-from mmabits.conformance.diff.run_differences import RunDifference, compare_run
-from mmabits.conformance.diff.runs import Run, is_run, read_run, write_run
+from mmabits.conformance.diff.kernels import record_kernel
+from mmabits.conformance.recorded.calls import KERNEL_FORMAT, PRODUCT_FORMAT, RecordedCall, write_run
+from mmabits.conformance.recorded.reading import read_recorded
 from mmabits.emulator.api import operand_type
 from mmabits.isa import DeviceUnavailable, OperandError, UnsupportedInstruction, VectorFileError, architecture, library_instruction, nearest
 from mmabits.isa.architectures import ARCHITECTURES
+from mmabits.reports.stored import SUFFIX, format_of
 
 AnyCase = Case | KernelCase
-AnyRun = Run | KernelRun
-AnyDifference = RunDifference | KernelDifference
 
 ALL_CASES: Final[dict[str, AnyCase]] = {**CASES, **KERNEL_CASES}
 """Products of the frameworks, then the kernels of kernels/."""
@@ -86,7 +77,7 @@ def is_possible(case: AnyCase, arch: str) -> bool:
     return True
 
 
-def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> AnyRun:
+def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> RecordedCall:
     """Run a case on the GPU at hand, or under `emulate` in its place.
 
     Raises:
@@ -96,26 +87,6 @@ def record_any(case: AnyCase, *, seed: int, stand_in: str | None) -> AnyRun:
     if isinstance(case, KernelCase):
         return record_kernel(case, seed=seed, stand_in=stand_in)
     return record_case(case, seed=seed, stand_in=stand_in)
-
-
-def compare_any(run: AnyRun, *, arch: str | None = None) -> AnyDifference:
-    """Emulate what a run recorded, and compare.
-
-    Raises:
-        MmabitsError: the architecture lacks the product, or a framework is missing.
-    """
-    return compare_kernel(run, arch=arch) if isinstance(run, KernelRun) else compare_run(run, arch=arch)
-
-
-def read_any(path: Path) -> AnyRun | None:
-    """A run of either format; None for a file that is of neither, or that cannot be read.
-
-    Raises:
-        VectorFileError: a run that is damaged.
-    """
-    if is_run(path):
-        return read_run(path)
-    return read_kernel_run(path) if is_kernel_run(path) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,53 +106,38 @@ def record_into(case: AnyCase, folder: Path, *, seed: int, stand_in: str | None)
         VectorFileError: another run is there, the file is damaged, or it cannot be written.
         MmabitsError: the architecture lacks the product.
     """
-    path = path_of(case.name, seed, folder)
+    path = folder / f"{case.name}-seed{seed}{SUFFIX}"
     if path.exists():
-        framework = framework_named(case.framework, case.name)
-        if stand_in is None:
-            gpu = framework.gpu()
-            known = {"arch": gpu.arch, "gpu": gpu.name, "kind": "hardware"}
-        else:
-            name = architecture(stand_in).name
-            known = {"arch": name, "gpu": f"emulator of {name}", "kind": "emulator"}
-        return _kept(path, {**known, "case": case.name, "call": case.call, "seed": seed, "versions": framework.versions()})
+        return _kept(path, framework_named(case.framework, case.name).told(case, seed, stand_in)[0])
     return keep(record_any(case, seed=seed, stand_in=stand_in), folder)
 
 
-def keep(run: AnyRun, folder: Path) -> Kept:
+def keep(run: RecordedCall, folder: Path) -> Kept:
     """Write a run into a folder, unless the same run is there already.
 
     Raises:
         VectorFileError: another run is there, the file is damaged, or it cannot be written.
     """
-    path = path_of(run.case, run.seed, folder)
+    path = folder / f"{run.case}-seed{run.seed}{SUFFIX}"
     if path.exists():
         return _kept(path, run.manifest)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VectorFileError(f"{folder}: cannot be made ({error.strerror or error})") from error
-    if isinstance(run, KernelRun):
-        write_kernel_run(path, run)
-    else:
-        write_run(path, run)
+    write_run(path, run)
     return Kept(path=path, state="wrote")
 
 
 def _kept(path: Path, wanted: Mapping[str, Any]) -> Kept:
     """A finished file, if it is what would be written now."""
-    there = read_any(path)
-    if there is None:
+    there = read_recorded(path) if format_of(path) in (PRODUCT_FORMAT, KERNEL_FORMAT) else None
+    if not isinstance(there, RecordedCall):
         raise VectorFileError(f"{path}: is there already, and is no run")
     name = next((name for name, value in wanted.items() if there.manifest.get(name) != value), None)
     if name is not None:
         raise VectorFileError(f"{path}: is there already, with {name} {there.manifest.get(name)!r} (now: {wanted[name]!r})")
     return Kept(path=path, state="kept")
-
-
-def path_of(case: str, seed: int, folder: Path) -> Path:
-    """Where a run of a case lies."""
-    return folder / f"{case}-seed{seed}.safetensors"
 
 
 def case_row(case: AnyCase) -> dict[str, Any]:
@@ -193,6 +149,6 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 
 __all__ = [
-    "ALL_CASES", "AnyCase", "AnyDifference", "AnyRun", "Choice", "Kept", "case_row", "choose", "compare_any", "is_possible", "keep",
-    "path_of", "read_any", "record_any", "record_into",
+    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "is_possible", "keep",
+    "record_any", "record_into",
 ]  # fmt: skip

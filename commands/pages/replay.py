@@ -1,4 +1,4 @@
-"""What `mmabits replay` found, as one self-contained page."""
+"""What `mmabits replay` found."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Final
 
-from mmabits.conformance.distances import Distances
-from mmabits.conformance.replay import Difference, FileReport, describe_code, difference_lines
+from mmabits.conformance.diff.comparing import Difference, UlpBin
+from mmabits.conformance.diff.counting import Described, FileReport, describe_code, described_lines
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa import OperandError, format_spec
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
 from mmabits.reports.pages.report import (
+    CHARTED,
     Block,
     Cell,
     ChartBlock,
@@ -26,18 +28,15 @@ from mmabits.reports.pages.report import (
     report_page,
 )
 
-_CHARTED: Final = 40
-"""Bars at most; of more groups those with most rows."""
 _DESCRIBED: Final = 60
 """Differences step by step at most, the first of each file before the second of any."""
-_HARDWARE: Final = "hardware"
 
 
-def replay_page(reports: Sequence[FileReport]) -> str:
+def counts_page(reports: Sequence[FileReport]) -> str:
     """The page: rows by GPU, how far differing results are apart, the first of them step by step, every file.
 
     Args:
-        reports: as `replay.replay_files` gives them; those of files that could not be replayed are named as such.
+        reports: as `count_files` gives them; those of files that could not be replayed are named as such.
 
     Raises:
         OperandError: no reports.
@@ -76,7 +75,7 @@ def _verdict(done: Sequence[FileReport], failed: int) -> str:
 
 
 def _notice(done: Sequence[FileReport]) -> str:
-    others = [report for report in done if report.kind != _HARDWARE]
+    others = [report for report in done if report.kind != Provenance.HARDWARE]
     if not others:
         return ""
     kinds = ", ".join(sorted({report.kind for report in others}))
@@ -100,21 +99,17 @@ def _facts(done: Sequence[FileReport]) -> Iterator[tuple[str, str]]:
 # By GPU --------------------------------------------------------------------------------------------------------------
 
 
-def _gpu(report: FileReport) -> str:
-    return report.gpu if report.kind == _HARDWARE else f"{report.gpu} ({report.kind})"
-
-
 def _by_gpu(reports: Sequence[FileReport]) -> Iterator[Block]:
     gpus: dict[str, list[FileReport]] = {}
     for report in reports:
-        gpus.setdefault(_gpu(report), []).append(report)
+        gpus.setdefault(report.by, []).append(report)
     parts = []
-    for gpu, files in sorted(gpus.items(), key=lambda group: -sum(report.rows for report in group[1]))[:_CHARTED]:
+    for gpu, files in sorted(gpus.items(), key=lambda group: -sum(report.rows for report in group[1]))[:CHARTED]:
         rows, differing = sum(report.rows for report in files), sum(report.differing for report in files)
         told = f"{differing:,} of {plural(rows, 'row')} differ" if differing else f"{plural(rows, 'row')}, equal"
         parts.append(Stack(label=gpu, values=(rows - differing, differing), text=told))
     chart = stacks(parts, names=("equal", "differ"), colors=("var(--accent)", "var(--bad)"), label="rows by GPU")
-    left = f" {len(gpus) - _CHARTED:,} GPUs with fewer rows are left out here." if len(gpus) > _CHARTED else ""
+    left = f" {len(gpus) - CHARTED:,} GPUs with fewer rows are left out here." if len(gpus) > CHARTED else ""
     yield ChartBlock(svg=chart, caption=f"Rows replayed, of {plural(len(gpus), 'GPU or program', 'GPUs or programs')}.{left}")
 
 
@@ -122,7 +117,7 @@ def _files(reports: Sequence[FileReport]) -> TableBlock:
     rows = tuple(
         (
             Path(report.path).stem, Cell(text=f"{report.differing:,}", tone="bad" if report.differing else "good"), report.rows,
-            _gpu(report), report.arch, Cell(text=report.instruction, is_code=True), str(report.evidence),
+            report.by, report.arch, Cell(text=report.instruction, is_code=True), str(report.evidence),
         )
         for report in sorted(reports, key=lambda report: not report.differing)
     )  # fmt: skip
@@ -136,21 +131,30 @@ def _files(reports: Sequence[FileReport]) -> TableBlock:
 
 def _different(reports: Sequence[FileReport]) -> Iterator[Section]:
     """How far apart, by the type of D, whose ulp it is; then the first differences."""
-    formats = dict.fromkeys(report.d_type for report in reports)
     blocks: list[Block] = []
-    for form in formats:
-        apart = sum((report.distances for report in reports if report.d_type == form), Distances())
-        blocks += _apart(apart, form)
+    for form in dict.fromkeys(report.d_type for report in reports):
+        blocks += _apart([report.apart for report in reports if report.d_type == form and report.apart is not None], form)
     yield Section(title="How far apart", blocks=tuple(blocks))
     yield Section(title="First differences", blocks=tuple(_first(reports)))
 
 
-def _apart(apart: Distances, form: str) -> Iterator[Block]:
+def _apart(found: Sequence[Difference], form: str) -> Iterator[Block]:
+    """Those of several files, added up."""
+    classes: dict[str, int] = {}
+    ulps: dict[UlpBin, int] = {}
+    for one in found:
+        for kind, count in one.counts.items():
+            classes[kind.value] = classes.get(kind.value, 0) + count
+        for part in one.ulps:
+            whole = UlpBin(low=part.low, high=part.high, count=0)
+            ulps[whole] = ulps.get(whole, 0) + part.count
+    largest = max((one.largest_ulp for one in found), default=0)
     yield TableBlock(
-        headings=(f"class of {form} results", "rows"), rows=tuple(apart.rows()), numeric=frozenset({1}),
-        caption=f"The largest difference of two values is {apart.largest_ulp:,} ulp of {form}." if apart.ulps else "",
+        headings=(f"class of {form} results", "rows"), rows=tuple((name, count) for name, count in classes.items() if count),
+        numeric=frozenset({1}), caption=f"The largest difference of two values is {largest:,} ulp of {form}." if ulps else "",
     )  # fmt: skip
-    parts = [Bar(label=f"{part.label} ulp", value=part.count) for part in dropwhile(lambda part: not part.count, apart.ulps)]
+    parts = [Bar(label=f"{part.label} ulp", value=count) for part, count in sorted(ulps.items(), key=lambda one: one[0].low)]
+    parts = list(dropwhile(lambda part: not part.value, parts))
     if len(parts) > 1:
         chart = bars(parts, label=f"differing {form} values by ulp")
         yield ChartBlock(svg=chart, caption=f'Rows of the class "value" by the distance of both results, in ulp of {form}.')
@@ -161,7 +165,7 @@ def _first(reports: Sequence[FileReport]) -> Iterator[Block]:
     every = [(number, report, difference) for report in reports for number, difference in enumerate(report.differences)]
     every.sort(key=lambda one: one[0])
     for number, (_, report, difference) in enumerate(every[:_DESCRIBED]):
-        yield folded(_title(report, difference), difference_lines(report, difference), is_open=number == 0)
+        yield folded(_title(report, difference), described_lines(report, difference), is_open=number == 0)
     silent = sum(not report.differences for report in reports)
     notes = []
     if len(every) > _DESCRIBED:
@@ -175,7 +179,7 @@ def _first(reports: Sequence[FileReport]) -> Iterator[Block]:
         yield NoteBlock(text=" ".join(notes), tone="soft")
 
 
-def _title(report: FileReport, difference: Difference) -> str:
+def _title(report: FileReport, difference: Described) -> str:
     form = format_spec(report.d_type)
     place = f"{Path(report.path).stem}, row {difference.row:,}"
     recorded, computed = (_result(describe_code(code, form)) for code in (difference.recorded, difference.computed))
@@ -188,4 +192,4 @@ def _result(described: str) -> str:
     return f"{value} ({code})"
 
 
-__all__ = ["replay_page"]
+__all__ = ["counts_page"]

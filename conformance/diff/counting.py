@@ -1,35 +1,28 @@
-"""Files of recorded dot products, run through the engine and compared bit for bit."""
+"""Many files of tiles and dot products through the emulator: how many results differ in each, and the first of them step by step."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from mmabits.conformance.distances import Distances, distances
-from mmabits.conformance.vectors import SUFFIX, DotVectors, read_vectors
-from mmabits.emulator.api import dot_rows
-from mmabits.emulator.codecs import decode
-from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, lower, parse, visible
-from mmabits.isa.errors import VectorFileError
+from mmabits.conformance.diff.comparing import Difference, compare
+from mmabits.conformance.recorded.base import Provenance, RecordedDots
+from mmabits.conformance.recorded.dots import DotVectors, dots_of
+from mmabits.conformance.recorded.reading import read_recorded_dots
+from mmabits.emulator.codecs import decode, from_codes
+from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, visible
 from mmabits.reports.failures import of_file
-from mmabits.research.trace import trace
-
-Codes = npt.NDArray[Any]
-
-FOLDER_VARIABLE: Final = "MMABITS_RECORDINGS"
-_CHUNK: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class DescribedStep:
     """One fused step of the model: which elements of K it takes, and the accumulator after it."""
 
     elements: tuple[int, ...]
@@ -39,10 +32,11 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A row whose recorded result is not the computed one. Operands and results are codes."""
+class Described:
+    """A result whose recorded bits are not the computed ones. Operands and results are codes."""
 
     row: int
+    """Of a file of tiles: the element's place in D."""
     a: tuple[int, ...]
     b: tuple[int, ...]
     c: int
@@ -50,7 +44,7 @@ class Difference:
     scale_b: tuple[int, ...] | None
     recorded: int
     computed: int
-    steps: tuple[Step, ...]
+    steps: tuple[DescribedStep, ...]
     parts_by: int
     """Number, from 1, of the step by which the results have parted: the last one that changed the accumulator."""
     separate_add: bool
@@ -59,21 +53,18 @@ class Difference:
     @property
     def as_json(self) -> dict[str, Any]:
         """Plain values: codes as hexadecimal text."""
+
+        def plain(code: int | tuple[int, ...] | None) -> Any:
+            return [hex(one) for one in code] if isinstance(code, tuple) else None if code is None else hex(code)
+
+        names = ("a", "b", "c", "scale_a", "scale_b", "recorded", "computed")
         return {
-            "row": self.row,
-            "a": _hex_all(self.a),
-            "b": _hex_all(self.b),
-            "c": hex(self.c),
-            "scale_a": _hex_all(self.scale_a),
-            "scale_b": _hex_all(self.scale_b),
-            "recorded": hex(self.recorded),
-            "computed": hex(self.computed),
-            "parts_by_step": self.parts_by,
+            "row": self.row, **{name: plain(getattr(self, name)) for name in names}, "parts_by_step": self.parts_by,
             "separate_add": self.separate_add,
             "steps": [
                 {"elements": list(step.elements), "accumulator": hex(step.accumulator), "largest_term": step.largest} for step in self.steps
             ],
-        }
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +73,7 @@ class FileReport:
 
     path: str
     error: str | None = None
-    """Why it could not be replayed; then nothing below counts."""
+    """Why it could not be counted; then nothing below counts."""
     kind: str = ""
     gpu: str = ""
     arch: str = ""
@@ -95,161 +86,100 @@ class FileReport:
     """Of the instruction's rows."""
     rows: int = 0
     differing: int = 0
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[Described, ...] = ()
     """The first of them."""
-    distances: Distances = field(default_factory=Distances)
-    """How far apart all of them are."""
+    apart: Difference | None = None
+    """All that differ, in one row; None where none does."""
+
+    @property
+    def by(self) -> str:
+        """The GPU, or what was in its place and that it was."""
+        return self.gpu if self.kind == Provenance.HARDWARE else f"{self.gpu} ({self.kind})"
 
     @property
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         names = ("path", "error", "kind", "gpu", "arch", "instruction", "a_type", "b_type", "c_type", "d_type", "rows", "differing")
+        found: dict[str, Any] = {"classes": {}, "ulp": [], "largest_ulp": 0} if self.apart is None else self.apart.as_json
         return {
             **{name: getattr(self, name) for name in names},
             "evidence": None if self.evidence is None else str(self.evidence),
-            **self.distances.as_json,
+            "classes": {name: count for name, count in found["classes"].items() if count}, "ulp": found["ulp"],
+            "largest_ulp": found["largest_ulp"],
             "differences": [difference.as_json for difference in self.differences],
-        }
+        }  # fmt: skip
 
 
-def _hex_all(codes: tuple[int, ...] | None) -> list[str] | None:
-    return None if codes is None else [hex(code) for code in codes]
-
-
-# Finding files -------------------------------------------------------------------------------------------------------
-
-
-def recordings_folder() -> Path | None:
-    """Where recordings are looked for without being told: `$MMABITS_RECORDINGS`, else ../shared/hardware beside a checkout.
-
-    Raises:
-        VectorFileError: the variable names no folder.
-    """
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        if not Path(named).is_dir():
-            raise VectorFileError(f"{FOLDER_VARIABLE} is {named!r}, which is no folder")
-        return Path(named)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "hardware"
-    return beside if beside.is_dir() else None
-
-
-def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The vector files that files and folders (with all below them) name, each once, those of a folder in order.
-
-    Raises:
-        VectorFileError: a path that is not there, or a folder without any such file.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
-            if not inside:
-                raise VectorFileError(f"{path}: no file *{SUFFIX} in this folder or below it")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise VectorFileError(f"{path}: no such file or folder")
-    return list(dict.fromkeys(found))
-
-
-# Replaying -----------------------------------------------------------------------------------------------------------
-
-
-def replay_files(files: Sequence[Path], *, limit: int = 3) -> Iterator[FileReport]:
-    """Replay files one by one.
+def count_files(files: Sequence[Path], *, limit: int = 3) -> Iterator[FileReport]:
+    """Count files one by one.
 
     Args:
-        files: vector files.
+        files: of tiles or dot products.
         limit: how many differing rows of each file to describe.
 
     Yields:
-        A report for each file, in order; a file that cannot be read or replayed gives one with `error` set.
+        A report for each file, in order; a file that cannot be read or emulated gives one with `error` set.
     """
     for path in files:
         try:
-            yield _replay_file(path, limit)
-        except Exception as error:  # of whatever kind: the other files are replayed
+            yield count(read_recorded_dots(path), path=str(path), limit=limit)
+        except Exception as error:  # of whatever kind: the other files are counted
             yield FileReport(path=str(path), error=of_file(path, error))
 
 
-def _replay_file(path: Path, limit: int) -> FileReport:
-    """A file of either format: dot products, or the tiles that `mmabits record` writes."""
-    from mmabits.conformance.record.recording import is_recording
-    from mmabits.conformance.record.replaying import replay_recording
+def count(recorded: RecordedDots, *, path: str = "", limit: int = 3) -> FileReport:
+    """Run every result through the emulator and compare the codes.
 
-    if is_recording(path):
-        return replay_recording(path, limit=limit)
-    return replay(read_vectors(path), path=str(path), limit=limit)
-
-
-def replay(vectors: DotVectors, *, path: str = "", limit: int = 3) -> FileReport:
-    """Run every row through the engine and compare the result codes.
+    The first that differ are described step by step, as dot products; not those of chains, whose intermediate results are not recorded.
 
     Raises:
         UnsupportedInstruction: the architecture lacks the instruction.
     """
-    lowering = lower(parse(vectors.instruction), vectors.arch)
-    differing, apart = 0, Distances()
-    differences: list[Difference] = []
-    for start in range(0, vectors.rows, _CHUNK):
-        part = slice(start, min(start + _CHUNK, vectors.rows))
-        computed = _run(vectors, lowering, part)
-        apart += distances(vectors.d[part], computed, vectors.d_type)
-        for row in np.flatnonzero(computed != vectors.d[part]):
-            differing += 1
-            if len(differences) < limit:
-                differences.append(_difference(vectors, lowering, start + int(row), int(computed[row])))
+    lowering, results, computed = recorded.lowering(), recorded.results, recorded.emulated()
+    places = np.argwhere(results != computed)
+    apart = None
+    if len(places):
+        both = (codes[tuple(places.T)].reshape(1, -1) for codes in (results, computed))
+        apart = compare(*(from_codes(np.ascontiguousarray(codes), recorded.row.d_type) for codes in both), tile=(1, len(places)))
+    shown = places[:0] if recorded.chained > 1 else places[:limit]
+    row = recorded.row
     return FileReport(
-        path=path, kind=vectors.kind, gpu=vectors.gpu, arch=vectors.arch, instruction=vectors.instruction,
-        a_type=vectors.a_type.name, b_type=vectors.b_type.name, c_type=vectors.c_type.name, d_type=vectors.d_type.name,
-        evidence=lowering.evidence, rows=vectors.rows, differing=differing, differences=tuple(differences), distances=apart,
+        path=path, kind=recorded.kind, gpu=recorded.gpu, arch=recorded.arch, instruction=row.ptx, a_type=row.a_type.name,
+        b_type=row.b_type.name, c_type=row.c_type.name, d_type=row.d_type.name, evidence=lowering.evidence, rows=results.size,
+        differing=len(places), apart=apart, differences=tuple(_described(recorded, lowering, shown, computed)),
     )  # fmt: skip
 
 
-def _rows_of(codes: Codes | None, part: slice) -> Codes | None:
-    return None if codes is None else codes[part]
+def _described(
+    recorded: RecordedDots, lowering: Lowering, places: npt.NDArray[np.intp], computed: npt.NDArray[Any]
+) -> Iterator[Described]:  # fmt: skip
+    if not len(places):
+        return
+    dots = dots_of(recorded, places)
+    for number, place in enumerate(places.tolist()):
+        operands: dict[str, Any] = {}
+        for name in ("a", "b", "scale_a", "scale_b"):
+            codes = getattr(dots, name)
+            operands[name] = None if codes is None else tuple(codes[number].tolist())
+        steps, c = _steps(dots, number), int(dots.c[number])
+        accumulators = [0 if lowering.separate_add else c, *(step.accumulator for step in steps)]
+        changes = [at for at in range(1, len(accumulators)) if accumulators[at] != accumulators[at - 1]]
+        yield Described(
+            row=int(np.ravel_multi_index(place, computed.shape)), **operands, c=c, recorded=int(dots.d[number]),
+            computed=int(computed[tuple(place)]), steps=steps, parts_by=changes[-1] if changes else len(steps),
+            separate_add=lowering.separate_add,
+        )  # fmt: skip
 
 
-def _run(vectors: DotVectors, lowering: Lowering, part: slice) -> Codes:
-    result: Codes = dot_rows(
-        lowering.instruction, lowering.arch, vectors.a[part], vectors.b[part], vectors.c[part],
-        scale_a=_rows_of(vectors.scale_a, part), scale_b=_rows_of(vectors.scale_b, part),
-    )  # fmt: skip
-    return result
-
-
-def _difference(vectors: DotVectors, lowering: Lowering, row: int, computed: int) -> Difference:
-    steps = _trace(vectors, lowering, row)
-    accumulators = [0 if lowering.separate_add else int(vectors.c[row]), *(step.accumulator for step in steps)]
-    changes = [number for number in range(1, len(accumulators)) if accumulators[number] != accumulators[number - 1]]
-    return Difference(
-        row=row, a=_codes(vectors.a, row), b=_codes(vectors.b, row), c=int(vectors.c[row]),
-        scale_a=None if vectors.scale_a is None else _codes(vectors.scale_a, row),
-        scale_b=None if vectors.scale_b is None else _codes(vectors.scale_b, row),
-        recorded=int(vectors.d[row]), computed=computed, steps=steps, parts_by=changes[-1] if changes else len(steps),
-        separate_add=lowering.separate_add,
-    )  # fmt: skip
-
-
-def _codes(codes: Codes, row: int) -> tuple[int, ...]:
-    return tuple(int(code) for code in np.atleast_1d(codes[row]))
-
-
-def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[Step, ...]:
+def _steps(dots: DotVectors, row: int) -> tuple[DescribedStep, ...]:
     """The steps of one row, exactly."""
-    scales = (
-        {} if vectors.scale_a is None or vectors.scale_b is None else {"scale_a": vectors.scale_a[row], "scale_b": vectors.scale_b[row]}
-    )
-    found = trace(lowering.instruction, lowering.arch, vectors.a[row], vectors.b[row], int(vectors.c[row]), **scales)
-    sizes = np.abs(products(vectors, row))
+    sizes = np.abs(products(dots, row))
     sizes = np.where(np.isnan(sizes), np.inf, sizes)
-    taken = [(tuple(k for k in step.k if k < vectors.k), step.result.code) for step in found.steps]  # f64 chains are filled up
+    taken = [(tuple(k for k in step.k if k < dots.k), step.result.code) for step in dots.traced(row, 0, dots.arch).steps]
     return tuple(
-        Step(elements=elements, accumulator=accumulator, largest=max(elements, key=lambda k: float(sizes[k])))
+        DescribedStep(elements=elements, accumulator=accumulator, largest=max(elements, key=lambda k: float(sizes[k])))
         for elements, accumulator in taken
-        if elements
+        if elements  # f64 chains are filled up
     )
 
 
@@ -281,7 +211,7 @@ def describe_code(code: int, spec: FormatSpec) -> str:
     return f"0x{code:0{spec.container_bits // 4}x}  {fields(code, spec)}  {value!r}"
 
 
-def difference_lines(report: FileReport, difference: Difference) -> list[str]:
+def described_lines(report: FileReport, difference: Described) -> list[str]:
     """One difference of a report, for people to read."""
     accumulator, a_type, b_type = format_spec(report.d_type), format_spec(report.a_type), format_spec(report.b_type)
     lines = [
@@ -359,11 +289,10 @@ def reports_table(reports: Sequence[FileReport]) -> Table:
     for name in ("rows", "differ"):
         table.add_column(name, justify="right", no_wrap=True)
     for report in reports:
-        gpu = report.gpu if report.kind == "hardware" else f"{report.gpu} ({report.kind})"
         differ = f"[red]{report.differing}[/]" if report.differing else "0"
         table.add_row(
             escape(visible(Path(report.path).stem)),
-            escape(visible(gpu)),
+            escape(visible(report.by)),
             escape(report.instruction),
             report.arch,
             str(report.evidence),

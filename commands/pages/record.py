@@ -1,4 +1,4 @@
-"""What `mmabits record` did, as one self-contained page."""
+"""What `mmabits record` did, and the kernels that it compiled."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mmabits.conformance.record.device import EMULATOR, DeviceInfo
+from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.listing import KernelRow
-from mmabits.conformance.record.recording import manifest_path
 from mmabits.conformance.record.session import Outcome
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.conformance.recorded.tiles import manifest_path
 from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, Stack, bars, stacks
-from mmabits.reports.pages.report import Block, Cell, ChartBlock, Count, Report, Section, TableBlock, folded, not_done, plural, report_page
+from mmabits.reports.pages.report import (
+    CHARTED,
+    Block,
+    Cell,
+    ChartBlock,
+    Count,
+    Report,
+    Section,
+    TableBlock,
+    folded,
+    not_done,
+    plural,
+    report_page,
+)
 from mmabits.reports.stored import read_json_file
 
 _TONES: Final = {"recorded": "good", "kept": "soft", "failed": "bad"}
 """States of a recording."""
-_CHARTED: Final = 40
-"""Bars at most."""
 _SUMS: Final = 2000
 """Checksums that are written out at most."""
 _HASHES: Final = {"ptx_sha256": "PTX", "sass_sha256": "machine code", "file_sha256": "file"}
@@ -71,7 +83,7 @@ def record_page(info: DeviceInfo, outcomes: Sequence[Outcome], folder: Path, *, 
             Section(title="Recordings", blocks=(_files(finished), *_sums(finished))),
         ]
     return report_page(Report(
-        title=f"Recorded on {info.name}" if info.kind != EMULATOR else f"Recorded from the emulator, {info.arch}",
+        title=f"Recorded on {info.name}" if info.kind != Provenance.EMULATOR else f"Recorded from the emulator, {info.arch}",
         lead=f"Operands and results of tensor-core instructions, kept in {folder} for everybody to replay.", notice=_notice(info),
         verdict=_verdict(outcomes, missing, broken), tone="bad" if errors or not finished else "good",
         counts=tuple(_counts(read, missing)), facts=tuple(_facts(info, finished)), sections=tuple(sections),
@@ -90,7 +102,7 @@ def _read(outcome: Outcome) -> _Read:
 
 
 def _notice(info: DeviceInfo) -> str:
-    if info.kind != EMULATOR:
+    if info.kind != Provenance.EMULATOR:
         return ""
     return "The emulator stood in for a GPU: nothing ran on hardware. The files say so, and prove nothing about hardware."
 
@@ -126,7 +138,7 @@ def size_text(size: int) -> str:
 
 
 def _facts(info: DeviceInfo, finished: Sequence[_Read]) -> Iterator[tuple[str, str]]:
-    if info.kind == EMULATOR:
+    if info.kind == Provenance.EMULATOR:
         yield "computed by", f"the emulator, {info.name}, as {info.arch}"
     else:
         yield "GPU", f"{info.name}, {info.arch}, compute capability {info.compute_capability}"
@@ -152,8 +164,8 @@ def _families(finished: Sequence[_Read]) -> ChartBlock:
         name = f"{str(row.family).removesuffix('.mma_async')} {row.a_type.name} x {row.b_type.name} into {row.d_type.name}{scales}"
         counts.setdefault(name, [0, 0])[one.outcome.state == "kept"] += one.count("results")
     largest = sorted(counts.items(), key=lambda group: -sum(group[1]))
-    parts = [Stack(label=name, values=tuple(values)) for name, values in largest[:_CHARTED]]
-    left = f" {len(counts) - _CHARTED:,} more are left out here." if len(counts) > _CHARTED else ""
+    parts = [Stack(label=name, values=tuple(values)) for name, values in largest[:CHARTED]]
+    left = f" {len(counts) - CHARTED:,} more are left out here." if len(counts) > CHARTED else ""
     chart = stacks(parts, names=("recorded", "kept"), colors=("var(--accent)", "var(--cut)"), label="results by operands")
     return ChartBlock(svg=chart, caption=f"Elements of D in the files, by family and types.{left}")
 
@@ -245,8 +257,8 @@ def _opcodes(rows: Sequence[KernelRow]) -> Iterator[Block]:
     if not counts:
         return
     largest = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
-    parts = [Bar(label=name, value=count) for name, count in largest[:_CHARTED]]
-    left = f" {len(counts) - _CHARTED:,} rarer ones are left out here." if len(counts) > _CHARTED else ""
+    parts = [Bar(label=name, value=count) for name, count in largest[:CHARTED]]
+    left = f" {len(counts) - CHARTED:,} rarer ones are left out here." if len(counts) > CHARTED else ""
     caption = f"Kernels with each instruction that multiplies matrices, as disassembled.{left}"
     yield ChartBlock(svg=bars(parts, label="kernels by machine instruction"), caption=caption)
 
