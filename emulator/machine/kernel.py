@@ -279,7 +279,7 @@ class Kernel:
 
     def launch(
         self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
-        check: Callable[[Matrix], None] | None = None,
+        check: Callable[[Matrix], object] | None = None,
     ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
@@ -367,7 +367,7 @@ class _Run:
     parameters: npt.NDArray[np.uint8]
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
-    check: Callable[[Matrix], None] | None
+    check: Callable[[Matrix], object] | None
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)

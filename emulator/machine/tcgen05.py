@@ -120,7 +120,7 @@ class TensorRun:
         check: raises where an instruction is not wanted.
     """
 
-    def __init__(self, cores: TensorCores, check: Callable[[Matrix], None] | None) -> None:
+    def __init__(self, cores: TensorCores, check: Callable[[Matrix], object] | None) -> None:
         self.cores, self.check = cores, check
         self.refusal: BaseException | None = None
         """Why a descriptor was refused."""

@@ -387,6 +387,104 @@ def test_products_wait_until_somebody_waits_for_them() -> None:
     assert np.array_equal(case.d(found), case.wanted())
 
 
+def unpacked(row: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """16 codes at the beginning of 16 bytes, a byte each; those of 4 bits in bits 2 to 5."""
+    whole = int.from_bytes(row.tobytes(), "little")
+    return np.array([(whole >> bits * place & (1 << bits) - 1) << (2 if bits == 4 else 0) for place in range(16)], np.uint8)
+
+
+LANES_OF = {
+    "128x256b": [[row] for row in range(128)], "128x128b": [[row] for row in range(128)], "4x256b": [[32 * row] for row in range(4)],
+    "64x128b.warpx2::02_13": [[row, row + 64] for row in range(64)],
+    "64x128b.warpx2::01_23": [[row + 32 * (row // 32), row + 32 * (row // 32) + 32] for row in range(64)],
+    "32x128b.warpx4": [[row, row + 32, row + 64, row + 96] for row in range(32)],
+}  # fmt: skip
+"""Lanes of tensor memory that get each row of tcgen05.cp."""
+
+
+@pytest.mark.parametrize("packed", ["", ".b8x16.b6x16_p32", ".b8x16.b4x16_p64"])
+@pytest.mark.parametrize("shape", LANES_OF)
+@pytest.mark.parametrize("swizzle", ["none", "128B"])
+def test_copies_into_tensor_memory(shape: str, packed: str, swizzle: str) -> None:
+    """Of every shape, to columns 8 and on, in front of a product that reads none of it."""
+    case = Case(parse(F16), chain=1)
+    words = ".".join(reversed(shape.split(".")))
+    chunks = 2 if "256b" in shape else 1
+    lanes, lane0 = LANES_OF[shape], 31 if shape == "4x256b" else 0
+    rng = operands.generator("tcgen05.cp", shape, packed, swizzle)
+    image = rng.integers(0, 256, IMAGE).astype(np.uint8)
+    matrix = described(SWIZZLES[swizzle], False, len(lanes), 4096, 8, 16)
+    text = case.text()
+    start = text.index("@%p1 tcgen05.mma")
+    text = text[:start] + (
+        f"@%p1 tcgen05.cp.cta_group::1.{words}{packed} [%base+{(lane0 << 16) + 8}], {encode_tcgen05(matrix)};"
+    ) + text[text.index("\n", start) :]  # fmt: skip
+    cells, out = case.cells(), np.zeros((128, 512), np.uint32)
+    arrays = (image, cells, out)
+    Kernel(text, arch="sm_100a").launch(
+        (1,), [each.ctypes.data for each in arrays], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+    )
+    wanted = cells.copy()
+    for row, targets in enumerate(lanes):
+        for chunk in range(chunks):
+            at = matrix.element(row, 16 * chunk, bits=8, elements=16, mn_major=False) // 8
+            octets = image[at : at + 16]
+            if packed:
+                octets = unpacked(octets, 6 if "b6x16" in packed else 4)
+            for lane in targets:
+                wanted[lane0 + lane, 8 + 4 * chunk : 12 + 4 * chunk] = octets.view(np.uint32)
+    assert np.array_equal(out, wanted)
+
+
+def test_scales_that_differ_between_the_quarters_are_an_error() -> None:
+    """Every quarter of tensor memory reads its own copy; here they are one."""
+    case = Case(parse("tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n16k64.f32.e2m1.e2m1.ue8m0"))
+    cells, image, out = case.cells(), case.image()[0], np.zeros((128, 512), np.uint32)
+    cells[64, case.columns["scale_b"]] ^= 1
+    arrays = (image, cells, out)
+    with pytest.raises(KernelError, match="not the same in all four quarters"):
+        Kernel(case.text(), arch="sm_100a").launch(
+            (1,), [each.ctypes.data for each in arrays], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+        )
+
+
+def test_scales_of_another_byte() -> None:
+    """SFA_ID and SFB_ID choose where in their column scales begin; one that does not fit is an error."""
+    name = "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.block32.m128n16k32.f32.e4m3.e4m3.ue8m0"
+    for step, (left, right) in enumerate(((1, 3), (2, 0), (3, 2))):
+        case = Case(parse(name), chain=1)
+        cells, image, out = case.cells(), case.image()[0], np.zeros((128, 512), np.uint32)
+        for side, byte in (("scale_a", left), ("scale_b", right)):
+            columns = slice(case.columns[side], case.columns[side] + 4)
+            cells[:, columns] = cells[:, columns] << 8 * byte | (0x55 >> step if byte else 0x5500)
+        code = encoded(case.instruction)
+        arrays = (image, cells, out)
+        Kernel(case.text().replace(f"%idesc, {code};", f"%idesc, {code | left << 29 | right << 4};"), arch="sm_100a").launch(
+            (1,), [each.ctypes.data for each in arrays], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+        )
+        assert np.array_equal(case.d(out), case.wanted())
+    case = Case(parse("tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n16k64.f32.e2m1.e2m1.ue8m0"), chain=1)
+    with pytest.raises(KernelError, match="a byte of scales that there is not: 0x1"):
+        case.run(enable="or.b32 %idesc, %idesc, 16;")
+
+
+def test_commits_come_in_their_order() -> None:
+    """A wait for the second barrier tells the first one too: products are done in the order in which they were asked for."""
+    case = Case(parse(F16))
+    first = "tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [first];"
+    text = case.text().replace(".shared .align 8 .b8 bar[8];", ".shared .align 8 .b8 bar[8]; .shared .align 8 .b8 first[8];")
+    text = text.replace("@%p1 mbarrier.init.shared::cta.b64 [bar], 1;", "@%p1 mbarrier.init.shared::cta.b64 [bar], 1; "
+                        "@%p1 mbarrier.init.shared::cta.b64 [first], 1;")  # fmt: skip
+    text = text.replace("@%p1 tcgen05.commit", f"@%p1 {first} @%p1 tcgen05.commit", 1)
+    text = text.replace("@!%p5 bra $L_wait;", "@!%p5 bra $L_wait; bar.sync 0; @%p1 mbarrier.inval.shared::cta.b64 [first];")
+    image, cells, out = case.image()[0], case.cells(), np.zeros((128, 512), np.uint32)
+    arrays = (image, cells, out)
+    Kernel(text, arch="sm_100a").launch(
+        (1,), [each.ctypes.data for each in arrays], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+    )
+    assert np.array_equal(case.d(out), case.wanted())
+
+
 def test_matrices_outside_of_shared_memory() -> None:
     case = Case(parse(F16))
     far = encode_tcgen05(MatrixDescriptor(0x3F000, 128, 256, descriptors.NONE))

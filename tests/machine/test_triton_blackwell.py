@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import operands
 import pytest
-from machine_values import finite_codes
+from machine_values import numbers, tensor
 
 import mmabits
-from mmabits.emulator.codecs import as_codes, from_codes
+from mmabits.emulator.codecs import as_codes
 from mmabits.emulator.layouts import pack_fp4, swizzle_scales
 from mmabits.isa import InsufficientEvidence
 from mmabits.isa.formats import FORMATS
@@ -87,20 +85,6 @@ def scaled_by_descriptors(
         sy = sy.reshape(BN // 128, BK // VECTOR // 4, 32, 4, 4).trans(0, 3, 2, 1, 4).reshape(BN, BK // VECTOR)
         acc = tl.dot_scaled(x, sx, FORM_A, y.T, sy, FORM_B, acc)
     c.store([row * BM, column * BN], acc)
-
-
-def numbers(name: str, shape: tuple[int, ...], *key: object) -> Any:
-    return from_codes(finite_codes(operands.generator(name, *key), shape, FORMATS[name]), FORMATS[name])
-
-
-def tensor(array: npt.NDArray[Any]) -> Any:
-    """A torch tensor of the same bytes."""
-    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-    kind = kinds.get(str(array.dtype))
-    if kind is None:
-        return torch.from_numpy(np.ascontiguousarray(array))
-    whole = np.ascontiguousarray(array)
-    return torch.from_numpy(whole.view(f"u{whole.itemsize}").copy()).view(kind)
 
 
 FORMS = [("f16", "f16", "f32"), ("f16", "f16", "f16"), ("bf16", "bf16", "f32"), ("tf32", "tf32", "f32"), ("e4m3", "e4m3", "f32"),

@@ -162,7 +162,7 @@ class Launcher:
         sizes = [variable.size for variable in self.kernel.entry.parameters]
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
-        executed = self.kernel.launch((x, y, z), packed, ranges, session.check)
+        executed = self.kernel.launch((x, y, z), packed, ranges, lambda matrix: session.ready(self.metadata.name, matrix))
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
