@@ -10,7 +10,7 @@ from typing import Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.memory import generic
-from mmabits.emulator.machine.ptx import Address, Immediate, Instruction, Operand, Register, Sink
+from mmabits.emulator.machine.ptx import Address, Instruction, Operand, Register, Sink
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 
@@ -125,20 +125,25 @@ def _barrier(code: WarpCode, instruction: Instruction) -> None:
 
 
 def _map_to_rank(code: WarpCode, instruction: Instruction) -> None:
-    """mapa: an address of shared memory in another CTA of the cluster. There is one: its own."""
+    """mapa: the same place of shared memory in another CTA of the cluster."""
     target, source, rank = instruction.operands
-    if not (isinstance(rank, Immediate) and rank.number == 0):
-        raise code.refused(f"{instruction.opcode} to another CTA")
     if not isinstance(target, Register):
         raise code.refused("a result that is no register")
-    code.put(target, code.operand(source, target.bits), code.guard(instruction))
+    bits = target.bits
+    place = code.masked(code.operand(source, bits), ~(0xFF << words.WINDOW_SHIFT))
+    window = code.binary("add", code.resize(code.operand(rank, 32), bits), code.constant(1, bits))
+    code.put(target, code.either(place, code.shift("shl", window, words.WINDOW_SHIFT)), code.guard(instruction))
 
 
 def _rank_of(code: WarpCode, instruction: Instruction) -> None:
     """getctarank: which CTA of the cluster an address of shared memory belongs to."""
-    target = instruction.operands[0]
+    target, source = instruction.operands
     if isinstance(target, Register):
-        code.put(target, code.constant(0, target.bits), code.guard(instruction))
+        bits = 64 if instruction.opcode.endswith("64") else 32
+        window = code.resize(code.masked(code.shift("lshr", code.operand(source, bits), words.WINDOW_SHIFT), 0xFF), 32)
+        own = code.compare("eq", window, code.constant(0, 32))
+        rank = code.select(own, code.special("%cluster_ctarank"), code.binary("sub", window, code.constant(1, 32)))
+        code.put(target, code.resize(rank, target.bits), code.guard(instruction))
 
 
 def _warp_barrier(code: WarpCode, instruction: Instruction) -> None:

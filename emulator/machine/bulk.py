@@ -1,6 +1,6 @@
 """Bulk copies: TMA's boxes of tensors, runs of bytes, their groups, and the tensor maps that kernels make.
 
-All are put off until a wait wants them (pending.py). Clusters have one CTA: what goes to "all" of a cluster goes to it.
+All are put off until a wait wants them (pending.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mmabits.emulator.machine.ptx import Address, Immediate, Instruction
 from mmabits.emulator.machine.requests import COPY_MAP, FIELDS
 from mmabits.emulator.machine.warp import Handler, WarpCode
 
-_RECORD, _FIRST, _SECOND, _THIRD, _MORE = 0, 256, 512, 768, 1024
+_RECORD, _FIRST, _SECOND, _THIRD, _MORE, _MASKS = 0, 256, 512, 768, 1024, 2048
 """Places in the frame."""
 _OPERATIONS: Final = {"add": 1, "min": 2, "max": 3, "and": 4, "or": 5, "xor": 6}
 _SPACES: Final = ("global", "shared", "shared::cta", "shared::cluster")
@@ -70,25 +70,35 @@ def _box(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
     code.put_down(generic(code, shared, "shared"), _SECOND)
     if loads:
         code.put_down(barrier_address(code, instruction.operands[2], ".shared."), _THIRD)
+    masks = _masks(code, instruction, parts, 3)
     for number, each in enumerate(tensor.coordinates):
         code.put_down(code.operand(each, 32), _MORE + 128 * number)
     barrier = code.frame_number(_THIRD) if loads else 0
     places = (code.frame_number(_FIRST), code.frame_number(_SECOND), barrier, code.frame_number(_MORE))
-    _ask(code, words.ASK_BOX, *places, dimensions, operation)
+    _ask(code, words.ASK_BOX, *places, dimensions, operation, masks)
 
 
 def _bytes(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
     target, source = _spaces(code, instruction, parts, ())
     if "reduce" in parts:
         raise code.refused(f"the opcode {instruction.opcode}")
-    code.put_down(generic(code, instruction.operands[0], "shared" if target != "global" else target), _FIRST)
-    code.put_down(generic(code, instruction.operands[1], "shared" if source != "global" else source), _SECOND)
+    code.put_down(generic(code, instruction.operands[0], target), _FIRST)
+    code.put_down(generic(code, instruction.operands[1], source), _SECOND)
     code.put_down(code.operand(instruction.operands[2], 32), _MORE)
     barrier: int | str = 0
     if target != "global":
         code.put_down(barrier_address(code, instruction.operands[3], ".shared."), _THIRD)
         barrier = code.frame_number(_THIRD)
-    _ask(code, words.ASK_BYTES, code.frame_number(_FIRST), code.frame_number(_SECOND), barrier, code.frame_number(_MORE))
+    places = (code.frame_number(_FIRST), code.frame_number(_SECOND), barrier, code.frame_number(_MORE))
+    _ask(code, words.ASK_BYTES, *places, 0, 0, _masks(code, instruction, parts, 4))
+
+
+def _masks(code: WarpCode, instruction: Instruction, parts: list[str], place: int) -> int | str:
+    """The CTAs that get a copy each."""
+    if "multicast::cluster" not in parts:
+        return 0
+    code.put_down(code.resize(code.operand(instruction.operands[place], 16), 32), _MASKS)
+    return code.frame_number(_MASKS)
 
 
 def _tensormap(code: WarpCode, instruction: Instruction) -> None:

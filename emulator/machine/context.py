@@ -150,7 +150,11 @@ class Launch(NamedTuple):
     room: int
     """and how many there are: a multiple of the cluster."""
     cluster: int
-    """CTAs of a cluster."""
+    """CTAs of a cluster,"""
+    cluster_x: int
+    """and along x,"""
+    cluster_y: int
+    """and y."""
     shared_size: int
     """Bytes of a CTA's shared memory."""
     grows: int
@@ -197,8 +201,8 @@ FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
 """Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
 (
     OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
-    NO_MAP, BAD_MAP,
-) = range(1, 12)  # fmt: skip
+    NO_MAP, BAD_MAP, BAD_REDUCTION,
+) = range(1, 13)  # fmt: skip
 """Errors."""
 RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""
@@ -209,6 +213,8 @@ ASK_BOX, ASK_BYTES, CLOSE_GROUP, WAIT_GROUP = range(4)
 INIT, INVALIDATE, EXPECT, COMPLETE, ARRIVE, ARRIVE_EXPECT, TEST, TRY, ARRIVE_AFTER_COPIES = range(9)
 """What MBARRIER does."""
 
+WINDOW_SHIFT: Final = 24
+"""Of an address of shared memory in a cluster: above it stands the CTA's rank and one, or 0 for the CTA's own."""
 SHARED_TAG: Final = 1
 LOCAL_TAG: Final = 2
 CONSTANT_TAG: Final = 3

@@ -12,12 +12,15 @@ import numpy as np
 from mmabits.emulator.engine.jit import array_at, call_at, jit
 from mmabits.emulator.machine.context import (
     CONSTANT_TAG,
+    CTA_WORDS,
     LOCAL_TAG,
     MISALIGNED,
     OUTSIDE,
     SHARED_TAG,
     TAG_SHIFT,
+    WINDOW_SHIFT,
     Context,
+    Cta,
     Launch,
 )
 
@@ -35,6 +38,8 @@ _C = Context._fields
 _WORDS = len(_C)
 _LAUNCH_WORDS = len(Launch._fields)
 _FAILED = Launch._fields.index("failed")
+_CLUSTER_SIZE = Launch._fields.index("cluster")
+_CLUSTER, _CTA_SHARED = Cta._fields.index("cluster"), Cta._fields.index("shared")
 
 
 @jit
@@ -64,8 +69,14 @@ def _within(context: Any, address: int, size: int, lane: int, instruction: int) 
     tag = address >> TAG_SHIFT
     low = address & ((1 << TAG_SHIFT) - 1)
     if tag == SHARED_TAG:
-        if low + size <= context[_SHARED_SIZE]:
-            return context[_SHARED] + low
+        window, place = low >> WINDOW_SHIFT, low & ((1 << WINDOW_SHIFT) - 1)
+        if place + size <= context[_SHARED_SIZE]:
+            if window == 0:
+                return context[_SHARED] + place
+            launch = array_at(context[_LAUNCH], _LAUNCH_WORDS, np.int64)
+            if window <= launch[_CLUSTER_SIZE]:
+                first = array_at(context[_CTA], CTA_WORDS, np.int64)[_CLUSTER]
+                return array_at(first + 8 * CTA_WORDS * (window - 1), CTA_WORDS, np.int64)[_CTA_SHARED] + place
     elif tag == LOCAL_TAG:
         if low + size <= context[_LOCAL_SIZE]:
             return context[_LOCAL] + lane * context[_LOCAL_SIZE] + low

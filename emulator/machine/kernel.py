@@ -24,7 +24,7 @@ from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
-from mmabits.emulator.machine.program import Program, base_of, looks, program
+from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
@@ -40,6 +40,7 @@ _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
 _PENDING: Final = 4096
 """Pieces of other asynchronous work that a run may have under way, likewise."""
+_MOST_IN_CLUSTER: Final = 16
 _ROOM: Final = 1024
 """CTAs that may run at the same time, where they wait for each other."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
@@ -60,6 +61,7 @@ _ERRORS: Final = {
     warpgroups.BAD_DESCRIPTOR: "a matrix that reaches outside shared memory, or a descriptor that is not emulated: {address:#x}",
     warpgroups.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
     words.NO_MAP: "no tensor map at {address:#x}",
+    words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
     tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
@@ -70,6 +72,7 @@ _ERRORS: Final = {
     tensorrecords.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
     tensorrecords.BAD_DESCRIPTOR: "a matrix descriptor with what is not emulated, or a byte of scales that there is not: {address:#x}",
     tensorrecords.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
+    tensorrecords.NO_PAIR: "an instruction of two CTAs, one of which there is not",
     tensorrecords.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
 
@@ -88,6 +91,8 @@ class _Memory:
     def __init__(self, module: Module, entry: Entry, dynamic: int, warps: int) -> None:
         self.places: dict[str, int] = {}
         self.dynamic, self.warps = dynamic, warps
+        self.cluster: tuple[int, ...] = (1, 1, 1)
+        self.is_cluster = False
         self.parameter_bytes = self._place(entry.parameters, 0)
         variables = [*module.variables.values(), *entry.variables.values()]
         static = [each for each in variables if each.space == "shared" and each.size]
@@ -97,7 +102,7 @@ class _Memory:
         for each in opened:
             self.places[each.name] = start
         self.shared_size = _rounded(start + dynamic if opened or dynamic else self.shared_size, 16)
-        self.has_tensor_memory = any(base_of(each.opcode) == "tcgen05" for each in entry.instructions)
+        self.has_tensor_memory = any(each.opcode.startswith("tcgen05.") for each in entry.instructions)
         self.local_size = _rounded(self._place([each for each in variables if each.space == "local"], 0), 16)
         self.constants = self._constants([each for each in variables if each.space in ("global", "const")])
 
@@ -168,6 +173,7 @@ class Kernel:
         arch: architecture of the tensor cores.
         shared: bytes of dynamic shared memory.
         threads: of a CTA, where the text does not say; three numbers for x, y, z.
+        cluster: CTAs of a cluster along x, y, z, likewise.
         contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
 
     Raises:
@@ -183,6 +189,7 @@ class Kernel:
         arch: str,
         shared: int = 0,
         threads: tuple[int, int, int] | None = None,
+        cluster: tuple[int, ...] | None = None,
         contracts: bool = True,
     ) -> None:
         module = read_ptx(module) if isinstance(module, str) else module
@@ -202,7 +209,13 @@ class Kernel:
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
         self.warps = -(-self.threads // 32)
+        told = self.entry.attributes.get("reqnctapercluster")
+        self.cluster = tuple([*(told or cluster or (1,)), 1, 1][:3])
+        self.cluster_size = int(np.prod(self.cluster))
+        if not 1 <= self.cluster_size <= _MOST_IN_CLUSTER:
+            raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {_MOST_IN_CLUSTER}")
         self.memory = _Memory(module, self.entry, shared, self.warps)
+        self.memory.cluster, self.memory.is_cluster = self.cluster, told is not None or cluster is not None
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
@@ -224,7 +237,7 @@ class Kernel:
     @property
     def has_atomics(self) -> bool:
         """Whether CTAs may see each other: they run in ascending order then."""
-        return any(base_of(each.opcode) in ("atom", "red") or looks(each.opcode) for each in self.entry.instructions)
+        return any(each.opcode.startswith(("atom", "red", "cp.reduce")) or looks(each.opcode) for each in self.entry.instructions)
 
     @property
     def opcodes(self) -> tuple[str, ...]:
@@ -299,6 +312,8 @@ class Kernel:
         total = sizes[0] * sizes[1] * sizes[2]
         if total == 0:
             return {}
+        if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
+            raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
         count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
@@ -312,7 +327,9 @@ class Kernel:
             finally:
                 idle.append(run)
 
-        shares = [(0, total)] if self.program.spins else _shares(total, count)
+        each = self.cluster_size
+        clusters = [(0, total // each)] if self.program.spins else _shares(total // each, count)
+        shares = [(first * each, last * each) for first, last in clusters]
         SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
         for run in runs:
@@ -385,14 +402,16 @@ class _Run:
         self.callback = kernel._part(self)
         parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
         self.grows = bool(kernel.program.spins)
-        self.ctas = np.zeros((_ROOM if self.grows else 1, CTA_WORDS), np.int64)
+        room = max(1, _ROOM // kernel.cluster_size) if self.grows else 1
+        self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
         self.work_room = aligned(warpgroups.ROOM if kernel.warpgroups.tables else 0)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
-            "ctas": self.ctas.ctypes.data, "cluster": 1, "shared_size": _rounded(kernel.memory.shared_size, 8),
+            "ctas": self.ctas.ctypes.data, "cluster": kernel.cluster_size, "cluster_x": kernel.cluster[0],
+            "cluster_y": kernel.cluster[1], "shared_size": _rounded(kernel.memory.shared_size, 8),
             "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
         self.record = np.zeros(64, np.int64)
@@ -401,7 +420,11 @@ class _Run:
         self._grow()
 
     def _grow(self) -> None:
-        """Room for one more CTA that runs at the same time."""
+        """Room for one more cluster that runs at the same time."""
+        for _ in range(self.kernel.cluster_size):
+            self._grow_by_one()
+
+    def _grow_by_one(self) -> None:
         kernel, layout, warps = self.kernel, self.kernel.memory, self.kernel.warps
         place = int(self.record[_RUN_PLACE["room"]])
         shared, local = aligned(max(16, layout.shared_size)), aligned(max(16, layout.local_size * 32 * warps))
@@ -455,7 +478,7 @@ class _Run:
             result = int(self.record[_RUN_PLACE["result"]])
             if result != words.STUCK:
                 break
-            if self.record[_RUN_PLACE["room"]] == _ROOM:
+            if self.record[_RUN_PLACE["room"]] == len(self.ctas):
                 self.record[_RUN_PLACE["grows"]] = 0
             else:
                 self._grow()

@@ -10,18 +10,20 @@ from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import (
     ASK_BOX,
     ASK_BYTES,
+    BAD_REDUCTION,
     BOX_TO_GLOBAL,
     BOX_TO_SHARED,
     BYTES_COPY,
     CLOSE_GROUP,
     MISALIGNED,
+    WINDOW_SHIFT,
     WORK_WORDS,
     Context,
     Launch,
 )
 from mmabits.emulator.machine.helpers import _fail, _resolved, _within
 from mmabits.emulator.machine.pending import carry_out_groups, put_off
-from mmabits.emulator.machine.tensormaps import BYTES, MAGIC, TensorMap
+from mmabits.emulator.machine.tensormaps import BYTES, ELEMENTS, MAGIC, TensorMap
 from mmabits.emulator.machine.transfers import (
     BOX_ALIGNMENT,
     COORDINATES,
@@ -37,7 +39,9 @@ from mmabits.emulator.machine.transfers import (
 )
 
 _WORDS, _LAUNCH_WORDS = len(Context._fields), len(Launch._fields)
-_LAUNCH, _BULK_GROUPS, _OWN, _SHARED = (Context._fields.index(name) for name in ("launch", "bulk_groups", "own", "shared"))
+_LAUNCH, _BULK_GROUPS, _OWN = (Context._fields.index(name) for name in ("launch", "bulk_groups", "own"))
+_ELEMENT = TensorMap._fields.index("element")
+_F32 = next(code for code, row in ELEMENTS.items() if row.name == "f32")
 
 
 @jit
@@ -46,7 +50,7 @@ def bulk(words: Any) -> None:
 
     Words: which, mask, context, instruction, then of a box: addresses of the maps, of shared memory, of mbarriers (0 of copies to global
     memory), coordinates (32 words for each dimension), dimensions, operation; of bytes: addresses of targets, sources, mbarriers (or 0),
-    sizes; of a wait: how many groups may be left.
+    sizes; of both, at 11, addresses of masks of CTAs that get a copy each, or 0; of a wait: how many groups may be left.
     """
     what, mask, instruction = words[1], words[2], words[4]
     context = array_at(words[3], _WORDS, np.int64)
@@ -66,11 +70,6 @@ def bulk(words: Any) -> None:
 
 
 @jit
-def _barrier(context: Any, addresses: int, lane: int, instruction: int) -> Any:
-    return _resolved(context, array_at(addresses, 32, np.int64)[lane], 8, lane, instruction)
-
-
-@jit
 def _ask_box(context: Any, words: Any, lane: int, group: int, instruction: int) -> None:
     place = map_at(context, array_at(words[5], 32, np.int64)[lane], lane, instruction)
     if place == 0:
@@ -79,17 +78,41 @@ def _ask_box(context: Any, words: Any, lane: int, group: int, instruction: int) 
     if address & (BOX_ALIGNMENT - 1) != 0:
         _fail(context, MISALIGNED, instruction, lane, address)
         return
-    shared = _within(context, address, box_bytes(place), lane, instruction)
-    barrier = np.int64(0)
-    if words[7] != 0:
-        barrier = _barrier(context, words[7], lane, instruction)
+    if words[10] != 0:
+        element = array_at(place, 16, np.int64)[_ELEMENT]
+        if not (2 <= element <= 5 or (element == _F32 and words[10] == 1)):
+            _fail(context, BAD_REDUCTION, instruction, lane, element)
+            return
+    if words[11] == 0:
+        barrier = np.int64(0) if words[7] == 0 else array_at(words[7], 32, np.int64)[lane]
+        _put_box(context, words, place, address, barrier, lane, group, instruction)
+        return
+    for rank in range(16):
+        if array_at(words[11], 32, np.int32)[lane] >> rank & 1:
+            barrier = in_cta(array_at(words[7], 32, np.int64)[lane], rank)
+            _put_box(context, words, place, in_cta(address, rank), barrier, lane, group, instruction)
+
+
+@jit
+def in_cta(address: int, rank: int) -> Any:
+    """The same place of shared memory in a CTA of the cluster."""
+    return address & ~(0xFF << WINDOW_SHIFT) | (rank + 1) << WINDOW_SHIFT
+
+
+@jit
+def _put_box(
+    context: Any, words: Any, place: int, address: int, barrier_address: int, lane: int, group: int, instruction: int
+) -> None:  # fmt: skip
+    shared, barrier = _within(context, address, box_bytes(place), lane, instruction), np.int64(0)
+    if barrier_address != 0:
+        barrier = _resolved(context, barrier_address, 8, lane, instruction)
         if barrier == 0:
             return
     if shared == 0:
         return
     kind = BOX_TO_SHARED if words[7] != 0 else BOX_TO_GLOBAL
     work = array_at(put_off(context, kind, barrier, lane, group, instruction), WORK_WORDS, np.int64)
-    work[MAP], work[SHARED], work[OFFSET], work[OPERATION] = place, shared, shared - context[_SHARED], words[10]
+    work[MAP], work[SHARED], work[OFFSET], work[OPERATION] = place, shared, address & ((1 << WINDOW_SHIFT) - 1), words[10]
     for dimension in range(5):
         at = np.int64(0)
         if dimension < words[9]:
@@ -106,10 +129,23 @@ def _ask_bytes(context: Any, words: Any, lane: int, group: int, instruction: int
         return
     if size == 0:
         return
-    to, of = _within(context, target, size, lane, instruction), _within(context, source, size, lane, instruction)
-    barrier = np.int64(0)
-    if words[7] != 0:
-        barrier = _barrier(context, words[7], lane, instruction)
+    if words[11] == 0:
+        barrier = np.int64(0) if words[7] == 0 else array_at(words[7], 32, np.int64)[lane]
+        _put_bytes(context, target, source, size, barrier, lane, group, instruction)
+        return
+    for rank in range(16):
+        if array_at(words[11], 32, np.int32)[lane] >> rank & 1:
+            barrier = in_cta(array_at(words[7], 32, np.int64)[lane], rank)
+            _put_bytes(context, in_cta(target, rank), source, size, barrier, lane, group, instruction)
+
+
+@jit
+def _put_bytes(
+    context: Any, target: int, source: int, size: int, barrier_address: int, lane: int, group: int, instruction: int
+) -> None:  # fmt: skip
+    to, of, barrier = _within(context, target, size, lane, instruction), _within(context, source, size, lane, instruction), np.int64(0)
+    if barrier_address != 0:
+        barrier = _resolved(context, barrier_address, 8, lane, instruction)
         if barrier == 0:
             return
     if to == 0 or of == 0:
@@ -118,7 +154,7 @@ def _ask_bytes(context: Any, words: Any, lane: int, group: int, instruction: int
     work[TARGET], work[SOURCE], work[SIZE] = to, of, size
 
 
-_ADDRESS, _RANK, _ELEMENT, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATOM = (
+_ADDRESS, _RANK, _, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATOM = (
     TensorMap._fields.index(name)
     for name in ("address", "rank", "element", "swizzle", "fill", "sizes_01", "stride_1", "box", "steps", "atom")
 )

@@ -39,6 +39,7 @@ class Form(NamedTuple):
     kind: str
     block: int
     shift: int
+    group: int
 
 
 @dataclass(eq=False)
@@ -90,7 +91,7 @@ class TensorCores:
         return found
 
     def _made(self, form: Form, code: int) -> MultiplyTable:
-        said = instruction_descriptor(code, form.kind, block=form.block, shift=form.shift)
+        said = instruction_descriptor(code, form.kind, block=form.block, group=form.group, shift=form.shift)
         matrix = parse(said.ptx)
         product = native_product(lower(matrix, self.arch))
         record = product.record(1, matrix.m, matrix.n, matrix.k)
@@ -101,6 +102,7 @@ class TensorCores:
             said.kind.slot_bits, 2 if is_narrow else 0, a.code_bits, elements_of_chunk(said.kind, a.code_bits), _held(a),
             int(said.a_mn_major), b.code_bits, elements_of_chunk(said.kind, b.code_bits), _held(b), int(said.b_mn_major),
             product.address, record.ctypes.data, len(Call._fields), FIRST_COUNTER + len(self.tables), int(form.shift == 0),
+            form.group,
         )  # fmt: skip
         return MultiplyTable(matrix, product, record, np.array(row, np.int64))
 
@@ -166,13 +168,12 @@ def _down(code: WarpCode, operand: Operand, place: int) -> int | str:
     return code.frame_number(_PLACES[place])
 
 
-_PLAIN_WORDS: Final = ("tcgen05", "mma", "cta_group::1", "block_scale")
+_PLAIN_WORDS: Final = ("tcgen05", "mma", "cta_group::1", "cta_group::2", "block_scale")
 
 
 def _multiply(code: WarpCode, instruction: Instruction) -> None:
     """tcgen05.mma: [d], a or [a], b, descriptor, the addresses of scales, lanes that are not written, whether it adds, a shift of D."""
-    parts = instruction.opcode.split(".")
-    tensormemory.one_group(code)
+    parts, group = instruction.opcode.split("."), tensormemory.group_of(code)
     kind = next((word.removeprefix("kind::") for word in parts if word.startswith("kind::")), "")
     unknown = [
         word for word in parts
@@ -188,9 +189,9 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
     rest = rest[1:] if masks else rest
     adds = rest.pop(0)
     shift = rest.pop(0) if rest else Immediate(0)
-    if rest or not isinstance(shift, Immediate) or len(masks) not in (0, 4):
+    if rest or not isinstance(shift, Immediate) or len(masks) not in ((0, 4) if group == 1 else (0,)):
         raise code.refused(f"these operands of {instruction.opcode}")
-    number = code.tensor_cores.number(Form(kind, _block_of(parts) if row.scaled else 0, shift.number))
+    number = code.tensor_cores.number(Form(kind, _block_of(parts) if row.scaled else 0, shift.number, group))
     known = code.program.constants.get(descriptor) if not isinstance(descriptor, Immediate) else descriptor.number
     if known is not None:
         try:
@@ -222,8 +223,8 @@ _COPIES: Final = {
 
 def _copy(code: WarpCode, instruction: Instruction) -> None:
     """tcgen05.cp: [address], descriptor."""
-    tensormemory.one_group(code)
-    parts = [word for word in instruction.opcode.split(".")[2:] if word != "cta_group::1"]
+    group = tensormemory.group_of(code)
+    parts = [word for word in instruction.opcode.split(".")[2:] if not word.startswith("cta_group::")]
     packed = 0
     for word, bits in (("b6x16_p32", 6), ("b4x16_p64", 4)):
         if word in parts:
@@ -233,18 +234,21 @@ def _copy(code: WarpCode, instruction: Instruction) -> None:
     if shape is None:
         raise code.refused(f"the opcode {instruction.opcode}")
     target, source = (_down(code, each, place) for place, each in enumerate(instruction.operands))
-    _ask(code, words.COPY, code.guard(instruction), target, source, shape, 0, 0, 0, 0, 0, 0, packed)
+    _ask(code, words.COPY, code.guard(instruction), target, source, shape, group, 0, 0, 0, 0, 0, packed)
 
 
 def _commit(code: WarpCode, instruction: Instruction) -> None:
-    """tcgen05.commit: the mbarrier is told when what the thread asked for is done."""
-    tensormemory.one_group(code)
+    """tcgen05.commit: the mbarrier is told when what the thread asked for is done, or that of every CTA of a mask."""
+    tensormemory.group_of(code)
     parts = instruction.opcode.split(".")
-    if "multicast::cluster" in parts or "mbarrier::arrive::one" not in parts:
+    if "mbarrier::arrive::one" not in parts or ("multicast::cluster" in parts) != (len(instruction.operands) == 2):
         raise code.refused(f"the opcode {instruction.opcode}")
     space = "shared" if any(word.startswith("shared::") for word in parts) else ""
     code.put_down(generic(code, instruction.operands[0], space), _PLACES[0])
-    _ask(code, words.COMMIT, code.guard(instruction), code.frame_number(_PLACES[0]))
+    several: int | str = 0
+    if "multicast::cluster" in parts:
+        several = _down(code, instruction.operands[1], 1)
+    _ask(code, words.COMMIT, code.guard(instruction), code.frame_number(_PLACES[0]), several)
 
 
 _FORMS: Final[dict[str, Handler]] = {**tensormemory.FORMS, "mma": _multiply, "cp": _copy, "commit": _commit}

@@ -17,10 +17,15 @@ SHAPES: Final = ("32x32b", "16x64b", "16x128b", "16x256b", "16x32bx2")
 """As cells.transfer_place numbers them."""
 
 
-def one_group(code: WarpCode) -> None:
-    """Refuse instructions of two CTAs."""
-    if ".cta_group::2" in code.instruction.opcode:
-        raise code.refused(f"the opcode {code.instruction.opcode}")
+def group_of(code: WarpCode) -> int:
+    """How many CTAs carry out an instruction together: two only where clusters are made of pairs."""
+    group = 2 if ".cta_group::2" in code.instruction.opcode else 1
+    size = 1
+    for each in code.layout.cluster:
+        size *= each
+    if size % group:
+        raise code.refused(f"{code.instruction.opcode} in clusters of {size} CTAs")
+    return group
 
 
 def first_lane(code: WarpCode, value: Value) -> str:
@@ -35,20 +40,20 @@ def _call(code: WarpCode, what: int, guard: Value | None, *more: int | str) -> N
 
 
 def _allocate(code: WarpCode, instruction: Instruction) -> None:
-    one_group(code)
+    group_of(code)
     target, columns = instruction.operands
     place = code.lane(generic(code, target, "shared"))
     _call(code, words.ALLOCATE, code.guard(instruction), first_lane(code, code.operand(columns, 32)), place)
 
 
 def _free(code: WarpCode, instruction: Instruction) -> None:
-    one_group(code)
+    group_of(code)
     address, columns = (first_lane(code, code.operand(each, 32)) for each in instruction.operands)
     _call(code, words.FREE, code.guard(instruction), address, columns)
 
 
 def _close(code: WarpCode, instruction: Instruction) -> None:
-    one_group(code)
+    group_of(code)
     _call(code, words.CLOSE, code.guard(instruction))
 
 

@@ -55,7 +55,7 @@ class TensorTask(NamedTuple):
     b: int
     """Descriptor; of a copy its shape."""
     scale_a: int
-    """Addresses in tensor memory."""
+    """Addresses in tensor memory; of a copy the CTAs that make it."""
     scale_b: int
     bytes: int
     """First bytes of the scales of A, and of B two bits higher; of a copy the bits of packed elements, or 0."""
@@ -103,11 +103,13 @@ class Multiply(NamedTuple):
     """Place of its counter."""
     chains: int
     """Whether instructions one after another along K may be one call."""
+    group: int
+    """CTAs that work together: 1 or 2."""
 
 
 (
-    TENSOR_COLUMNS, NOT_LEFT, NOT_ALLOCATED, TENSOR_ADDRESS, NOT_FREED, OUTSIDE_SHARED, BAD_DESCRIPTOR, SCALES_DIFFER, REFUSED,
-) = range(101, 110)  # fmt: skip
+    TENSOR_COLUMNS, NOT_LEFT, NOT_ALLOCATED, TENSOR_ADDRESS, NOT_FREED, OUTSIDE_SHARED, BAD_DESCRIPTOR, SCALES_DIFFER, REFUSED, NO_PAIR,
+) = range(101, 111)  # fmt: skip
 """Errors."""
 TENSOR: Final = 101
 """The operation of the helper,"""

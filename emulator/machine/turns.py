@@ -54,6 +54,7 @@ _OWN, _WARPGROUP = _C.index("own"), _C.index("warpgroup")
 _UNIFORM, _PARTED, _WARPS, _THREADS, _NEXT, _LAST, _GRID_X, _GRID_Y = (
     _L.index(name) for name in ("uniform", "diverged", "warps", "threads", "next", "last", "grid_x", "grid_y")
 )
+_CLUSTER_X, _CLUSTER_Y = _L.index("cluster_x"), _L.index("cluster_y")
 _CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _GROWS, _STOP, _IDLE, _RESULT, _FAILED, _FAILED_CTA = (
     _L.index(name)
     for name in ("ctas", "room", "cluster", "shared_size", "grows", "stop", "idle", "result", "failed", "failed_cta")
@@ -97,10 +98,14 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     for word in range(2 * _BARRIER_COUNT):
         barriers[word] = 0
     begin_tensor(array_at(cta[_CONTEXTS], _WORDS, np.int64))
-    cta[_NUMBER], cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE] = number, cluster, rank, 0, 0
-    x = number % launch[_GRID_X]
-    y = number // launch[_GRID_X] % launch[_GRID_Y]
-    z = number // launch[_GRID_X] // launch[_GRID_Y]
+    cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE] = cluster, rank, 0, 0
+    wide, high = launch[_CLUSTER_X], launch[_CLUSTER_Y]
+    columns, lines = launch[_GRID_X] // wide, launch[_GRID_Y] // high
+    group, deep = number // launch[_CLUSTER_SIZE], launch[_CLUSTER_SIZE] // wide // high
+    x = group % columns * wide + rank % wide
+    y = group // columns % lines * high + rank // wide % high
+    z = group // columns // lines * deep + rank // wide // high
+    cta[_NUMBER] = (z * launch[_GRID_Y] + y) * launch[_GRID_X] + x
     for warp in range(launch[_WARPS]):
         context = array_at(cta[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
         if context[_WARPGROUP] != 0 and warp % 4 == 0:

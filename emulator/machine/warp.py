@@ -274,17 +274,34 @@ class WarpCode(Code):
             return self.thread(axis)
         if kind == "nwarpid":
             return self.constant(self.layout.warps, 32)
-        if kind in ("clusterid", "nclusterid"):
-            return self.uniform(("ctaid_" if kind == "clusterid" else "nctaid_") + axis)
-        if kind in ("cluster_ctarank", "cluster_ctaid", "smid", "gridid", "is_explicit_cluster"):
+        if "cluster" in kind:
+            return self.cluster(kind, axis)
+        if kind in ("smid", "gridid"):
             return self.constant(0, 32)
-        if kind in ("cluster_nctarank", "cluster_nctaid", "nsmid"):
+        if kind == "nsmid":
             return self.constant(1, 32)
         if kind == "dynamic_smem_size":
             return self.constant(self.layout.dynamic, 32)
         if kind == "total_smem_size":
             return self.constant(self.layout.shared_size, 32)
         raise self.refused(f"the special register {name}")
+
+    def cluster(self, kind: str, axis: str) -> Value:
+        """A special register of the cluster."""
+        sizes = dict(zip("xyz", self.layout.cluster, strict=True))
+        if kind == "is_explicit_cluster":
+            return self.constant(int(self.layout.is_cluster), 32)
+        if kind == "cluster_nctaid":
+            return self.constant(sizes[axis], 32)
+        if kind == "cluster_nctarank":
+            return self.constant(sizes["x"] * sizes["y"] * sizes["z"], 32)
+        if kind == "cluster_ctarank":
+            rank = self.cluster("cluster_ctaid", "z")
+            for each in "yx":
+                rank = self.binary("add", self.binary("mul", rank, self.constant(sizes[each], 32)), self.cluster("cluster_ctaid", each))
+            return rank
+        of = self.uniform(f"nctaid_{axis}" if kind == "nclusterid" else f"ctaid_{axis}")
+        return self.binary("urem" if kind == "cluster_ctaid" else "udiv", of, self.constant(sizes[axis], 32))
 
     def uniform(self, name: str) -> Value:
         """A word of the context in every lane."""

@@ -148,6 +148,10 @@ class Case:
             cells[:, self.columns[side] : self.columns[side] + packed.shape[1]] = packed
         return cells
 
+    def scale_columns_of_step(self, layout: Any) -> int:
+        """Columns of tensor memory that the scales of one instruction take."""
+        return layout.bits // 32 // 128 // self.chain
+
     def text(self, extra: str = "", enable: str = "") -> str:
         row = self.instruction
         _, a, b = self.image()
@@ -156,9 +160,7 @@ class Case:
         for step in range(self.chain):
             scales = mask = shift = ""
             if row.scale_type is not None:
-                columns = [
-                    layout.bits // 32 // 128 // self.chain * step for layout in (scale_layout(row, side=s, chain=self.chain) for s in "ab")
-                ]
+                columns = [self.scale_columns_of_step(scale_layout(row, side=side, chain=self.chain)) * step for side in "ab"]
                 scales = "".join(
                     f", [%base+{self.columns[side] + column}]" for side, column in zip(("scale_a", "scale_b"), columns, strict=True)
                 )
@@ -267,6 +269,112 @@ $L_out:
         assert self.executed == {self.instruction: self.chain}
 
 
+class Pair(Case):
+    """The same by two CTAs of a cluster: rank 0 asks, both have half of A and of B, and both are told."""
+
+    def halves(self, name: str) -> list[npt.NDArray[Any]]:
+        codes = self.codes[name]
+        return np.split(codes, 2, axis=0) if name == "a" else np.split(codes, 2, axis=1)
+
+    def image(self) -> tuple[npt.NDArray[np.uint8], list[int], list[int]]:
+        whole = dict(self.codes)
+        found = []
+        for half in range(2):
+            self.codes = {**whole, "a": self.halves("a")[half], "b": self.halves("b")[half]}
+            found.append(Case.image(self))
+            self.codes = whole
+        assert found[0][1:] == found[1][1:]
+        return np.stack([each[0] for each in found]), *found[0][1:]
+
+    def cells(self) -> npt.NDArray[np.uint32]:
+        row, cells = self.instruction, np.full((2, 128, 512), 0x7FC12345, np.uint32)
+        given = accumulator_layout(row).pack(self.codes["c"][None])[0].reshape(2, -1, 128).swapaxes(1, 2)
+        used = np.zeros((2, given.shape[2], 128), bool).reshape(-1)
+        used[accumulator_layout(row).starts[0] // 32] = True
+        np.copyto(cells[:, :, : given.shape[2]], given, where=used.reshape(2, -1, 128).swapaxes(1, 2))
+        if self.a_in_cells:
+            kind = descriptors.PRODUCT_KINDS[row.kind or ""]
+            per = 32 // kind.slot_bits
+            for half, codes in enumerate(self.halves("a")):
+                packed = sum(codes[:, place::per].astype(np.uint64) << kind.slot_bits * place for place in range(per))
+                cells[half, : len(codes), self.columns["a"] : self.columns["a"] + packed.shape[1]] = packed
+        for side in ("scale_a", "scale_b") if row.scale_type is not None else ():
+            layout = scale_layout(row, side=side[-1], chain=self.chain)
+            packed = layout.pack(self.codes[side][None])[0].reshape(2, -1, 128).swapaxes(1, 2)
+            cells[:, :, self.columns[side] : self.columns[side] + packed.shape[2]] = packed
+        return cells
+
+    def scale_columns_of_step(self, layout: Any) -> int:
+        return layout.bits // 32 // 128 // self.chain // 2
+
+    def text(self, extra: str = "", enable: str = "") -> str:
+        found = Case.text(self, extra, enable).replace("cta_group::1", "cta_group::2")
+        found = found.replace(".reqntid 128", ".reqntid 128 .reqnctapercluster 2").replace("@%p1 tcgen05", "@%p6 tcgen05")
+        found = found.replace("shared::cluster.b64 [bar];", "shared::cluster.multicast::cluster.b64 [bar], %mask;")
+        found = found.replace(
+            "mov.u32 %r1, %tid.x;",
+            f"""mov.u32 %r1, %tid.x; .reg .b32 %rank; .reg .b16 %mask; mov.b16 %mask, 3;
+	mov.u32 %rank, %cluster_ctarank; mad.wide.u32 %rd1, %rank, {IMAGE}, %rd1;
+	mad.wide.u32 %rd2, %rank, {128 * 2048}, %rd2; mad.wide.u32 %rd3, %rank, {128 * 2048}, %rd3;""",
+            1,
+        )
+        found = found.replace("mov.pred %p4, 0;", "mov.pred %p4, 0; setp.eq.b32 %p7, %rank, 0; and.pred %p6, %p1, %p7;", 1)
+        both = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+        return found.replace("tcgen05.fence::after_thread_sync;", f"{both} tcgen05.fence::after_thread_sync;", 1)
+
+    def run(self, **parts: str) -> npt.NDArray[np.uint32]:
+        image, cells, out = self.image()[0], self.cells(), np.zeros((2, 128, 512), np.uint32)
+        arrays = (image, cells, out)
+        self.kernel = Kernel(self.text(**parts), arch=self.arch)
+        self.executed = self.kernel.launch(
+            (2,), [each.ctypes.data for each in arrays], [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
+        )
+        return out
+
+    def d(self, cells: npt.NDArray[np.uint32]) -> npt.NDArray[Any]:
+        layout = accumulator_layout(self.instruction)
+        columns = layout.bits // 32 // 256
+        return layout.unpack(np.ascontiguousarray(cells[:, :, :columns].swapaxes(1, 2)).reshape(1, -1))[0]
+
+    def check(self, **parts: str) -> None:
+        cells, before = self.run(**parts), self.cells()
+        assert np.array_equal(self.d(cells), self.wanted())
+        columns = accumulator_layout(self.instruction).bits // 32 // 256
+        assert np.array_equal(cells[:, :, columns:], before[:, :, columns:])
+        assert self.executed == {self.instruction: self.chain}
+
+
+def pairs() -> list[object]:
+    found = []
+    for arch in ARCHITECTURES:
+        for instruction in recordable(arch, only="tcgen05.mma.cta_group::2"):
+            if instruction.k != 96 and not instruction.scale_input_d and instruction.scale_d:
+                quick = arch == "sm_100a" and instruction.n in (64, 32) and instruction.d_type.name != "f16"
+                found.append(pytest.param(arch, instruction, marks=() if quick else pytest.mark.slow, id=f"{arch}-{instruction.ptx}"))
+    return found
+
+
+@pytest.mark.parametrize(("arch", "instruction"), pairs())
+def test_a_chain_of_every_instruction_of_two_ctas(arch: str, instruction: Instruction) -> None:
+    Pair(instruction, arch=arch).check()
+
+
+@pytest.mark.parametrize("m", [128, 256])
+def test_two_ctas_with_a_in_tensor_memory(m: int) -> None:
+    Pair(parse(f"tcgen05.mma.cta_group::2.kind::f16.m{m}n64k16.f32.f16.f16"), a_in_cells=True).check()
+
+
+def test_two_ctas_with_swizzles_and_majors() -> None:
+    name = "tcgen05.mma.cta_group::2.kind::f16.m256n128k16.f32.bf16.bf16"
+    Pair(parse(name), swizzle_a=descriptors.SPAN_128, swizzle_b=descriptors.SPAN_64, b_mn=True).check()
+
+
+def test_two_ctas_need_a_cluster() -> None:
+    case = Case(parse(F16))
+    with pytest.raises(UnknownOpcode, match="in clusters of 1 CTAs"):
+        Kernel(case.text().replace("cta_group::1", "cta_group::2"), arch="sm_100a")
+
+
 def every() -> list[object]:
     found = []
     for arch in ARCHITECTURES:
@@ -361,11 +469,8 @@ def test_a_constant_descriptor_is_checked_before_the_launch() -> None:
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("mma.cta_group::1.kind::f16", "mma.ws.cta_group::1.kind::f16", "tcgen05.mma.ws"),
     ("mma.cta_group::1.kind::f16", "mma.sp.cta_group::1.kind::f16", "tcgen05.mma.sp"),
-    ("mma.cta_group::1.kind::f16", "mma.cta_group::2.kind::f16", "cta_group::2"),
     ("mma.cta_group::1.kind::f16", "mma.cta_group::1.kind::f16.ashift", "ashift"),
     ("mma.cta_group::1.kind::f16", "mma.cta_group::1.kind::f17", "kind::f17"),
-    ("commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [bar]",
-     "commit.cta_group::1.mbarrier::arrive::one.shared::cluster.multicast::cluster.b64 [bar], 1", "multicast"),
 ])  # fmt: skip
 def test_forms_that_are_refused(old: str, new: str, message: str) -> None:
     with pytest.raises(UnknownOpcode, match=message):

@@ -176,6 +176,34 @@ def test_attention_with_and_without_specialized_warps_has_the_same_bits() -> Non
     assert torch.equal(*found) and (found[0].double() - exact).abs().max() < 2e-3
 
 
+@triton.jit
+def tiles(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    rows, columns, along = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BK)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for k in range(0, K, BK):
+        x = tl.load(a + rows[:, None] * K + k + along[None, :])
+        total = tl.dot(x, tl.load(b + columns[None, :] * K + k + along[:, None]), total)
+    tl.store(c + rows[:, None] * N + columns[None, :], total.to(tl.float16))
+
+
+@triton.jit
+def sums(x, y, N: tl.constexpr):
+    row = tl.program_id(0)
+    tl.store(y + row, tl.sum(tl.load(x + row * N + tl.arange(0, N)).to(tl.float32), 0))
+
+
+def test_clusters_of_two() -> None:
+    """A product whose rows two CTAs share, and a sum across both through the other's shared memory."""
+    a, b = random(512, 128), random(256, 128, seed="b")
+    c, found, alone = torch.zeros(512, 256, dtype=torch.float16), torch.zeros(512), torch.zeros(512)
+    with emulate():
+        tiles[(2, 2)](a, b, c, 512, 256, 128, BM=256, BN=128, BK=64, num_ctas=2)
+        sums[(512,)](c, found, N=256, num_ctas=2)
+        sums[(512,)](c, alone, N=256)
+    assert c.numpy().tobytes() == wanted(a, b).astype(np.float16).tobytes()
+    assert torch.allclose(found, c.float().sum(1), atol=1e-2) and torch.allclose(found, alone, atol=1e-3)
+
+
 def test_descriptors_where_there_is_no_tma() -> None:
     """sm_80 takes their parts."""
     a, b, c = random(64, 64), random(64, 64, seed="b"), torch.zeros(64, 64)
