@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from mmabits.conformance.diff.comparing import Difference, Differing, Kind
 from mmabits.conformance.recorded.base import Recorded
+from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, bars, heat_map
 from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Section, TableBlock
 from mmabits.research.explain import Explanation
@@ -61,7 +62,7 @@ class Told:
     names_outputs: bool = False
     """Whether the results have names: a kernel's."""
     is_tiled: bool = True
-    """Whether output tiles of the differences say anything; else a finding says where they are."""
+    """Whether output tiles of the differences say anything; else a detail says where they are."""
     before: str = ", before scales and rounding of the result"
     """What an explanation leaves out."""
     ends_blank: bool = True
@@ -118,9 +119,12 @@ class Comparison:
         """What was found of a kind.
 
         Raises:
-            StopIteration: nothing was.
+            OperandError: nothing was.
         """
-        return next(one for one in self.details if isinstance(one, kind))
+        for one in self.details:
+            if isinstance(one, kind):
+                return one
+        raise OperandError(f"{self.name} has no {kind.__name__}")
 
     # Text --------------------------------------------------------------------------------------------------------------
 
@@ -250,9 +254,8 @@ CALLS_LEAD: Final = "The same call on the same operands, once as recorded and on
 
 def stand_in_notice(recorded: Recorded) -> str:
     """The same for a page."""
-    return (
-        "" if recorded.is_hardware else "What was recorded here is a stand-in that the emulator computed: it proves nothing about hardware."
-    )
+    said = "What was recorded here is a stand-in that the emulator computed: it proves nothing about hardware."
+    return "" if recorded.is_hardware else said
 
 
 __all__ = ["CALLS_LEAD", "Comparison", "Detail", "Told", "stand_in_line", "stand_in_notice"]

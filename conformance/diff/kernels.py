@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import CALLS_LEAD, Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
-from mmabits.conformance.diff.kernel_cases import KernelCase, case_of_kernel
+from mmabits.conformance.diff.kernel_cases import Drawn, KernelCase, case_of_kernel
 from mmabits.conformance.recorded.calls import KernelRun
 from mmabits.emulator.api import operand_type, scale_type
 from mmabits.emulator.hooks.session import SessionReport, emulate
@@ -92,9 +92,10 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> Comparison:
         MmabitsError: the architecture lacks the product.
     """
     case, target = case_of_kernel(run.case), architecture(arch or run.arch).name
-    outputs, report = _emulated_run(case, run, target)
+    drawn = case.draw(run.seed)
+    outputs, report = _emulated_run(case, run, drawn.inputs, target)
     found = {name: _compared(run.outputs[name], outputs[name]) for name in case.outputs}
-    arrays, products = _composed(case, run, target)
+    arrays, products = _composed(drawn, run, target)
     composed = Composed(found=None if arrays is None else {name: _compared(array, outputs[name]) for name, array in arrays.items()})
     place = _attributed(found, products, target)
     return Comparison(
@@ -112,13 +113,14 @@ def _told(run: KernelRun, arch: str) -> Told:
     )  # fmt: skip
 
 
-def _emulated_run(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array], SessionReport]:
+def _emulated_run(
+    case: KernelCase, run: KernelRun, drawn: Mapping[str, Array], arch: str
+) -> tuple[dict[str, Array], SessionReport]:  # fmt: skip
     """As `emulated`; what a kernel says of operands that are not those of the run's seed is the file's fault, not the kernel's.
 
     Raises:
         OperandError: the operands are no such kernel's.
     """
-    drawn = case.draw(run.seed).inputs
     told = {name: (str(array.dtype), array.ndim) for name, array in run.inputs.items()}
     wanted = {name: (str(array.dtype), array.ndim) for name, array in drawn.items()}
     if told != wanted:
@@ -202,15 +204,10 @@ class Composed(Detail):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeptProduct:
-    """A product that a composition did: its operands and its result."""
+    """A product that a composition did."""
 
-    a: Array
-    b: Array
-    c: Array | None
-    scale_a: Array | None
-    scale_b: Array | None
-    instruction: Instruction
-    promote_every: int | None
+    given: dict[str, Any]
+    """Operands, instruction and promotion, as `explain` takes them."""
     result: Array
 
 
@@ -232,17 +229,13 @@ class KeptDots(Dots):
             kinds = operand_type(a, "a"), operand_type(b, "b")
             scale = None if scale_a is None else scale_type(scale_a)
             found = resolve(found, arch=self.arch, a_type=kinds[0], b_type=kinds[1], c_type=accumulator, scale_type=scale)
-        self.products.append(
-            KeptProduct(
-                a=left, b=right, c=c, scale_a=scale_a, scale_b=scale_b, instruction=found, promote_every=self.promote_every, result=result
-            )
-        )
+        given = {"a": left, "b": right, "c": c, "scale_a": scale_a, "scale_b": scale_b}
+        self.products.append(KeptProduct(given={**given, "instruction": found, "promote_every": self.promote_every}, result=result))
         return result
 
 
-def _composed(case: KernelCase, run: KernelRun, arch: str) -> tuple[dict[str, Array] | None, list[KeptProduct]]:
+def _composed(drawn: Drawn, run: KernelRun, arch: str) -> tuple[dict[str, Array] | None, list[KeptProduct]]:
     """The composition on the run's operands, where they are those of its seed, and the products it did."""
-    drawn = case.draw(run.seed)
     if drawn.composition is None or not _same(drawn.inputs, run.inputs):
         return None, []
     products: list[KeptProduct] = []
@@ -301,11 +294,7 @@ def _attributed(found: Mapping[str, Difference], products: list[KeptProduct], ar
         return Attribution(**place)
     values = tuple(float(product.result[first.row, first.column]) for product in products)
     most = products[max(range(len(values)), key=lambda number: (abs(values[number]) if np.isfinite(values[number]) else np.inf, -number))]
-    explanation = explain(
-        most.a, most.b, most.c, instruction=most.instruction, arch=arch, scale_a=most.scale_a, scale_b=most.scale_b,
-        promote_every=most.promote_every, row=first.row, column=first.column,
-    )  # fmt: skip
-    return Attribution(**place, values=values, explanation=explanation)
+    return Attribution(**place, values=values, explanation=explain(**most.given, arch=arch, row=first.row, column=first.column))
 
 
 __all__ = ["Attribution", "Composed", "InstructionsUsed", "compare_kernel", "emulated", "record_kernel"]

@@ -9,10 +9,10 @@ from typing import Any
 from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import Comparison, Detail, Told, stand_in_line, stand_in_notice
 from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
-from mmabits.conformance.diff.steps import AlongK, along_k, error_chart, parting_chart
+from mmabits.conformance.diff.steps import along_k
 from mmabits.conformance.recorded.calls import Run
 from mmabits.isa import architecture
-from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Section, TableBlock
+from mmabits.reports.pages.report import Cell, NoteBlock, Section, TableBlock
 from mmabits.research.explain import explain
 
 
@@ -34,12 +34,12 @@ def compare_product(run: Run, *, arch: str | None = None) -> Comparison:
     given: dict[str, Any] = {"name": run.case, "recorded": run, "arch": target, "outputs": {"result": found}}
     told = _told(run, schedule, target, found)
     if found.is_equal:
-        return Comparison(**given, told=told, details=(Fits(found=found), Along()))
+        return Comparison(**given, told=told, details=(Fits(found=found),))
     fits = tuple(fitting_schedules(run.a, run.b, run.result, arch=target, instruction=run.instruction, **run.scales))
     along = along_k(run.a, run.b, run.result, schedule=schedule, arch=target, fits=fits, **run.scales)
     first = found.first[0]
     return Comparison(
-        **given, told=told, details=(Fits(found=found, fits=fits), Along(along=along)),
+        **given, told=told, details=(Fits(found=found, fits=fits), *([] if along is None else [along])),
         beside=f"{fits[0].schedule.words} gives every bit" if fits and not fits[0].differing else "no schedule tried gives every bit",
         explanation=explain(
             run.a, run.b, instruction=schedule.instruction, arch=target, promote_every=schedule.promote_every, row=first.row,
@@ -86,8 +86,8 @@ class Fits(Detail):
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"fits": [fit.as_json for fit in self.fits]}
+        """Plain values; `along_k` keeps the place for what may be found there."""
+        return {"fits": [fit.as_json for fit in self.fits], "along_k": None}
 
     def sections(self) -> Iterator[Section]:
         """A table."""
@@ -107,42 +107,4 @@ class Fits(Detail):
         yield Section(title="Schedules that were tried", blocks=(NoteBlock(text=said), table))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Along(Detail):
-    """Where along K the sums part, as far as it can be told."""
-
-    along: AlongK | None = None
-
-    def lines(self) -> Iterator[str]:
-        """The sentences."""
-        if self.along is not None:
-            yield from ("", "along K:", *(f"  {sentence}" for sentence in self.along.words))
-
-    @property
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"along_k": None if self.along is None else self.along.as_json}
-
-    def sections(self) -> Iterator[Section]:
-        """The sentences, the error of the first element against K, and where the elements part."""
-        if self.along is not None:
-            yield Section(title="Along K", blocks=tuple(self._blocks(self.along)))
-
-    def _blocks(self, along: AlongK) -> Iterator[Block]:
-        yield from (NoteBlock(text=line) for line in along.words)
-        chart, first = error_chart(along), along.followed[0]
-        if chart:
-            text = f"Element [{first.row}, {first.column}], before factors and the rounding of the result: the sum so far less the exact"
-            text += f" sum of the same elements. Emulated: {along.schedule.words}."
-            if along.fitting is not None:
-                text += f" The schedule that fits: {along.fitting.words}; parts of K stand end to end."
-            elif along.recorded is not None:
-                text += " The dot at the end is what was recorded."
-            yield ChartBlock(svg=chart, caption=text)
-        parts = parting_chart(along)
-        if parts:
-            caption = "The elements that were followed, by the elements of K in which the two schedules first have different sums."
-            yield ChartBlock(svg=parts, caption=caption)
-
-
-__all__ = ["Along", "Fits", "compare_product"]
+__all__ = ["Fits", "compare_product"]

@@ -14,10 +14,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.diff.comparison import Detail
 from mmabits.conformance.diff.schedules import Fit, Schedule, add_parts, panels, recompute
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Arithmetic, DatapathSpec, FormatSpec, OperandError
 from mmabits.reports.pages.charts import Bar, Line, Mark, bars, lines
+from mmabits.reports.pages.report import Block, ChartBlock, NoteBlock, Section
 from mmabits.research.explain import explain
 from mmabits.research.trace import Addition, DecodedNumber, Step, Trace
 
@@ -329,7 +331,7 @@ class Followed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlongK:
+class AlongK(Detail):
     """What a differing result tells of the steps along K."""
 
     arch: str
@@ -378,11 +380,34 @@ class AlongK:
     @property
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
+        found = {
             "differing": self.differing, "followed": [one.as_json for one in self.followed],
             "fitting": None if self.fitting is None else self.fitting.words,
             "histogram": [{"where": where, "elements": count} for where, count in self.histogram], "words": list(self.words),
         }  # fmt: skip
+        return {"along_k": found}
+
+    def lines(self) -> Iterator[str]:
+        """The sentences."""
+        yield from ("", "along K:", *(f"  {sentence}" for sentence in self.words))
+
+    def sections(self) -> Iterator[Section]:
+        """The sentences, the error of the first element against K, and where the elements part."""
+        blocks: list[Block] = [NoteBlock(text=line) for line in self.words]
+        chart, first = error_chart(self), self.followed[0]
+        if chart:
+            text = f"Element [{first.row}, {first.column}], before factors and the rounding of the result: the sum so far less the exact"
+            text += f" sum of the same elements. Emulated: {self.schedule.words}."
+            if self.fitting is not None:
+                text += f" The schedule that fits: {self.fitting.words}; parts of K stand end to end."
+            elif self.recorded is not None:
+                text += " The dot at the end is what was recorded."
+            blocks.append(ChartBlock(svg=chart, caption=text))
+        parts = parting_chart(self)
+        if parts:
+            caption = "The elements that were followed, by the elements of K in which the two schedules first have different sums."
+            blocks.append(ChartBlock(svg=parts, caption=caption))
+        yield Section(title="Along K", blocks=tuple(blocks))
 
 
 def binned(places: Sequence[int], *, size: int, unit: int, name: str = "k = ") -> Iterator[tuple[str, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from mmabits.emulator.machine.ptx import Address, Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
 
@@ -14,6 +16,9 @@ _NO_RESULT = (
 )  # fmt: skip
 """Base opcodes whose first operand is read like the others."""
 _ENDS = ("bra", "brx", "ret", "exit", "trap")
+CARRY: Final = Register("%cc", 1)
+"""The carry of `add.cc` and its like, which no operand names."""
+_TAKES_CARRY = ("addc", "subc", "madc")
 _WAITS = ("bar", "barrier", "mbarrier.try_wait", "wgmma.wait_group")
 """What a warp may stop at, to come back to it."""
 _LOOKS = ("atom", "mbarrier.test_wait", "nanosleep")
@@ -49,12 +54,16 @@ def written(instruction: Instruction) -> Iterator[Register]:
     """Registers that an instruction writes."""
     for operand in results_of(instruction):
         yield from registers_of(operand)
+    if ".cc." in instruction.opcode:
+        yield CARRY
 
 
 def read(instruction: Instruction) -> Iterator[Register]:
     """Registers that an instruction reads; under a guard also what it may leave as it was."""
     for operand in instruction.operands[len(results_of(instruction)) :]:
         yield from registers_of(operand)
+    if base_of(instruction.opcode) in _TAKES_CARRY:
+        yield CARRY
     if instruction.guard is not None:
         yield instruction.guard._replace(negated=False)
     if instruction.guard is not None or instruction.opcode.startswith("wgmma.mma_async"):  # which adds to what it writes
@@ -89,6 +98,11 @@ class Program:
     @cached_property
     def _starts(self) -> dict[int, int]:
         return {segment.first: place for place, segment in enumerate(self.segments)}
+
+    @cached_property
+    def readers(self) -> Counter[Register]:
+        """How many instructions read a register."""
+        return Counter(register for each in self.entry.instructions for register in {*read(each)})
 
     @cached_property
     def spins(self) -> frozenset[int]:

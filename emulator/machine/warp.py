@@ -13,7 +13,7 @@ from typing import Any, Final
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
-from mmabits.emulator.machine.program import Program, base_of
+from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
     Immediate,
@@ -348,11 +348,10 @@ class WarpCode(Code):
     def elementwise(self, instruction: Instruction, row: Opcode) -> None:
         """An opcode of one lane."""
         target, *given = instruction.operands
-        carry = Register("%cc", 1)
         sources = list(row.sources)
         operands = [self.source(each, kind) for each, kind in zip(given, sources, strict=False)]
         if len(sources) == len(given) + 1 and sources[-1] == "pred":
-            operands.append(self.get(carry))
+            operands.append(self.get(CARRY))
         elif len(sources) != len(given):
             raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
         try:
@@ -362,7 +361,7 @@ class WarpCode(Code):
         guard = self.guard(instruction)
         targets: tuple[Operand, ...] = (target.first, target.second) if isinstance(target, Pair) else (target,)
         if row.base in ("add", "addc", "sub", "subc", "mad", "madc") and len(results) == 2:
-            targets = (target, carry)
+            targets = (target, CARRY)
         for place, kind, value in zip(targets, row.results, results, strict=False):
             if isinstance(place, Register):
                 self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)

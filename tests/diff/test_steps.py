@@ -12,10 +12,11 @@ import pytest
 import mmabits
 from mmabits.commands.pages.diff import differences_page
 from mmabits.conformance.diff import Run, fitting_schedules, recompute
-from mmabits.conformance.diff.products import Along, compare_product
+from mmabits.conformance.diff.products import compare_product
 from mmabits.conformance.diff.schedules import Fit, Order, Schedule, assumed_schedule
 from mmabits.conformance.diff.steps import (
     SAMPLED,
+    AlongK,
     along_k,
     binned,
     bounds,
@@ -154,7 +155,7 @@ def test_planted_split_3_promoted_every_256_is_located():
     assert found.histogram[0] == ("k = 0 to 255", 0) and sum(histogram.values()) == SAMPLED
     assert histogram["k = 256 to 319"] == sum(256 <= place < 320 for place in places) > SAMPLED // 2
     assert f"{SAMPLED} of {found.differing:,} differing elements" in found.words[0] and planted.words in found.words[0]
-    assert found.as_json["followed"][0]["parts_by_k"] == found.split.k[1]
+    assert found.as_json["along_k"]["followed"][0]["parts_by_k"] == found.split.k[1]
     assert f"they part by K = {found.split.k[1]}" in error_chart(found) and parting_chart(found).startswith("<svg")
 
 
@@ -283,8 +284,8 @@ def test_the_page_has_the_section_where_something_is_told():
     result = recompute(a, b, schedule=replace(base, split_k=4), arch=ARCH)
     run = Run(case="planted", arch=ARCH, call="a test", kind="emulator", gpu="none", a=a, b=b, result=result)
     found = compare_product(run)
-    along = found.detail(Along).along
-    left_out = replace(found, details=tuple(one for one in found.details if not isinstance(one, Along)))
+    along = found.detail(AlongK)
+    left_out = replace(found, details=tuple(one for one in found.details if not isinstance(one, AlongK)))
     without, page = differences_page([left_out]), differences_page([found])
     assert "Along K" not in without and "error against K" not in without
     assert page.count("<svg") == without.count("<svg") + 2 and "error against K" in page
