@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.probes.score import operands_of
-from mmabits.conformance.record.replaying import read_dots
-from mmabits.conformance.vectors import DotVectors
+from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.reading import read_dots
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.interop import as_array
 from mmabits.isa import FormatSpec, format_spec, parse
 from mmabits.isa.errors import OperandError, OperandTypeError
-from mmabits.research.probes.exact import Operands, evaluate, join
+from mmabits.research.exact import Operands, evaluate, join
+from mmabits.research.model import Model
 from mmabits.research.probes.generators import row_bytes
-from mmabits.research.probes.model import Model
 
 Codes = npt.NDArray[Any]
 

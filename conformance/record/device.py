@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
-from mmabits.isa.architectures import ARCHITECTURES, architecture
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.isa.architectures import ARCHITECTURES, architecture, target_of
 from mmabits.isa.errors import DeviceUnavailable
 from mmabits.isa.fragments import Words
-
-HARDWARE: Final = "hardware"
-EMULATOR: Final = "emulator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +76,11 @@ def arch_of(major: int, minor: int) -> str:
     Raises:
         DeviceUnavailable: no row for it.
     """
-    plain = f"sm_{major}{minor}"
-    found = next((name for name in (f"{plain}a", plain) if name in ARCHITECTURES), None)
+    found = target_of(major, minor)
     if found is None:
         known = ", ".join(name.removeprefix("sm_") for name in ARCHITECTURES)
         raise DeviceUnavailable(f"a GPU of compute capability {major}.{minor} has no tensor cores that are known here; known: {known}")
-    return found
+    return found.name
 
 
 class EmulatedDevice:
@@ -100,9 +97,9 @@ class EmulatedDevice:
         """What it is."""
         from mmabits import __version__
 
-        digits = self._arch.removeprefix("sm_").rstrip("a")
+        major, minor = architecture(self._arch).capability
         return DeviceInfo(
-            kind=EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{digits[:-1]}.{digits[-1]}", arch=self._arch,
+            kind=Provenance.EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{major}.{minor}", arch=self._arch,
             driver="none", cuda="none",
         )  # fmt: skip
 

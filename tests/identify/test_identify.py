@@ -12,7 +12,7 @@ import pytest
 from mmabits.conformance.identify import Identification, identify
 from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.probes.pack import FOLDER
-from mmabits.conformance.replay import recordings_folder
+from mmabits.conformance.recorded.reading import recordings_folder
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import (
     DATAPATHS,
@@ -24,9 +24,9 @@ from mmabits.isa import (
     lower,
     parse,
 )
-from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import Model, model_of
 from mmabits.research.probes.generators import all_operands, probes_for
-from mmabits.research.probes.model import Model, model_of
 from mmabits.research.probes.random_models import random_models
 
 

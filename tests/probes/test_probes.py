@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import pytest
 import slow_reference
 from typer.testing import CliRunner
 
+from mmabits.conformance.diff.counting import count_files
 from mmabits.conformance.probes.pack import FOLDER, entries, vectors_of
 from mmabits.conformance.probes.score import kills, score_files, score_vectors
-from mmabits.conformance.replay import recordings_folder, replay_files
-from mmabits.conformance.vectors import read_vectors, write_vectors
-from mmabits.isa import Instruction, lower, parse
+from mmabits.conformance.recorded.dots import read_vectors, write_vectors
+from mmabits.conformance.recorded.reading import recordings_folder
+from mmabits.isa import FORMATS, Instruction, lower, parse
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import Operands, evaluate
 from mmabits.research.probes.generators import all_operands, probes_for
-from mmabits.research.probes.model import model_of
 from mmabits.research.probes.mutants import mutants
 
 FAMILIES = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}
@@ -80,6 +82,14 @@ def test_the_exact_model_agrees_with_the_slow_reference(text: str, arch: str) ->
         assert np.array_equal(got, want)
 
 
+def test_groups_are_the_same_sums_whatever_operands_are_converted_to() -> None:
+    row = parse("tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n8k64.f32.e2m1.e2m1.ue8m0")
+    model = model_of(lower(row, "sm_100a"))
+    pool = all_operands(probes_for(model, random=12))
+    converted = dataclasses.replace(model, operand_format=FORMATS["f16"])
+    assert np.array_equal(evaluate(converted, pool), evaluate(model, pool))
+
+
 def test_the_pack_is_small_and_says_that_it_is_computed() -> None:
     files = sorted(FOLDER.glob("*.safetensors"))
     assert sorted(file.stem for file in files) == sorted(ENTRIES)
@@ -118,12 +128,12 @@ def test_the_pack_leaves_no_mutant_that_operands_can_kill() -> None:
 @pytest.mark.slow
 def test_the_engine_computes_the_pack() -> None:
     """Independent of the exact model: the compiled engine gives every result of the pack."""
-    reports = list(replay_files(sorted(FOLDER.glob("*.safetensors"))))
+    reports = list(count_files(sorted(FOLDER.glob("*.safetensors"))))
     assert [(report.path, report.error, report.differing) for report in reports if report.error or report.differing] == []
 
 
 def test_the_engine_computes_a_file_of_the_pack() -> None:
-    (report,) = replay_files([FOLDER / "sm_90a-wgmma-e4m3-e4m3-f32-k32.safetensors"])
+    (report,) = count_files([FOLDER / "sm_90a-wgmma-e4m3-e4m3-f32-k32.safetensors"])
     assert (report.error, report.differing) == (None, 0) and report.rows > 10
 
 

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from mmabits.isa import Arithmetic, Instruction, Lowering, UnsupportedInstruction, architecture, library_instruction, lower
+from mmabits.isa import Instruction, UnsupportedInstruction, library_instruction
+from mmabits.isa.choices import library_promotion
 
 ASSUMED: Final = "XLA's choice of instruction is assumed, and that K is not split"
 FAST: Final = "fast accumulation, which XLA asks of cuBLASLt by default"
@@ -21,9 +22,6 @@ PROMOTES: Final = "promotion every {} elements of K is assumed: cuBLASLt does no
 TF32: Final = "f32 read as tf32, XLA's default; HIGHEST would run on CUDA cores"
 UPCAST: Final = "fp8 converted to f16 first, as XLA does {}"
 VECTORS: Final = "a product of two vectors: XLA makes it a multiplication and a sum, on CUDA cores"
-
-PROMOTED: Final = {"sm_89": 128, "sm_90a": 128}
-"""Where cuBLASLt promotes unless told to accumulate fast, and after how many elements of K: CUTLASS's interval, for want of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +95,12 @@ ALGORITHMS: Final = {
 class OnTensorCores:
     """A product for tensor cores."""
 
-    lowering: Lowering
+    instruction: Instruction
     operands: tuple[np.dtype[Any], np.dtype[Any]]
     """What A and B are converted to."""
-    promote_every: int
+    promote_every: int | None
+    """Elements of K after which the library promotes; None: it does not."""
     note: str
-
-    @property
-    def instruction(self) -> Instruction:
-        """Which."""
-        return self.lowering.instruction
 
 
 @dataclass(frozen=True)
@@ -213,7 +207,7 @@ def _same_type(arch: str, kind: np.dtype[Any], accumulator: str | None, note: st
         instruction = library_instruction(arch, row.form, row.form, c_type=accumulator)
     except UnsupportedInstruction as error:
         return WithoutTensorCores(_NO_UNIT.format(arch, row.falls_back)) if row.falls_back else Refused(str(error))
-    return _emulated(arch, instruction, (kind, kind), 0, note)
+    return _emulated(instruction, (kind, kind), None, note)
 
 
 def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice:
@@ -224,22 +218,14 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
         instruction = library_instruction(arch, KINDS[a].form, KINDS[b].form)
     except UnsupportedInstruction:
         return _same_type(arch, _F16, None, UPCAST.format("before sm_89"))
-    promoted = PROMOTED.get(architecture(arch).target)
-    if promoted is None:
-        return _emulated(arch, instruction, (a, b), 0, "")
-    return _emulated(arch, instruction, (a, b), 0 if fast else promoted, FAST if fast else PROMOTES.format(promoted))
+    promoted = library_promotion(arch)
+    if not promoted:
+        return _emulated(instruction, (a, b), None, "")
+    return _emulated(instruction, (a, b), None if fast else promoted, FAST if fast else PROMOTES.format(promoted))
 
 
-def _emulated(arch: str, instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int, note: str) -> Choice:
-    lowering = lower(instruction, arch)
-    promote = promote or own_promotion(arch, lowering)
-    return OnTensorCores(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
-
-
-def own_promotion(arch: str, lowering: Lowering) -> int:
-    """Elements of K after which a what-if architecture promotes where nobody says; 0: never."""
-    promotes = lowering.datapath.result.name == "f32" and lowering.datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
-    return architecture(arch).promote_every if promotes else 0
+def _emulated(instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int | None, note: str) -> Choice:
+    return OnTensorCores(instruction=instruction, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
 
 
 # -------------------------------------------------------------------------------------------------------------- block scales
@@ -291,5 +277,4 @@ def block_scaled(
         instruction = library_instruction(arch, left.form, right.form, scale_type=left.scale_form)
     except UnsupportedInstruction as error:
         return WithoutTensorCores(str(error))
-    lowering = lower(instruction, arch)
-    return OnTensorCores(lowering=lowering, operands=(a, b), promote_every=own_promotion(arch, lowering), note=CUDNN)
+    return OnTensorCores(instruction=instruction, operands=(a, b), promote_every=None, note=CUDNN)
