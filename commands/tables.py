@@ -134,8 +134,7 @@ def datapath_markdown() -> str:
     archs: dict[tuple[str, ...], list[str]] = {}
     remarks: dict[str, list[str]] = {}
     for row in DATAPATHS.values():
-        arch, unit = row.name.split(".", 1)
-        archs.setdefault((unit, *_datapath_cells(row)), []).append(arch)
+        archs.setdefault((row.part, *_datapath_cells(row)), []).append(row.arch)
         if row.note:
             remarks.setdefault(row.note, []).append(row.name)
     order = list(ARCHITECTURES)
@@ -185,7 +184,7 @@ def _order_text(lowering: Lowering) -> str:
 def _datapath_values(datapath: DatapathSpec, step: int) -> list[tuple[str, str]]:
     """The numbers of a row that mean something for its kind of arithmetic, with their names."""
     values = [("datapath", datapath.name), ("arithmetic", datapath.arithmetic.value), ("elements a step (L)", str(step))]
-    if datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED):
+    if datapath.is_aligned:
         values += [
             ("fraction bits kept (F)", str(datapath.fraction_bits)),
             ("exponent of a zero term (e_zero)", str(datapath.zero_exponent)),

@@ -20,6 +20,7 @@ from mmabits.emulator.codecs import decode
 from mmabits.isa import Evidence, FormatSpec, Lowering, format_spec, lower, parse, visible
 from mmabits.isa.errors import VectorFileError
 from mmabits.reports.failures import of_file
+from mmabits.research.trace import trace
 
 Codes = npt.NDArray[Any]
 
@@ -237,29 +238,18 @@ def _codes(codes: Codes, row: int) -> tuple[int, ...]:
 
 
 def _trace(vectors: DotVectors, lowering: Lowering, row: int) -> tuple[Step, ...]:
-    """The accumulator after each step, found by running the instruction with the later elements zero.
-
-    Zero elements leave the accumulator alone, save for subnormal bits below the alignment of an all-zero step.
-    """
-    order = lowering.k_order or tuple(range(lowering.instruction.k))
-    taken = [order[start : start + lowering.step] for start in range(0, len(order), lowering.step)]
-    taken = [kept for kept in (tuple(k for k in step if k < vectors.k) for step in taken) if kept]
-    keep = np.zeros((len(taken), vectors.k), dtype=np.bool_)
-    for number, elements in enumerate(taken):
-        keep[number:, elements] = True
-    one = np.full(len(taken), row)
-    # Both operands are blanked: a zero against an infinity would be NaN.
-    accumulators = dot_rows(
-        lowering.instruction, lowering.arch, vectors.a[one] * keep, vectors.b[one] * keep,
-        np.zeros_like(vectors.c[one]) if lowering.separate_add else vectors.c[one],
-        scale_a=None if vectors.scale_a is None else vectors.scale_a[one],
-        scale_b=None if vectors.scale_b is None else vectors.scale_b[one],
-    )  # fmt: skip
+    """The steps of one row, exactly."""
+    scales = (
+        {} if vectors.scale_a is None or vectors.scale_b is None else {"scale_a": vectors.scale_a[row], "scale_b": vectors.scale_b[row]}
+    )
+    found = trace(lowering.instruction, lowering.arch, vectors.a[row], vectors.b[row], int(vectors.c[row]), **scales)
     sizes = np.abs(products(vectors, row))
     sizes = np.where(np.isnan(sizes), np.inf, sizes)
+    taken = [(tuple(k for k in step.k if k < vectors.k), step.result.code) for step in found.steps]  # f64 chains are filled up
     return tuple(
-        Step(elements=elements, accumulator=int(accumulators[number]), largest=max(elements, key=lambda k: float(sizes[k])))
-        for number, elements in enumerate(taken)
+        Step(elements=elements, accumulator=accumulator, largest=max(elements, key=lambda k: float(sizes[k])))
+        for elements, accumulator in taken
+        if elements
     )
 
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from mmabits.emulator.engine.memory import require
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import (
-    Arithmetic,
     Evidence,
     FormatSpec,
     Instruction,
@@ -26,7 +25,6 @@ from mmabits.isa import (
     OperandTypeError,
     UnknownArchitecture,
     UnknownInstruction,
-    architecture,
     evidence_level,
     lower,
     parse,
@@ -376,8 +374,7 @@ class _CheckedCall:
         lowering, level = lower(row, arch), evidence_level(require)
         if lowering.evidence < level:
             raise InsufficientEvidence(f"{row} on {lowering.arch} rests on {lowering.evidence} evidence, but {level} is required")
-        promotes = lowering.datapath.result.name == "f32" and lowering.datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
-        return _CheckedTypes(row, lowering, c_type, architecture(arch).promote_every if promotes else 0)
+        return _CheckedTypes(row, lowering, c_type, lowering.own_promotion)
 
     def _scale_type(self) -> str | None:
         given = [(scale, name) for scale, name in ((self.scale_a, "scale_a"), (self.scale_b, "scale_b")) if scale is not None]
@@ -428,7 +425,7 @@ class _CheckedCall:
             raise OperandError(f"{name} of {self.instruction} must have shape ({wanted}){of}, got {array.shape}")
 
     def _check_promotion(self, c_type: str | None) -> None:
-        if self.lowering.datapath.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+        if not self.lowering.datapath.is_aligned:
             raise OperandError(f"promote_every is for f32 and f16 accumulators, {self.instruction} has {self.instruction.d_type.name}")
         if self.promote % self.instruction.k:
             raise OperandError(f"promote_every must be a multiple of the instruction's K = {self.instruction.k}, got {self.promote}")

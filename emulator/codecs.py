@@ -315,7 +315,7 @@ def _away(rounding: str, sign: _Bool, kept: _U64, rest: _U64, random_bits: _U64 
 def _round_to_codes(values: _Unpacked, spec: FormatSpec, rounding: str, random_bits: _U64 | None, width: int) -> _Rounded:
     """Magnitudes rounded to the precision of the format, its upper end left aside.
 
-    Five phases with `_apply_range`: unpacked before, normalise, split at the last place, round, pack.
+    Unpacked before; here normalise, split at the last place, round. `_pack_floats` and `_pack_integers` see to the upper end.
     The magnitude code of a float is (exponent above the smallest) * 2^fraction + significand: a carry moves to the next exponent by itself.
     """
     # A float format without a sign takes the magnitude, as cvt to ue8m0 does, so that rp rounds a negative scale up in magnitude.

@@ -25,6 +25,7 @@ from mmabits.isa.formats import FORMATS, FormatSpec, NonFinite, format_spec
 from mmabits.isa.instructions import INSTRUCTION_SPECS, KNOWN_FORMS, Family, Instruction, InstructionSpec, KnownForm, ScaleMode, Tile
 from mmabits.isa.lowering import LOWERINGS, KOrder, Lowering, LoweringSpec, Support, instructions, lower
 from mmabits.isa.ptx import complete, parse, resolve
+from mmabits.isa.rounding import Rounding
 from mmabits.isa.whatif import what_if
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     # what they become
     "LOWERINGS", "KOrder", "Lowering", "LoweringSpec", "Support", "instructions", "library_instruction", "lower",
     # what computes them
-    "DATAPATHS", "Arithmetic", "DatapathSpec", "ResultRounding",
+    "DATAPATHS", "Arithmetic", "DatapathSpec", "ResultRounding", "Rounding",
     # how well it is known
     "Evidence", "Proof", "evidence_level", "weakest",
     # errors

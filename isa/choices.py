@@ -7,6 +7,7 @@ architecture was given last, and the accumulator that the call names.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from mmabits.isa.architectures import ARCHITECTURES, architecture
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
@@ -17,6 +18,20 @@ from mmabits.isa.ptx import resolve
 
 NEWEST_FIRST = (Family.TCGEN05, Family.WGMMA, Family.MMA_SYNC)
 """The order in which a library is taken to prefer the families; an architecture has at most two of them."""
+
+
+_PROMOTED: Final = {"sm_89": 128, "sm_90a": 128}
+"""Targets on which libraries promote FP8 products that are not to be accumulated fast, and every how many elements of K: CUTLASS's
+interval, for want of one that cuBLASLt documents."""
+
+
+def library_promotion(arch: str) -> int:
+    """Elements of K after which a matrix library is taken to promote FP8 products without fast accumulation; 0: that changes nothing there.
+
+    Raises:
+        UnknownArchitecture: no such architecture.
+    """
+    return _PROMOTED.get(architecture(arch).target, 0)
 
 
 @lru_cache(maxsize=4096)

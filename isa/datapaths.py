@@ -1,15 +1,17 @@
 """Datapaths as rows: what one step of a tensor-core unit computes, and with which evidence.
 
-A row is named `architecture.unit.operands.accumulator`. Sections are those of the arithmetic in docs/numerics.md.
+A row is named `architecture.unit.operands.accumulator`, and written so below. Sections are those of the arithmetic in docs/numerics.md.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mmabits.isa.architectures import ARCHITECTURES, since
 from mmabits.isa.evidence import Evidence, Proof, weakest
 from mmabits.isa.formats import FormatSpec, format_spec
+from mmabits.isa.rounding import Rounding
 
 
 class Arithmetic(enum.Enum):
@@ -20,21 +22,36 @@ class Arithmetic(enum.Enum):
     FMA_CHAIN = "a chain of fused multiply-adds, k ascending"
     INTEGER = "exact integer sum, 32 bits kept"
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether terms are cut to places below the largest exponent; else sums are exact or IEEE's."""
+        return self in (Arithmetic.FUSED, Arithmetic.GROUPED)
+
 
 class ResultRounding(enum.Enum):
     """How the exact sum of a step becomes the accumulator."""
 
-    TOWARD_ZERO = "rz"
-    NEAREST_EVEN = "rn"
+    TOWARD_ZERO = Rounding.TOWARD_ZERO.value
+    NEAREST_EVEN = Rounding.NEAREST_EVEN.value
     FROM_INSTRUCTION = "the instruction's own qualifier"
     EXACT = "no rounding"
+
+    @property
+    def mode(self) -> Rounding | None:
+        """The mode of a unit that has one of its own."""
+        return next((mode for mode in Rounding if mode.value == self.value), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatapathSpec:
     """One unit's arithmetic for one operand class and accumulator type."""
 
-    name: str
+    arch: str
+    """Name of the architecture that has it."""
+    unit: str
+    """The tensor core's, as the machine instructions call it; empty where that is not known."""
+    operands: str
+    """Class of operands: a format, or a set of them that are computed alike."""
     arithmetic: Arithmetic
     step: int
     """Elements of K that one fused step takes (L)."""
@@ -68,9 +85,24 @@ class DatapathSpec:
             raise ValueError(f"datapath {self.name}: no proof")
 
     @property
+    def part(self) -> str:
+        """The name without the architecture: `wgmma.f8.f32`."""
+        return ".".join(word for word in (self.unit, self.operands, self.result.name) if word)
+
+    @property
+    def name(self) -> str:
+        """`sm_90a.wgmma.f8.f32`."""
+        return f"{self.arch}.{self.part}"
+
+    @property
     def evidence(self) -> Evidence:
         """What the proofs allow to claim of the row: the weakest of them."""
         return weakest(self.proofs)
+
+    @property
+    def is_aligned(self) -> bool:
+        """As of its arithmetic."""
+        return self.arithmetic.is_aligned
 
     @property
     def terms(self) -> int:
@@ -108,33 +140,35 @@ def _fused(
     result_fraction_bits: int | None = None,
     note: str = "",
 ) -> DatapathSpec:
-    """Sections 2 and 3: the accumulator type is the last part of the name; f32 rounds toward zero, f16 to nearest even."""
-    result = format_spec(name.rsplit(".", 1)[1])
+    """Sections 2 and 3: f32 rounds toward zero, f16 to nearest even."""
+    arch, unit, operands, accumulator = name.split(".")
+    result = format_spec(accumulator)
     kept = result.fraction_bits if result_fraction_bits is None else result_fraction_bits
     rounding = ResultRounding.NEAREST_EVEN if result.name == "f16" else ResultRounding.TOWARD_ZERO
     inferred = weakest(proofs) is Evidence.INFERRED
     return DatapathSpec(
-        name=name, arithmetic=Arithmetic.FUSED, fraction_bits=fraction_bits, step=step, zero_exponent=zero_exponent, result=result,
-        result_fraction_bits=kept, result_rounding=rounding, result_nan=_NAN[result.name], proofs=proofs,
-        special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
+        arch=arch, unit=unit, operands=operands, arithmetic=Arithmetic.FUSED, fraction_bits=fraction_bits, step=step,
+        zero_exponent=zero_exponent, result=result, result_fraction_bits=kept, result_rounding=rounding, result_nan=_NAN[accumulator],
+        proofs=proofs, special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
     )  # fmt: skip
 
 
 def _grouped(name: str, proofs: tuple[Proof, ...], note: str) -> DatapathSpec:
     """Section 4: 64 products in groups of 16."""
+    arch, unit, operands, accumulator = name.split(".")
     inferred = weakest(proofs) is Evidence.INFERRED
     return DatapathSpec(
-        name=name, arithmetic=Arithmetic.GROUPED, fraction_bits=35, step=64, group=16, zero_exponent=-139, result=format_spec("f32"),
-        result_fraction_bits=23, result_rounding=ResultRounding.TOWARD_ZERO, result_nan=_NAN["f32"], proofs=proofs,
-        special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
+        arch=arch, unit=unit, operands=operands, arithmetic=Arithmetic.GROUPED, fraction_bits=35, step=64, group=16, zero_exponent=-139,
+        result=format_spec(accumulator), result_fraction_bits=23, result_rounding=ResultRounding.TOWARD_ZERO,
+        result_nan=_NAN[accumulator], proofs=proofs, special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
     )  # fmt: skip
 
 
 def _fma_chain(arch: str) -> DatapathSpec:
     """Section 6. A step is one element: each fused multiply-add rounds as the instruction says."""
-    sources = ("ptx",) if arch in _CARRIED_OVER else ("mmasim", "ptx")
+    sources = ("ptx",) if ARCHITECTURES[arch].like else ("mmasim", "ptx")
     return DatapathSpec(
-        name=f"{arch}.dmma.f64.f64", arithmetic=Arithmetic.FMA_CHAIN, step=1, result=format_spec("f64"), result_fraction_bits=52,
+        arch=arch, unit="dmma", operands="f64", arithmetic=Arithmetic.FMA_CHAIN, step=1, result=format_spec("f64"), result_fraction_bits=52,
         result_rounding=ResultRounding.FROM_INSTRUCTION, result_nan=0x7FF8_0000_0000_0000, proofs=_published(*sources),
         special_proofs=_SPECIAL_INFERRED,
     )  # fmt: skip
@@ -143,7 +177,7 @@ def _fma_chain(arch: str) -> DatapathSpec:
 def _integer(arch: str, unit: str) -> DatapathSpec:
     """Section 6: exact, so a step is as good as any; wraps or saturates as the instruction says."""
     return DatapathSpec(
-        name=f"{arch}.{unit}.int.s32", arithmetic=Arithmetic.INTEGER, step=1, result=format_spec("s32"), result_fraction_bits=31,
+        arch=arch, unit=unit, operands="int", arithmetic=Arithmetic.INTEGER, step=1, result=format_spec("s32"), result_fraction_bits=31,
         result_rounding=ResultRounding.EXACT, proofs=_published("ptx", covers="all operands"),
     )  # fmt: skip
 
@@ -221,27 +255,16 @@ _ROWS = (
 )
 # fmt: on
 
-_DMMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a", "sm_121a")
-_IMMA = ("sm_75", *_DMMA)
-_CARRIED_OVER = {"sm_103a": "sm_100a", "sm_110a": "sm_100a", "sm_121a": "sm_120a"}
-"""Architectures nobody has measured, and the neighbour whose floating-point rows they take, as inferred."""
-
-
-def _carry_over(row: DatapathSpec, arch: str, neighbour: str) -> DatapathSpec:
-    name = arch + row.name.removeprefix(neighbour)
-    fields = {field: getattr(row, field) for field in row.__dataclass_fields__}
-    return DatapathSpec(**{**fields, "name": name, "proofs": _inferred(row.name), "special_proofs": _SPECIAL_INFERRED})
-
 
 def _all_rows() -> tuple[DatapathSpec, ...]:
     carried = (
-        _carry_over(row, arch, neighbour)
-        for arch, neighbour in _CARRIED_OVER.items()
+        replace(row, arch=arch.name, proofs=_inferred(row.name), special_proofs=_SPECIAL_INFERRED)
+        for arch in ARCHITECTURES.values()
         for row in _ROWS
-        if row.name.startswith(f"{neighbour}.")
+        if row.arch == arch.like
     )
-    chains = (_fma_chain(arch) for arch in _DMMA)
-    integers = (_integer(arch, "imma") for arch in _IMMA)
+    chains = (_fma_chain(arch) for arch in since("sm_80"))
+    integers = (_integer(arch, "imma") for arch in since("sm_75"))
     others = (_integer("sm_90a", "wgmma"), _integer("sm_100a", "tcgen05"), _integer("sm_110a", "tcgen05"))
     return (*_ROWS, *carried, *chains, *integers, *others)
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 
-from mmabits.isa.architectures import ARCHITECTURES
+from mmabits.isa.architectures import ARCHITECTURES, since
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
 from mmabits.isa.formats import FormatSpec, format_spec
+from mmabits.isa.rounding import QUALIFIERS, Rounding
 
 
 class Family(enum.Enum):
@@ -387,6 +388,11 @@ class Instruction:
         )  # fmt: skip
 
     @property
+    def rounding_mode(self) -> Rounding:
+        """That of its qualifier; to nearest even without one."""
+        return Rounding.NEAREST_EVEN if self.rounding is None else Rounding(self.rounding)
+
+    @property
     def shape(self) -> str:
         """`m16n8k16`."""
         return f"m{self.m}n{self.n}k{self.k}"
@@ -428,8 +434,7 @@ def not_on(what: str, arch: str, query: Query, *, elsewhere: Iterable[str]) -> U
 
 
 def _since(first: str, lowering: str) -> dict[str, str]:
-    names = list(ARCHITECTURES)
-    return dict.fromkeys(names[names.index(first) :], lowering)
+    return dict.fromkeys(since(first), lowering)
 
 
 def _on(lowering: str, *archs: str) -> dict[str, str]:
@@ -503,7 +508,6 @@ _INT8_75 = {**_since("sm_75", "imma"), **_since("sm_100a", "imma.rows16")}
 _INT4_75 = {**_since("sm_75", "imma"), **_since("sm_90a", "imma.unpacked"), **_since("sm_100a", "imma.unpacked.rows16")}
 _INT4_80 = {**_since("sm_80", "imma"), **_since("sm_90a", "imma.unpacked")}
 _DMMA_884 = {**_since("sm_80", "dmma.884"), **_since("sm_90a", "dmma.8x8x4")}
-_RN_RZ_RM_RP = ("rn", "rz", "rm", "rp")
 
 # fmt: off
 INSTRUCTION_SPECS: tuple[InstructionSpec, ...] = (
@@ -527,9 +531,9 @@ INSTRUCTION_SPECS: tuple[InstructionSpec, ...] = (
          scales=(_UE4M3_16_4X, _UE8M0_32_2X)),
     _mma("kind::mxf4nvf4.ptx91", _warp(16, 8, 64),   ("e2m1",), ("f32",), _on("omma.sf.ptx91", *_CONSUMER), kind="mxf4nvf4",
          scales=(_UE8M0_16_4X,)),
-    _mma("f64.m8n8k4",         _warp(8, 8, 4),       ("f64",),  ("f64",), _DMMA_884, roundings=_RN_RZ_RM_RP),
+    _mma("f64.m8n8k4",         _warp(8, 8, 4),       ("f64",),  ("f64",), _DMMA_884, roundings=QUALIFIERS),
     _mma("f64.m16n8",          _warp(16, 8, 4, 8, 16), ("f64",), ("f64",), {**_since("sm_90a", "dmma.chain"), **_on("dmma.16x8", "sm_90a")},
-         roundings=_RN_RZ_RM_RP),
+         roundings=QUALIFIERS),
     _mma("int8.m8n8",          _warp(8, 8, 16),      ("s8", "u8"), ("s32",), _INT8_75, mixed=True, satfinite=True),
     _mma("int8.m16n8",         _warp(16, 8, 16, 32), ("s8", "u8"), ("s32",), _since("sm_80", "imma"), mixed=True, satfinite=True),
     _mma("int4.m8n8",          _warp(8, 8, 32),      ("s4", "u4"), ("s32",), _INT4_75, mixed=True, satfinite=True),
@@ -581,7 +585,7 @@ class KnownForm:
     reason: str
 
 
-_FROM_75, _FROM_80 = tuple(_since("sm_75", "")), tuple(_since("sm_80", ""))
+_FROM_75, _FROM_80 = since("sm_75"), since("sm_80")
 
 
 def _known(family: Family, word: str, pattern: str, archs: tuple[str, ...], reason: str) -> KnownForm:

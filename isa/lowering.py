@@ -66,7 +66,7 @@ class LoweringSpec:
     name: str
     machine: tuple[str, ...]
     datapath: str = ""
-    """Name of the datapath; empty where it is not modelled."""
+    """Unit and operands of the datapath, whose architecture and accumulator are the instruction's; empty where it is not modelled."""
     parts: int = 1
     """Machine instructions one after another that divide K among them."""
     k_order: KOrder = KOrder.ASCENDING
@@ -111,6 +111,12 @@ class Lowering:
         """What may be claimed of the whole: the weakest proof of the lowering and of the datapath."""
         return weakest((*self.proofs, *self.datapath.proofs))
 
+    @property
+    def own_promotion(self) -> int:
+        """Elements of K after which a what-if architecture promotes where nobody says otherwise; 0: never."""
+        promotes = self.datapath.is_aligned and self.datapath.result.name == "f32"
+        return architecture(self.arch).promote_every if promotes else 0
+
 
 def _proof(level: Evidence, covers: str, *sources: str) -> Proof:
     return Proof(level=level, covers=covers, sources=sources)
@@ -138,22 +144,22 @@ _SOFTWARE = "a software routine from sm_80 on"
 
 # fmt: off
 _ROWS = (
-    LoweringSpec(name="hmma.884",       machine=("HMMA.884.{D}",),            datapath="{arch}.hmma.f16.{d}"),
-    LoweringSpec(name="hmma.884.turing", machine=("HMMA.884.{D}",),           datapath="{arch}.hmma884.f16.{d}"),
+    LoweringSpec(name="hmma.884",       machine=("HMMA.884.{D}",),            datapath="hmma.f16"),
+    LoweringSpec(name="hmma.884.turing", machine=("HMMA.884.{D}",),           datapath="hmma884.f16"),
     LoweringSpec(name="hmma.884.mixed", machine=("HMMA.884.{D}",),            unmodelled="D f32 with C f16"),
     LoweringSpec(name="software",       machine=("CALL software routine",),   unmodelled=_SOFTWARE),
-    LoweringSpec(name="hmma.f16",       machine=("HMMA.16816.{D}",),          datapath="{arch}.hmma.f16.{d}"),
-    LoweringSpec(name="hmma.f16.half",  machine=("HMMA.1688.{D}",),           datapath="{arch}.hmma.f16.{d}", claims=(_SHORT_K,)),
-    LoweringSpec(name="hmma.bf16",      machine=("HMMA.16816.{D}.BF16",),     datapath="{arch}.hmma.bf16.{d}"),
-    LoweringSpec(name="hmma.bf16.half", machine=("HMMA.1688.{D}.BF16",),      datapath="{arch}.hmma.bf16.{d}", claims=(_SHORT_K,)),
-    LoweringSpec(name="hmma.tf32",      machine=("HMMA.1688.{D}.TF32",),      datapath="{arch}.hmma.tf32.{d}"),
-    LoweringSpec(name="hmma.tf32.half", machine=("HMMA.1684.{D}.TF32",),      datapath="{arch}.hmma.tf32.{d}", claims=(_SHORT_K,)),
-    LoweringSpec(name="qmma.f8",        machine=("QMMA.{shape}.{D}.{A}.{B}",), datapath="{arch}.qmma.f8.{d}", claims=_OTHER_FP8),
-    LoweringSpec(name="qmma.f8f6f4",    machine=("QMMA.{shape}.{D}.{A}.{B}",), datapath="{arch}.qmma.f8f6f4.{d}"),
-    LoweringSpec(name="qmma.sf",        machine=("QMMA.SF.{shape}.{D}.{A}.{B}.{S}",), datapath="{arch}.qmma.mxf8f6f4.{d}"),
-    LoweringSpec(name="omma.sf",        machine=("OMMA.SF.{shape}.{D}.{A}.{B}.{S}{suffix}",), datapath="{arch}.omma.mxf4.{d}",
+    LoweringSpec(name="hmma.f16",       machine=("HMMA.16816.{D}",),          datapath="hmma.f16"),
+    LoweringSpec(name="hmma.f16.half",  machine=("HMMA.1688.{D}",),           datapath="hmma.f16", claims=(_SHORT_K,)),
+    LoweringSpec(name="hmma.bf16",      machine=("HMMA.16816.{D}.BF16",),     datapath="hmma.bf16"),
+    LoweringSpec(name="hmma.bf16.half", machine=("HMMA.1688.{D}.BF16",),      datapath="hmma.bf16", claims=(_SHORT_K,)),
+    LoweringSpec(name="hmma.tf32",      machine=("HMMA.1688.{D}.TF32",),      datapath="hmma.tf32"),
+    LoweringSpec(name="hmma.tf32.half", machine=("HMMA.1684.{D}.TF32",),      datapath="hmma.tf32", claims=(_SHORT_K,)),
+    LoweringSpec(name="qmma.f8",        machine=("QMMA.{shape}.{D}.{A}.{B}",), datapath="qmma.f8", claims=_OTHER_FP8),
+    LoweringSpec(name="qmma.f8f6f4",    machine=("QMMA.{shape}.{D}.{A}.{B}",), datapath="qmma.f8f6f4"),
+    LoweringSpec(name="qmma.sf",        machine=("QMMA.SF.{shape}.{D}.{A}.{B}.{S}",), datapath="qmma.mxf8f6f4"),
+    LoweringSpec(name="omma.sf",        machine=("OMMA.SF.{shape}.{D}.{A}.{B}.{S}{suffix}",), datapath="omma.mxf4",
                  suffix_16=".4X"),
-    LoweringSpec(name="omma.sf.ptx91",  machine=("OMMA.SF.{shape}.{D}.{A}.{B}.{S}{suffix}",), datapath="{arch}.omma.mxf4.{d}",
+    LoweringSpec(name="omma.sf.ptx91",  machine=("OMMA.SF.{shape}.{D}.{A}.{B}.{S}{suffix}",), datapath="omma.mxf4",
                  suffix_16=".4X", note="from PTX ISA 9.1 on"),
     LoweringSpec(
         name="f2fp.hmma",
@@ -162,40 +168,40 @@ _ROWS = (
             "F2FP.F16.{A}.UNPACK_B .H1 x{a_registers}", "F2FP.F16.{B}.UNPACK_B .H1 x{b_registers}", "HMMA.168{half_k}.{D} P, A, B, P",
             "{add} D, C, P",
         ),
-        datapath="{arch}.hmma.f16.{d}", parts=2, k_order=KOrder.LOW_PAIRS_FIRST, separate_add=True, unpacked_to="f16", claims=_SPLIT,
+        datapath="hmma.f16", parts=2, k_order=KOrder.LOW_PAIRS_FIRST, separate_add=True, unpacked_to="f16", claims=_SPLIT,
         note="no 8-bit unit for mma.sync: unpacked to f16, two HMMA from +0, then C is added",
     ),
-    LoweringSpec(name="dmma.884",       machine=("DMMA.884",),                datapath="{arch}.dmma.f64.{d}"),
-    LoweringSpec(name="dmma.8x8x4",     machine=("DMMA.8x8x4",),              datapath="{arch}.dmma.f64.{d}"),
-    LoweringSpec(name="dmma.16x8",      machine=("DMMA.16x8x{k}",),           datapath="{arch}.dmma.f64.{d}"),
-    LoweringSpec(name="dmma.chain",     machine=("DMMA.8x8x4 x{chain}",),     datapath="{arch}.dmma.f64.{d}",
+    LoweringSpec(name="dmma.884",       machine=("DMMA.884",),                datapath="dmma.f64"),
+    LoweringSpec(name="dmma.8x8x4",     machine=("DMMA.8x8x4",),              datapath="dmma.f64"),
+    LoweringSpec(name="dmma.16x8",      machine=("DMMA.16x8x{k}",),           datapath="dmma.f64"),
+    LoweringSpec(name="dmma.chain",     machine=("DMMA.8x8x4 x{chain}",),     datapath="dmma.f64",
                  note="chained in ascending k"),
-    LoweringSpec(name="imma",           machine=("IMMA.{shape}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}"),
-    LoweringSpec(name="imma.rows16",    machine=("IMMA.16{n}{k}.{A}.{B}{SAT}",), datapath="{arch}.imma.int.{d}",
+    LoweringSpec(name="imma",           machine=("IMMA.{shape}.{A}.{B}{SAT}",), datapath="imma.int"),
+    LoweringSpec(name="imma.rows16",    machine=("IMMA.16{n}{k}.{A}.{B}{SAT}",), datapath="imma.int",
                  note="carried out with 16 rows; the sum is exact"),
     LoweringSpec(name="imma.unpacked",
                  machine=("4-bit operands unpacked to 8 bits", "IMMA.{m}{n}{half_k}.{A8}.{B8} P, A, B, RZ x2", "IADD3 D, P, P, C"),
-                 datapath="{arch}.imma.int.{d}", note="no 4-bit unit: unpacked to 8 bits, two IMMA, then C is added; the sum is exact"),
+                 datapath="imma.int", note="no 4-bit unit: unpacked to 8 bits, two IMMA, then C is added; the sum is exact"),
     LoweringSpec(name="imma.unpacked.rows16",
                  machine=("4-bit operands unpacked to 8 bits", "IMMA.16{n}{half_k}.{A8}.{B8} P, A, B, RZ x2", "IADD3 D, P, P, C"),
-                 datapath="{arch}.imma.int.{d}",
+                 datapath="imma.int",
                  note="no 4-bit unit: unpacked to 8 bits, two IMMA with 16 rows, then C is added; the sum is exact"),
 
-    LoweringSpec(name="wgmma.f16",      machine=("HGMMA.{m}x{n}x{k}.{D}",),           datapath="{arch}.wgmma.f16.{d}"),
-    LoweringSpec(name="wgmma.bf16",     machine=("HGMMA.{m}x{n}x{k}.{D}.BF16",),      datapath="{arch}.wgmma.bf16.{d}"),
-    LoweringSpec(name="wgmma.tf32",     machine=("HGMMA.{m}x{n}x{k}.{D}.TF32",),      datapath="{arch}.wgmma.tf32.{d}"),
-    LoweringSpec(name="wgmma.f8",       machine=("QGMMA.{m}x{n}x{k}.{D}.{A}.{B}",),   datapath="{arch}.wgmma.f8.{d}"),
-    LoweringSpec(name="wgmma.int8",     machine=("IGMMA.{m}x{n}x{k}.{A}.{B}{SAT}",),  datapath="{arch}.wgmma.int.{d}"),
+    LoweringSpec(name="wgmma.f16",      machine=("HGMMA.{m}x{n}x{k}.{D}",),           datapath="wgmma.f16"),
+    LoweringSpec(name="wgmma.bf16",     machine=("HGMMA.{m}x{n}x{k}.{D}.BF16",),      datapath="wgmma.bf16"),
+    LoweringSpec(name="wgmma.tf32",     machine=("HGMMA.{m}x{n}x{k}.{D}.TF32",),      datapath="wgmma.tf32"),
+    LoweringSpec(name="wgmma.f8",       machine=("QGMMA.{m}x{n}x{k}.{D}.{A}.{B}",),   datapath="wgmma.f8"),
+    LoweringSpec(name="wgmma.int8",     machine=("IGMMA.{m}x{n}x{k}.{A}.{B}{SAT}",),  datapath="wgmma.int"),
 
-    LoweringSpec(name="tcgen05.f16",      machine=("UTCHMMA{CTA}",), datapath="{arch}.tcgen05.f16.{d}"),
-    LoweringSpec(name="tcgen05.bf16",     machine=("UTCHMMA{CTA}",), datapath="{arch}.tcgen05.bf16.{d}"),
-    LoweringSpec(name="tcgen05.tf32",     machine=("UTCHMMA{CTA}",), datapath="{arch}.tcgen05.tf32.{d}"),
-    LoweringSpec(name="tcgen05.f8f6f4",   machine=("UTCQMMA{CTA}",), datapath="{arch}.tcgen05.f8f6f4.{d}"),
-    LoweringSpec(name="tcgen05.int8",     machine=("UTCIMMA{CTA}",), datapath="{arch}.tcgen05.int.{d}"),
-    LoweringSpec(name="tcgen05.mxf8f6f4", machine=("UTCQMMA{CTA}",), datapath="{arch}.tcgen05.mxf8f6f4.{d}"),
-    LoweringSpec(name="tcgen05.mxf4",     machine=("UTCOMMA{CTA}",), datapath="{arch}.tcgen05.mxf4.{d}"),
-    LoweringSpec(name="tcgen05.mxf4nvf4", machine=("UTCOMMA{CTA}{suffix}",), datapath="{arch}.tcgen05.mxf4.{d}", suffix_16=".4X"),
-    LoweringSpec(name="tcgen05.mxf4nvf4.ultra", machine=("UTCOMMA{CTA}{suffix}",), datapath="{arch}.tcgen05.mxf4.{d}", suffix_16=".BLOCK16",
+    LoweringSpec(name="tcgen05.f16",      machine=("UTCHMMA{CTA}",), datapath="tcgen05.f16"),
+    LoweringSpec(name="tcgen05.bf16",     machine=("UTCHMMA{CTA}",), datapath="tcgen05.bf16"),
+    LoweringSpec(name="tcgen05.tf32",     machine=("UTCHMMA{CTA}",), datapath="tcgen05.tf32"),
+    LoweringSpec(name="tcgen05.f8f6f4",   machine=("UTCQMMA{CTA}",), datapath="tcgen05.f8f6f4"),
+    LoweringSpec(name="tcgen05.int8",     machine=("UTCIMMA{CTA}",), datapath="tcgen05.int"),
+    LoweringSpec(name="tcgen05.mxf8f6f4", machine=("UTCQMMA{CTA}",), datapath="tcgen05.mxf8f6f4"),
+    LoweringSpec(name="tcgen05.mxf4",     machine=("UTCOMMA{CTA}",), datapath="tcgen05.mxf4"),
+    LoweringSpec(name="tcgen05.mxf4nvf4", machine=("UTCOMMA{CTA}{suffix}",), datapath="tcgen05.mxf4", suffix_16=".4X"),
+    LoweringSpec(name="tcgen05.mxf4nvf4.ultra", machine=("UTCOMMA{CTA}{suffix}",), datapath="tcgen05.mxf4", suffix_16=".BLOCK16",
                  note="blocks of 16 take another machine instruction than on sm_100a; nobody has shown that they compute alike"),
     LoweringSpec(name="tcgen05.k96",      machine=("UTCOMMA{CTA}{suffix}",), suffix_16=".BLOCK16",
                  unmodelled="K = 96: how its six groups are summed is unknown"),
@@ -252,6 +258,18 @@ WHAT_IF_DATAPATHS: dict[str, dict[str, DatapathSpec]] = {}
 """For each architecture that `what_if` made: its datapaths, by the names of those of its base that they replace."""
 
 
+def _datapath(row: LoweringSpec, arch: str, accumulator: str) -> DatapathSpec:
+    """The datapath of a lowering.
+
+    Raises:
+        UnsupportedInstruction: a new architecture has the instruction and no row for its unit yet.
+    """
+    found = DATAPATHS.get(f"{arch}.{row.datapath}.{accumulator}")
+    if found is None:
+        raise UnsupportedInstruction(f"{arch} is known, but no row says how its {row.datapath} computes into {accumulator}")
+    return found
+
+
 def _step(datapath: DatapathSpec, row: LoweringSpec, instruction: Instruction) -> int:
     """Elements of K that one fused step takes.
 
@@ -275,7 +293,7 @@ def _lower(instruction: Instruction, arch: str) -> Lowering:
     row = LOWERINGS[_spec_on(instruction, target).lowerings[target]]
     if row.unmodelled:
         raise UnsupportedInstruction(f"{instruction.ptx} on {arch} is known but not modelled: {row.unmodelled}")
-    datapath = DATAPATHS[row.datapath.format(arch=target, d=instruction.d_type.name)]
+    datapath = _datapath(row, target, instruction.d_type.name)
     datapath = WHAT_IF_DATAPATHS.get(arch, {}).get(datapath.name, datapath)
     claim = next((claim for claim in row.claims if claim.covers(instruction, target)), None)
     return Lowering(
@@ -361,7 +379,7 @@ def _lines_of(spec: InstructionSpec, arch: str, tile: Tile, d: str, scale: Scale
         groups.setdefault(evidence, []).append(pair)
     for evidence, pairs in groups.items():
         example = _largest(spec, tile, pairs[0], d, scale)
-        datapath = None if row.unmodelled else DATAPATHS[row.datapath.format(arch=arch, d=d)]
+        datapath = None if row.unmodelled else _datapath(row, arch, d)
         yield Support(
             pattern=_pattern(spec, tile, pairs, d, scale), arch=arch, family=spec.family, kind=spec.kind,
             operands=_pairs_text(pairs), accumulator=d, scale=f"{scale.scale_type} block{scale.block}" if scale else "",

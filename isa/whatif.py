@@ -67,7 +67,7 @@ def what_if(name: str, *, base: str, rows: Mapping[str, Mapping[str, Any]], prom
 
 
 def _changed_rows(name: str, base: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, DatapathSpec]:
-    there = {row.removeprefix(f"{base}."): DATAPATHS[row] for row in DATAPATHS if row.startswith(f"{base}.")}
+    there = {row.part: row for row in DATAPATHS.values() if row.arch == base}
     changed: dict[str, DatapathSpec] = {}
     if not isinstance(rows, Mapping) or not all(isinstance(row, str) and isinstance(change, Mapping) for row, change in rows.items()):
         raise OperandError(f"rows must map names of datapaths to mappings of the fields that differ, got {rows!r}")
@@ -79,11 +79,11 @@ def _changed_rows(name: str, base: str, rows: Mapping[str, Mapping[str, Any]]) -
             found = [row for row in found if there[row].arithmetic in _RANGES] or found
         for row in found:
             old = changed.get(there[row].name, there[row])
-            changed[there[row].name] = _changed(old, name, row, change)
+            changed[there[row].name] = _changed(old, name, change)
     return changed
 
 
-def _changed(old: DatapathSpec, name: str, row: str, change: Mapping[str, Any]) -> DatapathSpec:
+def _changed(old: DatapathSpec, name: str, change: Mapping[str, Any]) -> DatapathSpec:
     if old.arithmetic not in _RANGES:
         raise OperandError(f"{old.name} is exact or IEEE arithmetic ({old.arithmetic.value}); it has no numbers to change")
     values = dict(change)
@@ -102,14 +102,14 @@ def _changed(old: DatapathSpec, name: str, row: str, change: Mapping[str, Any]) 
             raise OperandError(f"{old.name} aligns every product by itself: it has no group to change")
     proof = Proof(level=Evidence.INFERRED, covers=f"a what-if row, after {old.name}: no hardware", sources=("what-if",))
     try:
-        return replace(old, name=f"{name}.{row}", proofs=(proof,), special_proofs=(proof,), note="what-if", **values)
+        return replace(old, arch=name, proofs=(proof,), special_proofs=(proof,), note="what-if", **values)
     except ValueError as error:
         raise OperandError(str(error)) from None
 
 
 def zeros_cut(path: DatapathSpec) -> bool:
     """Whether a step of zeros, as pads the end of K, can change the accumulator: it can where it keeps more bits than an alignment."""
-    if path.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+    if not path.is_aligned:
         return False
     low = path.zero_exponent - path.fraction_bits > path.result.min_exponent - path.result_fraction_bits
     return low or path.fraction_bits < path.result_fraction_bits

@@ -18,7 +18,7 @@ from mmabits.emulator.api import Array, prepare
 from mmabits.emulator.codecs import decode
 from mmabits.emulator.engine.memory import require
 from mmabits.emulator.interop import as_doubles
-from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, ResultRounding, architecture, format_spec
+from mmabits.isa import Arithmetic, FormatSpec, Instruction, Lowering, OperandError, Rounding, format_spec
 from mmabits.isa.whatif import zeros_cut
 
 Doubles = npt.NDArray[np.float64]
@@ -195,7 +195,7 @@ def tolerance_of_shape(
             raise OperandError(f"{name} must be a finite magnitude, got {value!r}")
     row = instruction if isinstance(instruction, Instruction) else resolved(instruction, arch, a_type, b_type, None, None)
     lowering = lower(row, arch)
-    promote = _promotion_of_shape(lowering, arch, promote_every)
+    promote = _promotion_of_shape(lowering, promote_every)
     part = _ProductValues(
         a=np.full((1, k), float(amax_a)), b=np.full((k, 1), float(amax_b)), c=np.full((1, 1), float(amax_c)),
         exponent_a=np.full((1, k), _exponent_of(amax_a, row.a_type)), exponent_b=np.full((k, 1), _exponent_of(amax_b, row.b_type)),
@@ -214,17 +214,16 @@ def _is_magnitude(value: Any) -> bool:
         return False
 
 
-def _promotion_of_shape(lowering: Lowering, arch: str, promote_every: int | None) -> int:
+def _promotion_of_shape(lowering: Lowering, promote_every: int | None) -> int:
     """Elements of K between promotions, the caller's or else the architecture's own; 0: none. As for `gemm`."""
     path, k = lowering.datapath, lowering.instruction.k
-    aligned = path.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
     if promote_every is None:
-        own = architecture(arch).promote_every if aligned and path.result.name == "f32" else 0
+        own = lowering.own_promotion
     elif isinstance(promote_every, bool) or not isinstance(promote_every, int) or promote_every < 1:
         raise OperandError(f"promote_every must be a positive number of elements of K, got {promote_every!r}")
     else:
         own = promote_every
-    if own and not aligned:
+    if own and not path.is_aligned:
         raise OperandError(f"promote_every is for f32 and f16 accumulators, {lowering.instruction} has {path.result.name}")
     if own % k:
         raise OperandError(f"promote_every must be a multiple of the instruction's K = {k}, got {own}")
@@ -472,7 +471,7 @@ def _step(account: _RunningSum, part: _ProductValues, lowering: Lowering, at: np
     if path.arithmetic is Arithmetic.FMA_CHAIN:
         account.prefix += a @ b
         account.double += in_double * 2 + (np.abs(a) @ (b != 0) > 0) * _TINY  # a product below the smallest double is rounded to one
-        _round(account, path.result, path.result.fraction_bits, row.rounding or "rn", None)
+        _round(account, path.result, path.result.fraction_bits, row.rounding_mode, None)
         return
     alignment = (_align_groups if path.arithmetic is Arithmetic.GROUPED else _align_products)(account, part, at, lowering)
     unit = np.ldexp(1.0, alignment.largest - path.fraction_bits)
@@ -480,26 +479,25 @@ def _step(account: _RunningSum, part: _ProductValues, lowering: Lowering, at: np
     account.double += in_double * 2
     low, high = alignment.negative * unit, alignment.positive * unit
     account.lose(-low, high, (alignment.positive + alignment.negative) * unit**2)
-    rounding = "rn" if path.result_rounding is ResultRounding.NEAREST_EVEN else "rz"
     finest = None if alignment.smallest is None else np.ldexp(1.0, alignment.smallest - path.fraction_bits)
-    _round(account, path.result, path.result_fraction_bits, rounding, finest)
+    _round(account, path.result, path.result_fraction_bits, path.result_rounding.mode or row.rounding_mode, finest)
     account.cut = True
 
 
-def _round(account: _RunningSum, form: FormatSpec, fraction_bits: int, rounding: str, finest: Doubles | None) -> None:
+def _round(account: _RunningSum, form: FormatSpec, fraction_bits: int, rounding: Rounding, finest: Doubles | None) -> None:
     """The rounding of a sum that is a multiple of `finest`, if that is known."""
     place = _last_place(account.magnitude(), form, fraction_bits)
     lost = place if finest is None else np.maximum(place - finest, 0.0)
     match rounding:
-        case "rn":
+        case Rounding.NEAREST_EVEN:
             half = np.where(lost > 0, place / 2, 0.0)
             account.lose(-half, half, (2 * half) ** 2)
-        case "rz":
+        case Rounding.TOWARD_ZERO:
             sure = account.least() > 0
             low = np.where(sure & (account.prefix > 0), 0.0, lost)
             high = np.where(sure & (account.prefix < 0), 0.0, lost)
             account.lose(-low, high, (low + high) ** 2)
-        case _:
+        case Rounding.DOWN | Rounding.UP:
             account.lose(-lost, lost, (2 * lost) ** 2)
     _overflow(account, form)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import DeviceUnavailable, UnknownArchitecture
-from mmabits.isa.architectures import ARCHITECTURES
+from mmabits.isa.architectures import ARCHITECTURES, target_of
 
 Array = npt.NDArray[Any]
 
@@ -80,10 +79,10 @@ def arch_of_capability(digits: str, name: str) -> str:
     Raises:
         UnknownArchitecture: none is known.
     """
-    found = [each for each in ARCHITECTURES if re.fullmatch(rf"sm_{digits}[a-z]?", each)]
-    if not found:
+    found = target_of(int(digits[:-1]), int(digits[-1])) if len(digits) > 1 and digits.isdigit() else None
+    if found is None:
         raise UnknownArchitecture(f"{name} is sm_{digits}; known: {', '.join(ARCHITECTURES)}")
-    return found[0]
+    return found.name
 
 
 def _torch_gpu() -> Gpu:

@@ -527,7 +527,8 @@ def _jax_quantized(seed: int) -> Drawn:
 # The rows ----------------------------------------------------------------------------------------------------------------
 
 
-def _cases() -> Iterator[KernelCase]:
+def _matrices() -> Iterator[KernelCase]:
+    """Plain products, FP8 and block scales."""
     for name, dtype in (("f16", np.float16), ("bf16", _BF16), ("tf32", np.float32), ("e4m3", ml_dtypes.float8_e4m3fn)):
         where = FROM_ADA if name == "e4m3" else EVERY
         yield KernelCase(name=f"triton-matmul-{name}", kernel="triton.matmul:matmul", draw=_plain(dtype), architectures=where)
@@ -573,6 +574,9 @@ def _cases() -> Iterator[KernelCase]:
         name="triton-nvfp4", kernel="triton.nvfp4:nvfp4_matmul", draw=_nvfp4, architectures=FROM_ADA,
         note="before Blackwell it takes Triton 3.8",
     )  # fmt: skip
+
+
+def _integers_attention_experts() -> Iterator[KernelCase]:
     yield KernelCase(name="triton-w4a16-awq-f16", kernel="triton.w4a16:awq_matmul", draw=_awq(np.float16))
     yield KernelCase(name="triton-w4a16-awq-bf16", kernel="triton.w4a16:awq_matmul", draw=_awq(_BF16))
     yield KernelCase(name="triton-w4a16-gptq-f16", kernel="triton.w4a16:gptq_matmul", draw=_gptq, options={"zeros_minus_one": False})
@@ -590,6 +594,9 @@ def _cases() -> Iterator[KernelCase]:
     )
     yield KernelCase(name="triton-moe-w4a16", kernel="triton.moe:moe_w4a16", draw=_moe_w4a16)
     yield KernelCase(name="triton-moe-mxfp4", kernel="triton.moe:moe_mxfp4", draw=_moe_mxfp4)
+
+
+def _quantizers() -> Iterator[KernelCase]:
     pair = ("elements", "scales")
     yield KernelCase(
         name="triton-quantize-fp8", kernel="triton.fp8:quantize_rows", draw=_quantizer(32, 256, _fp8_quantized), outputs=pair,
@@ -618,6 +625,9 @@ def _cases() -> Iterator[KernelCase]:
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
+
+
+def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
     yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
     yield KernelCase(name="jax-mxfp8", kernel="jax.block_scaled:mxfp8_matmul", draw=_jax_mxfp8, architectures=BLACKWELL)
@@ -632,7 +642,7 @@ def _cases() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
 
 
-KERNEL_CASES: Final = {case.name: case for case in _cases()}
+KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax())}
 """Every case by its name."""
 
 __all__ = ["KERNEL_CASES", "Drawn", "KernelCase", "MakeDots", "case_of_kernel"]

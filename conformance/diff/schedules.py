@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,8 +15,8 @@ import numpy.typing as npt
 
 from mmabits.conformance.diff.comparing import compare
 from mmabits.emulator.api import gemm, operand_type, scale_type
-from mmabits.isa import Arithmetic, Instruction, OperandError, UnknownInstruction, UnsupportedInstruction, architecture, lower, resolve
-from mmabits.isa.choices import NEWEST_FIRST, library_instruction
+from mmabits.isa import Arithmetic, Instruction, OperandError, UnknownInstruction, UnsupportedInstruction, lower, resolve
+from mmabits.isa.choices import NEWEST_FIRST, library_instruction, library_promotion
 
 Array = npt.NDArray[Any]
 
@@ -27,8 +26,6 @@ SAMPLE: Final = 32
 """Rows and columns on which every schedule is tried; the elements of a product do not depend on each other."""
 FINALISTS: Final = 8
 """Schedules that are then counted over all elements."""
-ASSUMED_PROMOTION: Final = {(8, 9): 128, (9, 0): 128}
-"""Elements of K after which FP8 products without fast accumulation are taken to promote, as CUTLASS does; by compute capability."""
 
 
 WORKSPACES: Final[dict[str, np.dtype[Any]]] = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -138,8 +135,7 @@ def assumed_schedule(
         row = library_instruction(arch, *types, scale_type=scales)
     else:
         row = resolve(instruction, arch=arch, a_type=types[0], b_type=types[1], scale_type=scales)
-    digits = re.findall(r"\d+", architecture(arch).target)[0]
-    interval = ASSUMED_PROMOTION.get((int(digits[:-1]), int(digits[-1]))) if fast_accum is False else None
+    interval = library_promotion(arch) or None if fast_accum is False else None
     return Schedule(instruction=row, promote_every=interval)
 
 

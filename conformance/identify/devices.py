@@ -20,9 +20,9 @@ from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.interop import as_array
 from mmabits.isa import FormatSpec, format_spec, parse
 from mmabits.isa.errors import OperandError, OperandTypeError
-from mmabits.research.probes.exact import Operands, evaluate, join
+from mmabits.research.exact import Operands, evaluate, join
+from mmabits.research.model import Model
 from mmabits.research.probes.generators import row_bytes
-from mmabits.research.probes.model import Model
 
 Codes = npt.NDArray[Any]
 

@@ -16,14 +16,15 @@ from mmabits.isa import (
     Instruction,
     Proof,
     ResultRounding,
+    Rounding,
     instructions,
     lower,
     parse,
 )
 from mmabits.isa.errors import MmabitsError
+from mmabits.research.exact import evaluate
+from mmabits.research.model import Model, Overflow, fma_chain, model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import evaluate
-from mmabits.research.probes.model import Model, Overflow, Rounding, fma_chain, model_of
 from mmabits.research.probes.mutants import Mutant, mutants, orders
 
 _UNSEEN: Final = "no dot product that was tried tells them apart"
@@ -106,12 +107,12 @@ class Identification:
 
 # The row ---------------------------------------------------------------------------------------------------------------------
 
-_RESULT: Final = {Rounding.TOWARD_ZERO: ResultRounding.TOWARD_ZERO, Rounding.NEAREST_EVEN: ResultRounding.NEAREST_EVEN}
+_RESULT: Final = {mode.mode: mode for mode in ResultRounding if mode.mode is not None}
 
 
 def _beyond_rows(model: Model) -> list[str]:
     """What was found that a datapath row has no field for."""
-    plain = model.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    plain = model.arithmetic.is_aligned
     said = [
         (model.alignment is not Rounding.TOWARD_ZERO, f"alignment {model.alignment.value}"),
         (model.flushes_operands, "subnormal operands count as zero"),
@@ -173,9 +174,9 @@ def datapath_of(model: Model) -> DatapathSpec | None:
         return None
     exact = {Arithmetic.INTEGER: ResultRounding.EXACT, Arithmetic.FMA_CHAIN: ResultRounding.FROM_INSTRUCTION}
     rounding = exact.get(model.arithmetic) or _RESULT[model.rounding]
-    aligned = model.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    aligned = model.arithmetic.is_aligned
     return DatapathSpec(
-        name=f"device.{model.a_type.name}-{model.b_type.name}.{model.d_type.name}", arithmetic=model.arithmetic,
+        arch="device", unit="", operands=f"{model.a_type.name}-{model.b_type.name}", arithmetic=model.arithmetic,
         step=model.step if aligned else 1, fraction_bits=(model.fraction_bits or 0) if aligned else 0,
         zero_exponent=(model.zero_exponent or 0) if aligned else 0, group=model.group, result=model.d_type,
         result_fraction_bits=model.result_fraction_bits, result_rounding=rounding, result_nan=model.nan,

@@ -12,7 +12,7 @@ from mmabits.conformance.identify.identification import Identification, Match
 from mmabits.conformance.probes.score import operands_of
 from mmabits.conformance.replay import describe_code
 from mmabits.conformance.vectors import DotVectors
-from mmabits.isa import DATAPATHS, Arithmetic
+from mmabits.isa import DATAPATHS, Arithmetic, Rounding
 from mmabits.reports.pages.charts import Bar, bars
 from mmabits.reports.pages.report import (
     Block,
@@ -27,8 +27,8 @@ from mmabits.reports.pages.report import (
     plural,
     report_page,
 )
-from mmabits.research.probes.exact import evaluate
-from mmabits.research.probes.model import Model, Rounding
+from mmabits.research.exact import evaluate
+from mmabits.research.model import Model
 from mmabits.research.probes.mutants import orders
 
 _SHOWN: Final = 24

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from mmabits.conformance.identify.devices import Oracle
 from mmabits.conformance.probes.score import killing_rows
-from mmabits.isa import FORMATS, Arithmetic, NonFinite
+from mmabits.isa import FORMATS, Arithmetic, NonFinite, Rounding
 from mmabits.isa.errors import OperandError
+from mmabits.research.exact import Operands, decode, evaluate, join
+from mmabits.research.model import Model, Overflow, exact_integers, reread
 from mmabits.research.probes import generators
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import Operands, decode, evaluate, join
 from mmabits.research.probes.generators import Setting
-from mmabits.research.probes.model import Model, Overflow, Rounding, exact_integers, reread
 from mmabits.research.probes.mutants import mutants
 from mmabits.research.probes.sketch import Encoder, Sketch, SketchedProduct, smallest_exponent
 

@@ -15,8 +15,8 @@ from mmabits.conformance.identify.identification import Identification, identify
 from mmabits.conformance.probes.tables import rewritten
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import Instruction, instructions, lower, parse
-from mmabits.research.probes.exact import Operands, evaluate
-from mmabits.research.probes.model import Model, model_of
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import Model, model_of
 from mmabits.research.probes.random_models import random_models
 
 

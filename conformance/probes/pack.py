@@ -17,10 +17,10 @@ import numpy.typing as npt
 from mmabits.conformance.probes.score import killing_rows
 from mmabits.conformance.vectors import SUFFIX, DotVectors, write_vectors
 from mmabits.isa import Instruction, VectorFileError, instructions, lower, parse
+from mmabits.research.exact import Operands, evaluate, join
+from mmabits.research.model import Model, model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import Operands, evaluate, join
 from mmabits.research.probes.generators import SEED, Probes, probes_for
-from mmabits.research.probes.model import Model, model_of
 from mmabits.research.probes.mutants import mutants
 
 FOLDER: Final = Path(__file__).resolve().parent / "pack"

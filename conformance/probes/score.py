@@ -15,9 +15,9 @@ from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.vectors import DotVectors
 from mmabits.isa import lower, parse
 from mmabits.reports.failures import of_file
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import Model, model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import Operands, evaluate
-from mmabits.research.probes.model import Model, model_of
 from mmabits.research.probes.mutants import Mutant, mutants
 
 _FIRST: Final = 400

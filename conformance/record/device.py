@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
-from mmabits.isa.architectures import ARCHITECTURES, architecture
+from mmabits.isa.architectures import ARCHITECTURES, architecture, target_of
 from mmabits.isa.errors import DeviceUnavailable
 from mmabits.isa.fragments import Words
 
@@ -78,12 +78,11 @@ def arch_of(major: int, minor: int) -> str:
     Raises:
         DeviceUnavailable: no row for it.
     """
-    plain = f"sm_{major}{minor}"
-    found = next((name for name in (f"{plain}a", plain) if name in ARCHITECTURES), None)
+    found = target_of(major, minor)
     if found is None:
         known = ", ".join(name.removeprefix("sm_") for name in ARCHITECTURES)
         raise DeviceUnavailable(f"a GPU of compute capability {major}.{minor} has no tensor cores that are known here; known: {known}")
-    return found
+    return found.name
 
 
 class EmulatedDevice:
@@ -100,9 +99,9 @@ class EmulatedDevice:
         """What it is."""
         from mmabits import __version__
 
-        digits = self._arch.removeprefix("sm_").rstrip("a")
+        major, minor = architecture(self._arch).capability
         return DeviceInfo(
-            kind=EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{digits[:-1]}.{digits[-1]}", arch=self._arch,
+            kind=EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{major}.{minor}", arch=self._arch,
             driver="none", cuda="none",
         )  # fmt: skip
 

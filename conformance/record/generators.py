@@ -22,8 +22,8 @@ from mmabits.isa.instructions import Instruction
 from mmabits.reports.failures import one_line
 
 if TYPE_CHECKING:
-    from mmabits.research.probes.exact import Operands
-    from mmabits.research.probes.model import Model
+    from mmabits.research.exact import Operands
+    from mmabits.research.model import Model
 
 Codes = npt.NDArray[Any]
 _Draw = Callable[[str, FormatSpec, tuple[int, ...], np.random.Generator], Codes]
@@ -105,9 +105,9 @@ def probes(instruction: Instruction, arch: str, tiles: int, seed: int) -> TileOp
     First the few that kill every mutant of the datapath, then of every recipe about as many; where all recipes together have too few,
     those of further seeds follow.
     """
-    from mmabits.research.probes.exact import join
+    from mmabits.research.exact import join
+    from mmabits.research.model import model_of
     from mmabits.research.probes.generators import probes_for, unique
-    from mmabits.research.probes.model import model_of
 
     plain = replace(instruction, negate_a=False, negate_b=False, scale_d=True, scale_input_d=0)
     model = model_of(lower(plain, arch))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
-from mmabits.isa import FormatSpec, Lowering, NonFinite, ResultRounding
+from mmabits.isa import FormatSpec, Lowering, NonFinite, Rounding
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
@@ -80,7 +80,9 @@ class StepNumbers(NamedTuple):
     """Code of the block scale 1, for what lies past the edge."""
 
 
-_MODES = {"rz": TOWARD_ZERO, "rn": NEAREST_EVEN, "rp": TOWARD_POSITIVE, "rm": TOWARD_NEGATIVE}
+_MODES = {
+    Rounding.TOWARD_ZERO: TOWARD_ZERO, Rounding.NEAREST_EVEN: NEAREST_EVEN, Rounding.UP: TOWARD_POSITIVE, Rounding.DOWN: TOWARD_NEGATIVE,
+}  # fmt: skip
 
 
 @lru_cache(maxsize=256)
@@ -107,9 +109,8 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
 def result_numbers(lowering: Lowering, promote_every: int = 0) -> ResultNumbers:
     """The result rounding of a lowering's datapath as integers, and what D is: an f32 where the caller promotes."""
     path = lowering.datapath
-    mode = NEAREST_EVEN if path.result_rounding is ResultRounding.NEAREST_EVEN else TOWARD_ZERO
     return ResultNumbers(
-        mode=mode,
+        mode=_MODES[path.result_rounding.mode or Rounding.TOWARD_ZERO],
         fraction_bits=path.result_fraction_bits,
         min_exponent=path.result.min_exponent if not path.result.is_integer else 0,
         max_exponent=path.result.max_exponent if not path.result.is_integer else 0,
@@ -137,7 +138,7 @@ def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
         c_shift=instruction.scale_input_d,
         negate=int(instruction.negate_a != instruction.negate_b),
         saturate=int(instruction.satfinite),
-        rounding=_MODES[instruction.rounding or "rn"],
+        rounding=_MODES[instruction.rounding_mode],
         unit_scale=_code_of_one(instruction.scale_type) if instruction.scale_type else 0,
     )
 

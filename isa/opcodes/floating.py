@@ -9,10 +9,11 @@ from mmabits.isa.evidence import Evidence
 from mmabits.isa.opcodes.exact import NAN, Number, Special, add, compare, decode, divide, encode, multiply, square_root
 from mmabits.isa.opcodes.integer import signed
 from mmabits.isa.opcodes.spec import Opcode, width
+from mmabits.isa.rounding import QUALIFIERS
 
 Reference = Callable[..., Any]
 
-ROUNDINGS: Final = ("rn", "rz", "rm", "rp")
+ROUNDINGS: Final = QUALIFIERS
 _NUMBERS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
 _FTZ_AFTER = "subnormal results are told after rounding"
 _SCALAR = "floating-point-instructions-"

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mmabits.isa import Arithmetic, FormatSpec
-from mmabits.research.probes.model import Model, Overflow, Rounding
+from mmabits.isa import Arithmetic, FormatSpec, Rounding
+from mmabits.research.model import Model, Overflow
 from mmabits.research.probes.mutants import Mutant
 from mmabits.research.probes.sketch import smallest_exponent
 
@@ -105,7 +105,7 @@ def products_not_negative(model: Model, mutant: Mutant) -> bool:
 
 def never_overflows(model: Model, mutant: Mutant) -> bool:
     """All products together are less than the last place of the largest number; the sum is cut toward zero, or c is added outside."""
-    if mutant.number != "overflow" or model.arithmetic not in (Arithmetic.FUSED, Arithmetic.GROUPED):
+    if mutant.number != "overflow" or not model.arithmetic.is_aligned:
         return False
     scales = 1 if model.scale_type is None else int(model.scale_type.max_finite) ** 2
     products = model.k * int(model.a_type.max_finite) * int(model.b_type.max_finite) * scales

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import Arithmetic, FormatSpec
-from mmabits.research.probes.exact import Operands, join
-from mmabits.research.probes.model import Model
+from mmabits.research.exact import Operands, join
+from mmabits.research.model import Model
 from mmabits.research.probes.sketch import Encoder, Sketch, SketchedProduct, exact_code, factors, smallest_exponent
 
 SEED: Final = 20251121

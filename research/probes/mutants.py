@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mmabits.isa import FORMATS, Arithmetic, FormatSpec, NonFinite
+from mmabits.isa import FORMATS, Arithmetic, FormatSpec, NonFinite, Rounding
 from mmabits.isa.errors import OperandError
-from mmabits.research.probes.model import Model, Overflow, Rounding, reread
+from mmabits.research.model import Model, Overflow, reread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def _widths(model: Model) -> Iterator[Mutant]:
         for by in (-1, 1):
             yield from _with(model, "F", f"{by:+d}", fraction_bits=model.fraction_bits + by)
         yield from _with(model, "F", "exact", fraction_bits=None)
-    aligned = model.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
+    aligned = model.arithmetic.is_aligned
     if aligned:
         for change, step in (("-1", model.step - 1), ("+1", model.step + 1), ("/2", model.step // 2), ("x2", model.step * 2)):
             yield from _with(model, "L", change, step=step)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.isa import FORMATS, Arithmetic
-from mmabits.research.probes.model import Model, Rounding
+from mmabits.isa import FORMATS, Arithmetic, Rounding
+from mmabits.research.model import Model
 
 
 def random_models(count: int = 20, seed: int = 7) -> list[Model]:

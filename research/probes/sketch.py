@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa import Arithmetic, FormatSpec
-from mmabits.research.probes.exact import Operands
-from mmabits.research.probes.model import Model
+from mmabits.research.exact import Operands
+from mmabits.research.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,8 +214,8 @@ def _wide(arch: str) -> str:
 def _fraction_bits(arch: str) -> dict[str, dict[str, int]]:
     from mmabits.isa import DATAPATHS
 
-    found = {name: row for name, row in DATAPATHS.items() if name.startswith(f"{arch}.") and row.arithmetic in WIDE}
-    return {name.removeprefix(f"{arch}."): {"fraction_bits": WIDE[row.arithmetic]} for name, row in found.items()}
+    found = [row for row in DATAPATHS.values() if row.arch == arch and row.arithmetic in WIDE]
+    return {row.part: {"fraction_bits": WIDE[row.arithmetic]} for row in found}
 
 
 class _Measure:

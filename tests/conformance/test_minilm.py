@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from arrays import same_bits
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -80,10 +81,6 @@ def composition(scheme, arch, instruction, rows, weight):
     a, b = quantize(rows), quantize(weight)
     product = gemm(a.elements, b.elements.T, scale_a=a.scales, scale_b=b.scales.T, **options)
     return product * np.float32(a.tensor_scale * b.tensor_scale)
-
-
-def same_bits(got, want):
-    return np.array_equal(np.asarray(got).view(np.uint32), np.asarray(want).view(np.uint32))
 
 
 @pytest.mark.parametrize("scheme, arch, instruction", RUNS)

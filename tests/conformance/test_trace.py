@@ -131,3 +131,13 @@ def test_zeros_have_no_say_in_the_places_of_an_exact_sum():
     a, b = (np.array([value]).view(np.uint64) for value in (1.5, 3.0))
     step = trace(parse("mma.sync.aligned.m16n8k8.row.col.rn.f64.f64.f64.f64"), "sm_90a", a, b).steps[0]
     assert (step.largest, step.last_place) == (1, 1 - 104)
+
+
+def test_an_integer_instruction_saturates_once_after_all_its_products():
+    """2^31 - 1 + 1 - 1: saturated in between it would end one lower."""
+    a, b = np.zeros(64, np.uint8), np.zeros(64, np.uint8)
+    a[:2], b[:2] = 1, (1, 255)
+    for modifier in ("", ".satfinite"):
+        found = trace(parse(f"mma.sync.aligned.m16n8k32.row.col{modifier}.s32.s8.s8.s32"), "sm_80", a, b, 0x7FFFFFFF)
+        assert [step.result.code for step in found.steps] == [0x7FFFFFFF, 0x7FFFFFFF]
+        assert [len(step.k) for step in found.steps] == [32, 32]

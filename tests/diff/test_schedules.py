@@ -8,7 +8,7 @@ import pytest
 
 import mmabits
 from mmabits.conformance.diff import Schedule, fitting_schedules, recompute
-from mmabits.conformance.diff.schedules import ASSUMED_PROMOTION, Order, add_parts, assumed_schedule, panels
+from mmabits.conformance.diff.schedules import Order, add_parts, assumed_schedule, panels
 from mmabits.isa import OperandError, library_instruction
 
 ARCH = "sm_90a"
@@ -188,11 +188,12 @@ def test_a_result_of_another_shape_is_refused():
         fitting_schedules(a, b, np.zeros((40, 40), np.float32), arch=ARCH)
 
 
-def test_the_assumed_promotion_is_that_of_the_torch_hook():
-    pytest.importorskip("torch")
-    from mmabits.emulator.hooks.torch.scaled import PROMOTED
-
-    assert ASSUMED_PROMOTION == PROMOTED
+def test_promotion_is_assumed_where_libraries_have_it():
+    a, b = operands(np.float16, k=32)
+    fp8 = a.astype(ml_dtypes.float8_e4m3fn), b.astype(ml_dtypes.float8_e4m3fn)
+    for arch, every in (("sm_89", 128), ("sm_90a", 128), ("sm_100a", None), ("sm_120a", None)):
+        assert assumed_schedule(*fp8, arch=arch, fast_accum=False).promote_every == every
+        assert assumed_schedule(*fp8, arch=arch, fast_accum=True).promote_every is None
 
 
 @pytest.mark.parametrize(("name", "kind"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])

@@ -13,6 +13,7 @@ import numpy as np
 import operands
 import pytest
 import slow_reference
+from arrays import same_bits, tensor
 
 import mmabits
 from mmabits.isa import EmulationError
@@ -41,18 +42,6 @@ def emulate(arch, **options):
 
 def random(shape, dtype=np.float16, seed=0, scale=1.0):
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32).astype(dtype)
-
-
-def tensor(array):
-    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-    if array.dtype.name in kinds:
-        return torch.from_numpy(array.view(f"u{array.itemsize}").copy()).view(kinds[array.dtype.name])
-    return torch.from_numpy(array.copy())
-
-
-def same_bits(got, want):
-    got, want = np.asarray(got), np.asarray(want)
-    return got.dtype == want.dtype and got.shape == want.shape and got.tobytes() == want.tobytes()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from arrays import tensor
 
 import mmabits
 from mmabits.emulator.layouts import pack_fp4, unpack_fp4
@@ -40,14 +41,6 @@ def operands(dtype, seed=0):
     rng = np.random.default_rng(seed)
     a, b = (rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in ((M, K), (K, N)))
     return a, b
-
-
-def tensor(array):
-    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
-    if array.dtype.name in kinds:
-        codes = array.view(np.uint16 if array.itemsize == 2 else np.uint8)
-        return torch.from_numpy(codes.copy()).view(kinds[array.dtype.name])
-    return torch.from_numpy(array.copy())
 
 
 def assert_bits(got, want):

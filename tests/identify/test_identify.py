@@ -24,9 +24,9 @@ from mmabits.isa import (
     lower,
     parse,
 )
-from mmabits.research.probes.exact import Operands, evaluate
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import Model, model_of
 from mmabits.research.probes.generators import all_operands, probes_for
-from mmabits.research.probes.model import Model, model_of
 from mmabits.research.probes.random_models import random_models
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from arrays import tensor
 
-from mmabits.emulator.layouts import pack_fp4, swizzle_scales
+from mmabits.emulator.layouts import swizzle_scales
 from mmabits.isa import OperandError
 from mmabits.kernels import quantize
 from mmabits.kernels.schemes import (
@@ -36,26 +37,6 @@ Results = Iterator[tuple[str, Any]]
 
 def values(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape).astype(F32)
-
-
-def tensor(array: Any) -> Any:
-    """A torch tensor of the same bits; e2m1 packed along its last axis, ue8m0 as bytes."""
-    torch = pytest.importorskip("torch")
-    array = np.ascontiguousarray(array)
-    if array.dtype == ml_dtypes.float4_e2m1fn:
-        return torch.from_numpy(pack_fp4(array))
-    kinds = {
-        "float8_e4m3fn": torch.float8_e4m3fn,
-        "float8_e5m2": torch.float8_e5m2,
-        "float8_e8m0fnu": torch.uint8,
-        "bfloat16": torch.bfloat16,
-    }
-    kind = kinds.get(array.dtype.name)
-    return (
-        torch.from_numpy(array)
-        if kind is None
-        else torch.from_numpy(array.view(np.uint8 if kind != torch.bfloat16 else np.int16)).view(kind)
-    )
 
 
 # Products: what each yields must be zeros (M, N) ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from arrays import same_bits
 
 jax = pytest.importorskip("jax")
 
@@ -23,10 +24,6 @@ def normal(*shape: int, seed: int = SEED) -> np.ndarray:
     return (rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 6, shape)).astype(np.float32)
 
 
-def same_bits(got: Any, wanted: np.ndarray) -> None:
-    assert np.array_equal(np.asarray(got).view(np.uint32), wanted.view(np.uint32))
-
-
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90a", "sm_100a"])
 def test_linear_layer_forward_and_backward(arch: str) -> None:
     x, w, grad = normal(M, K), normal(K, N, seed=1), normal(M, N, seed=2)
@@ -36,10 +33,10 @@ def test_linear_layer_forward_and_backward(arch: str) -> None:
     with emulate(arch, frameworks=["jax"]) as session:
         y, pull = jax.vjp(jax.jit(jax_fp8.fp8_linear), x, w, *static)
         dx, dw, *_ = pull(grad)
-        same_bits(y, fp8.fp8_matmul(qx, qw, arch=arch))
+        assert same_bits(y, fp8.fp8_matmul(qx, qw, arch=arch))
         wanted = fp8.linear_gradients(qg, qx, qw, arch=arch)
-        same_bits(dx, wanted[0])
-        same_bits(dw, wanted[1])
+        assert same_bits(dx, wanted[0])
+        assert same_bits(dw, wanted[1])
     report = session.report()
     kinds = {(row.instruction.a_type.name, row.instruction.b_type.name) for row in report.emulated}
     assert kinds == {("e4m3", "e4m3"), ("e5m2", "e4m3"), ("e4m3", "e5m2")} and not report.skipped
@@ -58,7 +55,7 @@ def test_mxfp8(arch: str) -> None:
     a, b = mxfp8.quantize_rows(normal(M, K)), mxfp8.quantize_columns(normal(K, N, seed=1), format="e5m2").T
     with emulate(arch, frameworks=["jax"]) as session:
         got = jax.jit(jax_blocks.mxfp8_matmul)(a.elements, a.scales, b.elements, b.scales)
-        same_bits(got, mxfp8.mxfp8_matmul(a, b.T, arch=arch))
+        assert same_bits(got, mxfp8.mxfp8_matmul(a, b.T, arch=arch))
     assert [row.instruction.scale_type.name for row in session.report().emulated if row.instruction.scale_type] == ["ue8m0"]
 
 
@@ -67,7 +64,7 @@ def test_nvfp4(arch: str) -> None:
     a, b = nvfp4.quantize_rows(normal(M, K)), nvfp4.quantize_columns(normal(K, N, seed=1)).T
     with emulate(arch, frameworks=["jax"]) as session:
         got = jax.jit(jax_blocks.nvfp4_matmul)(a.elements, a.scales, a.tensor_scale, b.elements, b.scales, b.tensor_scale)
-        same_bits(got, nvfp4.nvfp4_matmul(a, b.T, arch=arch))
+        assert same_bits(got, nvfp4.nvfp4_matmul(a, b.T, arch=arch))
     assert [row.instruction.scale_type.name for row in session.report().emulated if row.instruction.scale_type] == ["ue4m3"]
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of schemes 1 to 5 under emulation, bit for bit against quantizers and compositions."""
+"""The Triton kernels of schemes 1 to 5: quantizers under emulation, bit for bit; what the compiler makes of them; refusals."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,23 +6,20 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
+from arrays import same_bits, tensor
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
+from kernel_calls import UNIT  # noqa: E402
 
 from mmabits.emulator.hooks.session import Session, emulate  # noqa: E402
-from mmabits.emulator.hooks.triton.plans import k_order  # noqa: E402
-from mmabits.emulator.layouts import pack_fp4, swizzle_scales  # noqa: E402
-from mmabits.isa import EmulationError  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.quantize import MX_RECIPES  # noqa: E402
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4  # noqa: E402
-from mmabits.kernels.schemes.dots import Dots  # noqa: E402
 from mmabits.kernels.schemes.scaling import RECIPES  # noqa: E402
 from mmabits.kernels.triton import block_scaled, quantizing  # noqa: E402
 from mmabits.kernels.triton import fp8 as triton_fp8  # noqa: E402
@@ -35,24 +32,6 @@ SEED = 20260204
 M, N, K = 40, 72, 288  # the last step over K is not full
 VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 Run = Callable[[str], Any]
-
-
-def tensor(array: Any) -> Any:
-    """A contiguous torch tensor of the same bits; ue8m0 as uint8, e2m1 packed along its last axis."""
-    array = np.ascontiguousarray(array)
-    if array.dtype == ml_dtypes.float4_e2m1fn:
-        return torch.from_numpy(pack_fp4(array))
-    names = {ml_dtypes.float8_e4m3fn: "float8_e4m3fn", ml_dtypes.float8_e5m2: "float8_e5m2", ml_dtypes.float8_e8m0fnu: "uint8"}
-    for dtype, name in names.items():
-        if array.dtype == dtype:
-            return torch.from_numpy(array.view(np.uint8)).view(getattr(torch, name))
-    return torch.from_numpy(array)
-
-
-def same_bits(got: Any, wanted: Any) -> None:
-    wanted = tensor(wanted)
-    assert got.dtype == wanted.dtype and got.shape == wanted.shape
-    assert np.array_equal(got.view(torch.uint8).numpy(), wanted.view(torch.uint8).numpy())
 
 
 @lru_cache(maxsize=1)
@@ -69,152 +48,6 @@ def emulated(arch: str) -> Iterator[Session]:
         yield session
     report = session.report()
     assert not report.skipped
-
-
-# Products -------------------------------------------------------------------------------------------------------------
-
-
-def dots(arch: str, width: int) -> Dots:
-    """Where mma.sync takes bf16 that was unpacked in registers, `width` neighbours of K are in a thread."""
-    return Dots(arch=arch, k_order=k_order(width, 16, 128, 16) if arch in ("sm_80", "sm_89") else ())
-
-
-def per_token(a: str, b: str) -> tuple[Run, Run]:
-    x, w = fp8.quantize(data()[0], per="row", format=a), fp8.quantize(data()[1], per="column", format=b)
-    given = [tensor(each) for each in (x.elements, x.scales.ravel(), w.elements.T, w.scales.ravel())]
-    return lambda arch: triton_fp8.fp8_matmul(*given), lambda arch: fp8.fp8_matmul(x, w, arch=arch)
-
-
-def per_tensor_promoted() -> tuple[Run, Run]:
-    x, w = fp8.quantize(data()[0]), fp8.quantize(data()[1])
-    given = [tensor(each) for each in (x.elements, x.scales.ravel(), w.elements.T, w.scales.ravel())]
-    return (
-        lambda arch: triton_fp8.fp8_matmul(*given, fast_accumulation=False),
-        lambda arch: fp8.fp8_matmul(x, w, arch=Dots(arch=arch, promote_every=128 if arch == "sm_90a" else None)),
-    )
-
-
-def tiles(recipe: str) -> tuple[Run, Run]:
-    x = fp8_blockwise.quantize_activations(data()[0][:, :256].copy(), recipe=recipe)
-    w = fp8_blockwise.quantize_weights(data()[1][:256], recipe=recipe)
-    given = [tensor(each) for each in (x.elements, x.scales, w.elements.T, w.scales.T)]
-    return lambda arch: triton_blockwise.fp8_blockwise_matmul(*given), lambda arch: fp8_blockwise.fp8_blockwise_matmul(x, w, arch=arch)
-
-
-def with_hard_blocks(values: np.ndarray) -> np.ndarray:
-    """Blocks that are zero, tiny, and no number."""
-    values = values.copy()
-    values[1, :32], values[2, 32:64], values[3, 70] = 0, values[2, 32:64] * np.float32(2.0**-122), np.nan
-    return values
-
-
-def mx8(a: str, b: str, *, swizzled: bool = False) -> tuple[Run, Run]:
-    x, w = mxfp8.quantize_rows(with_hard_blocks(data()[0]), format=a), mxfp8.quantize_columns(data()[1], format=b)
-    scales = [x.block_scales, np.ascontiguousarray(w.block_scales.T)]
-    if swizzled:
-        scales = [swizzle_scales(each) for each in scales]
-    given = [tensor(each) for each in (x.elements, scales[0], w.elements.T, scales[1])]
-    return (
-        lambda arch: triton_mxfp8.mxfp8_matmul(*given, swizzled=swizzled),
-        lambda arch: mxfp8.mxfp8_matmul(x, w, arch=dots(arch, 4)),
-    )
-
-
-def mx6(a: str, b: str) -> tuple[Run, Run]:
-    x = mxfp6_mxfp4.quantize_rows(with_hard_blocks(data()[0]), format=a)
-    w = mxfp6_mxfp4.quantize_columns(data()[1], format=b)
-    given = [
-        tensor(mxfp6_mxfp4.pack_fp6(x.elements, a)), tensor(x.scales), a,
-        tensor(mxfp6_mxfp4.pack_fp6(w.elements.T, b)), tensor(w.block_scales.T), b,
-    ]  # fmt: skip
-
-    def composition(arch: str) -> Any:
-        through = "e4m3" if arch in ("sm_100a", "sm_120a") else "bf16"
-        return mxfp6_mxfp4.mx_matmul(x, w, arch=dots(arch, 4), through=through)
-
-    return lambda arch: triton_mxfp4.mxfp6_matmul(*given), composition
-
-
-def mx4() -> tuple[Run, Run]:
-    x, w = mxfp6_mxfp4.quantize_rows(with_hard_blocks(data()[0])), mxfp6_mxfp4.quantize_columns(data()[1])
-    given = [tensor(each) for each in (x.elements, x.scales, w.elements.T, w.block_scales.T)]
-    return lambda arch: triton_mxfp4.mxfp4_matmul(*given), lambda arch: mxfp6_mxfp4.mx_matmul(x, w, arch=dots(arch, 8))
-
-
-def nv4(*, swizzled: bool = False) -> tuple[Run, Run]:
-    x, w = nvfp4.quantize_rows(data()[0]), nvfp4.quantize_columns(data()[1])
-    scales = [x.block_scales, np.ascontiguousarray(w.block_scales.T)]
-    if swizzled:
-        scales = [swizzle_scales(each) for each in scales]
-    wholes = [np.full(1, each.tensor_scale) for each in (x, w)]
-    given = [tensor(each) for each in (x.elements, scales[0], wholes[0], w.elements.T, scales[1], wholes[1])]
-    return (
-        lambda arch: triton_nvfp4.nvfp4_matmul(*given, swizzled=swizzled),
-        lambda arch: nvfp4.nvfp4_matmul(x, w, arch=dots(arch, 8)),
-    )
-
-
-PAIRS: dict[str, Callable[[], tuple[Run, Run]]] = {
-    "fp8-per-token": lambda: per_token("e4m3", "e4m3"),
-    "fp8-gradient": lambda: per_token("e5m2", "e4m3"),
-    "fp8-promoted": per_tensor_promoted,
-    "fp8-tiles": lambda: tiles("divide"),
-    "fp8-tiles-powers": lambda: tiles("power-of-two"),
-    "mxfp8": lambda: mx8("e4m3", "e4m3"),
-    "mxfp8-mixed": lambda: mx8("e5m2", "e4m3"),
-    "mxfp8-swizzled": lambda: mx8("e4m3", "e5m2", swizzled=True),
-    "mxfp6": lambda: mx6("e2m3", "e3m2"),
-    "mxfp4": mx4,
-    "nvfp4": nv4,
-    "nvfp4-swizzled": lambda: nv4(swizzled=True),
-}
-QUICK = ("fp8-per-token", "fp8-gradient", "fp8-promoted", "fp8-tiles", "mxfp8", "mxfp6", "mxfp4", "nvfp4")
-UNIT = {
-    ("fp8", "sm_89"): "mma.sync.aligned.m16n8k32.row.col.f32.e", ("fp8", "sm_90a"): "wgmma", ("fp8", "sm_100a"): "kind::f8f6f4",
-    ("fp8", "sm_120a"): "mma.sync.aligned.m16n8k32.row.col.f32.e",
-    ("mxfp8", "sm_100a"): "kind::mxf8f6f4", ("mxfp8", "sm_120a"): "kind::mxf8f6f4",
-    ("mxfp6", "sm_100a"): "kind::mxf8f6f4", ("mxfp6", "sm_120a"): "kind::mxf8f6f4",
-    ("mxfp4", "sm_100a"): "kind::mxf4.", ("mxfp4", "sm_120a"): "kind::mxf4nvf4",
-    ("nvfp4", "sm_100a"): "kind::mxf4nvf4", ("nvfp4", "sm_120a"): "kind::mxf4nvf4",
-}  # fmt: skip
-"""Part of the instruction's spelling; bf16 where there is no entry."""
-
-
-def comparisons() -> Iterator[Any]:
-    for arch in ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"):
-        for name in PAIRS:
-            if arch == "sm_80" and name != "mxfp4":  # Triton has no e4m3 there
-                continue
-            quick = arch in ("sm_90a", "sm_100a") and name in QUICK
-            yield pytest.param(name, arch, marks=() if quick else pytest.mark.slow, id=f"{name}-{arch}")
-
-
-@pytest.mark.parametrize(("name", "arch"), list(comparisons()))
-def test_kernel_is_the_composition(name: str, arch: str) -> None:
-    if name.startswith("nvfp4") and VERSION < (3, 8) and arch in ("sm_80", "sm_89", "sm_90a"):
-        pytest.skip("Triton before 3.8 cannot compile NVFP4 without an instruction for it")
-    kernel, composition = PAIRS[name]()
-    with emulated(arch) as session:
-        got = kernel(arch).numpy()
-    wanted = composition(arch)
-    assert got.shape == (M, N) and np.isfinite(got[4:]).all() and np.count_nonzero(got) > 0.9 * got.size
-    assert np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
-    part = UNIT.get((name.split("-")[0], arch), "bf16.bf16")
-    used = {row.instruction.ptx for row in session.report().emulated}
-    assert used and all(part in each for each in used), used
-
-
-def test_comparisons_can_fail() -> None:
-    """The data tell promotion, fusion of scaling and sum, and the order of K apart."""
-    x, w = fp8.quantize(data()[0]), fp8.quantize(data()[1])
-    once, often = (fp8.fp8_matmul(x, w, arch=Dots(arch="sm_90a", promote_every=every)) for every in (None, 128))
-    assert not np.array_equal(once, often)
-    a, b = fp8_blockwise.quantize_activations(data()[0][:, :256].copy()), fp8_blockwise.quantize_weights(data()[1][:256])
-    fused, apart = (fp8_blockwise.fp8_blockwise_matmul(a, b, arch="sm_90a", fused=each) for each in (True, False))
-    assert not np.array_equal(fused, apart)
-    rows, columns = mxfp8.quantize_rows(data()[0]), mxfp8.quantize_columns(data()[1])
-    ascending, permuted = (mxfp8.mxfp8_matmul(rows, columns, arch=each) for each in ("sm_89", dots("sm_89", 4)))
-    assert not np.array_equal(ascending, permuted)
 
 
 # Quantizers -----------------------------------------------------------------------------------------------------------
@@ -249,14 +82,14 @@ def test_fp8_quantizers(recipe: str, kind: str) -> None:
         for element in ("e4m3", "e5m2"):
             elements, scales = triton_fp8.quantize_rows(tensor(values), format=element, recipe=recipe)
             wanted = fp8.quantize(values, per="row", format=element, recipe=recipe)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales.ravel())
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales.ravel()))
         tiled = values if kind == "random" else np.tile(values, (1, 2))
         for quantize, tile in ((triton_blockwise.quantize_activations, (1, 128)), (triton_blockwise.quantize_weights, (128, 128))):
             elements, scales = quantize(tensor(tiled), recipe=recipe)
             tiles = fp8_blockwise.quantize(tiled, tile=tile, recipe=recipe)
-            same_bits(elements, tiles.elements)
-            same_bits(scales, tiles.scales)
+            assert same_bits(elements, tensor(tiles.elements))
+            assert same_bits(scales, tensor(tiles.scales))
 
 
 @ONE_ARCH
@@ -271,15 +104,15 @@ def test_mx_quantizers(recipe: str, kind: str) -> None:
                 (columns, mxfp8.quantize_columns(values, format=element, recipe=recipe).T),
             ):
                 elements, scales = quantize(tensor(values), format=element, recipe=recipe)
-                same_bits(elements, wanted.elements)
-                same_bits(scales, wanted.scales)
+                assert same_bits(elements, tensor(wanted.elements))
+                assert same_bits(scales, tensor(wanted.scales))
         for quantize, wanted in (
             (triton_mxfp4.quantize_mxfp4_rows, mxfp6_mxfp4.quantize_rows(values, recipe=recipe)),
             (triton_mxfp4.quantize_mxfp4_columns, mxfp6_mxfp4.quantize_columns(values, recipe=recipe).T),
         ):
             elements, scales = quantize(tensor(values), recipe=recipe)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales)
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales))
 
 
 @ONE_ARCH
@@ -290,8 +123,8 @@ def test_nvfp4_quantizers(square: bool, kind: str) -> None:
         for columns in (False, True):
             elements, scales, whole = triton_nvfp4.quantize(tensor(values), columns=columns, square=square)
             wanted = nvfp4.quantize_columns(values, square=square).T if columns else nvfp4.quantize_rows(values, square=square)
-            same_bits(elements, wanted.elements)
-            same_bits(scales, wanted.scales)
+            assert same_bits(elements, tensor(wanted.elements))
+            assert same_bits(scales, tensor(wanted.scales))
             assert whole.item() == wanted.tensor_scale
 
 
@@ -469,9 +302,3 @@ def bytes_of(*shape: int) -> Any:
 def test_refusals(call: Callable[[], Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
-
-
-def test_ampere_has_no_e4m3() -> None:
-    x, w = fp8_of(64, 128), fp8_of(64, 128)
-    with emulate("sm_80", frameworks=["triton"]), pytest.raises(EmulationError, match="fp8e4nv"):
-        triton_fp8.fp8_matmul(x, torch.ones(1), w, torch.ones(1))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
 CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
-DATA_KINDS = ("conformance/**/*.j2", "reports/**/*.j2", "research/**/*.j2", "conformance/probes/pack/*.safetensors", "isa/tables/*")
+DATA_KINDS = (*(f"{folder}/**/*.j2" for folder in FOLDERS), "conformance/probes/pack/*.safetensors", "isa/tables/*")
 """Data that are many files: page templates, the pack of vectors, and tables of numbers."""
 
 
@@ -118,15 +118,15 @@ def test_wheel_imports_from_outside_the_tree_and_loads_no_framework(wheel: Path,
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    program = """
+    program = f"""
 import importlib, sys
 from pathlib import Path
 import mmabits
-for name in ("isa", "emulator", "kernels", "conformance"):
+for name in {FOLDERS}:
     importlib.import_module("mmabits." + name)
 print(Path(mmabits.__file__).parent)
-print(sorted({"jax", "matplotlib", "tokenizers", "torch", "triton"} & set(sys.modules)))
-print(sorted({"conformance", "emulator", "isa", "kernels"} & set(sys.modules)))
+print(sorted({{"jax", "matplotlib", "tokenizers", "torch", "triton"}} & set(sys.modules)))
+print(sorted(set({FOLDERS}) & set(sys.modules)))
 """
     output = run_ok(sys.executable, "-c", program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
     assert output.splitlines() == [str(site / "mmabits"), "[]", "[]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from mmabits.conformance.probes.pack import FOLDER, entries, vectors_of
 from mmabits.conformance.probes.score import kills, score_files, score_vectors
 from mmabits.conformance.replay import recordings_folder, replay_files
 from mmabits.conformance.vectors import read_vectors, write_vectors
-from mmabits.isa import Instruction, lower, parse
+from mmabits.isa import FORMATS, Instruction, lower, parse
+from mmabits.research.exact import Operands, evaluate
+from mmabits.research.model import model_of
 from mmabits.research.probes.equivalent import reason_for
-from mmabits.research.probes.exact import Operands, evaluate
 from mmabits.research.probes.generators import all_operands, probes_for
-from mmabits.research.probes.model import model_of
 from mmabits.research.probes.mutants import mutants
 
 FAMILIES = {"mma.sync": "mma", "wgmma.mma_async": "wgmma", "tcgen05.mma": "tcgen05"}
@@ -78,6 +79,14 @@ def test_the_exact_model_agrees_with_the_slow_reference(text: str, arch: str) ->
             nan = np.array([slow_reference.is_nan("f64", int(code)) for code in want])
             got, want = got[~nan], want[~nan]
         assert np.array_equal(got, want)
+
+
+def test_groups_are_the_same_sums_whatever_operands_are_converted_to() -> None:
+    row = parse("tcgen05.mma.cta_group::1.kind::mxf4.block_scale.block32.m128n8k64.f32.e2m1.e2m1.ue8m0")
+    model = model_of(lower(row, "sm_100a"))
+    pool = all_operands(probes_for(model, random=12))
+    converted = dataclasses.replace(model, operand_format=FORMATS["f16"])
+    assert np.array_equal(evaluate(converted, pool), evaluate(model, pool))
 
 
 def test_the_pack_is_small_and_says_that_it_is_computed() -> None:

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from mmabits.isa import Arithmetic, Instruction, Lowering, UnsupportedInstruction, architecture, library_instruction, lower
+from mmabits.isa import Instruction, Lowering, UnsupportedInstruction, library_instruction, lower
+from mmabits.isa.choices import library_promotion
 
 ASSUMED: Final = "XLA's choice of instruction is assumed, and that K is not split"
 FAST: Final = "fast accumulation, which XLA asks of cuBLASLt by default"
@@ -21,9 +22,6 @@ PROMOTES: Final = "promotion every {} elements of K is assumed: cuBLASLt does no
 TF32: Final = "f32 read as tf32, XLA's default; HIGHEST would run on CUDA cores"
 UPCAST: Final = "fp8 converted to f16 first, as XLA does {}"
 VECTORS: Final = "a product of two vectors: XLA makes it a multiplication and a sum, on CUDA cores"
-
-PROMOTED: Final = {"sm_89": 128, "sm_90a": 128}
-"""Where cuBLASLt promotes unless told to accumulate fast, and after how many elements of K: CUTLASS's interval, for want of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,22 +222,16 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
         instruction = library_instruction(arch, KINDS[a].form, KINDS[b].form)
     except UnsupportedInstruction:
         return _same_type(arch, _F16, None, UPCAST.format("before sm_89"))
-    promoted = PROMOTED.get(architecture(arch).target)
-    if promoted is None:
+    promoted = library_promotion(arch)
+    if not promoted:
         return _emulated(arch, instruction, (a, b), 0, "")
     return _emulated(arch, instruction, (a, b), 0 if fast else promoted, FAST if fast else PROMOTES.format(promoted))
 
 
 def _emulated(arch: str, instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int, note: str) -> Choice:
     lowering = lower(instruction, arch)
-    promote = promote or own_promotion(arch, lowering)
+    promote = promote or lowering.own_promotion
     return OnTensorCores(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
-
-
-def own_promotion(arch: str, lowering: Lowering) -> int:
-    """Elements of K after which a what-if architecture promotes where nobody says; 0: never."""
-    promotes = lowering.datapath.result.name == "f32" and lowering.datapath.arithmetic in (Arithmetic.FUSED, Arithmetic.GROUPED)
-    return architecture(arch).promote_every if promotes else 0
 
 
 # -------------------------------------------------------------------------------------------------------------- block scales
@@ -292,4 +284,4 @@ def block_scaled(
     except UnsupportedInstruction as error:
         return WithoutTensorCores(str(error))
     lowering = lower(instruction, arch)
-    return OnTensorCores(lowering=lowering, operands=(a, b), promote_every=own_promotion(arch, lowering), note=CUDNN)
+    return OnTensorCores(lowering=lowering, operands=(a, b), promote_every=lowering.own_promotion, note=CUDNN)

@@ -20,7 +20,6 @@ from mmabits.emulator.hooks.torch.scaled import (
     RECIPES,
     ScaledOperands,
     ScalingRecipe,
-    capability,
     check_contraction,
     compute,
     elements,
@@ -31,7 +30,7 @@ from mmabits.emulator.hooks.torch.scaled import (
     unswizzled,
 )
 from mmabits.emulator.hooks.torch.undefined import poison
-from mmabits.isa import OperandError, OperandTypeError
+from mmabits.isa import OperandError, OperandTypeError, architecture
 
 ROWWISE: Final = next(recipe for recipe in RECIPES if recipe.name == "rowwise")
 MXFP8: Final = next(recipe for recipe in RECIPES if recipe.name == "MXFP8")
@@ -158,7 +157,7 @@ def grouped_mm(call: OperatorCall) -> Any:
 
 
 def _check_capability(call: OperatorCall) -> None:
-    if capability(call.session.arch)[0] not in (9, 10):
+    if architecture(call.session.arch).capability[0] not in (9, 10):
         call.session.refuse(call.site, call.signature.name, "PyTorch has scaled grouped products for compute capability 9.x and 10.x")
 
 

@@ -22,7 +22,7 @@ from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
 from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture, lower
-from mmabits.isa.choices import library_instruction
+from mmabits.isa.choices import library_instruction, library_promotion
 
 FP8: Final = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 FP4: Final = {torch.float4_e2m1fn_x2: "e2m1"}
@@ -36,8 +36,6 @@ SWIZZLED: Final = 1
 
 _CUBLASLT_ROWWISE: Final = 9
 """The major compute capability on which cuBLASLt has rowwise products."""
-PROMOTED: Final = {(8, 9): 128, (9, 0): 128}
-"""GPUs on which `use_fast_accum=False` means something, and after how many elements of K they promote then: as CUTLASS does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +106,9 @@ PADDING_OPEN: Final = (
 FAST_ACCUM: Final = "use_fast_accum=False promoted every {} of K as CUTLASS does; cuBLAS's interval is not documented"
 
 
-def capability(arch: str) -> tuple[int, int]:
-    """(9, 0) for sm_90a."""
-    digits = re.findall(r"\d+", architecture(arch).target)[0]
-    return int(digits[:-1]), int(digits[-1])
-
-
 def check_capability(call: OperatorCall, recipe: ScalingRecipe) -> None:
     """Refuse what PyTorch has no kernel for."""
-    found = capability(call.session.arch)
+    found = architecture(call.session.arch).capability
     if found < (8, 9):
         call.session.refuse(call.site, call.signature.name, "PyTorch has scaled products for compute capability 8.9 and from 9.0 on")
     if found[0] not in recipe.capabilities:
@@ -130,7 +122,7 @@ def check_rowwise(call: OperatorCall, b: torch.Tensor, out_dtype: torch.dtype, b
         OperandTypeError: B or the result in another type.
         EmulationError: a result that PyTorch gets wrong.
     """
-    if capability(call.session.arch)[0] == _CUBLASLT_ROWWISE:
+    if architecture(call.session.arch).capability[0] == _CUBLASLT_ROWWISE:
         return
     if b.dtype != torch.float8_e4m3fn:
         raise OperandTypeError(f"{call.site}: B of a rowwise product on {call.session.arch} must be torch.float8_e4m3fn, got {b.dtype}")
@@ -184,7 +176,7 @@ def elements(tensor: torch.Tensor, axis: int) -> Array:
 
 def promotion(call: OperatorCall, use_fast_accum: bool) -> tuple[int | None, str]:
     """(elements of K after which the accumulator is promoted, what the report should say of it)."""
-    interval = None if use_fast_accum else PROMOTED.get(capability(call.session.arch))
+    interval = None if use_fast_accum else library_promotion(call.session.arch) or None
     return interval, FAST_ACCUM.format(interval) if interval else ""
 
 
@@ -552,7 +544,7 @@ def _named_floats(call: OperatorCall, kind: int, scale: torch.Tensor, rows: int,
         return one_float(call, scale, name)
     if kind == ROW:
         wanted = [(rows, 1)] if name == "scale_a" else [(1, rows)]
-        if name == "scale_b" and capability(call.session.arch)[0] == _CUBLASLT_ROWWISE:
+        if name == "scale_b" and architecture(call.session.arch).capability[0] == _CUBLASLT_ROWWISE:
             wanted.append((rows, 1))
         is_fit = tuple(scale.shape) in wanted and scale.is_contiguous()
         if not is_fit or (name == "scale_b" and scale.stride(1) != 1):

@@ -71,7 +71,7 @@ class MachineDriver:
 
     def __init__(self, session: Session) -> None:
         self.arch = session.arch
-        self.capability = int("".join(each for each in architecture(session.arch).target.removeprefix("sm_") if each.isdigit()))
+        self.capability = architecture(session.arch).capability_number
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities(session.arch)
         self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)

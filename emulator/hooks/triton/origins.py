@@ -2,8 +2,8 @@
 
 The compiler lays the operands of mma.sync out by the narrowest element that any load behind them had, and the order of K follows that
 layout. It walks back from the dot through elementwise operations, views and loads, and stops at all others; what a loop carries, or a
-branch gives, it does not follow as long as the loop and the branch are there. So here: an operation of `_FOLLOWED` passes the loads of
-its operands on, one of `_ENDS` has none, and of a value that anything else made the loads are not known.
+branch gives, it does not follow as long as the loop and the branch are there. So here: an operation of `_VIEWS`, `_CASTS` or
+`_ELEMENTWISE` passes the loads of its operands on, one of `_ENDS` has none, and of a value that anything else made the loads are not known.
 """
 
 from __future__ import annotations

@@ -79,11 +79,6 @@ class Plan:
         return "; ".join(word for word in words if word)
 
 
-def capability(arch: str) -> int:
-    """What Triton calls the architecture: 90 for sm_90a."""
-    return int("".join(filter(str.isdigit, architecture(arch).target)))
-
-
 class Planner:
     """Plans for one architecture, asked once for each kind of dot.
 
@@ -95,7 +90,7 @@ class Planner:
 
     def __init__(self, arch: str, ask: Callable[[dict[str, Any]], Facts] | None, version: str) -> None:
         self.arch, self.version, self._ask = arch, version, ask
-        self.capability = capability(arch)
+        self.capability = architecture(arch).capability_number
         self._plans: dict[Dot | ScaledDot, Plan] = {}
 
     def plan(self, dot: Dot | ScaledDot) -> Plan:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import operands
 import pytest
+from arrays import same_bits
 
 import mmabits
 from mmabits.emulator.codecs import from_codes
@@ -49,12 +50,6 @@ def to_torch(array: Array, name: str) -> Any:
     """A tensor of the same bits."""
     codes = np.ascontiguousarray(array).view("u1" if array.itemsize == 1 else f"i{array.itemsize}").copy()
     return torch.from_numpy(codes).view(TORCH[name])
-
-
-def same_bits(tensor: Any, array: Array) -> bool:
-    """Whether a tensor has the dtype, shape and bits of an array."""
-    codes = tensor.detach().contiguous().view(BITS[tensor.element_size()]).numpy()
-    return tuple(tensor.shape) == array.shape and codes.tobytes() == np.ascontiguousarray(array).tobytes()
 
 
 @pytest.mark.parametrize(("arch", "text"), PRODUCTS, ids=[text for _, text in PRODUCTS])

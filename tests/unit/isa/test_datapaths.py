@@ -44,9 +44,9 @@ BYTES = {"f16": 2, "bf16": 2, "tf32": 4, "f8": 1, "f8f6f4": 1, "mxf8f6f4": 1}
 
 @pytest.mark.parametrize("row", DATAPATHS.values(), ids=list(DATAPATHS))
 def test_the_name_says_what_the_row_is(row):
-    arch, _unit, operands, accumulator = row.name.split(".")
+    arch, unit, operands, accumulator = row.name.split(".")
     assert DATAPATHS[row.name] is row and arch in ARCHITECTURES
-    assert row.result is FORMATS[accumulator]
+    assert (row.arch, row.unit, row.operands, row.result) == (arch, unit, operands, FORMATS[accumulator])
     arithmetic = {"int": Arithmetic.INTEGER, "f64": Arithmetic.FMA_CHAIN, "mxf4": Arithmetic.GROUPED}
     assert row.arithmetic is arithmetic.get(operands, Arithmetic.FUSED)
 
@@ -115,7 +115,7 @@ def test_unmeasured_architectures_carry_their_neighbour_as_inferred():
         assert len(rows) >= 8
         for row in rows:
             other = DATAPATHS[neighbour + row.name.removeprefix(arch)]
-            skipped = ("name", "proofs", "special_proofs")
+            skipped = ("arch", "proofs", "special_proofs")
             fields = [field.name for field in dataclasses.fields(row) if field.name not in skipped]
             assert [getattr(row, name) for name in fields] == [getattr(other, name) for name in fields]
             assert row.evidence is Evidence.INFERRED and weakest(row.special_proofs) is Evidence.INFERRED

@@ -6,19 +6,10 @@ import dataclasses
 import enum
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
-from mmabits.isa import Arithmetic, FormatSpec, Lowering, ResultRounding
+from mmabits.isa import Arithmetic, FormatSpec, Lowering, Rounding
 from mmabits.isa.errors import OperandError, UnsupportedInstruction
-
-
-class Rounding(enum.Enum):
-    """To where a number is rounded that lies between two."""
-
-    NEAREST_EVEN = "rn"
-    TOWARD_ZERO = "rz"
-    DOWN = "rm"
-    UP = "rp"
 
 
 class Overflow(enum.Enum):
@@ -54,6 +45,8 @@ class Model:
     """Fraction bits kept below the largest exponent; None: the sum is exact."""
     zero_exponent: int | None
     """Exponent of a term whose significand is zero; None: such a term has none."""
+    floor: int | None = None
+    """The least exponent to which terms are aligned; None: whatever the largest of theirs is."""
     group: int = 1
     """Products summed exactly before the alignment."""
     result_fraction_bits: int
@@ -84,6 +77,10 @@ class Model:
     """A term whose scale is zero has the exponent of a zero term; else that of its scales."""
     scale_rotation: int = 0
     """The scale that a block reads is that of the block so many further on."""
+    negate_a: bool = False
+    negate_b: bool = False
+    c_halvings: int = 0
+    """The accumulator enters the first step divided by two so many times."""
     nan: int
     """Code of the NaN that comes out."""
     name: str = dataclasses.field(default="", compare=False)
@@ -128,18 +125,32 @@ def reread(form: FormatSpec, **fields: Any) -> FormatSpec:
     return _reread(form, tuple(sorted(fields.items()))) if fields else form
 
 
-_RESULT: Final = {ResultRounding.TOWARD_ZERO: Rounding.TOWARD_ZERO, ResultRounding.NEAREST_EVEN: Rounding.NEAREST_EVEN}
-
-
 def model_of(lowering: Lowering) -> Model:
-    """The model of an instruction on an architecture.
+    """The model of an instruction on an architecture, for probes.
 
     Raises:
-        UnsupportedInstruction: a modifier that scales or negates operands, which a model does not have.
+        UnsupportedInstruction: a modifier that scales or negates operands: probes have none.
     """
-    row, path = lowering.instruction, lowering.datapath
+    row = lowering.instruction
     if row.scale_input_d or row.negate_a or row.negate_b or not row.scale_d:
         raise UnsupportedInstruction(f"{row}: probes are for instructions without negA, negB, scale_d and scale_input_d")
+    return _model_of(lowering)
+
+
+def traced_model(lowering: Lowering) -> Model:
+    """The model of an instruction on an architecture as the engine has it, its modifiers included.
+
+    The engine aligns to e_zero at least. Of rows that shows only with scale_input_d: no other accumulator lies below it.
+    """
+    row, path = lowering.instruction, lowering.datapath
+    return dataclasses.replace(
+        _model_of(lowering), negate_a=row.negate_a, negate_b=row.negate_b, c_halvings=row.scale_input_d,
+        floor=path.zero_exponent if path.is_aligned else None,
+    )  # fmt: skip
+
+
+def _model_of(lowering: Lowering) -> Model:
+    row, path = lowering.instruction, lowering.datapath
     common: dict[str, Any] = {
         "a_type": row.a_type, "b_type": row.b_type, "d_type": row.d_type, "k": row.k, "scale_type": row.scale_type, "block": row.block,
         "order": lowering.k_order or tuple(range(row.k)), "name": path.name,
@@ -148,12 +159,12 @@ def model_of(lowering: Lowering) -> Model:
         case Arithmetic.INTEGER:
             return exact_integers(**common, saturates=row.satfinite)
         case Arithmetic.FMA_CHAIN:
-            return fma_chain(**common, rounding=Rounding(row.rounding or "rn"), nan=path.result_nan)
+            return fma_chain(**common, rounding=row.rounding_mode, nan=path.result_nan)
         case Arithmetic.FUSED | Arithmetic.GROUPED:
             return Model(
                 **common, arithmetic=path.arithmetic, step=lowering.step, fraction_bits=path.fraction_bits,
                 zero_exponent=path.zero_exponent, group=path.group, result_fraction_bits=path.result_fraction_bits,
-                rounding=_RESULT[path.result_rounding], c_added=lowering.separate_add, operand_format=lowering.unpacked_to,
+                rounding=path.result_rounding.mode or row.rounding_mode, c_added=lowering.separate_add, operand_format=lowering.unpacked_to,
                 nan=path.result_nan,
             )  # fmt: skip
 

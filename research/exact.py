@@ -1,19 +1,21 @@
-"""The exact model: what a `Model` makes of operands, in integers, for any numbers that a model can have.
+"""The exact model: what a `Model` makes of operands, step by step, in integers, for any numbers that a model can have.
 
 Independent of the engine, which is compiled for the rows there are. Sums that 64 bits hold are computed in NumPy integers, wider ones in
-Python's; the code is the same, and nothing is ever rounded but where the model says so.
+Python's; the code is the same, and nothing is ever rounded but where the model says so. `evaluate` gives results, `steps` everything on the
+way to them; `mmabits.research.trace` tells of one element what `steps` gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import Arithmetic, FormatSpec, NonFinite
-from mmabits.research.probes.model import Model, Overflow, Rounding
+from mmabits.isa import Arithmetic, FormatSpec, NonFinite, Rounding
+from mmabits.research.model import Model, Overflow
 
 Codes = npt.NDArray[Any]
 Integers = npt.NDArray[Any]
@@ -21,7 +23,7 @@ Integers = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
 
 FINITE, INFINITE, NAN = 0, 1, 2
-_NEVER: Final = -(1 << 40)
+NEVER: Final = -(1 << 40)
 """Exponent of a term that does not take part in the alignment."""
 _TABLE_BITS: Final = 16
 _NARROW_FRACTION_BITS: Final = 40
@@ -45,7 +47,7 @@ class Operands(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Decoded codes: value = significand x 2^lsb, with the exponent that the alignment sees."""
+    """Decoded codes: value = significand x 2^lsb, with the exponent that the alignment sees. Fields have the shape of the codes."""
 
     kind: Integers
     significand: Integers
@@ -80,10 +82,9 @@ def _decode(codes: Codes, spec: FormatSpec, flush: bool, lowest: int) -> Numbers
     subnormal = (field == 0) & spec.has_subnormals
     significand = np.where(subnormal, 0 if flush else fraction, fraction + (1 << spec.fraction_bits))
     exponent = np.where(subnormal, 1, field) - spec.bias
-    bits = _bit_length(significand)
-    room = np.clip(np.minimum(spec.fraction_bits + 1 - bits, exponent - lowest), 0, None)
-    raised = np.where(significand > 0, room, 0)
-    significand, exponent = significand << raised, exponent - raised
+    lsb = exponent - spec.fraction_bits
+    if lowest < spec.min_exponent:
+        exponent = np.where(significand > 0, np.maximum(_bit_length(significand) - 1 + lsb, lowest), exponent)
     kind = np.zeros(codes.shape, np.int64)
     top = spec.exponent_mask >> spec.ignored_low_bits
     wide_magnitude = magnitude.astype(np.int64)
@@ -92,7 +93,7 @@ def _decode(codes: Codes, spec: FormatSpec, flush: bool, lowest: int) -> Numbers
     elif spec.non_finite is NonFinite.NAN_ONLY:
         kind = np.where(wide_magnitude == spec.magnitude_mask >> spec.ignored_low_bits, NAN, FINITE)
     significand = np.where(kind == FINITE, np.where(negative, -significand, significand), 0)
-    return Numbers(kind, significand, exponent - spec.fraction_bits, exponent, negative)
+    return Numbers(kind, significand, lsb, exponent, negative)
 
 
 @lru_cache(maxsize=256)
@@ -100,19 +101,33 @@ def _table(spec: FormatSpec, flush: bool, lowest: int) -> Numbers:
     return _decode(np.arange(1 << spec.container_bits, dtype=np.uint64) & np.uint64(spec.codes - 1), spec, flush, lowest)
 
 
-def decode(codes: Codes, spec: FormatSpec, *, flush: bool = False, unpacked_to: FormatSpec | None = None) -> Numbers:
+def decode(
+    codes: Codes, spec: FormatSpec, *, flush: bool = False, unpacked_to: FormatSpec | None = None, negate: bool = False
+) -> Numbers:  # fmt: skip
     """Take codes apart.
 
     Args:
         codes: of the format, any shape.
         spec: the format.
         flush: subnormals count as zero.
-        unpacked_to: the format whose smallest normal exponent decides up to where significands are normalised.
+        unpacked_to: the format whose smallest normal exponent decides up to where subnormals have exponents of their own.
+        negate: the other sign, of every code.
     """
     lowest = min((unpacked_to or spec).min_exponent, spec.min_exponent) if not spec.is_integer else 0
     if spec.container_bits <= _TABLE_BITS:
-        return Numbers(*(field[codes] for field in _table(spec, flush, lowest)))
-    return _decode(codes, spec, flush, lowest)
+        found = Numbers(*(field[codes] for field in _table(spec, flush, lowest)))
+    else:
+        found = _decode(codes, spec, flush, lowest)
+    return found._replace(significand=-found.significand, negative=~found.negative) if negate else found
+
+
+def decode_operands(model: Model, a: Codes, b: Codes) -> tuple[Numbers, Numbers]:
+    """Codes of A and of B as the unit reads them."""
+    first, second = (
+        decode(codes, form, flush=model.flushes_operands, unpacked_to=model.operand_format, negate=negate)
+        for codes, form, negate in ((a, model.a_type, model.negate_a), (b, model.b_type, model.negate_b))
+    )
+    return first, second
 
 
 _python_bit_length: Any = np.frompyfunc(int.bit_length, 1, 1)
@@ -216,6 +231,8 @@ class _OrderedProducts(NamedTuple):
 
 def _needs_python(model: Model) -> bool:
     """Whether some sum or product may pass 62 bits."""
+    if model.is_integer:
+        return False
     bits = model.a_type.fraction_bits + model.b_type.fraction_bits
     spread = 0
     if model.arithmetic is Arithmetic.GROUPED:
@@ -228,15 +245,11 @@ def _products(model: Model, x: Operands, wide: bool) -> _OrderedProducts:
     order = list(model.order)
     ascending = order == list(range(model.k))
     codes = (x.a, x.b) if ascending else (x.a[:, order], x.b[:, order])
-    a, b = (
-        decode(each, form, flush=model.flushes_operands, unpacked_to=model.operand_format)
-        for each, form in zip(codes, (model.a_type, model.b_type), strict=True)
-    )
+    a, b = decode_operands(model, *codes)
     left, right = (a.significand.astype(object), b.significand.astype(object)) if wide else (a.significand, b.significand)
     significand, lsb, exponent = left * right, a.lsb + b.lsb, a.exponent + b.exponent
     if model.normalised_products:
-        point = model.a_type.fraction_bits + model.b_type.fraction_bits
-        exponent = exponent + (_bit_length(np.abs(significand)) - 1 > point)
+        exponent = exponent + (_bit_length(np.abs(significand)) - 1 + lsb > exponent)
     infinite = (a.kind == INFINITE) | (b.kind == INFINITE)
     zero = ((a.kind == FINITE) & (a.significand == 0)) | ((b.kind == FINITE) & (b.significand == 0))
     invalid = (a.kind == NAN) | (b.kind == NAN)
@@ -286,30 +299,54 @@ def _grouped_terms(numbers: Numbers, scales: tuple[Numbers, Numbers] | None, mod
         total = total * np.where(first.negative != second.negative, -np.abs(factor), np.abs(factor))
         lsb, exponent = lsb + first.lsb + second.lsb, first.exponent + second.exponent
         absent = absent | (factor == 0) if model.zero_scale_absent else absent
-    return total, lsb, np.where(absent, _NEVER if model.zero_exponent is None else model.zero_exponent, exponent)
+    return total, lsb, np.where(absent, NEVER if model.zero_exponent is None else model.zero_exponent, exponent)
 
 
 def _fused_terms(numbers: Numbers, model: Model) -> tuple[Integers, Integers, Integers]:
-    absent = _NEVER if model.zero_exponent is None else model.zero_exponent
+    absent = NEVER if model.zero_exponent is None else model.zero_exponent
     return numbers.significand, numbers.lsb, np.where(numbers.significand == 0, absent, numbers.exponent)
 
 
 # Steps -----------------------------------------------------------------------------------------------------------------------
 
 
-def _sum(significand: Integers, lsb: Integers, exponent: Integers, model: Model) -> tuple[Integers, Integers]:
-    """The sum of aligned terms of shape (n, terms), and the exponent of its last place."""
+class StepArrays(NamedTuple):
+    """One step of n dot products: (n, terms) of its products or groups and, last, its accumulator, and (n,) of the whole."""
+
+    elements: tuple[int, ...]
+    """Of K, in the order in which they enter."""
+    significand: Integers
+    """A term is significand x 2^lsb."""
+    lsb: Integers
+    exponent: Integers
+    """What takes part in the search for the largest exponent; NEVER: nothing."""
+    kept: Integers
+    """What is left of a term after alignment, in units of the last place."""
+    last_place: Integers
+    """Exponent of the last place that is kept."""
+    total: Integers
+    """The exact sum of what is kept."""
+    is_special: Flags
+    """An infinity or NaN comes out, whatever the sum."""
+    codes: Codes
+    """The accumulator handed on."""
+
+
+def _aligned(significand: Integers, lsb: Integers, exponent: Integers, model: Model) -> tuple[Integers, Integers]:
+    """Terms of shape (n, terms) cut to the last place that is kept, and its exponent."""
     wide = significand.dtype == object
     if model.fraction_bits is None:
-        present = np.where(significand == 0, np.int64(1 << 40), lsb)
+        present = np.where(significand == 0, np.int64(-NEVER), lsb)
         quantum = present.min(axis=1)
-        quantum = np.where(quantum == 1 << 40, 0, quantum)
+        quantum = np.where(quantum == -NEVER, 0, quantum)
     else:
         largest = exponent.max(axis=1)
-        quantum = np.where(largest == _NEVER, 0, largest) - model.fraction_bits
+        if model.floor is not None:
+            largest = np.maximum(largest, model.floor)
+        quantum = np.where(largest == NEVER, 0, largest) - model.fraction_bits
     left, right = _limited(lsb - quantum[:, None], wide)
     left = np.where(significand == 0, 0, left)
-    return _shifted(significand, left, right, model.alignment).sum(axis=1), quantum
+    return _shifted(significand, left, right, model.alignment), quantum
 
 
 def _special(invalid: Flags, positive: Flags, negative: Flags, first_negative: Flags, model: Model) -> tuple[Flags, Codes]:
@@ -322,16 +359,23 @@ def _special(invalid: Flags, positive: Flags, negative: Flags, first_negative: F
     return nan | positive | negative, np.where(nan, np.uint64(model.nan), code).astype(f"u{form.container_bits // 8}")
 
 
-def _step(c_codes: Codes, products: _OrderedProducts, scales: tuple[Numbers, Numbers] | None, model: Model, wide: bool) -> Codes:
-    c = decode(c_codes, model.d_type, flush=model.flushes_c)
+def _step(
+    elements: tuple[int, ...], held: Codes, products: _OrderedProducts, scales: tuple[Numbers, Numbers] | None, model: Model, halvings: int
+) -> StepArrays:  # fmt: skip
+    wide = products.numbers.significand.dtype == object
+    c = decode(held, model.d_type, flush=model.flushes_c)
     grouped = model.arithmetic is Arithmetic.GROUPED
     terms = _grouped_terms(products.numbers, scales, model) if grouped else _fused_terms(products.numbers, model)
     c_significand = c.significand.astype(object) if wide else c.significand
-    absent = _NEVER if model.zero_exponent is None else model.zero_exponent
-    significand = np.concatenate([c_significand[:, None], terms[0]], axis=1)
-    lsb = np.concatenate([c.lsb[:, None], terms[1]], axis=1)
-    exponent = np.concatenate([np.where(c.significand == 0, absent, c.exponent)[:, None], terms[2]], axis=1)
-    total, quantum = _sum(significand, lsb, exponent, model)
+    absent = NEVER if model.zero_exponent is None else model.zero_exponent
+    significand = np.concatenate([terms[0], c_significand[:, None]], axis=1)
+    lsb = np.concatenate([terms[1], c.lsb[:, None] - halvings], axis=1)
+    exponent = np.concatenate([terms[2], np.where(c.significand == 0, absent, c.exponent - halvings)[:, None]], axis=1)
+    kept, quantum = _aligned(significand, lsb, exponent, model)
+    total = kept.sum(axis=1)
+    if model.is_integer:
+        codes = _integer_codes(total, model)
+        return StepArrays(elements, significand, lsb, exponent, kept, quantum, total, np.zeros(len(held), np.bool_), codes)
     all_negative = products.signs.all(axis=1) & c.negative
     any_negative = products.signs.any(axis=1) | c.negative
     all_zero = (products.numbers.significand == 0).all(axis=1) & (c.significand == 0)
@@ -344,20 +388,38 @@ def _step(c_codes: Codes, products: _OrderedProducts, scales: tuple[Numbers, Num
     positive = (products.infinite & ~products.signs).any(axis=1) | (c_infinite & ~c.negative)
     negative = (products.infinite & products.signs).any(axis=1) | (c_infinite & c.negative)
     first = np.argmax(products.infinite, axis=1)
-    first_negative = np.where(c_infinite, c.negative, products.signs[np.arange(len(c_codes)), first])
+    first_negative = np.where(c_infinite, c.negative, products.signs[np.arange(len(held)), first])
     special, special_codes = _special(invalid, positive, negative, first_negative, model)
-    return np.where(special, special_codes, codes)
+    return StepArrays(elements, significand, lsb, exponent, kept, quantum, total, special, np.where(special, special_codes, codes))
 
 
-def _ieee_sum(c: Codes, partial: Codes, model: Model) -> Codes:
-    """C + partial rounded to nearest even; NaN as the model's. Exact also for float16, where NumPy goes through float32."""
-    dtype = {16: np.float16, 32: np.float32, 64: np.float64}[model.d_type.container_bits]
-    if model.flushes_c:
-        c = _flushed(c, model.d_type)
+def _integer_codes(total: Integers, model: Model) -> Codes:
+    """An exact sum as an accumulator: saturated, or its low bits."""
+    form = model.d_type
+    if model.overflow is Overflow.SATURATES:
+        total = np.clip(total, -(1 << form.fraction_bits), (1 << form.fraction_bits) - 1)
+    return (total & (form.codes - 1)).astype(np.uint32)
+
+
+def ieee_sum(c: Codes, partial: Codes, form: FormatSpec, nan: int) -> Codes:
+    """C + partial in one format, rounded to nearest even. Exact also for float16, where NumPy goes through float32.
+
+    Args:
+        c: codes.
+        partial: codes, of the same shape.
+        form: f16, f32 or f64.
+        nan: code of the NaN that comes out.
+    """
+    dtype = {16: np.float16, 32: np.float32, 64: np.float64}[form.container_bits]
     with np.errstate(all="ignore"):
         total = c.view(dtype) + partial.view(dtype)
     codes: Codes = total.view(c.dtype).copy()
-    codes[np.isnan(total)] = model.nan
+    codes[np.isnan(total)] = nan
+    return codes
+
+
+def _c_added(c: Codes, partial: Codes, model: Model) -> Codes:
+    codes = ieee_sum(_flushed(c, model.d_type) if model.flushes_c else c, partial, model.d_type, model.nan)
     return _flushed(codes, model.d_type) if model.flushes_results else codes
 
 
@@ -367,18 +429,35 @@ def _flushed(codes: Codes, spec: FormatSpec) -> Codes:
     return np.where(magnitude < 1 << spec.fraction_bits, codes & codes.dtype.type(spec.sign_mask), codes)
 
 
-def _integer_dot(model: Model, x: Operands) -> Codes:
-    a, b = decode(x.a, model.a_type).significand, decode(x.b, model.b_type).significand
-    c = decode(x.c, model.d_type).significand
-    bits = model.d_type.fraction_bits
-    low, high = -(1 << bits), (1 << bits) - 1
-    products = (a * b)[:, list(model.order)]
-    total = c
-    for start in range(0, model.k, model.step):
-        total = total + products[:, start : start + model.step].sum(axis=1)
-        if model.overflow is Overflow.SATURATES:
-            total = np.clip(total, low, high)
-    return (total & ((1 << model.d_type.code_bits) - 1)).astype(np.uint32)
+def steps(model: Model, x: Operands, *, skips_idle: bool = False) -> Iterator[StepArrays]:
+    """Every step of an instruction, from the accumulator that is given.
+
+    An addition of C by itself, after the steps, is no step: a model that has one starts from whatever accumulator is given here.
+
+    Args:
+        model: any.
+        x: operands of the model's types and K.
+        skips_idle: leave out steps of nothing but zeros that change no accumulator.
+    """
+    products, scales = _products(model, x, _needs_python(model)), _scales(model, x)
+    if scales is not None and model.arithmetic is not Arithmetic.GROUPED:
+        products, scales = _scaled(products, scales, model), None
+    codes, idle = np.ascontiguousarray(x.c), False
+    for first in range(0, model.k, model.step):
+        part = slice(first, first + model.step)
+        taken = _OrderedProducts(
+            Numbers(*(field[:, part] for field in products.numbers)), products.signs[:, part], products.infinite[:, part],
+            products.invalid[:, part],
+        )  # fmt: skip
+        nothing = skips_idle and not (taken.numbers.significand.any() or taken.infinite.any() or taken.invalid.any())
+        if nothing and idle and scales is None and not model.signed_zeros:
+            continue  # a second step of zeros changes nothing that the first has left
+        here = (
+            None if scales is None else (Numbers(*(each[:, part] for each in scales[0])), Numbers(*(each[:, part] for each in scales[1])))
+        )
+        found = _step(model.order[part], codes, taken, here, model, model.c_halvings if first == 0 else 0)
+        yield found
+        codes, idle = found.codes, nothing
 
 
 def evaluate(model: Model, x: Operands) -> Codes:
@@ -391,24 +470,8 @@ def evaluate(model: Model, x: Operands) -> Codes:
     Returns:
         (n,) codes of `model.d_type`.
     """
-    if model.is_integer:
-        return _integer_dot(model, x)
-    wide = _needs_python(model)
-    products, scales = _products(model, x, wide), _scales(model, x)
-    if scales is not None and model.arithmetic is not Arithmetic.GROUPED:
-        products, scales = _scaled(products, scales, model), None
-    start = np.zeros_like(x.c) if model.c_added else np.ascontiguousarray(x.c)
-    codes, idle = start, False
-    for first in range(0, model.k, model.step):
-        part = slice(first, first + model.step)
-        taken = _OrderedProducts(
-            Numbers(*(field[:, part] for field in products.numbers)), products.signs[:, part], products.infinite[:, part],
-            products.invalid[:, part],
-        )  # fmt: skip
-        nothing = not (taken.numbers.significand.any() or taken.infinite.any() or taken.invalid.any())
-        if nothing and idle and scales is None and not model.signed_zeros:
-            continue  # a second step of zeros changes nothing that the first has left
-        part_scales = None if scales is None else tuple(Numbers(*(field[:, part] for field in scale)) for scale in scales)
-        codes = _step(codes, taken, part_scales, model, wide)  # type: ignore[arg-type]
-        idle = nothing
-    return _ieee_sum(np.ascontiguousarray(x.c), codes, model) if model.c_added else codes
+    start = x._replace(c=np.zeros_like(x.c)) if model.c_added else x
+    codes = start.c
+    for step in steps(model, start, skips_idle=True):
+        codes = step.codes
+    return _c_added(np.ascontiguousarray(x.c), codes, model) if model.c_added else codes
