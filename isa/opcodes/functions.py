@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mmabits.isa.evidence import Evidence
 from mmabits.isa.opcodes.exact import add, decode, encode, multiply, square_root
-from mmabits.isa.opcodes.spec import Bound, Measure, Opcode
+from mmabits.isa.opcodes.spec import Bound, ErrorMeasure, Opcode
 
 Reference = Callable[..., Any]
 
@@ -43,6 +45,36 @@ def square(x: int) -> int:
     return sum(x >> (18 - place) for place in range(17) if x >> place & 1) >> 1
 
 
+class Interpolated(NamedTuple):
+    """One interpolation, as it was computed."""
+
+    form: Quadratic
+    row: int
+    """Of the table."""
+    r: int
+    terms: tuple[int, int, int]
+    """A, B and C."""
+    square: int
+    """Of r 2^s, truncated."""
+    total: int
+    """Before the cut."""
+    result: int
+
+
+_seen: ContextVar[list[Interpolated] | None] = ContextVar("interpolations", default=None)
+
+
+@contextmanager
+def interpolations() -> Iterator[list[Interpolated]]:
+    """The interpolations that references carry out inside the block."""
+    seen: list[Interpolated] = []
+    before = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quadratic:
     """An interpolation: (A 2^a + B r + C 2^c square(r 2^s) + constant) >> cut, with A, B, C the row of a table.
@@ -58,15 +90,16 @@ class Quadratic:
     constant: int = 0
     cut: int = 0
 
-    def split(self, place: int) -> tuple[int, int]:
-        """The row's number, and r."""
-        return place >> self.low, place & (1 << self.low) - 1
-
     def __call__(self, place: int) -> int:
         """The result in integers."""
-        row, r = self.split(place)
+        row, r = place >> self.low, place & (1 << self.low) - 1
         a, b, c = tables()[self.table][row]
-        return ((a << self.a) + b * r + (c * square(r << self.s) << self.c) + self.constant) >> self.cut
+        squared = square(r << self.s)
+        total = (a << self.a) + b * r + (c * squared << self.c) + self.constant
+        seen = _seen.get()
+        if seen is not None:
+            seen.append(Interpolated(self, row, r, (a, b, c), squared, total, total >> self.cut))
+        return total >> self.cut
 
 
 QUADRATICS: Final = {
@@ -294,15 +327,15 @@ def _pair(reference: Reference) -> Reference:
 
 
 def _absolute(power: float, low: float = 0.0, high: float = math.inf) -> Bound:
-    return Bound(most=2.0**power, measure=Measure.ABSOLUTE, magnitudes=(low, high))
+    return Bound(most=2.0**power, measure=ErrorMeasure.ABSOLUTE, magnitudes=(low, high))
 
 
 def _relative(power: float, low: float = 0.0, high: float = math.inf) -> Bound:
-    return Bound(most=2.0**power, measure=Measure.RELATIVE, magnitudes=(low, high))
+    return Bound(most=2.0**power, measure=ErrorMeasure.RELATIVE, magnitudes=(low, high))
 
 
 def _ulps(most: int, low: float = 0.0, high: float = math.inf) -> Bound:
-    return Bound(most=most, measure=Measure.ULP, magnitudes=(low, high))
+    return Bound(most=most, measure=ErrorMeasure.ULP, magnitudes=(low, high))
 
 
 _TURNING: Final = (_absolute(-20.5, 0, 2 * math.pi), _absolute(-14.7, 0, 100 * math.pi))
@@ -323,6 +356,38 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
     "div.full": (_ulps(2),),
 }
 """The PTX manual's bounds, by function and type."""
+
+_LIFTED = "where |a| < 2^-126: a 2^24 first, the result {}"
+MACHINE_CODE: Final = {
+    "ex2.approx.ftz.f32": "MUFU.EX2",
+    "ex2.approx.f32": "MUFU.EX2; where a < -126 of a / 2, and the result squared",
+    "rcp.approx.ftz.f32": "MUFU.RCP",
+    "rcp.approx.f32": "MUFU.RCP; a and the result times 2^24 where |a| < 2^-126, times 1/4 where |a| > 2^126",
+    "rsqrt.approx.ftz.f32": "MUFU.RSQ",
+    "rsqrt.approx.f32": "MUFU.RSQ; " + _LIFTED.format("times 2^12"),
+    "lg2.approx.ftz.f32": "MUFU.LG2",
+    "lg2.approx.f32": "MUFU.LG2; " + _LIFTED.format("less 24"),
+    "sqrt.approx.ftz.f32": "MUFU.SQRT",
+    "sqrt.approx.f32": "MUFU.SQRT; " + _LIFTED.format("times 2^-12"),
+    "sin.approx.ftz.f32": "FMUL.RZ by 1/(2 pi), MUFU.SIN",
+    "sin.approx.f32": "FMUL.RZ by 1/(2 pi), MUFU.SIN",
+    "cos.approx.ftz.f32": "FMUL.RZ by 1/(2 pi), MUFU.COS",
+    "cos.approx.f32": "FMUL.RZ by 1/(2 pi), MUFU.COS",
+    "tanh.approx.f32": "MUFU.TANH",
+    "tanh.approx.f16": "MUFU.TANH.F16",
+    "tanh.approx.f16x2": "MUFU.TANH.F16 of each half",
+    "tanh.approx.bf16": "MUFU.TANH.BF16",
+    "tanh.approx.bf16x2": "MUFU.TANH.BF16 of each half",
+    "ex2.approx.f16": "MUFU.EX2.F16",
+    "ex2.approx.f16x2": "MUFU.EX2.F16 of each half",
+    "ex2.approx.ftz.bf16": "MUFU.EX2.BF16",
+    "ex2.approx.ftz.bf16x2": "MUFU.EX2.BF16 of each half",
+    "div.full.f32": "a MUFU.RCP(b); both times 1/4 where |b| > 2^126, times 2^24 where |b| < 2^-126",
+    "div.full.ftz.f32": "a MUFU.RCP(b); both times 1/4 where |b| > 2^126",
+    "div.approx.f32": "a MUFU.RCP(b); both times 2^24 where |b| < 2^-126",
+    "div.approx.ftz.f32": "a MUFU.RCP(b)",
+}
+"""What ptxas 13.0 makes of each, on sm_80, sm_90a, sm_100a and sm_120a alike."""
 
 REFUSED: Final = {
     "rcp.approx.ftz.f64": "the machine code is MUFU.RCP64H, of which only the format is public: 20 fraction bits in, the lower word zero",

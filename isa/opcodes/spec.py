@@ -25,7 +25,7 @@ class Kind(enum.Enum):
     HINT = "nothing that a result shows"
 
 
-class Measure(enum.Enum):
+class ErrorMeasure(enum.Enum):
     """What an error is counted in."""
 
     ULP = "units in the last place of the correctly rounded result"
@@ -38,13 +38,13 @@ class Bound:
     """An error that the PTX manual promises not to exceed."""
 
     most: float
-    measure: Measure
+    measure: ErrorMeasure
     magnitudes: tuple[float, float] = (0.0, math.inf)
     """Of the last operand, for which it holds."""
 
     def __str__(self) -> str:
         power = math.log2(self.most)
-        size = f"{self.most:g} ulp" if self.measure is Measure.ULP else f"{self.measure.name.lower()} 2^{power:.4g}"
+        size = f"{self.most:g} ulp" if self.measure is ErrorMeasure.ULP else f"{self.measure.name.lower()} 2^{power:.5g}"
         low, high = self.magnitudes
         return size + (f" for magnitudes from {low:g} to {high:g}" if self.magnitudes != (0.0, math.inf) else "")
 
