@@ -1,22 +1,24 @@
-"""The special functions of f32 once more, on whole NumPy arrays of codes: fast enough for all 2^32.
+"""The special functions of f32 once more, fast enough for all 2^32 codes.
 
-Written from isa/tables/README of the unit's arithmetic and ptxas's machine code, with other means than the references and the vector
-code: interpolations are tables over every fraction, fixed point comes of binary64, products and sums are NumPy's own.
+Written from the description of the unit's arithmetic and from ptxas's machine code, with other means than the references and the vector
+code: interpolations are tables over every fraction, fixed point comes of binary64, products and sums are the processor's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
 from mmabits.isa.opcodes.functions import tables
 
 Codes = npt.NDArray[np.uint32]
-NAN, INFINITY, SIGN = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000), np.uint32(0x80000000)
+NAN, INFINITY, SIGN = 0x7FFFFFFF, 0x7F800000, 0x80000000
+jit = numba.njit(error_model="numpy", nogil=True)
 
 
 @lru_cache(maxsize=1)
@@ -35,13 +37,11 @@ def _quadratic(name: str, place: npt.NDArray[np.int64], low: int, a: int, b: int
     return found
 
 
-@lru_cache(maxsize=1)
 def rcp_significands() -> npt.NDArray[np.int32]:
     """Of every fraction, 2^23 to 2^24."""
     return (_quadratic("rcp", np.arange(1 << 23), 16, 1 << 13, 1, 1, 0x47E7) >> 15).astype(np.int32)
 
 
-@lru_cache(maxsize=1)
 def rsqrt_significands() -> npt.NDArray[np.int32]:
     """Of every fraction with the exponent's last bit above it; of 0 it is 2^24."""
     found = (_quadratic("rsqrt", np.arange(1 << 24), 17, 1 << 14, 1, 4, 0x7FFF) >> 16).astype(np.int32)
@@ -49,13 +49,11 @@ def rsqrt_significands() -> npt.NDArray[np.int32]:
     return found
 
 
-@lru_cache(maxsize=1)
 def ex2_significands() -> npt.NDArray[np.int32]:
     """Of every fraction, 2^23 to 2^24."""
     return (_quadratic("ex2", np.arange(1 << 23), 17, 1 << 13, 1, 1, 0x77E2) >> 15).astype(np.int32)
 
 
-@lru_cache(maxsize=1)
 def lg2_fractions() -> npt.NDArray[np.int64]:
     """log2 of every fraction's 1.f, with 36 fraction bits."""
     found = _quadratic("lg2", np.arange(1 << 23), 17, 1 << 12, 1, 2, 0x3345) >> 2
@@ -63,7 +61,6 @@ def lg2_fractions() -> npt.NDArray[np.int64]:
     return found
 
 
-@lru_cache(maxsize=1)
 def sin_codes() -> Codes:
     """f32 codes of the sine of every fraction of a quarter turn."""
     return cut_to_f32(_quadratic("sin", np.arange(1 << 23), 17, 1 << 11, 1, 1, 0), 37)
@@ -76,163 +73,223 @@ def cut_to_f32(number: npt.NDArray[np.int64], fraction: int) -> Codes:
     return np.where(number == 0, 0, found).astype(np.uint32)
 
 
-def floats(codes: Codes) -> npt.NDArray[np.float32]:
-    return codes.view(np.float32)
+class Tables(NamedTuple):
+    """The interpolations, over every fraction."""
+
+    rcp: npt.NDArray[np.int32]
+    rsqrt: npt.NDArray[np.int32]
+    ex2: npt.NDArray[np.int32]
+    lg2: npt.NDArray[np.int64]
+    sin: Codes
 
 
-def one_nan(numbers: npt.NDArray[np.float32]) -> Codes:
-    codes = numbers.view(np.uint32).copy()
-    codes[np.isnan(numbers)] = NAN
-    return codes
+@lru_cache(maxsize=1)
+def all_tables() -> Tables:
+    """Some 200 MB."""
+    return Tables(rcp_significands(), rsqrt_significands(), ex2_significands(), lg2_fractions(), sin_codes())
 
 
-def times(codes: Codes, factor: float) -> Codes:
-    return one_nan(floats(codes) * np.float32(factor))
+@jit
+def number(bits):
+    return np.uint32(bits).view(np.float32)
 
 
-def _fields(codes: Codes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Exponent fields and fractions."""
-    return (codes >> np.uint32(23)).astype(np.int32) & 0xFF, (codes & np.uint32(0x7FFFFF)).astype(np.int32)
+@jit
+def code(value):
+    return np.int64(0x7FFFFFFF) if np.isnan(value) else np.int64(np.float32(value).view(np.uint32))
 
 
-def unit_rcp(codes: Codes) -> Codes:
-    field, fraction = _fields(codes)
-    found = ((253 - 1 - field) << 23) + rcp_significands()[fraction]  # the significand's own bit is one of the exponent
-    found = np.where(found < 1 << 23, 0, found).astype(np.uint32)
-    found[field == 0] = INFINITY
-    found[field == 255] = 0
-    found |= codes & SIGN
-    found[(field == 255) & (fraction != 0)] = NAN
-    return found
+@jit
+def times(bits, factor):
+    return code(number(bits) * np.float32(factor))
 
 
-def unit_rsqrt(codes: Codes) -> Codes:
-    field, fraction = _fields(codes)
-    odd = (field & 1) ^ 1
-    found = ((126 - 1 - (field - 127 >> 1)) << 23) + rsqrt_significands()[fraction | odd << 23]
-    found = found.astype(np.uint32)
-    found[field == 255] = 0
-    found[codes >= SIGN] = NAN
-    found[field == 0] = (INFINITY | codes & SIGN)[field == 0]
-    found[(field == 255) & (fraction != 0)] = NAN
-    return found
+@jit
+def is_nan(bits):
+    return bits & 0x7FFFFFFF > INFINITY
 
 
-def unit_ex2(codes: Codes) -> Codes:
-    magnitude = floats(codes & ~SIGN)
-    fixed = (np.where(magnitude < 128, magnitude, 0).astype(np.float64) * 2**23).astype(np.int32)  # cut toward zero
-    below = (codes >= SIGN) & (fixed & 0x7FFFFF != 0)
-    negative = codes >= SIGN
-    place = np.where(below, ~fixed, np.where(negative, -fixed, fixed))  # the complement, where it is no whole number
-    found = ((place >> 23) + 126 << 23) + ex2_significands()[place & 0x7FFFFF]
-    found = np.where(found < 1 << 23, 0, np.minimum(found, int(INFINITY))).astype(np.uint32)
-    far = ~(magnitude < 128)
-    found[far] = np.where(negative, np.uint32(0), INFINITY)[far]
-    found[np.isnan(magnitude)] = NAN
-    return found
+@jit
+def is_small(bits):
+    return bits & 0x7FFFFFFF < 0x00800000
 
 
-def unit_lg2(codes: Codes) -> Codes:
-    field, fraction = _fields(codes)
-    total = lg2_fractions()[fraction] + ((field.astype(np.int64) - 127) << 36)
-    minus = total < 0
-    magnitude = np.where(minus, np.where(fraction == 0, -total, ~total), total)
-    found = cut_to_f32(magnitude, 36) | np.where(minus, SIGN, np.uint32(0))
-    found[field == 255] = INFINITY
-    found[codes >= SIGN] = NAN
-    found[field == 0] = SIGN | INFINITY
-    found[(field == 255) & (fraction != 0)] = NAN
-    return found
+@jit
+def cut(magnitude, fraction):
+    """The f32 code of a positive number of at most 52 bits with so many fraction bits, cut toward zero."""
+    wide = np.int64(np.float64(magnitude).view(np.uint64)) - (np.int64(fraction) << 52)
+    return (wide >> 29) - (np.int64(896) << 23)
 
 
-def _turned(codes: Codes, quarter: int) -> Codes:
-    numbers = floats(codes)
-    product = numbers.astype(np.float64) * np.float64(np.float32(0.15915494))
-    nearest = product.astype(np.float32)
-    toward_zero = nearest.view(np.uint32) - (np.abs(nearest.astype(np.float64)) > np.abs(product))
-    turns = np.abs(floats(toward_zero.astype(np.uint32)))
-    small = np.where(turns < 2**24, turns, 0)  # from there on they are whole
-    small[(turns < np.float32(2.0**-126))] = 0
-    fixed = (small.astype(np.float64) * 2**25).astype(np.int64).astype(np.uint64).astype(np.uint32) & np.uint32(0x1FFFFFF)
-    quadrant = (fixed >> np.uint32(23)) + np.uint32(quarter)
-    place = np.where(quadrant & 1, ~fixed, fixed) & np.uint32(0x7FFFFF)
-    minus = (quadrant << np.uint32(30)) & SIGN
-    if not quarter:
-        minus ^= codes & SIGN
-    found = sin_codes()[place] | minus
-    found[~np.isfinite(numbers)] = NAN
-    return found
+@jit
+def unit_rcp(bits, tables):
+    field, fraction, sign = bits >> 23 & 0xFF, bits & 0x7FFFFF, bits & SIGN
+    if is_nan(bits):
+        return np.int64(NAN)
+    if field == 255:
+        return sign
+    if field == 0:
+        return sign | INFINITY
+    found = (252 - field << 23) + np.int64(tables.rcp[fraction])  # the significand's own bit is one of the exponent
+    return sign | (found if found >= 1 << 23 else 0)
 
 
-def _tanh(codes: Codes) -> Codes:
-    magnitude = codes & ~SIGN
-    e = unit_ex2(times(magnitude, np.float32(-2 * 1.442695041)))
-    r = unit_rcp(one_nan(floats(e) + np.float32(1)))
-    product, whole = floats(e).astype(np.float64) * floats(r), floats(r).astype(np.float64)
+@jit
+def unit_rsqrt(bits, tables):
+    field, fraction, sign = bits >> 23 & 0xFF, bits & 0x7FFFFF, bits & SIGN
+    if is_nan(bits):
+        return np.int64(NAN)
+    if field == 0:
+        return sign | INFINITY
+    if sign:
+        return np.int64(NAN)
+    if field == 255:
+        return np.int64(0)
+    return (125 - (field - 127 >> 1) << 23) + np.int64(tables.rsqrt[fraction | (~field & 1) << 23])
+
+
+@jit
+def unit_ex2(bits, tables):
+    if is_nan(bits):
+        return np.int64(NAN)
+    magnitude, negative = np.float64(number(bits & 0x7FFFFFFF)), bits >= SIGN
+    if magnitude >= 128:
+        return np.int64(0 if negative else INFINITY)
+    place = np.int64(magnitude * 2.0**23)  # cut toward zero
+    if negative:
+        place = ~place if place & 0x7FFFFF else -place
+    found = ((place >> 23) + 126 << 23) + np.int64(tables.ex2[place & 0x7FFFFF])
+    return min(found, np.int64(INFINITY)) if found >= 1 << 23 else np.int64(0)
+
+
+@jit
+def unit_lg2(bits, tables):
+    field, fraction = bits >> 23 & 0xFF, bits & 0x7FFFFF
+    if is_nan(bits):
+        return np.int64(NAN)
+    if field == 0:
+        return np.int64(SIGN | INFINITY)
+    if bits >= SIGN:
+        return np.int64(NAN)
+    if field == 255:
+        return np.int64(INFINITY)
+    total = tables.lg2[fraction] + (field - 127 << 36)
+    if total >= 0:
+        return cut(total, 36) if total else np.int64(0)
+    return SIGN | cut(~total if fraction else -total, 36)
+
+
+@jit
+def turned(bits, quarter, tables):
+    if bits & 0x7FFFFFFF >= INFINITY:
+        return np.int64(NAN)
+    product = np.float64(number(bits & 0x7FFFFFFF)) * np.float64(np.float32(0.15915494))
+    nearest = np.float32(product)
+    turns = number(code(nearest) - 1) if np.float64(nearest) > product else nearest
+    fixed = np.int64(np.float64(turns) * 2.0**25) & 0x1FFFFFF if turns < 2.0**24 else np.int64(0)  # from there on turns are whole
+    quadrant = (fixed >> 23) + quarter
+    place = (~fixed if quadrant & 1 else fixed) & 0x7FFFFF
+    minus = (quadrant >> 1 & 1) << 31
+    return np.int64(tables.sin[place]) | (minus if quarter else minus ^ bits & SIGN)
+
+
+@jit
+def tanh(bits, tables):
+    magnitude = bits & 0x7FFFFFFF
+    if is_nan(bits):
+        return np.int64(NAN)
+    if number(magnitude) < np.float32(4.997253418e-3):
+        return bits
+    e = unit_ex2(times(magnitude, np.float32(-2 * 1.442695041)), tables)
+    r = unit_rcp(code(number(e) + np.float32(1)), tables)
+    whole, product = np.float64(number(r)), np.float64(number(e)) * np.float64(number(r))
     total = whole - product
-    back = whole - total
-    lost = back - product  # exact, as |product| <= |whole|
-    odd = total.view(np.int64)
-    odd += np.where((odd & 1 == 0) & (lost != 0), np.sign(lost), 0).astype(np.int64)  # rounded to odd, then once more
-    found = odd.view(np.float64).astype(np.float32).view(np.uint32) | (codes & SIGN)
-    found = np.where(magnitude < np.float32(4.997253418e-3).view(np.uint32), codes, found)
-    found[magnitude > INFINITY] = NAN
+    lost = (whole - total) - product  # exact, as the product is the smaller
+    odd = np.int64(np.float64(total).view(np.uint64))
+    if lost != 0 and odd & 1 == 0:  # rounded to odd, then once more
+        odd += 1 if lost > 0 else -1
+    return code(np.float32(np.uint64(odd).view(np.float64))) | bits & SIGN
+
+
+@jit
+def ex2(bits, tables):
+    if number(bits) < -126:
+        half = unit_ex2(times(bits, 0.5), tables)
+        return code(number(half) * number(half))
+    return unit_ex2(bits, tables)
+
+
+@jit
+def rcp(bits, tables):
+    factor = np.float32(16777216 if is_small(bits) else 0.25 if abs(number(bits)) > 2.0**126 else 1)
+    return code(factor * number(unit_rcp(times(bits, factor), tables)))
+
+
+@jit
+def rsqrt(bits, tables):
+    if is_small(bits):
+        return times(unit_rsqrt(times(bits, 16777216), tables), 4096)
+    return unit_rsqrt(bits, tables)
+
+
+@jit
+def lg2(bits, tables):
+    if is_small(bits):
+        return code(number(unit_lg2(times(bits, 16777216), tables)) - np.float32(24))
+    return unit_lg2(bits, tables)
+
+
+@jit
+def sin(bits, tables):
+    return turned(bits, 0, tables)
+
+
+@jit
+def cos(bits, tables):
+    return turned(bits, 1, tables)
+
+
+@jit
+def sqrt(bits, tables):
+    return code(np.sqrt(number(bits)))
+
+
+@jit
+def sqrt_ftz(bits, tables):
+    return bits & SIGN if is_small(bits) else code(np.sqrt(number(bits)))
+
+
+FORMS: dict[str, Callable[..., int]] = {
+    "ex2.approx.ftz.f32": unit_ex2, "ex2.approx.f32": ex2, "rcp.approx.ftz.f32": unit_rcp, "rcp.approx.f32": rcp,
+    "rsqrt.approx.ftz.f32": unit_rsqrt, "rsqrt.approx.f32": rsqrt, "lg2.approx.ftz.f32": unit_lg2, "lg2.approx.f32": lg2,
+    "sin.approx.ftz.f32": sin, "sin.approx.f32": sin, "cos.approx.ftz.f32": cos, "cos.approx.f32": cos, "tanh.approx.f32": tanh,
+    "sqrt.approx.ftz.f32": sqrt_ftz, "sqrt.approx.f32": sqrt,
+}  # fmt: skip
+"""By opcode: of a code, and the tables."""
+
+
+@cache
+def _compared(name: str) -> Callable[..., tuple[int, int]]:
+    form = FORMS[name]
+
+    @jit
+    def compared(codes, got, tables):  # type: ignore[no-untyped-def]
+        count, first = 0, -1
+        for at in range(codes.size):
+            if form(np.int64(codes[at]), tables) != np.int64(got[at]):
+                count += 1
+                first = at if first < 0 else first
+        return count, first
+
+    found: Callable[..., tuple[int, int]] = compared
     return found
 
 
-def _small(codes: Codes) -> npt.NDArray[np.bool_]:
-    return codes & ~SIGN < np.uint32(0x00800000)
-
-
-def _flushed(codes: Codes) -> Codes:
-    return np.where(_small(codes), codes & SIGN, codes)
-
-
-def _ex2(codes: Codes) -> Codes:
-    low = floats(codes) < -126
-    found = unit_ex2(np.where(low, times(codes, 0.5), codes))
-    return np.where(low, one_nan(floats(found) * floats(found)), found)
-
-
-def _rcp(codes: Codes) -> Codes:
-    factor = np.where(_small(codes), np.float32(2**24), np.where(np.abs(floats(codes)) > 2.0**126, np.float32(0.25), np.float32(1)))
-    return one_nan(factor * floats(unit_rcp(one_nan(factor * floats(codes)))))
-
-
-def _rsqrt(codes: Codes) -> Codes:
-    found = unit_rsqrt(np.where(_small(codes), times(codes, 2**24), codes))
-    return np.where(_small(codes), times(found, 2**12), found)
-
-
-def _lg2(codes: Codes) -> Codes:
-    found = unit_lg2(np.where(_small(codes), times(codes, 2**24), codes))
-    return np.where(_small(codes), one_nan(floats(found) - np.float32(24)), found)
-
-
-def _sqrt(codes: Codes) -> Codes:
-    return one_nan(np.sqrt(floats(codes)))
-
-
-FORMS: dict[str, Callable[[Codes], Codes]] = {
-    "ex2.approx.ftz.f32": unit_ex2, "ex2.approx.f32": _ex2, "rcp.approx.ftz.f32": unit_rcp, "rcp.approx.f32": _rcp,
-    "rsqrt.approx.ftz.f32": unit_rsqrt, "rsqrt.approx.f32": _rsqrt, "lg2.approx.ftz.f32": unit_lg2, "lg2.approx.f32": _lg2,
-    "sin.approx.ftz.f32": lambda codes: _turned(codes, 0), "sin.approx.f32": lambda codes: _turned(codes, 0),
-    "cos.approx.ftz.f32": lambda codes: _turned(codes, 1), "cos.approx.f32": lambda codes: _turned(codes, 1),
-    "tanh.approx.f32": _tanh, "sqrt.approx.ftz.f32": lambda codes: _sqrt(_flushed(codes)), "sqrt.approx.f32": _sqrt,
-}  # fmt: skip
-"""By opcode."""
-
-
-def differences(name: str, start: int, stop: int, found: Callable[[Codes], Any], block: int = 1 << 20) -> tuple[int, str]:
-    """How many of the codes start .. stop - 1 another implementation gives other results of, and the first."""
-    count, first = 0, ""
-    with np.errstate(all="ignore"):
-        for at in range(start, stop, block):
-            codes = np.arange(at, min(at + block, stop), dtype=np.uint64).astype(np.uint32)
-            wanted, got = FORMS[name](codes), np.asarray(found(codes))
-            wrong = np.flatnonzero(wanted != got)
-            if wrong.size:
-                at_first = wrong[0]
-                first = first or f"{name} of {codes[at_first]:#010x}: {got[at_first]:#010x}, not {wanted[at_first]:#010x}"
-                count += int(wrong.size)
-    return count, first
+def differences(name: str, codes: Codes, found: Callable[[Codes], Any]) -> tuple[int, str]:
+    """How many codes another implementation gives other results of than the form here, and the first."""
+    got = np.asarray(found(codes))
+    count, first = _compared(name)(codes, got, all_tables())
+    if not count:
+        return 0, ""
+    wanted = int(FORMS[name](int(codes[first]), all_tables()))
+    return count, f"{name} of {codes[first]:#010x}: {got[first]:#010x}, not {wanted:#010x}"

@@ -139,7 +139,7 @@ class _Given:
         for place, (operand, kind) in enumerate(zip(operands, row.sources, strict=True)):
             name = f"operand {place + 1} of {row.name}"
             if place in row.constants:
-                self.constants += ((place, _constant(operand, kind, name)),)
+                self.constants += ((place, _constant(operand, name)),)
                 continue
             bits, coded = self._taken(operand, kind, name)
             self._bits.append(bits)
@@ -197,11 +197,11 @@ class _Given:
         return found if self._restore is None else self._restore(found)
 
 
-def _constant(operand: Any, kind: str, name: str) -> int:
+def _constant(operand: Any, name: str) -> int:
     if isinstance(operand, bool) or not isinstance(operand, int | np.integer):
         raise OperandTypeError(f"{name} is a constant of the instruction: it must be a Python integer, got {type(operand).__name__}")
-    if not 0 <= int(operand) < 1 << width(kind):
-        raise OperandError(f"{name} must be in 0 .. {(1 << width(kind)) - 1}, got {operand}")
+    if not 0 <= int(operand) < 256:
+        raise OperandError(f"{name} must be in 0 .. 255, got {operand}")
     return int(operand)
 
 

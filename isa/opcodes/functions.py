@@ -399,6 +399,7 @@ REFUSED: Final = {
 _TURNS: Final = (
     "tables of an older unit; that turns are cut toward zero to 25 fraction bits is guessed from the CUDA guide's bounds; no recording"
 )
+_TURNS_OF_COS: Final = _TURNS + "; beyond pi its error reaches 2^-20.43, more than the manual allows"
 _ROOT: Final = "the unit's bits are not public: the correctly rounded root stands in"
 _TANH: Final = "the unit's bits are not public: N. Juffa's tanh for chips without it stands in, by the models of ex2 and rcp"
 _SMALL: Final = "the unit's bits are not public: the model of f32, rounded to nearest, stands in"
@@ -421,7 +422,7 @@ def rows() -> Iterator[Opcode]:
         ("ex2", _NOTE, exponential, _exponential_ieee), ("rcp", _NOTE, reciprocal, _reciprocal_ieee),
         ("rsqrt", _NOTE, reciprocal_root, _root_ieee), ("lg2", _NOTE, logarithm, _logarithm_ieee),
         ("sqrt", _ROOT, _square_root(ftz=True), _square_root(ftz=False)),
-        ("sin", _TURNS, turning[0], turning[0]), ("cos", _TURNS, turning[1], turning[1]),
+        ("sin", _TURNS, turning[0], turning[0]), ("cos", _TURNS_OF_COS, turning[1], turning[1]),
     ):  # fmt: skip
         yield _row(f"{name}.approx.ftz", unit, note)
         yield _row(f"{name}.approx", around, note)

@@ -28,7 +28,7 @@ class Kind(enum.Enum):
 class ErrorMeasure(enum.Enum):
     """What an error is counted in."""
 
-    ULP = "units in the last place of the correctly rounded result"
+    ULP = "units in the last place, from the correctly rounded result"
     RELATIVE = "of the exact result"
     ABSOLUTE = "of 1"
 
