@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mmabits.isa.errors import OperandError, nearest
 from mmabits.kernels.quantize import Quantized, quantize_fp8, quantize_mx, quantize_nvfp4
 from mmabits.reports.output import Fitting
 from mmabits.reports.pages import check_folder
+from mmabits.reports.written import written_whole
 from mmabits.research.sentence import (
     INSTALL,
     SIZES,
@@ -332,12 +332,8 @@ def draw(found: Sequence[DemoOutcome], path: Path) -> None:
     figure.supxlabel("relative error of a result, as a power of two (line: 2^-24, half a unit of f32)")
     figure.supylabel("share of the results, %")
     figure.suptitle("One product of a real model: what quantization changes, and what the tensor cores' sums change", fontsize=14)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_demo(*, out: Path, size: str, console: Console, progress: Console) -> list[DemoOutcome]:

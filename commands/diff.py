@@ -13,7 +13,8 @@ from mmabits.reports.failures import told
 from mmabits.reports.output import complain, draw, say, say_json
 
 if TYPE_CHECKING:
-    from mmabits.conformance.diff.running import AnyDifference, AnyRun, Choice
+    from mmabits.conformance.diff.comparison import Comparison
+    from mmabits.conformance.diff.recorder import Choice
 
 EXIT_DIFFER: Final = 1
 EXIT_ERROR: Final = 2
@@ -44,7 +45,9 @@ def diff(
     if against is not None:
         if record is not None or case or emulated:
             raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")
-        raise typer.Exit(_against(against, arch, report, as_json=as_json))
+        from mmabits.conformance.diff.against import compare_file
+
+        raise typer.Exit(_told([compare_file(against, arch=arch)], {}, report, as_json=as_json))
     if emulated and arch is None:
         raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
     if record is not None:
@@ -57,7 +60,7 @@ def diff(
 def _list(*, as_json: bool) -> None:
     from rich.table import Table
 
-    from mmabits.conformance.diff.running import ALL_CASES, case_row
+    from mmabits.conformance.diff.recorder import ALL_CASES, case_row
 
     rows = [case_row(case) for case in ALL_CASES.values()]
     if as_json:
@@ -72,7 +75,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> int:
-    from mmabits.conformance.diff.running import choose, record_into
+    from mmabits.conformance.diff.recorder import choose, record_into
     from mmabits.reports.pages import check_folder
     from mmabits.reports.progress import progress
 
@@ -93,16 +96,17 @@ def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> 
 
 def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *, stand_in: str | None, as_json: bool) -> int:
     """Every case on the GPU, or its stand-in, and emulated."""
-    from mmabits.conformance.diff.running import choose, compare_any, record_any
+    from mmabits.conformance.diff.against import compare_recorded
+    from mmabits.conformance.diff.recorder import choose, record_any
     from mmabits.reports.progress import progress
 
     chosen = choose(names, stand_in=stand_in)
-    found: list[AnyDifference] = []
+    found: list[Comparison] = []
     failed = _say_left_out(chosen)
     with progress(len(chosen.cases), "comparing") as advance:
         for case in chosen.cases:
             try:
-                found.append(compare_any(record_any(case, seed=seed, stand_in=stand_in), arch=arch))
+                found.append(compare_recorded(record_any(case, seed=seed, stand_in=stand_in), arch=arch))
             except Exception as error:  # of whatever kind: the other cases are compared
                 failed[case.name] = told(error)
                 _complain(case.name, failed[case.name])
@@ -110,19 +114,10 @@ def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *,
     return _told(found, failed, report, as_json=as_json)
 
 
-def _against(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:
-    from mmabits.conformance.diff.running import compare_any, read_any
-
-    run: AnyRun | None = read_any(path)
-    if run is None:
-        return _replayed(path, arch, report, as_json=as_json)
-    return _told([compare_any(run, arch=arch)], {}, report, as_json=as_json)
-
-
-def _told(found: Sequence[AnyDifference], failed: Mapping[str, str], report: Path | None, *, as_json: bool) -> int:
+def _told(found: Sequence[Comparison], failed: Mapping[str, str], report: Path | None, *, as_json: bool) -> int:
     """Print, write the page, and give the exit status."""
     if report is not None:
-        from mmabits.conformance.diff.pages import differences_page
+        from mmabits.commands.pages.diff import differences_page
         from mmabits.reports.pages import write
 
         write(report, differences_page(found, tuple(failed.items())))
@@ -138,28 +133,21 @@ def _told(found: Sequence[AnyDifference], failed: Mapping[str, str], report: Pat
     return 0 if all(one.is_equal for one in found) else EXIT_DIFFER
 
 
-def _print(found: Sequence[AnyDifference]) -> None:
-    from mmabits.conformance.diff.kernel_runs import KernelDifference, difference_lines
-    from mmabits.conformance.diff.run_differences import run_lines
-
+def _print(found: Sequence[Comparison]) -> None:
     for one in found:
         if len(found) > 1 and one.is_equal:
             continue
-        if isinstance(one, KernelDifference):
-            say(*difference_lines(one))
-            explanation = None if one.attribution is None else one.attribution.explanation
-        else:
-            say(*run_lines(one))
-            explanation = one.explanation
-        if explanation is not None:
-            say("", "the first of them, as emulated, before scales and rounding of the result:")
-            draw(explanation)
-        say("")
+        say(*one.lines())
+        if one.explanation is not None:
+            say("", f"the first of them, as emulated{one.told.before}:")
+            draw(one.explanation)
+        if one.told.ends_blank:
+            say("")
     if len(found) > 1:
         _summary(found)
 
 
-def _summary(found: Sequence[AnyDifference]) -> None:
+def _summary(found: Sequence[Comparison]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -168,7 +156,7 @@ def _summary(found: Sequence[AnyDifference]) -> None:
         table.add_column(heading, overflow="fold", justify="right" if heading in ("elements", "differ") else "left")
     for one in found:
         style = "" if one.is_equal else "red"
-        table.add_row(*(Text(visible(text), style) for text in (one.run.case, f"{one.elements:,}", f"{one.differing:,}", one.verdict)))
+        table.add_row(*(Text(visible(text), style) for text in (one.name, f"{one.elements:,}", f"{one.differing:,}", one.verdict)))
     draw(table)
     equal = sum(one.is_equal for one in found)
     say(f"{len(found)} cases: {equal} equal, {len(found) - equal} different")
@@ -183,25 +171,3 @@ def _say_left_out(chosen: Choice) -> dict[str, str]:
 
 def _complain(name: str, error: str) -> None:
     complain(f"{name}: {error}")
-
-
-def _replayed(path: Path, arch: str | None, report: Path | None, *, as_json: bool) -> int:
-    """Tiles and dot products."""
-    from mmabits.conformance.diff.replayed import compare_vectors, vector_lines
-
-    found = compare_vectors(path, arch=arch)
-    if report is not None:
-        from mmabits.conformance.diff.replayed_page import vectors_page
-        from mmabits.reports.pages import write
-
-        write(report, vectors_page(found))
-    if as_json:
-        say_json(found.as_json)
-    else:
-        say(*vector_lines(found))
-        if found.explanation is not None:
-            say("", "the first of them, as emulated:")
-            draw(found.explanation)
-        if report is not None:
-            say(f"wrote {report}")
-    return 0 if found.is_equal else EXIT_DIFFER

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from mmabits.conformance.identify.page import Asked
+    from mmabits.commands.pages.identify import Asked
 
 EXIT_CONTRADICTED: Final = 1
 
@@ -28,7 +28,7 @@ def identify(
     """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
     from mmabits.conformance.identify import identify as run
     from mmabits.conformance.identify.devices import emulator_device
-    from mmabits.conformance.record.replaying import read_dots
+    from mmabits.conformance.recorded.reading import read_dots
     from mmabits.isa import parse
     from mmabits.isa.errors import OperandError
     from mmabits.reports.output import say, say_json
@@ -49,7 +49,7 @@ def identify(
         scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
     )  # fmt: skip
     if report is not None:
-        from mmabits.conformance.identify.page import identification_page
+        from mmabits.commands.pages.identify import identification_page
 
         write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
     if as_json:
@@ -67,7 +67,7 @@ def identify(
 
 def _asked(device: Any, recording: Path | None, instruction: str, arch: str | None) -> Asked:
     """Who answered, for the page."""
-    from mmabits.conformance.identify.page import Asked
+    from mmabits.commands.pages.identify import Asked
 
     if recording is not None:
         facts = (("instruction", device.instruction), ("recorded on", f"{device.gpu} ({device.arch})"), ("source", device.source))

@@ -158,37 +158,38 @@ def show(
 
 def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
     """Replay, print, and return the exit status."""
-    from mmabits.conformance import replay
+    from mmabits.conformance.diff import counting
+    from mmabits.conformance.recorded.reading import find_files
     from mmabits.reports.pages import check_page, write
     from mmabits.reports.progress import progress
 
     check_page(page)
-    files = replay.find_files(paths)
+    files = find_files(paths)
     reports = []
     with progress(len(files), "replaying") as advance:
-        for report in replay.replay_files(files, limit=limit):
+        for report in counting.count_files(files, limit=limit):
             reports.append(report)
             advance()
     for report in reports:
         if report.error is not None:
             complain(report.error)
     if page is not None:
-        from mmabits.conformance.replay_page import replay_page
+        from mmabits.commands.pages.replay import counts_page
 
-        write(page, replay_page(reports))
+        write(page, counts_page(reports))
     if as_json:
-        say_json(replay.reports_json(reports))
+        say_json(counting.reports_json(reports))
     else:
-        replayed = [report for report in reports if report.error is None]
-        if replayed:
-            draw(replay.reports_table(replayed))
-        for report in replayed:
+        counted = [report for report in reports if report.error is None]
+        if counted:
+            draw(counting.reports_table(counted))
+        for report in counted:
             for difference in report.differences:
-                say("", *replay.difference_lines(report, difference))
-        say(replay.summary(reports))
+                say("", *counting.described_lines(report, difference))
+        say(counting.summary(reports))
         if page is not None:
             say(f"wrote {page}")
-    return replay.exit_status(reports)
+    return counting.exit_status(reports)
 
 
 @app.command(name="replay")
@@ -201,7 +202,7 @@ def replay_(
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
 ) -> None:
     """Run recorded dot products through the engine. Exit status: 0 all equal, 1 some differ, 2 unreadable input."""
-    from mmabits.conformance.replay import FOLDER_VARIABLE, recordings_folder
+    from mmabits.conformance.recorded.reading import FOLDER_VARIABLE, recordings_folder
     from mmabits.isa.errors import VectorFileError
 
     folder = None if paths else recordings_folder()
@@ -218,7 +219,7 @@ def demo(
 ) -> None:
     """Multiply real weights in FP8, MXFP8, MXFP4 and NVFP4 with the arithmetic of several GPUs, and compare."""
     from mmabits.commands.demo import run_demo
-    from mmabits.conformance.replay import recordings_folder
+    from mmabits.conformance.recorded.reading import recordings_folder
 
     run_demo(out=out, size=size, console=console(), progress=console(stderr=True))
     folder = recordings or recordings_folder()

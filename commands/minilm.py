@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from mmabits.isa import EmulationError, OperandError, architecture
 from mmabits.isa.errors import nearest
 from mmabits.reports.output import Fitting
 from mmabits.reports.pages import check_folder
+from mmabits.reports.written import written_whole
 from mmabits.research.sentence import TOKEN_IDS, model_folder
 
 if TYPE_CHECKING:
@@ -218,17 +218,12 @@ EXPLANATION: Final = (
 
 
 def write_csv(lines: Sequence[ComparedRun], path: Path) -> None:
-    """The lines as a CSV file, written beside `path` and renamed over it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            names = list(ComparedRun.__dataclass_fields__)
-            writer = csv.writer(file)
-            writer.writerow(names)
-            writer.writerows([getattr(line, name) for name in names] for line in lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """The lines as a CSV file."""
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        names = list(ComparedRun.__dataclass_fields__)
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([getattr(line, name) for name in names] for line in lines)
 
 
 @contextmanager

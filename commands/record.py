@@ -47,8 +47,8 @@ def _list_kernels(arch: str, only: str | None, spelled: Sequence[str], report: P
     with progress(sum(len(of(target)) for target in archs), "compiling") as advance:
         rows = kernel_rows(of, archs, advance=advance)
     if report is not None:
+        from mmabits.commands.pages.record import kernels_page
         from mmabits.conformance.record.nvrtc import compiler_version
-        from mmabits.conformance.record.page import kernels_page
         from mmabits.reports.pages import write
 
         write(report, kernels_page(rows, compiler=compiler_version()))
@@ -146,7 +146,7 @@ def _record(
 
 
 def _write_page(report: Path, info: DeviceInfo, outcomes: Sequence[Outcome], out: Path, planned: int, broken: str = "") -> None:
-    from mmabits.conformance.record.page import record_page
+    from mmabits.commands.pages.record import record_page
     from mmabits.reports.pages import write
 
     write(report, record_page(info, outcomes, out, planned=planned, broken=broken))

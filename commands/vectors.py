@@ -44,7 +44,7 @@ def vectors_score(
     """Say which wrong models a set of dot products kills, and which survive. Exit status: 0, or 2 for unreadable input."""
     from mmabits.conformance.probes.pack import FOLDER
     from mmabits.conformance.probes.score import score_files
-    from mmabits.conformance.replay import find_files
+    from mmabits.conformance.recorded.reading import find_files
     from mmabits.reports.output import complain, draw, say, say_json
     from mmabits.reports.pages import check_page, write
     from mmabits.reports.progress import progress
@@ -56,7 +56,7 @@ def vectors_score(
             scores.append(score)
             advance()
     if report is not None:
-        from mmabits.conformance.probes.page import score_page
+        from mmabits.commands.pages.vectors import score_page
 
         write(report, score_page(scores))
     failed = [score for score in scores if score.error is not None]

@@ -36,8 +36,7 @@ class DeviceSpec:
     @property
     def capability(self) -> tuple[int, int]:
         """Compute capability, major and minor."""
-        number = int("".join(each for each in self.arch.removeprefix("sm_") if each.isdigit()))
-        return number // 10, number % 10
+        return architecture(self.arch).capability
 
 
 def _row(arch: str, name: str, processors: int, memory: int, cache: int, shared_memory: int, threads: int, **more: Evidence) -> DeviceSpec:

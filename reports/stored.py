@@ -22,6 +22,7 @@ Codes = npt.NDArray[Any]
 
 TYPES: Final = ("U8", "U16", "U32", "U64")
 """What a tensor of codes can be, as safetensors calls it."""
+SUFFIX: Final = ".safetensors"
 _DIMENSIONS: Final = 8
 _LONGEST_NUMBER: Final = 9
 
@@ -164,4 +165,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-__all__ = ["TYPES", "TensorFile", "check_file", "format_of", "open_tensors", "read_json", "read_json_file", "whole_number"]
+__all__ = ["SUFFIX", "TYPES", "TensorFile", "check_file", "format_of", "open_tensors", "read_json", "read_json_file", "whole_number"]

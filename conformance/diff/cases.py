@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.frameworks import framework_named
-from mmabits.conformance.diff.runs import Run
+from mmabits.conformance.recorded.calls import Run
 from mmabits.emulator.hooks.session import emulate
 from mmabits.emulator.interop import to_numpy
-from mmabits.isa import OperandError, architecture, nearest
+from mmabits.isa import OperandError, nearest
 
 Array = npt.NDArray[Any]
 
@@ -121,20 +121,17 @@ def record_case(case: Case, *, seed: int = 0, stand_in: str | None = None) -> Ru
         MmabitsError: the architecture lacks the product.
     """
     framework = framework_named(case.framework, case.name)
-    name = None if stand_in is None else architecture(stand_in).name
-    found = None if name is None else (name, f"emulator of {name}", None)
-    arch, gpu, device = found or framework.gpu()
+    told, device = framework.told(case, seed, stand_in)
     a, b, scale_a, scale_b = case.operands(seed)
     tensors = [None if array is None else framework.put(array, device) for array in (a, b, scale_a, scale_b)]
     with ExitStack() as around:
         around.enter_context(framework.around())
         if stand_in is not None:
-            around.enter_context(emulate(arch, frameworks=[case.framework]))
+            around.enter_context(emulate(told["arch"], frameworks=[case.framework]))
         result = case.run(case, *tensors)
     return Run(
-        case=case.name, arch=arch, call=case.call, kind="hardware" if stand_in is None else "emulator", gpu=gpu, a=a, b=b,
-        result=np.ascontiguousarray(to_numpy(result, "the result")[0]), scale_a=scale_a, scale_b=scale_b, fast_accum=case.fast_accum,
-        seed=seed, versions=framework.versions(),
+        **told, a=a, b=b, result=np.ascontiguousarray(to_numpy(result, "the result")[0]), scale_a=scale_a, scale_b=scale_b,
+        fast_accum=case.fast_accum,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import DeviceUnavailable, UnknownArchitecture
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.isa import DeviceUnavailable, UnknownArchitecture, architecture
 from mmabits.isa.architectures import ARCHITECTURES, target_of
 
 Array = npt.NDArray[Any]
@@ -53,6 +54,23 @@ class Framework:
             except PackageNotFoundError:
                 found[package] = "unknown"
         return found
+
+    def told(self, case: Any, seed: int, stand_in: str | None) -> tuple[dict[str, Any], Any]:
+        """What a manifest says of a run, and where it runs: the GPU at hand, or the CPU in its place.
+
+        Args:
+            case: what is run.
+            seed: of its operands.
+            stand_in: the architecture that `emulate` stands in for, which may be a what-if; None: the GPU.
+
+        Raises:
+            DeviceUnavailable: the framework, its CUDA build or a GPU is missing.
+        """
+        name = None if stand_in is None else architecture(stand_in).name
+        gpu = self.gpu() if name is None else Gpu(name, f"emulator of {name}", None)
+        kind = str(Provenance.HARDWARE if name is None else Provenance.EMULATOR)
+        known = {"arch": gpu.arch, "gpu": gpu.name, "kind": kind, "case": case.name, "call": case.call, "seed": seed}
+        return {**known, "versions": self.versions()}, gpu.device
 
 
 def framework_named(name: str, case: str) -> Framework:

@@ -14,10 +14,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.diff.comparison import Detail
 from mmabits.conformance.diff.schedules import Fit, Schedule, add_parts, panels, recompute
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Arithmetic, DatapathSpec, FormatSpec, OperandError
 from mmabits.reports.pages.charts import Bar, Line, Mark, bars, lines
+from mmabits.reports.pages.report import Block, ChartBlock, NoteBlock, Section
 from mmabits.research.explain import explain
 from mmabits.research.trace import Addition, DecodedNumber, Step, Trace
 
@@ -329,7 +331,7 @@ class Followed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlongK:
+class AlongK(Detail):
     """What a differing result tells of the steps along K."""
 
     arch: str
@@ -378,11 +380,34 @@ class AlongK:
     @property
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
+        found = {
             "differing": self.differing, "followed": [one.as_json for one in self.followed],
             "fitting": None if self.fitting is None else self.fitting.words,
             "histogram": [{"where": where, "elements": count} for where, count in self.histogram], "words": list(self.words),
         }  # fmt: skip
+        return {"along_k": found}
+
+    def lines(self) -> Iterator[str]:
+        """The sentences."""
+        yield from ("", "along K:", *(f"  {sentence}" for sentence in self.words))
+
+    def sections(self) -> Iterator[Section]:
+        """The sentences, the error of the first element against K, and where the elements part."""
+        blocks: list[Block] = [NoteBlock(text=line) for line in self.words]
+        chart, first = error_chart(self), self.followed[0]
+        if chart:
+            text = f"Element [{first.row}, {first.column}], before factors and the rounding of the result: the sum so far less the exact"
+            text += f" sum of the same elements. Emulated: {self.schedule.words}."
+            if self.fitting is not None:
+                text += f" The schedule that fits: {self.fitting.words}; parts of K stand end to end."
+            elif self.recorded is not None:
+                text += " The dot at the end is what was recorded."
+            blocks.append(ChartBlock(svg=chart, caption=text))
+        parts = parting_chart(self)
+        if parts:
+            caption = "The elements that were followed, by the elements of K in which the two schedules first have different sums."
+            blocks.append(ChartBlock(svg=parts, caption=caption))
+        yield Section(title="Along K", blocks=tuple(blocks))
 
 
 def binned(places: Sequence[int], *, size: int, unit: int, name: str = "k = ") -> Iterator[tuple[str, int]]:
@@ -487,16 +512,25 @@ def _words(along: AlongK) -> Iterator[str]:
 def _where(along: AlongK) -> Iterator[str]:
     seen = [one.parting for one in along.followed if one.parting is not None]
     inside = [at.k[1] for at in seen if not at.is_after_k]
-    if inside:
-        first, last = min(inside), max(inside)
-        span = f"the step that ends at k = {first - 1}" if first == last else f"steps that end at k = {first - 1} to {last - 1}"
-        yield f"Sums first seen to differ in {span}: {len(inside):,}."
+    yield from first_seen(inside)
     after = len(seen) - len(inside)
     if after:
         yield f"The same sum after every step, and another once the parts of K are added up: {after:,}."
     if len(seen) < len(along.followed):
         hidden = len(along.followed) - len(seen)
         yield f"Not seen apart, since the two take K in different order within an instruction or both end in no number: {hidden:,}."
+
+
+def first_seen(ends: Sequence[int]) -> Iterator[str]:
+    """In which steps sums differ first, in a sentence.
+
+    Args:
+        ends: elements of K taken where each is seen to.
+    """
+    if ends:
+        first, last = min(ends) - 1, max(ends) - 1
+        span = f"the step that ends at k = {first}" if first == last else f"steps that end at k = {first} to {last}"
+        yield f"Sums first seen to differ in {span}: {len(ends):,}."
 
 
 def bounds(latest: Sequence[int | None], steps: int) -> Iterator[str]:
@@ -577,6 +611,6 @@ def parting_chart(along: AlongK) -> str:
 
 
 __all__ = [
-    "AlongK", "Course", "Followed", "Parting", "Point", "along_k", "binned", "bounds", "course", "error_chart", "latest_step", "parting",
-    "parting_chart", "traced_course", "ulp_at",
+    "AlongK", "Course", "Followed", "Parting", "Point", "along_k", "binned", "bounds", "course", "error_chart", "first_seen",
+    "latest_step", "parting", "parting_chart", "traced_course", "ulp_at",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.probes.score import operands_of
-from mmabits.conformance.record.replaying import read_dots
-from mmabits.conformance.vectors import DotVectors
+from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.reading import read_dots
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.interop import as_array

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.probes.score import killing_rows
-from mmabits.conformance.vectors import SUFFIX, DotVectors, write_vectors
+from mmabits.conformance.recorded.base import Provenance
+from mmabits.conformance.recorded.dots import SUFFIX, DotVectors, write_vectors
 from mmabits.isa import Instruction, VectorFileError, instructions, lower, parse
 from mmabits.research.exact import Operands, evaluate, join
 from mmabits.research.model import Model, model_of
@@ -120,7 +121,7 @@ def vectors_of(entry: PackFile) -> DotVectors:
     return DotVectors(
         instruction=row.ptx, arch=entry.arch, a_type=row.a_type, b_type=row.b_type, c_type=row.c_type, d_type=row.d_type, k=row.k,
         a=operands.a, b=operands.b, c=operands.c, d=evaluate(entry.model, operands), scale_type=row.scale_type, block=row.block,
-        scale_a=operands.scale_a, scale_b=operands.scale_b, kind="computed", gpu="none: exact model of mmabits",
+        scale_a=operands.scale_a, scale_b=operands.scale_b, kind=Provenance.COMPUTED, gpu="none: exact model of mmabits",
         note="computed, not recorded: kills every mutant of the datapath that operands can kill", source="computed by the exact model",
         license="Apache-2.0", extra={"recipes": json.dumps(recipes), "datapaths": json.dumps(entry.datapaths)},
     )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.conformance.record.replaying import read_dots
-from mmabits.conformance.vectors import DotVectors
+from mmabits.conformance.recorded.dots import DotVectors
+from mmabits.conformance.recorded.reading import read_dots
 from mmabits.isa import lower, parse
 from mmabits.reports.failures import of_file
 from mmabits.research.exact import Operands, evaluate

@@ -13,7 +13,7 @@ from typing import Final
 
 from mmabits.conformance.probes.pack import FOLDER
 from mmabits.conformance.probes.score import Score, score_files
-from mmabits.conformance.replay import find_files, recordings_folder
+from mmabits.conformance.recorded.reading import find_files, recordings_folder
 from mmabits.research.probes.generators import RECIPES
 
 BEGIN: Final = "<!-- begin {} -->"

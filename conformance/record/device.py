@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompiledProgram
 from mmabits.conformance.record.tiles import TileOperands, emulate_tiles
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa.architectures import ARCHITECTURES, architecture, target_of
 from mmabits.isa.errors import DeviceUnavailable
 from mmabits.isa.fragments import Words
-
-HARDWARE: Final = "hardware"
-EMULATOR: Final = "emulator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ class EmulatedDevice:
 
         major, minor = architecture(self._arch).capability
         return DeviceInfo(
-            kind=EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{major}.{minor}", arch=self._arch,
+            kind=Provenance.EMULATOR, name=f"mmabits {__version__}", compute_capability=f"{major}.{minor}", arch=self._arch,
             driver="none", cuda="none",
         )  # fmt: skip
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmabits.conformance.record.device import HARDWARE, DeviceInfo, Images, arch_of
+from mmabits.conformance.record.device import DeviceInfo, Images, arch_of
 from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, InstructionKernel
 from mmabits.conformance.record.nvrtc import EXTRA, CompiledProgram, compile_source
+from mmabits.conformance.recorded.base import Provenance
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 from mmabits.isa.fragments import Words
 
@@ -81,7 +82,7 @@ class CudaDevice:
         name = self._call("cuDeviceGetName", 256, self._device)
         version = self._call("cuDriverGetVersion")
         return DeviceInfo(
-            kind=HARDWARE, name=bytes(name).split(b"\0")[0].decode(errors="replace"), compute_capability=f"{major}.{minor}",
+            kind=Provenance.HARDWARE, name=bytes(name).split(b"\0")[0].decode(errors="replace"), compute_capability=f"{major}.{minor}",
             arch=arch_of(major, minor), driver=driver_version(), cuda=f"{version // 1000}.{version % 1000 // 10}",
         )  # fmt: skip
 

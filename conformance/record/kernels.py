@@ -292,7 +292,7 @@ _SCALE_ALIGNMENT: Final = 4
 
 
 @dataclass(frozen=True)
-class _TensorMemory:
+class _TmemColumns:
     """Columns of tensor memory: D from 0, then the scales."""
 
     scale_a: int
@@ -300,14 +300,14 @@ class _TensorMemory:
     allocated: int
 
 
-def _tensor_memory(kernel: InstructionKernel) -> _TensorMemory:
+def _tensor_memory(kernel: InstructionKernel) -> _TmemColumns:
     scale_a = -(-accumulator_columns(kernel.instruction) // _SCALE_ALIGNMENT) * _SCALE_ALIGNMENT
     if kernel.scales is None:
         scale_b = used = scale_a
     else:
         scale_b = scale_a + -(-scale_columns(kernel.instruction, side="a") // _SCALE_ALIGNMENT) * _SCALE_ALIGNMENT
         used = scale_b + scale_columns(kernel.instruction, side="b")
-    return _TensorMemory(scale_a, scale_b, max(_SMALLEST_ALLOCATION, 1 << (used - 1).bit_length()))
+    return _TmemColumns(scale_a, scale_b, max(_SMALLEST_ALLOCATION, 1 << (used - 1).bit_length()))
 
 
 def _columns_loop(columns: int, to_tmem: bool) -> list[str]:
@@ -329,7 +329,7 @@ def _columns_loop(columns: int, to_tmem: bool) -> list[str]:
     return [f"for (unsigned column = 0; column < {columns}; column += {_COLUMNS_AT_ONCE}) {{", *(f"  {line}" for line in move), "}"]
 
 
-def _scales_to_tmem(kernel: InstructionKernel, tmem: _TensorMemory) -> list[str]:
+def _scales_to_tmem(kernel: InstructionKernel, tmem: _TmemColumns) -> list[str]:
     if kernel.scales is None:
         return []
     lines = []
@@ -343,7 +343,7 @@ def _scales_to_tmem(kernel: InstructionKernel, tmem: _TensorMemory) -> list[str]
     return lines
 
 
-def _tcgen05_multiply(kernel: InstructionKernel, tmem: _TensorMemory) -> list[str]:
+def _tcgen05_multiply(kernel: InstructionKernel, tmem: _TmemColumns) -> list[str]:
     """The instruction itself, by one thread, and the arrival at the barrier once it is done."""
     instruction = kernel.instruction
     group = f"cta_group::{instruction.cta_group}"

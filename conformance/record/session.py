@@ -17,15 +17,6 @@ from mmabits.conformance.record.device import Device, DeviceInfo, Images, pack
 from mmabits.conformance.record.generators import GENERATORS, PROBES, find_generator
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompiledProgram, CompilerRefused
-from mmabits.conformance.record.recording import (
-    SUFFIX,
-    NotWritten,
-    Recording,
-    manifest_path,
-    read_recording,
-    write_manifest,
-    write_recording,
-)
 from mmabits.conformance.record.tiles import (
     Generator,
     TileOperands,
@@ -34,6 +25,15 @@ from mmabits.conformance.record.tiles import (
     exact_result,
     join_chain,
     operand_formats,
+)
+from mmabits.conformance.recorded.tiles import (
+    SUFFIX,
+    NotWritten,
+    Recording,
+    manifest_path,
+    read_recording,
+    write_manifest,
+    write_recording,
 )
 from mmabits.emulator.codecs import decode
 from mmabits.emulator.engine import memory
@@ -305,7 +305,7 @@ def _keep(path: Path, job: Job, info: DeviceInfo) -> None:
     """A finished file stays as it is, if it is what was asked for; a missing manifest is made up for."""
     found = read_recording(path)
     asked = {
-        "instruction": job.instruction.ptx, "gpu": info.name, "kind": info.kind, "generator": job.generator, "seed": job.seed,
+        "instruction": job.instruction.ptx, "gpu": info.name, "kind": str(info.kind), "generator": job.generator, "seed": job.seed,
         "tiles": job.tiles, "chain": job.chain,
     }  # fmt: skip
     there = {**found.manifest, "instruction": found.instruction.ptx, "gpu": found.gpu, "kind": found.kind, "chain": found.chain}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.conformance.recorded.files import check_codes
 from mmabits.emulator.api import gemm, mma
 from mmabits.emulator.codecs import CVT_ROUNDINGS, as_codes, decode, encode, from_codes
 from mmabits.isa.errors import OperandError
@@ -79,20 +80,6 @@ def check_operands(instruction: Instruction, operands: TileOperands, *, chain: i
             raise OperandError(f"{name} is {'missing' if codes is None else 'superfluous'} for {instruction}")
         if codes is not None:
             check_codes(name, codes, wanted[name][0], (operands.tiles, *wanted[name][1]))
-
-
-def check_codes(name: str, codes: Codes, spec: FormatSpec, shape: tuple[int, ...]) -> None:
-    """Whether an array holds codes of a format in a shape.
-
-    Raises:
-        OperandError: it does not; the message names the array.
-    """
-    if codes.dtype.kind != "u" or codes.dtype.itemsize * 8 != spec.container_bits:
-        raise OperandError(f"tensor {name!r} is {codes.dtype}; {spec.name} needs uint{spec.container_bits}")
-    if codes.shape != shape or not codes.size:
-        raise OperandError(f"tensor {name!r} has shape {codes.shape}; allowed is {shape}, with at least one tile")
-    if int(codes.max()) >= spec.codes:
-        raise OperandError(f"tensor {name!r} holds {int(codes.max()):#x}; {spec.name} has codes up to {spec.codes - 1:#x}")
 
 
 def emulate_tiles(instruction: Instruction, arch: str, operands: TileOperands) -> Codes:

@@ -38,12 +38,28 @@ _log = logging.getLogger("mmabits")
 ENTRIES: Final = {
     "fused": "engine.fused:fused_entry", "fused_side_by_side": "engine.fused:side_by_side_entry",
     "grouped": "engine.grouped:grouped_entry", "grouped_side_by_side": "engine.grouped:grouped_side_by_side_entry",
-    "chain": "engine.chains:chain_entry", "integer": "engine.chains:integer_entry", "machine": "machine.helpers:entry",
+    "chain": "engine.chains:chain_entry", "integer": "engine.chains:integer_entry", "machine": "machine.operations:entry",
 }  # fmt: skip
 """By the kind of a variant what gives its function, to be compiled for the address of a record: module of the emulator, and name."""
-_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "../machine/context", "../machine/helpers", "plan", "record", "steps",
-             "tasks", "tiles")  # fmt: skip
+_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
 """Modules whose code or constants end up in machine code."""
+_MACHINE = tuple(
+    f"../machine/{name}"
+    for name in (
+        "context",
+        "helpers",
+        "operands",
+        "operations",
+        "pending",
+        "phases",
+        "requests",
+        "tensormaps",
+        "transfers",
+        "turns",
+        "warpgroups",
+    )
+)
+"""Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}
 """Settings of Numba that change no machine code."""
@@ -213,11 +229,11 @@ def _resolvable(names: tuple[str, ...]) -> bool:
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-@lru_cache(maxsize=1)
-def _made_for() -> str:
+@lru_cache(maxsize=2)
+def _made_for(of_machine: bool = False) -> str:
     """What machine code depends on."""
     sources = hashlib.sha256()
-    for name in _COMPILED:
+    for name in _COMPILED + _MACHINE * of_machine:
         sources.update((Path(__file__).parent / f"{name}.py").read_bytes())
     numba = importlib.util.find_spec("numba")
     if numba is not None and numba.origin:  # its version, without importing it
@@ -238,13 +254,17 @@ def _made_for() -> str:
     )
 
 
+def _of_machine(symbol: str) -> bool:
+    return symbol.startswith("mmabits_machine")
+
+
 def _file_name(symbol: str) -> str:
-    return f"{symbol}-{hashlib.sha256(_made_for().encode()).hexdigest()[:16]}.mmabits"
+    return f"{symbol}-{hashlib.sha256(_made_for(_of_machine(symbol)).encode()).hexdigest()[:16]}.mmabits"
 
 
 def is_current(name: str) -> bool:
     """Whether a kept file is for these sources and settings, and for this processor."""
-    return name.endswith(_file_name(""))
+    return name == _file_name(name.rpartition("-")[0])
 
 
 def _read(symbol: str) -> _Object | None:
@@ -265,7 +285,7 @@ def _read(symbol: str) -> _Object | None:
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:
-    return {"symbol": symbol, "made_for": _made_for(), "expected": list(expected)}
+    return {"symbol": symbol, "made_for": _made_for(_of_machine(symbol)), "expected": list(expected)}
 
 
 def _packed(symbol: str, made: _Object) -> bytes:

@@ -312,7 +312,7 @@ def _watched(stock: Callable[..., Any]) -> Callable[..., Any]:
         if block is not None and block.session.frameworks and _module(frame) != "multiprocessing.queues":  # whose threads only pass on
             while frame.f_back is not None and _module(frame).partition(".")[0] in _PASSING_ON:
                 frame = frame.f_back
-            if not frame.f_code.co_filename.startswith(_HERE):
+            if not _module(frame).startswith("mmabits.emulator."):  # the hooks' own, and that in which the engine compiles
                 site, reason = f"a thread for {_place(frame)}", "an emulate block holds for the thread that entered it"
                 block.session.skip(site, "what it multiplies, if anything", reason)
         return stock(*arguments, **keywords)

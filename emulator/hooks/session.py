@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import numpy as np
 
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
+from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.isa import (
@@ -27,6 +28,7 @@ from mmabits.isa import (
     Evidence,
     Instruction,
     InsufficientEvidence,
+    Lowering,
     OperandError,
     architecture,
     evidence_level,
@@ -37,6 +39,8 @@ from mmabits.isa import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from mmabits.emulator.engine.native import NativeProduct
 
 __all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
 
@@ -168,6 +172,61 @@ class SessionReport:
         return text.getvalue()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadyProduct:
+    """Products that a session has agreed to: of one instruction, scheduled in one way, known as well as it requires."""
+
+    session: Session
+    site: str
+    lowering: Lowering
+    asked_promotion: int | None
+    """Elements of K; None: what the architecture does by itself."""
+    note: str
+
+    @property
+    def instruction(self) -> Instruction:
+        """Which."""
+        return self.lowering.instruction
+
+    @property
+    def promote_every(self) -> int:
+        """Elements of K after which the chain is added to an f32 total; 0: never."""
+        return self.asked_promotion or self.lowering.own_promotion
+
+    def multiply(
+        self, a: Array, b: Array, c: Array | None = None, *, scale_a: Array | None = None, scale_b: Array | None = None
+    ) -> Array:  # fmt: skip
+        """A B + C, as `mmabits.gemm` takes and gives them."""
+        d: Array = gemm(
+            a, b, c, instruction=self.instruction, arch=self.lowering.arch, scale_a=scale_a, scale_b=scale_b,
+            promote_every=self.asked_promotion,
+        )  # fmt: skip
+        return d
+
+    def native(self, batch: int, m: int, n: int, *, what: str) -> NativeProduct:
+        """The engine's function for products of a shape, for callers that are machine code themselves.
+
+        Args:
+            batch: items.
+            m: rows of each.
+            n: columns of each.
+            what: the operation, for the error.
+
+        Raises:
+            NotEnoughMemory: no room for the result.
+            UnsupportedInstruction: a datapath whose sums the engine could not keep exact.
+        """
+        from mmabits.emulator.engine.native import native_product
+        from mmabits.emulator.engine.tasks import lie_side_by_side
+
+        memory.require(batch * m * n * (8 if self.instruction.d_type.name == "f64" else 4), f"{self.site}: {what}")
+        return native_product(self.lowering, self.promote_every, side_by_side=lie_side_by_side(batch, n))
+
+    def count(self, m: int, n: int, k: int, *, count: int = 1) -> None:
+        """Enter products of a shape into the session's report."""
+        self.session.count(self.site, self.instruction, m, n, k, count=count, note=self.note)
+
+
 @dataclass(kw_only=True, eq=False)
 class Session:
     """What an `emulate` block hands out: the architecture, and the account of what was done."""
@@ -199,6 +258,26 @@ class Session:
     def poisons(self) -> bool:
         """Whether NaN stands where a GPU leaves a value open."""
         return self.undefined == "poison"
+
+    def ready(self, site: str, instruction: Instruction, *, promote_every: int | None = None, note: str = "") -> ReadyProduct:
+        """Get products of one kind ready: every hook's way to the engine, whoever calls it then.
+
+        Args:
+            site: where in the program, for the report.
+            instruction: which.
+            promote_every: as for `mmabits.gemm`.
+            note: for the report.
+
+        Raises:
+            UnsupportedInstruction: the architecture lacks the instruction, or it is not modelled.
+            InsufficientEvidence: it is known less well than the session requires.
+        """
+        lowering = lower(instruction, self.arch)
+        if lowering.evidence < self.require:
+            raise InsufficientEvidence(
+                f"{instruction} on {self.arch} rests on {lowering.evidence} evidence, but {self.require} is required"
+            )
+        return ReadyProduct(session=self, site=site, lowering=lowering, asked_promotion=promote_every, note=note)
 
     def dot(
         self,
@@ -238,28 +317,16 @@ class Session:
             scales = None if scale_a is None else scale_type(scale_a)
             instruction = library_instruction(self.arch, operand_type(a, "a"), operand_type(b, "b"), c_type=accumulator, scale_type=scales)
             note = note or "the library's choice of instruction is assumed"
-        result: Array = gemm(
-            a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b,
-            promote_every=promote_every, require=self.require,
-        )  # fmt: skip
         if not isinstance(instruction, Instruction):
             instruction = prepare(
                 a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
             ).instruction  # fmt: skip
+        found = self.ready(site, instruction, promote_every=promote_every, note=note)
+        result = found.multiply(a, b, c, scale_a=scale_a, scale_b=scale_b)
         m, n = result.shape[-2:]
         if result.size and a.shape[-1]:  # else no instruction runs
-            self.count(site, instruction, m, n, a.shape[-1], count=result.size // (m * n), note=note)
+            found.count(m, n, a.shape[-1], count=result.size // (m * n))
         return result
-
-    def check(self, instruction: Instruction) -> None:
-        """Refuse an instruction that is known less well than the session requires.
-
-        Raises:
-            InsufficientEvidence: it is.
-        """
-        level = lower(instruction, self.arch).evidence
-        if level < self.require:
-            raise InsufficientEvidence(f"{instruction} on {self.arch} rests on {level} evidence, but {self.require} is required")
 
     def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
         """Enter `count` products of one shape into the report."""

@@ -75,10 +75,57 @@ class Context(NamedTuple):
     """Address of four words for each kind of product: addresses of its Shape, of the engine's record and function, words of the record."""
     counts: int
     """Address of a counter for each of them."""
+    launch: int
+    """Address of the Launch,"""
+    cta: int
+    """and of the Cta that the warp belongs to."""
+    arrives: int
+    """1 where it only arrives at the barrier and goes on."""
+    held: int
+    """Lanes of a parted warp that wait, or that had their turn; a bit each. Cleared at every turn."""
+    parked: int
+    """Those of them that wait for the others at a barrier."""
+    waited: int
+    """Address of the mbarrier that a failed wait looked at last, as the kernel names it."""
+    hurry: int
+    """Whether a wait that fails may say so, instead of giving up its turn: set where nothing else goes on."""
+    events: int
+    """Counts what other warps may wait for: changes of mbarriers, atomic operations that change something, waits that end."""
+    bulk_groups: int
+    """Address of 32 words: groups of bulk copies that each lane has closed."""
+    cluster_phase: int
+    """Phase of the cluster's barrier at which it arrived."""
+    own: int
+    """Address of this record."""
+    warpgroup: int
+    """Address of the queue of the warp's warpgroup (warpgroups.py); 0 where the kernel has no wgmma."""
+    work_room: int
+    """Address of room for its products to work in."""
+
+
+class Cta(NamedTuple):
+    """A CTA that runs, or room for one."""
+
+    number: int
+    """Which of the grid; -1 of none."""
+    contexts: int
+    """Address of a Context for each of its warps."""
+    shared: int
+    """Address of its shared memory."""
+    barriers: int
+    """Address of 16 barriers: threads that have come, threads expected."""
+    cluster: int
+    """Address of the first Cta of its cluster; they lie one after another."""
+    rank: int
+    """Its number in the cluster."""
+    arrived: int
+    """In the first Cta: threads that arrived at the cluster's barrier,"""
+    phase: int
+    """and how often that barrier was complete."""
 
 
 class Launch(NamedTuple):
-    """What helpers.run takes."""
+    """What turns.run takes."""
 
     operation: int
     """RUN."""
@@ -90,40 +137,87 @@ class Launch(NamedTuple):
     """Of a CTA."""
     threads: int
     """Of a CTA."""
-    first: int
-    """CTAs first .. last - 1 are run, x fastest."""
+    next: int
+    """CTAs next .. last - 1 have not begun, x fastest."""
     last: int
     grid_x: int
     grid_y: int
     grid_z: int
-    contexts: int
-    """Address of a Context for each warp."""
-    shared: int
+    ctas: int
+    """Address of the records of CTAs that run at the same time, Cta,"""
+    room: int
+    """and how many there are: a multiple of the cluster."""
+    cluster: int
+    """CTAs of a cluster,"""
+    cluster_x: int
+    """and along x,"""
+    cluster_y: int
+    """and y."""
     shared_size: int
-    barriers: int
-    """Address of 16 barriers: threads that have come, threads expected."""
+    """Bytes of a CTA's shared memory."""
+    grows: int
+    """Whether CTAs may wait for others, so that STUCK asks for more room."""
+    pending: int
+    """Address of the queue of asynchronous work that barriers and groups wait for: Work, oldest first,"""
+    pending_size: int
+    """how many records it has room for,"""
+    pending_first: int
+    """and which are in it: first .. last - 1."""
+    pending_last: int
     stop: int
     """Address of a word: other than 0 ends the run between two segments."""
+    idle: int
+    """Rounds in which nothing happened but waiting."""
     result: int
     """0, or one of the outcomes below."""
+    failed: int
+    """Address of the context of the warp that failed first, or 0."""
     failed_cta: int
-    failed_warp: int
+
+
+class Work(NamedTuple):
+    """A piece of asynchronous work. A record has WORK_WORDS words: what follows these is its own."""
+
+    kind: int
+    """One of the kinds below; 0 where it is done."""
+    barrier: int
+    """Address in this process of the mbarrier that it completes, or 0: then a group waits for it."""
+    context: int
+    """Of the warp that asked for it."""
+    lane: int
+    group: int
+    """Of bulk copies of that lane."""
+    instruction: int
 
 
 READY, BLOCKED, DONE, DIVERGED = range(4)
 """States of a warp."""
-ENDED, AT_BARRIER, PARTED, MET, FAILED = range(5)
-"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed."""
-FINE, ERROR, DEADLOCK, STOPPED = range(4)
-"""Outcomes of a run."""
-OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED = range(1, 6)
+ENDED, AT_BARRIER, PARTED, MET, FAILED, WAITING, TIRED = range(7)
+"""What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed, it waits for what others do, it
+ran for long."""
+FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
+"""Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
+(
+    OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
+    NO_MAP, BAD_MAP, BAD_REDUCTION,
+) = range(1, 13)  # fmt: skip
 """Errors."""
-RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC = range(7)
+RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""
+NOTHING, COPIES_ARRIVE, BOX_TO_SHARED, BOX_TO_GLOBAL, BYTES_COPY = range(5)
+"""Kinds of asynchronous work: cp.async.mbarrier.arrive, boxes of tensors, runs of bytes."""
+ASK_BOX, ASK_BYTES, CLOSE_GROUP, WAIT_GROUP = range(4)
+"""What BULK does."""
+INIT, INVALIDATE, EXPECT, COMPLETE, ARRIVE, ARRIVE_EXPECT, TEST, TRY, ARRIVE_AFTER_COPIES = range(9)
+"""What MBARRIER does."""
 
+WINDOW_SHIFT: Final = 24
+"""Of an address of shared memory in a cluster: above it stands the CTA's rank and one, or 0 for the CTA's own."""
 SHARED_TAG: Final = 1
 LOCAL_TAG: Final = 2
 CONSTANT_TAG: Final = 3
 """Top bytes of generic addresses; 0 is the program's own memory."""
 TAG_SHIFT: Final = 56
 CONTEXT_WORDS: Final = len(Context._fields)
+CTA_WORDS: Final = len(Cta._fields)
+WORK_WORDS: Final = 32

@@ -152,10 +152,6 @@ def _take_apart(code: WarpCode, instruction: Instruction) -> None:
             code.put(each, code.resize(code.resize(code.shift("lshr", value, part * place), part), each.bits), guard)
 
 
-def _warp_barrier(code: WarpCode, instruction: Instruction) -> None:
-    """bar.warp.sync: lanes go together here anyway, or those that are missing are an error of their own."""
-
-
 HANDLERS: Final[dict[str, Handler]] = {
-    "shfl": _shuffle, "vote": _vote, "activemask": _active, "elect": _elect, "redux": _reduce, "mov": _take_apart, "bar": _warp_barrier,
+    "shfl": _shuffle, "vote": _vote, "activemask": _active, "elect": _elect, "redux": _reduce, "mov": _take_apart,
 }  # fmt: skip

@@ -1,45 +1,26 @@
-"""What a warp's code calls, compiled by Numba into one function: the run of CTAs, memory, asynchronous copies, matrices, products.
+"""What a warp's code calls, compiled by Numba: memory, asynchronous copies, matrices, products.
 
-Every operation takes the address of a record of 64-bit words; the first says which operation it is. Nothing here knows an opcode.
+Every operation takes a record of 64-bit words; the first says which operation it is (operations.py). Nothing here knows an opcode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.engine.jit import address_of, array_at, call_at, jit
+from mmabits.emulator.engine.jit import array_at, call_at, jit
 from mmabits.emulator.machine.context import (
-    ASYNC,
-    AT_BARRIER,
-    ATOMIC,
-    BAD_BARRIER,
-    BLOCKED,
     CONSTANT_TAG,
-    DEADLOCK,
-    DIVERGED,
-    DONE,
-    ENDED,
-    ERROR,
-    FAILED,
-    FINE,
+    CTA_WORDS,
     LOCAL_TAG,
-    MATRIX,
-    MET,
     MISALIGNED,
-    MOVE,
     OUTSIDE,
-    PARTED,
-    PRODUCT,
-    READY,
-    RUN,
     SHARED_TAG,
-    SHUFFLE,
-    STOPPED,
     TAG_SHIFT,
+    WINDOW_SHIFT,
     Context,
+    Cta,
     Launch,
 )
 
@@ -51,17 +32,14 @@ _C = Context._fields
     _NCTAID_Y, _NCTAID_Z, _NTID_X, _NTID_Y, _NTID_Z, _ALIVE, _STATE, _BARRIER, _EXPECTED, _PCS, _QUEUE, _QUEUE_SIZE, _QUEUED,
     _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
-    _TABLES, _COUNTS,
+    _TABLES, _COUNTS, _LAUNCH, _CTA, _ARRIVES, _HELD, _PARKED, _WAITED, _HURRY, _EVENTS, _BULK_GROUPS, _CLUSTER_PHASE,
+    _OWN, _WARPGROUP, _WORK_ROOM,
 ) = range(len(_C))  # fmt: skip
-(
-    _, _UNIFORM, _PARTED, _WARPS, _THREADS, _FIRST, _LAST, _GRID_X, _GRID_Y, _GRID_Z, _CONTEXTS, _RUN_SHARED, _RUN_SHARED_SIZE, _BARRIERS,
-    _STOP,
-    _RESULT, _FAILED_CTA, _FAILED_WARP,
-) = range(len(Launch._fields))  # fmt: skip
 _WORDS = len(_C)
-_BARRIER_COUNT = 16
-_PATIENCE = 1 << 20
-"""Rounds in which nothing but waiting happens before it is called a deadlock."""
+_LAUNCH_WORDS = len(Launch._fields)
+_FAILED = Launch._fields.index("failed")
+_CLUSTER_SIZE = Launch._fields.index("cluster")
+_CLUSTER, _CTA_SHARED = Cta._fields.index("cluster"), Cta._fields.index("shared")
 
 
 @jit
@@ -71,19 +49,34 @@ def _fail(context: Any, kind: int, instruction: int, lane: int, address: int) ->
         context[_ERROR_INSTRUCTION] = instruction
         context[_ERROR_LANE] = lane
         context[_ERROR_ADDRESS] = address
+        launch = array_at(context[_LAUNCH], _LAUNCH_WORDS, np.int64)
+        if launch[_FAILED] == 0:
+            launch[_FAILED] = context[_OWN]
 
 
 @jit
 def _resolved(context: Any, address: int, size: int, lane: int, instruction: int) -> Any:
     """The place in this process that a generic address means, if all of `size` bytes may be touched; else 0 and an error."""
-    tag = address >> TAG_SHIFT
-    low = address & ((1 << TAG_SHIFT) - 1)
     if size & (size - 1) == 0 and address & (size - 1) != 0:
         _fail(context, MISALIGNED, instruction, lane, address)
         return 0
+    return _within(context, address, size, lane, instruction)
+
+
+@jit
+def _within(context: Any, address: int, size: int, lane: int, instruction: int) -> Any:
+    """The same at any alignment."""
+    tag = address >> TAG_SHIFT
+    low = address & ((1 << TAG_SHIFT) - 1)
     if tag == SHARED_TAG:
-        if low + size <= context[_SHARED_SIZE]:
-            return context[_SHARED] + low
+        window, place = low >> WINDOW_SHIFT, low & ((1 << WINDOW_SHIFT) - 1)
+        if place + size <= context[_SHARED_SIZE]:
+            if window == 0:
+                return context[_SHARED] + place
+            launch = array_at(context[_LAUNCH], _LAUNCH_WORDS, np.int64)
+            if window <= launch[_CLUSTER_SIZE]:
+                first = array_at(context[_CTA], CTA_WORDS, np.int64)[_CLUSTER]
+                return array_at(first + 8 * CTA_WORDS * (window - 1), CTA_WORDS, np.int64)[_CTA_SHARED] + place
     elif tag == LOCAL_TAG:
         if low + size <= context[_LOCAL_SIZE]:
             return context[_LOCAL] + lane * context[_LOCAL_SIZE] + low
@@ -214,6 +207,7 @@ def _atomic(words: Any) -> None:
             else:
                 other = array_at(words[5], 32, np.uint32)[lane]
                 cell[0] = np.uint32(_combined(operation, kind, np.int64(old), np.int64(value), np.int64(other), 32) & 0xFFFFFFFF)
+            context[_EVENTS] += 1 if cell[0] != old else 0
         else:
             wide = array_at(place, 1, np.int64)
             old64 = wide[0]
@@ -228,6 +222,7 @@ def _atomic(words: Any) -> None:
                 wide[0] = _combined(
                     operation, kind, old64, array_at(words[4], 32, np.int64)[lane], array_at(words[5], 32, np.int64)[lane], 64
                 )  # fmt: skip
+            context[_EVENTS] += 1 if wide[0] != old64 else 0
 
 
 _QUEUE_COPY, _QUEUE_COMMIT, _QUEUE_WAIT = range(3)
@@ -273,6 +268,12 @@ def _asynchronous(words: Any) -> None:
             context[_QUEUED] = place + 1
         return
     _carry_out(context, queue, context[_GROUP] - words[9])
+
+
+@jit
+def _asynchronous_wait(context: Any, groups: int) -> None:
+    """Carry out the warp's copies of the groups before one."""
+    _carry_out(context, array_at(context[_QUEUE], 4 * context[_QUEUE_SIZE], np.int64), groups)
 
 
 @jit
@@ -465,171 +466,3 @@ def _accumulators(
                 wide[start >> 6] = array_at(matrix, 1 << 40, np.uint64)[base + column]
             else:
                 array_at(matrix, 1 << 40, np.uint64)[base + column] = wide[start >> 6]
-
-
-@jit
-def _live_threads(launch: Any) -> int:
-    count = 0
-    for warp in range(launch[_WARPS]):
-        context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
-        alive = context[_ALIVE]
-        for lane in range(32):
-            count += alive >> lane & 1
-    return count
-
-
-@jit
-def _begin(launch: Any, cta: int) -> None:
-    """A CTA's contexts, barriers and shared memory as they are at its start."""
-    shared = array_at(launch[_RUN_SHARED], launch[_RUN_SHARED_SIZE] // 8, np.int64)
-    for word in range(launch[_RUN_SHARED_SIZE] // 8):
-        shared[word] = 0
-    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
-    for word in range(2 * _BARRIER_COUNT):
-        barriers[word] = 0
-    x = cta % launch[_GRID_X]
-    y = cta // launch[_GRID_X] % launch[_GRID_Y]
-    z = cta // launch[_GRID_X] // launch[_GRID_Y]
-    for warp in range(launch[_WARPS]):
-        context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
-        context[_SEGMENT] = 0
-        context[_CTAID_X], context[_CTAID_Y], context[_CTAID_Z] = x, y, z
-        lanes = min(32, launch[_THREADS] - 32 * warp)
-        context[_ALIVE] = (1 << lanes) - 1
-        context[_STATE] = READY
-        context[_QUEUED] = 0
-        context[_GROUP] = 0
-        if lanes < 32:
-            context[_STATE] = DIVERGED
-            pcs = array_at(context[_PCS], 32, np.int32)
-            for lane in range(32):
-                pcs[lane] = 0 if lane < lanes else -1
-
-
-@jit
-def _arrive(launch: Any, context: Any) -> bool:
-    """A warp comes to a barrier and, if it is the last, lets all go on. False where the barrier is misused."""
-    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
-    number, expected = context[_BARRIER], context[_EXPECTED]
-    if number < 0 or number >= _BARRIER_COUNT or expected % 32 != 0:
-        return False
-    if barriers[2 * number] > 0 and barriers[2 * number + 1] != expected:
-        return False
-    barriers[2 * number + 1] = expected
-    barriers[2 * number] += 32
-    return True
-
-
-@jit
-def _release(launch: Any) -> bool:
-    """Let go the warps of every barrier that is complete."""
-    barriers = array_at(launch[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
-    found = False
-    for number in range(_BARRIER_COUNT):
-        come, expected = barriers[2 * number], barriers[2 * number + 1]
-        if come == 0:
-            continue
-        if expected == 0:
-            expected = (_live_threads(launch) + 31) // 32 * 32
-        if come < expected:
-            continue
-        barriers[2 * number] = 0
-        found = True
-        for warp in range(launch[_WARPS]):
-            context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
-            if context[_STATE] & 3 == BLOCKED and context[_BARRIER] == number:
-                context[_STATE] = context[_STATE] >> 2
-    return found
-
-
-@jit
-def _run_cta(launch: Any) -> int:
-    """The warps of a CTA in turns, each until it must wait."""
-    patience = 0
-    while True:
-        live, moved = 0, False
-        for warp in range(launch[_WARPS]):
-            at = launch[_CONTEXTS] + 8 * _WORDS * warp
-            context = array_at(at, _WORDS, np.int64)
-            if context[_STATE] == DONE:
-                continue
-            live += 1
-            if context[_STATE] & 3 == BLOCKED:
-                continue
-            while True:
-                diverged = context[_STATE] == DIVERGED
-                found = call_at(launch[_PARTED] if diverged else launch[_UNIFORM], at)
-                if context[_ERROR] != 0 or found == FAILED:
-                    launch[_FAILED_WARP] = warp
-                    return ERROR
-                if found == PARTED:
-                    context[_STATE] = DIVERGED
-                elif found == MET:
-                    context[_STATE] = READY
-                else:
-                    break
-            if found == ENDED:
-                context[_STATE] = DONE
-                context[_ALIVE] = 0
-                moved = True
-            elif found == AT_BARRIER:
-                moved = True
-                context[_STATE] = context[_STATE] << 2 | BLOCKED
-                if not _arrive(launch, context):
-                    _fail(context, BAD_BARRIER, context[_ERROR_INSTRUCTION], 0, context[_BARRIER])
-                    launch[_FAILED_WARP] = warp
-                    return ERROR
-        if live == 0:
-            return FINE
-        if _release(launch):
-            moved = True
-        if array_at(launch[_STOP], 1, np.int64)[0] != 0:
-            return STOPPED
-        if moved:
-            patience = 0
-        else:
-            patience += 1
-            waiting = False
-            for warp in range(launch[_WARPS]):
-                context = array_at(launch[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
-                waiting = waiting or (context[_STATE] != DONE and context[_STATE] & 3 != BLOCKED)
-            if not waiting or patience > _PATIENCE:
-                return DEADLOCK
-
-
-@jit
-def _run(launch: Any) -> None:
-    for cta in range(launch[_FIRST], launch[_LAST]):
-        _begin(launch, cta)
-        stopped = array_at(launch[_STOP], 1, np.int64)[0] != 0
-        found = STOPPED if stopped else _run_cta(launch)
-        if found != FINE:
-            launch[_RESULT] = found
-            launch[_FAILED_CTA] = cta
-            return
-
-
-def helper(pointer: Any) -> int:
-    """Carry out the operation of a record."""
-    words = array_at(address_of(pointer), 64, np.int64)
-    operation = words[0]
-    if operation == MOVE:
-        _move(words)
-    elif operation == MATRIX:
-        _matrix(words)
-    elif operation == PRODUCT:
-        _product(words)
-    elif operation == ASYNC:
-        _asynchronous(words)
-    elif operation == SHUFFLE:
-        _shuffle(words)
-    elif operation == ATOMIC:
-        _atomic(words)
-    elif operation == RUN:
-        _run(words)
-    return 0
-
-
-def entry(_variant: Any) -> Callable[[Any], int]:
-    """What the code of compiled kernels calls, for machine_code.ENTRIES."""
-    return helper

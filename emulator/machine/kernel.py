@@ -17,21 +17,35 @@ import numpy.typing as npt
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
+from mmabits.emulator.machine import barriers, bulk, exchange, memory, tensor, warpgroups, wgmma
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine import exchange, memory, tensor
 from mmabits.emulator.machine.compiler import compiled
-from mmabits.emulator.machine.context import CONTEXT_WORDS, Context, Launch
+from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
+from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
-from mmabits.emulator.machine.program import Program, base_of, program
-from mmabits.emulator.machine.ptx import Entry, Module, Variable, read_ptx
+from mmabits.emulator.machine.program import Program, looks, program
+from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
+from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
-HANDLERS: Final[dict[str, Handler]] = {**memory.HANDLERS, **exchange.HANDLERS, **tensor.HANDLERS}
+HANDLERS: Final[dict[str, Handler]] = {
+    **memory.HANDLERS,
+    **exchange.HANDLERS,
+    **barriers.HANDLERS,
+    **bulk.HANDLERS,
+    **wgmma.HANDLERS,
+    **tensor.HANDLERS,
+}
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
+_PENDING: Final = 4096
+"""Pieces of other asynchronous work that a run may have under way, likewise."""
+_MOST_IN_CLUSTER: Final = 16
+_ROOM: Final = 1024
+"""CTAs that may run at the same time, where they wait for each other."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 _HELPER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PLACE: Final = {name: place for place, name in enumerate(Context._fields)}
@@ -43,6 +57,16 @@ _ERRORS: Final = {
     words.BAD_BARRIER: "a barrier that lanes or warps come to in ways that do not fit",
     words.PARTIAL: "an instruction of the whole warp, to which only some of its lanes came",
     words.TRAPPED: "a trap",
+    words.NO_MBARRIER: "no mbarrier was initialised at {address:#x}",
+    words.MBARRIER_COUNT: "a count of arrivals that the mbarrier at {address:#x} cannot have",
+    words.MBARRIER_BYTES: "more bytes than the mbarrier at {address:#x} can count",
+    warpgroups.TOO_MANY: f"more than {warpgroups.QUEUE} products of wgmma under way",
+    warpgroups.BAD_DESCRIPTOR: "a matrix that reaches outside shared memory, or a descriptor that is not emulated: {address:#x}",
+    warpgroups.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
+    words.NO_MAP: "no tensor map at {address:#x}",
+    words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
+    words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
+    words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
 }
 
 
@@ -60,6 +84,8 @@ class _Memory:
     def __init__(self, module: Module, entry: Entry, dynamic: int, warps: int) -> None:
         self.places: dict[str, int] = {}
         self.dynamic, self.warps = dynamic, warps
+        self.cluster: tuple[int, ...] = (1, 1, 1)
+        self.is_cluster = False
         self.parameter_bytes = self._place(entry.parameters, 0)
         variables = [*module.variables.values(), *entry.variables.values()]
         static = [each for each in variables if each.space == "shared" and each.size]
@@ -128,6 +154,7 @@ class Kernel:
         arch: architecture of the tensor cores.
         shared: bytes of dynamic shared memory.
         threads: of a CTA, where the text does not say; three numbers for x, y, z.
+        cluster: CTAs of a cluster along x, y, z, likewise.
         contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
 
     Raises:
@@ -143,6 +170,7 @@ class Kernel:
         arch: str,
         shared: int = 0,
         threads: tuple[int, int, int] | None = None,
+        cluster: tuple[int, ...] | None = None,
         contracts: bool = True,
     ) -> None:
         module = read_ptx(module) if isinstance(module, str) else module
@@ -162,8 +190,18 @@ class Kernel:
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
         self.warps = -(-self.threads // 32)
+        told = self.entry.attributes.get("reqnctapercluster")
+        self.cluster = tuple([*(told or cluster or (1,)), 1, 1][:3])
+        self.cluster_size = int(np.prod(self.cluster))
+        if not 1 <= self.cluster_size <= _MOST_IN_CLUSTER:
+            raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {_MOST_IN_CLUSTER}")
         self.memory = _Memory(module, self.entry, shared, self.warps)
+        self.memory.cluster, self.memory.is_cluster = self.cluster, told is not None or cluster is not None
         self.program: Program = program(self.entry)
+        self.early_uses = early_uses(self.program)
+        if self.early_uses:
+            self.program = program(self.entry, self.early_uses)
+        self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
         self._uniform = self._compiled(diverged=False)
         self._diverged: _Code | None = None
@@ -178,8 +216,8 @@ class Kernel:
 
     @property
     def has_atomics(self) -> bool:
-        """Whether CTAs may see each other: they run one after another then."""
-        return any(base_of(each.opcode) in ("atom", "red") for each in self.entry.instructions)
+        """Whether CTAs may see each other: they run in ascending order then."""
+        return any(each.opcode.startswith(("atom", "red", "cp.reduce")) or looks(each.opcode) for each in self.entry.instructions)
 
     @property
     def opcodes(self) -> tuple[str, ...]:
@@ -189,7 +227,7 @@ class Kernel:
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Tensor-core instructions in the text."""
-        return tuple(self._uniform.products.counts)
+        return tuple(dict.fromkeys([*self._uniform.products.counts, *(each.matrix for each in self.warpgroups.tables)]))
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
@@ -198,7 +236,7 @@ class Kernel:
         products = Products(self.arch)
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
-        code.products = products
+        code.products, code.warpgroups, code.early_uses = products, self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         address, owner = compiled(text, "warp")
@@ -241,6 +279,8 @@ class Kernel:
         total = sizes[0] * sizes[1] * sizes[2]
         if total == 0:
             return {}
+        if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
+            raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
         count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
@@ -254,12 +294,17 @@ class Kernel:
             finally:
                 idle.append(run)
 
-        SharedWork(share, _shares(total, count), stop, kept=(parameters, runs)).run(count)
+        each = self.cluster_size
+        clusters = [(0, total // each)] if self.program.spins else _shares(total // each, count)
+        shares = [(first * each, last * each) for first, last in clusters]
+        SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
         for run in runs:
-            for table, count in zip(self._tables, run.counts.tolist(), strict=False):
-                if count:
-                    executed[table.kind.matrix] = executed.get(table.kind.matrix, 0) + count
+            matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
+            matrices += [(table.counter, table.form.matrix) for table in self.warpgroups.tables.values()]
+            for place, matrix in matrices:
+                if times := int(run.counts[place]):
+                    executed[matrix] = executed.get(matrix, 0) + times
         return executed
 
     def _parameters(self, arguments: Sequence[Any]) -> npt.NDArray[np.uint8]:
@@ -305,29 +350,59 @@ class _Run:
     parameters: npt.NDArray[np.uint8]
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
-    contexts: npt.NDArray[np.int64] = field(init=False)
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)
     """Instructions carried out, by the kind of product."""
 
     def __post_init__(self) -> None:
-        kernel, layout = self.kernel, self.kernel.memory
-        warps = kernel.warps
+        kernel = self.kernel
         pairs = [*self.ranges, (self.parameters.ctypes.data, self.parameters.ctypes.data + self.parameters.size)]
-        ranges = np.array(pairs, np.int64).reshape(-1)
-        shared = aligned(max(16, layout.shared_size))
-        registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
-        local = aligned(max(16, layout.local_size * 32 * warps))
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * _QUEUE * warps, np.int64), np.zeros(32, np.int64)
-        has_copies = any(each.opcode.startswith("cp.async") for each in kernel.entry.instructions)
-        if not has_copies:
-            queues = np.zeros(4 * warps, np.int64)
-        self.contexts = np.zeros((warps, CONTEXT_WORDS), np.int64)
-        self.kept = [ranges, shared, registers, local, pcs, queues, barriers]
-        self.counts = np.zeros(256, np.int64)
+        self.pairs = np.array(pairs, np.int64).reshape(-1)
+        self.counts = np.zeros(2 * warpgroups.FIRST_COUNTER, np.int64)
+        self.contexts: list[npt.NDArray[np.int64]] = []
         helper = helper_address()
         self.helper = _HELPER(helper)
+        self.callback = kernel._part(self)
+        parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
+        self.grows = bool(kernel.program.spins)
+        room = max(1, _ROOM // kernel.cluster_size) if self.grows else 1
+        self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
+        pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
+        self.kept = [pending, kernel._table_words]
+        self.work_room = aligned(warpgroups.ROOM if kernel.warpgroups.tables else 0)
+        launch = {
+            "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
+            "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
+            "ctas": self.ctas.ctypes.data, "cluster": kernel.cluster_size, "cluster_x": kernel.cluster[0],
+            "cluster_y": kernel.cluster[1], "shared_size": _rounded(kernel.memory.shared_size, 8),
+            "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
+        }  # fmt: skip
+        self.record = np.zeros(64, np.int64)
+        for name, value in launch.items():
+            self.record[_RUN_PLACE[name]] = value
+        self._grow()
+
+    def _grow(self) -> None:
+        """Room for one more cluster that runs at the same time."""
+        for _ in range(self.kernel.cluster_size):
+            self._grow_by_one()
+
+    def _grow_by_one(self) -> None:
+        kernel, layout, warps = self.kernel, self.kernel.memory, self.kernel.warps
+        place = int(self.record[_RUN_PLACE["room"]])
+        shared, local = aligned(max(16, layout.shared_size)), aligned(max(16, layout.local_size * 32 * warps))
+        registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
+        has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
+        queue_size = _QUEUE if has_copies else 1
+        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
+        groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
+        self.kept += [shared, registers, local, pcs, queues, barriers, groups]
+        self.contexts.append(contexts)
+        queues_of_products = np.zeros((warps // 4, warpgroups.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
+        self.kept.append(queues_of_products)
+        cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
+        self.ctas[place] = cta
         for warp in range(warps):
             fields = {
                 "warp": warp, "registers": registers.ctypes.data + max(64, kernel._uniform.register_bytes) * warp,
@@ -336,50 +411,72 @@ class _Run:
                 "constants": layout.constants.ctypes.data, "constants_size": layout.constants.size,
                 "nctaid_x": self.grid[0], "nctaid_y": self.grid[1], "nctaid_z": self.grid[2],
                 "ntid_x": kernel.block[0], "ntid_y": kernel.block[1], "ntid_z": kernel.block[2],
-                "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + (32 * _QUEUE if has_copies else 32) * warp,
-                "queue_size": _QUEUE if has_copies else 1, "ranges": ranges.ctypes.data, "range_count": len(pairs), "helper": helper,
-                "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data,
+                "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + 32 * queue_size * warp,
+                "queue_size": queue_size, "ranges": self.pairs.ctypes.data, "range_count": len(self.pairs) // 2,
+                "helper": helper_address(),
+                "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
+                "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
             }  # fmt: skip
+            if kernel.warpgroups.tables:
+                fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
             for name, value in fields.items():
-                self.contexts[warp, _PLACE[name]] = value
-        self.kept.append(kernel._table_words)
-        self.callback = kernel._part(self)
-        parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
-        launch = {
-            "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": warps, "threads": kernel.threads,
-            "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2], "contexts": self.contexts.ctypes.data,
-            "shared": shared.ctypes.data, "shared_size": _rounded(layout.shared_size, 8), "barriers": barriers.ctypes.data,
-            "stop": self.stop.buffer_info()[0],
-        }  # fmt: skip
-        self.record = np.zeros(64, np.int64)
-        for name, value in launch.items():
-            self.record[_RUN_PLACE[name]] = value
+                contexts[warp, _PLACE[name]] = value
+        self.record[_RUN_PLACE["room"]] = place + 1
 
     def know(self, kernel: Kernel) -> None:
         """The function of a parted warp is there now."""
         assert kernel._diverged is not None
         self.record[_RUN_PLACE["diverged"]] = kernel._diverged.address
         self.kept.append(kernel._table_words)
-        self.contexts[:, _PLACE["tables"]] = kernel._table_words.ctypes.data
+        for contexts in self.contexts:
+            contexts[:, _PLACE["tables"]] = kernel._table_words.ctypes.data
 
     def go(self, first: int, last: int) -> None:
         """CTAs first .. last - 1."""
-        self.record[_RUN_PLACE["first"]], self.record[_RUN_PLACE["last"]], self.record[_RUN_PLACE["result"]] = first, last, words.FINE
-        self.helper(self.record.ctypes.data)
-        result = int(self.record[_RUN_PLACE["result"]])
+        self.record[_RUN_PLACE["next"]], self.record[_RUN_PLACE["last"]], self.record[_RUN_PLACE["idle"]] = first, last, 0
+        while True:
+            self.record[_RUN_PLACE["result"]] = words.FINE
+            self.helper(self.record.ctypes.data)
+            result = int(self.record[_RUN_PLACE["result"]])
+            if result != words.STUCK:
+                break
+            if self.record[_RUN_PLACE["room"]] == len(self.ctas):
+                self.record[_RUN_PLACE["grows"]] = 0
+            else:
+                self._grow()
         if result == words.ERROR:
-            context = self.contexts[self.record[_RUN_PLACE["failed_warp"]]]
+            context = self._context_at(int(self.record[_RUN_PLACE["failed"]]))
             raise KernelError(self.kernel.describe(int(context[_PLACE["error"]]), context))
         if result == words.DEADLOCK:
             raise KernelError(self._deadlock())
 
+    def _context_at(self, address: int) -> npt.NDArray[np.int64]:
+        found: npt.NDArray[np.int64] = next(each for contexts in self.contexts for each in contexts if each[_PLACE["own"]] == address)
+        return found
+
     def _deadlock(self) -> str:
-        cta = int(self.record[_RUN_PLACE["failed_cta"]])
+        """Which warps wait for what, of the first CTA that does."""
+        number = int(self.record[_RUN_PLACE["failed_cta"]])
+        place = self.ctas[:, 0].tolist().index(number)
         waits = []
-        for context in self.contexts:
+        for context in self.contexts[place]:
             state = int(context[_PLACE["state"]])
-            if state != words.DONE:
-                number = int(context[_PLACE["barrier"]])
-                instruction = self.kernel.entry.instructions[int(context[_PLACE["error_instruction"]])]
-                waits.append(f"warp {int(context[_PLACE['warp']])} at barrier {number}, {instruction}")
-        return f"{self.kernel.name}: a deadlock in program {cta}: " + "; ".join(waits)
+            if state == words.DONE:
+                continue
+            instruction = self.kernel.entry.instructions[int(context[_PLACE["error_instruction"]])]
+            if state & 3 == words.BLOCKED:
+                at = f" at barrier {int(context[_PLACE['barrier']])},"
+            elif instruction.opcode.startswith("mbarrier"):
+                at = f" for the mbarrier at {int(context[_PLACE['waited']]) & (1 << words.TAG_SHIFT) - 1:#x} of shared memory,"
+            else:
+                instruction, at = self._spinning(context), ""
+            waits.append(f"warp {int(context[_PLACE['warp']])}{at} {instruction}")
+        return f"{self.kernel.name}: a deadlock in program {number}: " + "; ".join(waits)
+
+    def _spinning(self, context: npt.NDArray[np.int64]) -> Instruction:
+        """Where the loop begins that a warp is in, or the first of its lanes."""
+        place = int(context[_PLACE["segment"]])
+        if context[_PLACE["state"]] == words.DIVERGED:
+            lanes = (ctypes.c_int32 * 32).from_address(int(context[_PLACE["pcs"]]))
+            place = min(each for each in lanes if each >= 0)
+        return self.kernel.entry.instructions[self.kernel.program.segments[place].first]

@@ -10,7 +10,7 @@ from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa.opcodes import width
 
-TAGS: Final = {"shared": words.SHARED_TAG, "shared::cta": words.SHARED_TAG, "local": words.LOCAL_TAG}
+TAGS: Final = {"shared": words.SHARED_TAG, "shared::cta": words.SHARED_TAG, "shared::cluster": words.SHARED_TAG, "local": words.LOCAL_TAG}
 """State spaces with a tag in their generic addresses."""
 _SPACES: Final = ("global", "shared", "shared::cta", "local", "param", "const", "shared::cluster")
 _RECORD, _ADDRESSES, _MORE, _DATA = 0, 256, 1024, 2048
@@ -50,8 +50,8 @@ def _move(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
     if space == "param":
         _parameter(code, instruction, place, data)
         return
-    if space == "shared::cluster":
-        raise code.refused("shared memory of another CTA")
+    if "async" in instruction.opcode.split("."):
+        raise code.refused(f"the opcode {instruction.opcode}")
     bits = width(kind)
     held = max(8, bits)
     guard = code.guard(instruction)

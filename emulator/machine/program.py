@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
-from mmabits.emulator.machine.ptx import Entry, Instruction, Operand, PtxError, Register, Symbol, registers_of
+from mmabits.emulator.machine.ptx import Address, Entry, Instruction, Operand, PtxError, Register, Symbol, registers_of
 
 _NO_RESULT = (
     "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
@@ -14,7 +16,14 @@ _NO_RESULT = (
 )  # fmt: skip
 """Base opcodes whose first operand is read like the others."""
 _ENDS = ("bra", "brx", "ret", "exit", "trap")
-_YIELDS = ("bar", "barrier")
+CARRY: Final = Register("%cc", 1)
+"""The carry of `add.cc` and its like, which no operand names."""
+_TAKES_CARRY = ("addc", "subc", "madc")
+_WAITS = ("bar", "barrier", "mbarrier.try_wait", "wgmma.wait_group")
+"""What a warp may stop at, to come back to it."""
+_LOOKS = ("atom", "mbarrier.test_wait", "nanosleep")
+"""What looks at memory that others change: loads do where they say so."""
+_LOOKING = (".volatile", ".acquire", ".relaxed", ".mmio")
 
 
 def base_of(opcode: str) -> str:
@@ -22,10 +31,19 @@ def base_of(opcode: str) -> str:
     return opcode.partition(".")[0]
 
 
+def waits(opcode: str) -> bool:
+    """Whether a warp may stop before this instruction and come back to it."""
+    return opcode.startswith(_WAITS)
+
+
+def looks(opcode: str) -> bool:
+    """Whether a loop with this instruction may wait for what others write."""
+    return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
+
+
 def results_of(instruction: Instruction) -> tuple[Operand, ...]:
     """Operands that are written."""
-    base = base_of(instruction.opcode)
-    if base in _NO_RESULT or not instruction.operands:
+    if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
 
@@ -34,14 +52,19 @@ def written(instruction: Instruction) -> Iterator[Register]:
     """Registers that an instruction writes."""
     for operand in results_of(instruction):
         yield from registers_of(operand)
+    if ".cc." in instruction.opcode:
+        yield CARRY
 
 
 def read(instruction: Instruction) -> Iterator[Register]:
     """Registers that an instruction reads; under a guard also what it may leave as it was."""
     for operand in instruction.operands[len(results_of(instruction)) :]:
         yield from registers_of(operand)
+    if base_of(instruction.opcode) in _TAKES_CARRY:
+        yield CARRY
     if instruction.guard is not None:
         yield instruction.guard._replace(negated=False)
+    if instruction.guard is not None or instruction.opcode.startswith("wgmma.mma_async"):  # which adds to what it writes
         yield from written(instruction)
 
 
@@ -75,24 +98,48 @@ class Program:
         return {segment.first: place for place, segment in enumerate(self.segments)}
 
     @cached_property
+    def readers(self) -> Counter[Register]:
+        """How many instructions read a register."""
+        return Counter(register for each in self.entry.instructions for register in {*read(each)})
+
+    @cached_property
+    def spins(self) -> frozenset[int]:
+        """Segments that end a loop which looks at memory that others may change."""
+        looking = [any(looks(each.opcode) for each in self.entry.instructions[one.first : one.last]) for one in self.segments]
+        return frozenset(
+            place
+            for place, segment in enumerate(self.segments)
+            if any(target <= place and any(looking[target : place + 1]) for target in segment.targets)
+        )
+
+    @cached_property
     def kept(self) -> tuple[Register, ...]:
-        """Registers that live across segments, the widest first."""
+        """Registers that live across segments, and accumulators of wgmma, the widest first."""
         names = set().union(*self.live_in) if self.live_in else set()
+        for instruction in self.entry.instructions:
+            if instruction.opcode.startswith("wgmma.mma_async"):
+                names.update(written(instruction))
         return tuple(sorted(names, key=lambda each: (-each.bits, each.name)))
 
 
-def program(entry: Entry) -> Program:
+def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     """The control flow of a kernel.
+
+    Args:
+        entry: the kernel.
+        stops: instructions that begin a segment besides those that must.
 
     Raises:
         PtxError: a branch to nowhere.
     """
     instructions = entry.instructions
     count = len(instructions)
-    leaders = {0} | {place for place in entry.labels.values() if place < count}
+    leaders = {0} | stops | {place for place in entry.labels.values() if place < count}
     for place, instruction in enumerate(instructions):
         base = base_of(instruction.opcode)
-        if base in _ENDS or base in _YIELDS:
+        if waits(instruction.opcode):
+            leaders.add(place)
+        if base in _ENDS or base in ("bar", "barrier"):
             leaders.add(place + 1)
     starts = sorted(place for place in leaders if place < count)
     number = {start: place for place, start in enumerate(starts)}

@@ -125,6 +125,9 @@ class Products:
             code.operand(each, 32) for each in operands[5]
         )
         chain = self.chain_of(matrix, selectors, given)
+        if chain is not None and any(each not in targets and code.program.readers[each] > 1 for each in chain.d):
+            code.flush()  # a sum on the way that something else reads
+            chain = None
         if chain is not None:
             self.waiting.difference_update(chain.d)
             if any(map(self.writes, targets)):

@@ -13,7 +13,7 @@ from typing import Any, Final
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
-from mmabits.emulator.machine.program import Program, base_of
+from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
     Immediate,
@@ -39,6 +39,8 @@ class UnknownOpcode(PtxError):
     """An opcode that has no row, or that the machine has no code for."""
 
 
+_STEPS: Final = 1 << 16
+"""Branches back after which a warp gives up its turn, so that a run can be ended."""
 _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
                  "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
 """Sign bits of the types of products."""
@@ -74,6 +76,12 @@ class WarpCode(Code):
         """Of the instruction."""
         self.room = 4096
         """Bytes of the frame: records and what helpers work on."""
+        self.later: list[str] = []
+        """Blocks of a segment that stand behind it."""
+        self.warpgroups: Any = None
+        """Products of warpgroups (wgmma.py)."""
+        self.early_uses: frozenset[int] = frozenset()
+        """Instructions before which those must be done."""
         self.products: Any = None
         """Products put off (tensor.py)."""
 
@@ -181,11 +189,15 @@ class WarpCode(Code):
         """Store what later segments read."""
         live = self.program.live_out[self.segment]
         for register in sorted(self.dirty & live, key=lambda each: each.name):
-            value = self.values[register]
-            if register.bits == 1:
-                value = self.convert("zext", value, "i8")
-            place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
-            self.line(f"store {value.typed}, ptr {place}, align 8")
+            self.store(register)
+
+    def store(self, register: Register) -> None:
+        """Put a register where later segments find it."""
+        value = self.values[register]
+        if register.bits == 1:
+            value = self.convert("zext", value, "i8")
+        place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
+        self.line(f"store {value.typed}, ptr {place}, align 8")
 
     # --------------------------------------------------------------------------------------------------------------- operands
 
@@ -251,17 +263,34 @@ class WarpCode(Code):
             return self.thread(axis)
         if kind == "nwarpid":
             return self.constant(self.layout.warps, 32)
-        if kind in ("clusterid", "nclusterid"):
-            return self.uniform(("ctaid_" if kind == "clusterid" else "nctaid_") + axis)
-        if kind in ("cluster_ctarank", "cluster_ctaid", "smid", "gridid", "is_explicit_cluster"):
+        if "cluster" in kind:
+            return self.cluster(kind, axis)
+        if kind in ("smid", "gridid"):
             return self.constant(0, 32)
-        if kind in ("cluster_nctarank", "cluster_nctaid", "nsmid"):
+        if kind == "nsmid":
             return self.constant(1, 32)
         if kind == "dynamic_smem_size":
             return self.constant(self.layout.dynamic, 32)
         if kind == "total_smem_size":
             return self.constant(self.layout.shared_size, 32)
         raise self.refused(f"the special register {name}")
+
+    def cluster(self, kind: str, axis: str) -> Value:
+        """A special register of the cluster."""
+        sizes = dict(zip("xyz", self.layout.cluster, strict=True))
+        if kind == "is_explicit_cluster":
+            return self.constant(int(self.layout.is_cluster), 32)
+        if kind == "cluster_nctaid":
+            return self.constant(sizes[axis], 32)
+        if kind == "cluster_nctarank":
+            return self.constant(sizes["x"] * sizes["y"] * sizes["z"], 32)
+        if kind == "cluster_ctarank":
+            rank = self.cluster("cluster_ctaid", "z")
+            for each in "yx":
+                rank = self.binary("add", self.binary("mul", rank, self.constant(sizes[each], 32)), self.cluster("cluster_ctaid", each))
+            return rank
+        of = self.uniform(f"nctaid_{axis}" if kind == "nclusterid" else f"ctaid_{axis}")
+        return self.binary("urem" if kind == "cluster_ctaid" else "udiv", of, self.constant(sizes[axis], 32))
 
     def uniform(self, name: str) -> Value:
         """A word of the context in every lane."""
@@ -291,7 +320,7 @@ class WarpCode(Code):
 
     def write(self, instruction: Instruction) -> None:
         """One instruction that does not end a segment."""
-        handler = self.handlers.get(base_of(instruction.opcode))
+        handler = self.handler(instruction.opcode)
         row = opcode_table().get(_row_name(instruction))
         if row is not None and not _takes_apart(instruction):
             self.elementwise(instruction, row)
@@ -300,14 +329,19 @@ class WarpCode(Code):
         else:
             raise self.refused(f"the opcode {instruction.opcode}")
 
+    def handler(self, opcode: str) -> Handler | None:
+        """What writes an opcode: by the longest beginning that has a handler."""
+        parts = opcode.split(".")[:4]
+        found = (self.handlers.get(".".join(parts[:count])) for count in range(len(parts), 0, -1))
+        return next((each for each in found if each is not None), None)
+
     def elementwise(self, instruction: Instruction, row: Opcode) -> None:
         """An opcode of one lane."""
         target, *given = instruction.operands
-        carry = Register("%cc", 1)
         sources = list(row.sources)
         operands = [self.source(each, kind) for each, kind in zip(given, sources, strict=False)]
         if len(sources) == len(given) + 1 and sources[-1] == "pred":
-            operands.append(self.get(carry))
+            operands.append(self.get(CARRY))
         elif len(sources) != len(given):
             raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
         try:
@@ -317,7 +351,7 @@ class WarpCode(Code):
         guard = self.guard(instruction)
         targets: tuple[Operand, ...] = (target.first, target.second) if isinstance(target, Pair) else (target,)
         if row.base in ("add", "addc", "sub", "subc", "mad", "madc") and len(results) == 2:
-            targets = (target, carry)
+            targets = (target, CARRY)
         for place, kind, value in zip(targets, row.results, results, strict=False):
             if isinstance(place, Register):
                 self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)
@@ -341,10 +375,11 @@ class WarpCode(Code):
             if not ended:
                 self.leave(place)
                 if place + 1 < len(self.program.segments):
-                    self.go(place + 1)
+                    self.go(place + 1, place)
                 else:
                     self.end(None, place)
-            body.extend(self.lines)
+            body.extend(self.lines + self.later)
+            self.later = []
         self.lines = []
         self.begin()
         return f"define i32 @{name}(ptr %context) {{\nentry:\n" + "\n".join(self.lines + body) + "\n}\n"
@@ -355,6 +390,8 @@ class WarpCode(Code):
         self.line(f"%helper = inttoptr i64 {self.context_word('helper')} to ptr")
         self.line("%context_number = ptrtoint ptr %context to i64")
         self.line("%frame_number = ptrtoint ptr %frame to i64")
+        self.line("%steps = alloca i32")
+        self.line(f"store i32 {_STEPS}, ptr %steps")
         self.line(f"%registers = inttoptr i64 {self.context_word('registers')} to ptr")
         cases = " ".join(f"i64 {place}, label %segment{place}" for place in range(len(self.program.segments)))
         if not self.diverged:
@@ -368,30 +405,62 @@ class WarpCode(Code):
         self.line(f"ret i32 {words.FAILED}")
 
     def choose(self, cases: str) -> None:
-        """Of a parted warp: which lanes go on; barriers are counted as ends until all others have come there."""
+        """Of a parted warp: the lanes that are furthest behind go on, of those that are not held."""
         self.label("choose")
         pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
-        alive = self.compare("ne", pcs, self.constant(-1, 32))
-        alive_word = self.as_word(alive)
+        alive_word = self.as_word(self.compare("ne", pcs, self.constant(-1, 32)))
         self.line(f"br i1 {self.named(f'icmp eq i32 {alive_word}, 0')}, label %all_ended, label %some")
         self.label("all_ended")
         self.line(f"ret i32 {words.ENDED}")
         self.label("some")
         self.declared.add("declare i32 @llvm.vector.reduce.umin.v32i32(<32 x i32>)")
-        least = self.named(f"call i32 @llvm.vector.reduce.umin.v32i32({pcs.typed})")
+        held = self.named(f"trunc i64 {self.context_word('held')} to i32")
+        free = self.select(self.lanes_of(held), self.constant(-1, 32), pcs)
+        least = self.named(f"call i32 @llvm.vector.reduce.umin.v32i32({free.typed})")
+        self.line(f"br i1 {self.named(f'icmp eq i32 {least}, -1')}, label %all_held, label %found")
+        self.label("all_held")
+        self.line(f"ret i32 {words.WAITING}")
+        self.label("found")
         here = self.as_word(self.compare("eq", pcs, self.splat(least, "i32")))
         wide = self.named(f"zext i32 {least} to i64")
-        self.line(f"store i32 {here}, ptr %active")
-        whole = self.named(f"icmp eq i32 {here}, -1")
-        self.line(f"br i1 {whole}, label %met, label %go")
+        not_held = self.named(f"xor i32 {held}, -1")
+        self.line(f"store i32 {self.named(f'and i32 {here}, {not_held}')}, ptr %active")
+        self.line(f"br i1 {self.named(f'icmp eq i32 {here}, -1')}, label %met, label %go")
         self.label("met")
         self.set_context("segment", wide)
         self.line(f"ret i32 {words.MET}")
         self.label("go")
+        left = self.named(f"sub i32 {self.named('load i32, ptr %steps')}, 1")
+        self.line(f"store i32 {left}, ptr %steps")
+        self.line(f"br i1 {self.named(f'icmp eq i32 {left}, 0')}, label %tired, label %onward")
+        self.label("tired")
+        self.line(f"ret i32 {words.TIRED}")
+        self.label("onward")
         self.line(f"switch i64 {wide}, label %nowhere [ {cases} ]")
+
+    def lanes_of(self, word: str) -> Value:
+        """A bit for each lane, as a mask."""
+        return self.value("i1", f"bitcast i32 {word} to <{LANES} x i1>")
+
+    def wait(self) -> None:
+        """Give up the turn, to come back to the instruction, which is the first of its segment."""
+        if not self.diverged:
+            self.set_context("segment", self.segment)
+            self.line(f"ret i32 {words.WAITING}")
+            return
+        assert self.active is not None
+        self.hold(self.active)
+        self.line("br label %choose")
+
+    def hold(self, lanes: Value, name: str = "held") -> None:
+        """These lanes do not go on in this turn."""
+        more = self.named(f"zext i32 {self.as_word(lanes)} to i64")
+        self.set_context(name, self.named(f"or i64 {self.context_word(name)}, {more}"))
 
     def step(self, instruction: Instruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
+        if self.index in self.early_uses:
+            self.warpgroups.finish(self)
         base = base_of(instruction.opcode)
         if base == "bra":
             self.branch(instruction, place)
@@ -403,7 +472,7 @@ class WarpCode(Code):
         elif base == "trap":
             self.leave(place)
             self.fail(words.TRAPPED)
-        elif base in ("bar", "barrier") and ".cluster" not in instruction.opcode and ".warp" not in instruction.opcode:
+        elif base in ("bar", "barrier") and ".cluster." not in instruction.opcode and ".warp." not in instruction.opcode:
             self.barrier(instruction, place)
         else:
             self.write(instruction)
@@ -421,11 +490,34 @@ class WarpCode(Code):
         self.set_context("error_instruction", self.index)
         self.line(f"ret i32 {words.FAILED}")
 
-    def go(self, target: int) -> None:
+    def back(self, target: int, place: int) -> str:
+        """The block that a branch to a segment goes to: one that goes back may end the turn first."""
+        if target > place:
+            return f"%segment{target}"
+        block = self.fresh("back")
+        self.later.append(f"{block[1:]}:")
+        spins = place in self.program.spins
+        if not spins:
+            left, some = self.fresh(), self.fresh()
+            self.later += [
+                f"  {left}.had = load i32, ptr %steps", f"  {left} = sub i32 {left}.had, 1", f"  store i32 {left}, ptr %steps",
+                f"  {some} = icmp eq i32 {left}, 0", f"  br i1 {some}, label {block}.tired, label %segment{target}", f"{block[1:]}.tired:",
+            ]  # fmt: skip
+        at = self.fresh()
+        self.later += [
+            f"  {at} = getelementptr i8, ptr %context, i64 {_PLACE['segment']}", f"  store i64 {target}, ptr {at}",
+            f"  ret i32 {words.WAITING if spins else words.TIRED}",
+        ]  # fmt: skip
+        return block
+
+    def go(self, target: int, place: int) -> None:
         """All lanes that run go on at a segment."""
         if not self.diverged:
-            self.line(f"br label %segment{target}")
+            self.line(f"br label {self.back(target, place)}")
             return
+        if target <= place and place in self.program.spins:
+            assert self.active is not None
+            self.hold(self.active)
         self.move_lanes(self.constant(target, 32))
         self.line("br label %choose")
 
@@ -443,15 +535,19 @@ class WarpCode(Code):
         guard = self.guard(instruction)
         self.leave(place)
         if guard is None:
-            self.go(target)
+            self.go(target, place)
             return
         targets = self.select(guard, self.constant(target, 32), self.constant(place + 1, 32))
         if self.diverged:
+            if target <= place and place in self.program.spins:
+                assert self.active is not None
+                self.hold(self.both(guard, self.active))
             self.move_lanes(targets)
             self.line("br label %choose")
             return
         word = self.as_word(guard)
-        self.line(f"switch i32 {word}, label %parted{place} [ i32 -1, label %segment{target} i32 0, label %segment{place + 1} ]")
+        there = self.back(target, place)
+        self.line(f"switch i32 {word}, label %parted{place} [ i32 -1, label {there} i32 0, label %segment{place + 1} ]")
         self.part(place, targets)
 
     def part(self, place: int, targets: Value) -> None:
@@ -485,7 +581,7 @@ class WarpCode(Code):
         same = self.as_word(self.compare("eq", targets, self.splat(first, "i32")))
         self.line(f"br i1 {self.named(f'icmp eq i32 {same}, -1')}, label %together{place}, label %parted{place}")
         self.label(f"together{place}")
-        ways = " ".join(f"i32 {each}, label %segment{each}" for each in sorted(set(self.program.segments[place].targets)))
+        ways = " ".join(f"i32 {each}, label {self.back(each, place)}" for each in sorted(set(self.program.segments[place].targets)))
         self.line(f"switch i32 {first}, label %nowhere [ {ways} ]")
         self.part(place, targets)
 
@@ -509,35 +605,49 @@ class WarpCode(Code):
         self.part(place, targets)
 
     def barrier(self, instruction: Instruction, place: int) -> None:
-        """bar.sync and barrier.sync: the warp returns, and goes on when as many threads have come as it says."""
-        if instruction.guard is not None or not any(word in instruction.opcode for word in (".sync", ".arrive")):
+        """bar.sync: the warp returns, and goes on when as many threads have come as it says; bar.arrive: it is counted, and goes on."""
+        arrives = ".arrive" in instruction.opcode
+        if instruction.guard is not None or ".red" in instruction.opcode or not (arrives or ".sync" in instruction.opcode):
             raise self.refused(f"the opcode {instruction.opcode}" + (" under a guard" if instruction.guard else ""))
-        if ".arrive" in instruction.opcode or ".red" in instruction.opcode:
-            raise self.refused(f"the opcode {instruction.opcode}")
         number = self.operand(instruction.operands[0], 32)
         expected = self.operand(instruction.operands[1], 32) if len(instruction.operands) > 1 else self.constant(0, 32)
+        if self.diverged:
+            self.others_come(place, aligned=instruction.opcode.startswith("bar.") or ".aligned" in instruction.opcode)
         self.leave(place)
+        self.set_context("arrives", int(arrives))
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
         self.set_context("error_instruction", self.index)
         if self.diverged:
-            self.barrier_of_a_part(place)
-            return
-        self.set_context("segment", place + 1)
+            self.move_lanes(self.constant(place + 1, 32))
+        else:
+            self.set_context("segment", place + 1)
         self.line(f"ret i32 {words.AT_BARRIER}")
 
-    def barrier_of_a_part(self, place: int) -> None:
-        """A barrier that some lanes come to: right where the others have ended."""
+    def others_come(self, place: int, *, aligned: bool) -> None:
+        """Some lanes come to a barrier: they wait for the others, as far as those have not ended."""
         assert self.active is not None
         pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
-        others = self.both(self.opposite(self.active), self.compare("ne", pcs, self.constant(-1, 32)))
-        alone = self.named(f"icmp eq i32 {self.as_word(others)}, 0")
-        self.line(f"br i1 {alone}, label %alone{place}, label %apart{place}")
+        alive = self.as_word(self.compare("ne", pcs, self.constant(-1, 32)))
+        active = self.as_word(self.active)
+        self.line(f"br i1 {self.named(f'icmp eq i32 {active}, {alive}')}, label %alone{place}, label %apart{place}")
         self.label(f"apart{place}")
+        self.hold(self.active, "parked")
+        parked = self.named(f"trunc i64 {self.context_word('parked')} to i32")
+        here = self.as_word(self.compare("eq", pcs, self.constant(self.segment, 32)))
+        # All are at barriers, and not at the same one; or, of an aligned barrier, others are beyond it.
+        apart = self.named(f"and i1 {self.named(f'icmp eq i32 {parked}, {alive}')}, {self.named(f'icmp ne i32 {here}, {alive}')}")
+        if aligned:
+            held = self.named(f"trunc i64 {self.context_word('held')} to i32")
+            waiting = self.named(f"or i32 {self.named(f'or i32 {parked}, {held}')}, {here}")
+            beyond = self.named(f"and i32 {alive}, {self.named(f'xor i32 {waiting}, -1')}")
+            apart = self.named(f"or i1 {apart}, {self.named(f'icmp ne i32 {beyond}, 0')}")
+        self.line(f"br i1 {apart}, label %misfit{place}, label %held{place}")
+        self.label(f"misfit{place}")
         self.fail(words.BAD_BARRIER)
+        self.label(f"held{place}")
+        self.wait()
         self.label(f"alone{place}")
-        self.move_lanes(self.constant(place + 1, 32))
-        self.line(f"ret i32 {words.AT_BARRIER}")
 
 
 def _lane_mask(which: str, lane: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmabits.isa import MmabitsError, OperandError, visible
+from mmabits.reports.written import written_whole
 
 
 def render(template: str, *, package: str = __name__, **values: Any) -> str:
@@ -102,13 +102,10 @@ def write(path: str | Path, text: str) -> Path:
         MmabitsError: it cannot be written (a full disk, no permission); nothing half-written is left.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        with written_whole(target) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise MmabitsError(f"{path} cannot be written ({error.strerror or error})") from error
     return target

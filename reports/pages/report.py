@@ -14,6 +14,8 @@ from mmabits.reports.pages import render
 
 TONES: Final = ("", "good", "bad", "soft")
 """How a text is coloured."""
+CHARTED: Final = 40
+"""Bars of a chart at most; those of the largest values."""
 _TALL: Final = 24
 """Rows of a table beyond which it scrolls in a box of its own."""
 _LONG: Final = 44
@@ -236,6 +238,6 @@ def not_done(title: str, what: str, errors: Sequence[tuple[str, str]]) -> Sectio
 
 
 __all__ = [
-    "Block", "Cell", "ChartBlock", "Count", "NoteBlock", "Report", "Section", "TableBlock", "TextBlock", "folded", "not_done", "plural",
-    "report_page",
+    "CHARTED", "Block", "Cell", "ChartBlock", "Count", "NoteBlock", "Report", "Section", "TableBlock", "TextBlock", "folded", "not_done",
+    "plural", "report_page",
 ]  # fmt: skip

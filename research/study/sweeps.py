@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ import numpy as np
 
 from mmabits.isa import MmabitsError, OperandError
 from mmabits.reports.pages import write
+from mmabits.reports.written import written_whole
 
 Point = Mapping[str, Any]
 Row = dict[str, Any]
@@ -55,16 +56,12 @@ class Table:
         except ImportError:
             raise MmabitsError("Parquet needs pyarrow: pip install 'mmabits[study]'") from None
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(self.rows)), partial)
-            os.replace(partial, target)
+            with written_whole(target) as partial:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(self.rows)), partial)
         except OSError as error:
             raise MmabitsError(f"{path} cannot be written ({error.strerror or error})") from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
         return target
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import mmabits
 from mmabits.commands import main, tables
-from mmabits.conformance.vectors import DotVectors, write_vectors
+from mmabits.conformance.recorded.dots import DotVectors, write_vectors
 from mmabits.isa import ARCHITECTURES, format_spec, instructions, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,7 +267,7 @@ def test_replay_takes_the_named_folder(run, tmp_path: Path, vectors: DotVectors,
 
 
 def test_replay_with_nothing_named_and_nothing_there(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmabits.conformance.replay.recordings_folder", lambda: None)
+    monkeypatch.setattr("mmabits.conformance.recorded.reading.recordings_folder", lambda: None)
     check_error(run("replay"), "no recordings to replay: name files or folders, or set MMABITS_RECORDINGS")
 
 
@@ -326,7 +326,7 @@ def test_demo_prints_replays_and_leaves_with_the_status_of_the_replay(
     assert (called["out"], called["size"]) == (tmp_path / "pictures", "small")
     assert result.status == 1
     assert result.out.splitlines()[-1] == "3 rows, 1 differ"
-    monkeypatch.setattr("mmabits.conformance.replay.recordings_folder", lambda: None)
+    monkeypatch.setattr("mmabits.conformance.recorded.reading.recordings_folder", lambda: None)
     result = run("demo", "--out", tmp_path)
     assert (result.status, called["size"]) == (0, "full")
     assert "No recordings here: the replay is left out" in result.out

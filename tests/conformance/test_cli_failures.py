@@ -24,7 +24,7 @@ from rich.text import Text
 import mmabits
 from mmabits.commands import main
 from mmabits.conformance.record.generators import find_generator
-from mmabits.conformance.vectors import DotVectors, write_vectors
+from mmabits.conformance.recorded.dots import DotVectors, write_vectors
 from mmabits.isa import OperandError, format_spec, instructions
 from mmabits.reports import failures
 from mmabits.reports.output import Fitting, draw
@@ -176,7 +176,7 @@ def test_a_file_in_the_place_of_a_folder_is_said_before_any_work(run, tmp_path: 
         pytest.fail("it has begun to work")
 
     for place in (
-        "conformance.probes.pack.entries", "commands.demo.load_operands", "research.study.report.sweep", "conformance.diff.running.choose",
+        "conformance.probes.pack.entries", "commands.demo.load_operands", "research.study.report.sweep", "conformance.diff.recorder.choose",
         "commands.minilm.tokenize",
     ):  # fmt: skip
         monkeypatch.setattr(f"mmabits.{place}", works)

@@ -22,13 +22,14 @@ from hostile_files import ESCAPES, File, Pairs, hostile, signed, taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 
 from mmabits.commands import main
-from mmabits.conformance import replay
-from mmabits.conformance.diff.runs import Run, write_run
+from mmabits.conformance.diff import counting
 from mmabits.conformance.record.generators import random_bits
-from mmabits.conformance.record.recording import Recording, read_recording, write_recording
-from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.record.tiles import emulate_tiles
-from mmabits.conformance.vectors import DotVectors, read_vectors, write_vectors
+from mmabits.conformance.recorded.base import RecordedDots
+from mmabits.conformance.recorded.calls import Run, write_run
+from mmabits.conformance.recorded.dots import DotVectors, read_vectors, write_vectors
+from mmabits.conformance.recorded.reading import read_dots
+from mmabits.conformance.recorded.tiles import Recording, read_recording, write_recording
 from mmabits.emulator.api import dot_rows, gemm
 from mmabits.isa import VectorFileError, parse
 from mmabits.reports.stored import open_tensors
@@ -320,12 +321,12 @@ def test_a_mistake_in_one_file_does_not_end_the_replay(valid: dict[str, File], t
     """An error that nobody foresaw is told as what it is; with MMABITS_TRACEBACK it is raised."""
     for name in ("a", "b"):
         valid["dots"].put(tmp_path / f"{name}.safetensors")
-    real = replay.read_vectors
+    real = counting.read_recorded_dots
 
-    def broken(path: Path) -> DotVectors:
+    def broken(path: Path) -> RecordedDots:
         return 1 // 0 if path.stem == "a" else real(path)  # type: ignore[return-value]
 
-    monkeypatch.setattr(replay, "read_vectors", broken)
+    monkeypatch.setattr(counting, "read_recorded_dots", broken)
     with pytest.raises(ZeroDivisionError):
         main.main(["replay", str(tmp_path)])
     monkeypatch.delenv("MMABITS_TRACEBACK")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import mmabits.isa
-from mmabits.conformance.replay import FOLDER_VARIABLE, find_files, recordings_folder, replay
-from mmabits.conformance.vectors import read_vectors
+from mmabits.conformance.diff.counting import count
+from mmabits.conformance.recorded.dots import read_vectors
+from mmabits.conformance.recorded.reading import FOLDER_VARIABLE, find_files, recordings_folder
 from mmabits.isa import Evidence, Lowering, instructions, lower, parse
 
 FOLDER = recordings_folder()
@@ -27,7 +28,7 @@ def modelled() -> Iterator[Lowering]:
 @needs_recordings
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_recording_is_reproduced(path: Path) -> None:
-    report = replay(read_vectors(path), path=str(path))
+    report = count(read_vectors(path), path=str(path))
     assert report.rows > 0
     assert (report.differing, report.differences) == (0, ())
 
@@ -38,10 +39,10 @@ def test_a_changed_result_is_noticed(path: Path) -> None:
     """Each result with its lowest bit flipped is reported: the replay compares every row and every bit of it."""
     vectors = read_vectors(path)
     flipped = vectors.d ^ vectors.d.dtype.type(1)
-    assert replay(replace(vectors, d=flipped), limit=0).differing == vectors.rows
+    assert count(replace(vectors, d=flipped), limit=0).differing == vectors.rows
     one = vectors.d.copy()
     one[-1] ^= one.dtype.type(1 << (8 * one.dtype.itemsize - 1))
-    report = replay(replace(vectors, d=one))
+    report = count(replace(vectors, d=one))
     assert [difference.row for difference in report.differences] == [vectors.rows - 1]
     (difference,) = report.differences
     if not difference.separate_add:

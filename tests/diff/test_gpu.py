@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from mmabits.conformance.diff.against import compare_recorded
 from mmabits.conformance.diff.frameworks import framework_named
-from mmabits.conformance.diff.run_differences import RunDifference, run_lines
-from mmabits.conformance.diff.running import ALL_CASES, AnyCase, compare_any, is_possible, record_any
+from mmabits.conformance.diff.products import Fits
+from mmabits.conformance.diff.recorder import ALL_CASES, AnyCase, is_possible, record_any
+from mmabits.conformance.recorded.calls import Run
 from mmabits.isa import DeviceUnavailable
 
 pytestmark = pytest.mark.gpu
@@ -35,9 +37,9 @@ def test_the_gpu_gives_the_emulated_bits(case: AnyCase, architectures: dict[str,
         pytest.skip(str(arch))
     if not is_possible(case, arch):
         pytest.skip(f"{arch} lacks what it multiplies")
-    found = compare_any(record_any(case, seed=0, stand_in=None))
-    if isinstance(found, RunDifference):  # which schedule a library takes is its own affair, but one that was tried must fit
-        assert found.is_equal or found.fits[0].differing == 0, "\n".join(run_lines(found))
+    found = compare_recorded(record_any(case, seed=0, stand_in=None))
+    if isinstance(found.recorded, Run):  # which schedule a library takes is its own affair, but one that was tried must fit
+        assert found.is_equal or found.detail(Fits).fits[0].differing == 0, "\n".join(found.lines())
     elif case.name in SOFTMAX and not found.is_equal:
         pytest.xfail(f"{found.verdict}; exp2 of the GPU is not modelled")
     else:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.diff import Run, compare, fitting_schedules, recompute
-from mmabits.conformance.diff.page import difference_page
+from mmabits.commands.pages.diff import differences_page
+from mmabits.conformance.diff import Run, fitting_schedules, recompute
+from mmabits.conformance.diff.products import compare_product
 from mmabits.conformance.diff.schedules import Fit, Order, Schedule, assumed_schedule
 from mmabits.conformance.diff.steps import (
     SAMPLED,
+    AlongK,
     along_k,
     binned,
     bounds,
@@ -153,7 +155,7 @@ def test_planted_split_3_promoted_every_256_is_located():
     assert found.histogram[0] == ("k = 0 to 255", 0) and sum(histogram.values()) == SAMPLED
     assert histogram["k = 256 to 319"] == sum(256 <= place < 320 for place in places) > SAMPLED // 2
     assert f"{SAMPLED} of {found.differing:,} differing elements" in found.words[0] and planted.words in found.words[0]
-    assert found.as_json["followed"][0]["parts_by_k"] == found.split.k[1]
+    assert found.as_json["along_k"]["followed"][0]["parts_by_k"] == found.split.k[1]
     assert f"they part by K = {found.split.k[1]}" in error_chart(found) and parting_chart(found).startswith("<svg")
 
 
@@ -276,17 +278,16 @@ def test_an_ulp_is_numpys(value):
     assert ulp_at(Fraction(float(np.float32(value))), format_spec("f32")) == Fraction(float(np.spacing(np.float32(value))))
 
 
-def test_the_page_has_the_section_where_it_is_given():
+def test_the_page_has_the_section_where_something_is_told():
     a, b = operands(np.float16, m=70)
     base = assumed_schedule(a, b, arch=ARCH)
-    plan = replace(base, split_k=4)
-    result = recompute(a, b, schedule=plan, arch=ARCH)
+    result = recompute(a, b, schedule=replace(base, split_k=4), arch=ARCH)
     run = Run(case="planted", arch=ARCH, call="a test", kind="emulator", gpu="none", a=a, b=b, result=result)
-    found = compare(result, recompute(a, b, schedule=base, arch=ARCH))
-    fits = [Fit(schedule=plan, differing=0, elements=result.size)]
-    along = along_k(a, b, result, schedule=base, arch=ARCH, fits=fits)
-    without, page = difference_page(run, base, ARCH, found, fits), difference_page(run, base, ARCH, found, fits, along=along)
+    found = compare_product(run)
+    along = found.detail(AlongK)
+    left_out = replace(found, details=tuple(one for one in found.details if not isinstance(one, AlongK)))
+    without, page = differences_page([left_out]), differences_page([found])
     assert "Along K" not in without and "error against K" not in without
     assert page.count("<svg") == without.count("<svg") + 2 and "error against K" in page
     assert all(text in page for text in along.words) and f"they part by K = {along.split.k[1]}" in page
-    assert f"{sum(map(sum, found.tiles)):,} of 700 elements differ" in page
+    assert f"{sum(map(sum, found.found.tiles)):,} of 700 elements differ" in page

@@ -42,8 +42,8 @@ def test_dots_and_products_of_sessions_have_the_bits_of_gemm(arch: str, text: st
         plan = Plan(scheme=DotScheme.PLAIN, instruction=row, promote_every=promote)
         given = [session.dot("here", a, b, c, **options)]
         if scale_a is None:
-            given.append(product(session, plan, a, b, c))
+            given.append(product(session, plan, a, b, c, site="here"))
         elif not promote:
-            given.append(scaled_product(session, plan, a, b, c, scale_a, scale_b))
+            given.append(scaled_product(session, plan, a, b, c, scale_a, scale_b, site="here"))
         for got in given:
             assert got.dtype == want.dtype and np.asarray(got).tobytes() == want.tobytes(), promote

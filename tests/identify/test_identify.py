@@ -12,7 +12,7 @@ import pytest
 from mmabits.conformance.identify import Identification, identify
 from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.probes.pack import FOLDER
-from mmabits.conformance.replay import recordings_folder
+from mmabits.conformance.recorded.reading import recordings_folder
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.isa import (
     DATAPATHS,

@@ -12,7 +12,7 @@ import pytest
 
 from mmabits.commands.main import main
 from mmabits.conformance.probes.pack import FOLDER
-from mmabits.conformance.vectors import read_vectors, write_vectors
+from mmabits.conformance.recorded.dots import read_vectors, write_vectors
 
 IMMA = "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32"
 PACK = FOLDER / "sm_80-mma-f16-f16-f32-k16.safetensors"

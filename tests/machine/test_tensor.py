@@ -121,3 +121,26 @@ def test_an_instruction_that_the_architecture_lacks() -> None:
     }  # fmt: skip
     with pytest.raises(MmabitsError, match=r"is not emulated"):
         Kernel(kernel_text(instruction, layouts, 1), arch="sm_80")
+
+
+@pytest.mark.parametrize("read", ["stored", "added to twice", "by nothing else"])
+def test_a_sum_on_the_way_that_something_else_reads(read: str) -> None:
+    """C of a product is D of the one before, in other registers: D of both counts."""
+    multiply = (
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{0}0, {0}1, {0}2, {0}3}}, {{%a0, %a1, %a2, %a3}}, {{%a4, %a5}}, {{{1}}};"
+    )
+    products = [multiply.format("%d", "%z, %z, %z, %z"), multiply.format("%e", "%d0, %d1, %d2, %d3")]
+    products += [multiply.format("%f", "%d0, %d1, %d2, %d3")] if read == "added to twice" else []
+    stored = {"stored": "ed", "added to twice": "ef", "by nothing else": "e"}[read]
+    lines = [
+        ".reg .b32 %lane, %z, %a<6>, %d<4>, %e<4>, %f<4>; .reg .b64 %p; ld.param.b64 %p, [k_0];",
+        "mov.u32 %lane, %tid.x; mad.wide.u32 %p, %lane, 32, %p; mov.b32 %z, 0;", *(f"mov.b32 %a{each}, 0x3C003C00;" for each in range(6)),
+        *products, *(f"st.global.v4.b32 [%p+{16 * at}], {{%{x}0, %{x}1, %{x}2, %{x}3}};" for at, x in enumerate(stored)),
+    ]  # fmt: skip
+    text = ".version 8.8\n.target sm_80\n.visible .entry k(.param .u64 k_0) .reqntid 32 {\n" + "\n".join(lines) + "\nret;\n}"
+    found = np.zeros((32, 8), np.float32)
+    made = Kernel(text, arch="sm_80")
+    made.launch((1,), [found.ctypes.data], [(found.ctypes.data, found.ctypes.data + found.nbytes)])
+    wanted = {"stored": (32, 16), "added to twice": (32, 32), "by nothing else": (32, 0)}[read]
+    assert np.array_equal(found, np.repeat(np.array([wanted], np.float32), 4, axis=1).repeat(32, axis=0))
+    assert [kind.steps for kind in made._uniform.products.kinds] == ([2] if read == "by nothing else" else [1])

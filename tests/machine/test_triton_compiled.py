@@ -20,8 +20,9 @@ import triton.language as tl  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 QUICK = ("triton-matmul-f16", "triton-w8a8", "triton-quantize-mxfp4-rows")
-COMPARED = {"sm_80": None, "sm_89": None}
-"""Architectures, and which cases are compared there; None for all."""
+COMPARED = ("sm_80", "sm_89", "sm_90a")
+"""Architectures."""
+QUICK_ON = {"sm_80": QUICK, "sm_90a": ("triton-matmul-bf16", "triton-fp8-accurate", "triton-persistent-f16")}
 NOT_COMPOSED = ("sage", "attention", "quantize")
 """Kernels with divisions, exponentials or sums that their compositions compute otherwise."""
 
@@ -130,12 +131,6 @@ def test_the_interpreter_still_runs_beside_it() -> None:
     assert torch.equal(y, z)
 
 
-def test_hopper_is_refused_by_name() -> None:
-    a, c = torch.zeros(64, 64, dtype=torch.float16), torch.zeros(64, 64)
-    with emulate("sm_90a"), pytest.raises(EmulationError, match=r"dotted: the opcode (wgmma|fence|mbarrier)\S* is not emulated"):
-        dotted[(1,)](a, a, c, N=64)
-
-
 def test_options_are_checked() -> None:
     with pytest.raises(OperandError, match="triton must be 'interpreted' or 'compiled', got 'fast'"):
         mmabits.emulate("sm_80", triton="fast")
@@ -146,14 +141,14 @@ def compared() -> list[object]:
     for arch in COMPARED:
         for case in KERNEL_CASES.values():
             if case.framework == "triton" and arch in case.architectures and not any(word in case.name for word in NOT_COMPOSED):
-                quick = case.name in QUICK and arch == "sm_80"
+                quick = case.name in QUICK_ON.get(arch, ())
                 found.append(pytest.param(arch, case, marks=() if quick else pytest.mark.slow, id=f"{arch}-{case.name}"))
     return found
 
 
 @pytest.mark.parametrize(("arch", "case"), compared())
 def test_kernels_have_the_bits_of_their_compositions(arch: str, case: KernelCase) -> None:
-    from mmabits.conformance.diff.kernel_runs import _called
+    from mmabits.conformance.diff.kernels import _called
 
     drawn = case.draw(0)
     if drawn.composition is None:

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
-from mmabits.conformance.distances import Distances, distances
+from mmabits.commands.pages.record import kernels_page, size_text
+from mmabits.commands.pages.replay import counts_page
+from mmabits.commands.pages.vectors import score_page
+from mmabits.conformance.diff.comparing import compare
+from mmabits.conformance.diff.counting import Described, FileReport
 from mmabits.conformance.probes.pack import FOLDER
-from mmabits.conformance.probes.page import score_page
 from mmabits.conformance.probes.score import Score
 from mmabits.conformance.record import session
 from mmabits.conformance.record.device import EmulatedDevice
 from mmabits.conformance.record.listing import KernelRow
 from mmabits.conformance.record.nvrtc import CompilerRefused
-from mmabits.conformance.record.page import kernels_page, size_text
-from mmabits.conformance.record.recording import NotWritten
-from mmabits.conformance.replay import Difference, FileReport
-from mmabits.conformance.replay_page import replay_page
-from mmabits.conformance.vectors import read_vectors, write_vectors
-from mmabits.isa import Evidence, MmabitsError, OperandError, format_spec, parse
+from mmabits.conformance.recorded.dots import read_vectors, write_vectors
+from mmabits.conformance.recorded.tiles import NotWritten
+from mmabits.isa import Evidence, MmabitsError, OperandError, parse
 from mmabits.reports.pages import charts, check_page, write
 from mmabits.reports.pages.report import Cell, NoteBlock, Report, Section, TableBlock, TextBlock, plural, report_page
 
@@ -133,19 +133,6 @@ def test_replay_says_how_far_apart(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "1 ulp 2 2 to 9 ulp 0 10 to 99 ulp 2" in shown.text and shown.tags.count("details") == 3
 
 
-def test_distances_of_parts_add_up() -> None:
-    form = format_spec("f16")
-    recorded = np.array([0x0000, 0x3C00, 0x7C00, 0x7E00, 0x7E00, 0x3C00], np.uint16)
-    computed = np.array([0x8000, 0x3C03, 0x7BFF, 0x7E01, 0x3C00, 0x3C00], np.uint16)
-    whole = distances(recorded, computed, form)
-    assert dict(whole.rows()) == {
-        "zero sign": 1, "value": 1, "infinity against finite": 1, "NaN payload": 1, "NaN against number": 1
-    }  # fmt: skip
-    parts = distances(recorded[:2], computed[:2], form) + distances(recorded[2:], computed[2:], form)
-    assert parts == whole and whole.largest_ulp == 3 and [(part.low, part.count) for part in whole.ulps] == [(1, 0), (2, 1)]
-    assert distances(recorded, recorded, form) == Distances() and whole + Distances() == whole
-
-
 def reported(number: int, **fields: Any) -> FileReport:
     """Of a file that was replayed."""
     given = {
@@ -155,27 +142,36 @@ def reported(number: int, **fields: Any) -> FileReport:
     return FileReport(**{**given, **fields})
 
 
+def test_distances_of_files_add_up() -> None:
+    recorded = np.array([[0x0000, 0x3C00, 0x7C00, 0x7E00, 0x7E00, 0x3C00]], np.uint16).view(np.float16)
+    computed = np.array([[0x8000, 0x3C03, 0x7BFF, 0x7E01, 0x3C00, 0x3C21]], np.uint16).view(np.float16)
+    parts = [compare(recorded[:, part], computed[:, part]) for part in (slice(2), slice(2, 6))]
+    found = Page(counts_page([reported(i, d_type="f16", differing=one.differing, apart=one) for i, one in enumerate(parts)]))
+    assert "value 2 zero sign 1 NaN payload 1 NaN against number 1 infinity against finite 1" in found.text
+    assert "The largest difference of two values is 33 ulp of f16." in found.text and "2 to 9 ulp 1 10 to 99 ulp 1" in found.text
+
+
 def test_long_lists_are_cut_and_say_so() -> None:
-    found = Page(replay_page([reported(number, gpu=f"GPU {number % 50}") for number in range(1200)]))
+    found = Page(counts_page([reported(number, gpu=f"GPU {number % 50}") for number in range(1200)]))
     assert "12,000 rows, every bit equal" in found.text and found.text.count("file-") == 1000
     assert "1,000 rows; the table scrolls; 200 more of 1,200 are left out of this page." in found.text
     assert "of 50 GPUs or programs. 10 GPUs with fewer rows are left out here." in found.text and found.tags.count("tr") == 1001
-    difference = Difference(
+    difference = Described(
         row=7, a=(0,), b=(0,), c=0, scale_a=None, scale_b=None, recorded=0, computed=1, steps=(), parts_by=0, separate_add=False
     )
-    found = Page(replay_page([reported(number, differing=2, differences=(difference,) * 2) for number in range(50)]))
+    found = Page(counts_page([reported(number, differing=2, differences=(difference,) * 2) for number in range(50)]))
     assert found.tags.count("details") == 60 and "40 more of 100 described differences are left out here" in found.text
     assert {f"file-{number}, row 7" for number in range(50)} <= {word.partition(":")[0] for word in found.words}, "the first of each file"
-    found = Page(replay_page([reported(0, differing=3)]))
+    found = Page(counts_page([reported(0, differing=3)]))
     assert "Of 1 file that differs no row is described" in found.text
 
 
 def test_nothing_but_errors() -> None:
-    found = Page(replay_page([FileReport(path="a/<i>.safetensors", error="a/<i>.safetensors: damaged & <short>")]))
+    found = Page(counts_page([FileReport(path="a/<i>.safetensors", error="a/<i>.safetensors: damaged & <short>")]))
     assert "Nothing replayed: 1 file could not be" in found.text and "damaged & <short>" in found.text and "equal" not in found.text
     found = Page(score_page([Score(path="a.safetensors", error="damaged")]))
     assert "Nothing scored: 1 file could not be" in found.text and 'class="card result bad"' in score_page([Score(path="a", error="b")])
-    for make in (replay_page, score_page):
+    for make in (counts_page, score_page):
         with pytest.raises(OperandError, match=r"one (report|score) or more, got none"):
             make([])
 

@@ -13,10 +13,11 @@ import pytest
 import slow_reference
 from typer.testing import CliRunner
 
+from mmabits.conformance.diff.counting import count_files
 from mmabits.conformance.probes.pack import FOLDER, entries, vectors_of
 from mmabits.conformance.probes.score import kills, score_files, score_vectors
-from mmabits.conformance.replay import recordings_folder, replay_files
-from mmabits.conformance.vectors import read_vectors, write_vectors
+from mmabits.conformance.recorded.dots import read_vectors, write_vectors
+from mmabits.conformance.recorded.reading import recordings_folder
 from mmabits.isa import FORMATS, Instruction, lower, parse
 from mmabits.research.exact import Operands, evaluate
 from mmabits.research.model import model_of
@@ -127,12 +128,12 @@ def test_the_pack_leaves_no_mutant_that_operands_can_kill() -> None:
 @pytest.mark.slow
 def test_the_engine_computes_the_pack() -> None:
     """Independent of the exact model: the compiled engine gives every result of the pack."""
-    reports = list(replay_files(sorted(FOLDER.glob("*.safetensors"))))
+    reports = list(count_files(sorted(FOLDER.glob("*.safetensors"))))
     assert [(report.path, report.error, report.differing) for report in reports if report.error or report.differing] == []
 
 
 def test_the_engine_computes_a_file_of_the_pack() -> None:
-    (report,) = replay_files([FOLDER / "sm_90a-wgmma-e4m3-e4m3-f32-k32.safetensors"])
+    (report,) = count_files([FOLDER / "sm_90a-wgmma-e4m3-e4m3-f32-k32.safetensors"])
     assert (report.error, report.differing) == (None, 0) and report.rows > 10
 
 

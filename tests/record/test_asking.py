@@ -19,9 +19,9 @@ from mmabits.conformance.record.asking import AskedInstruction
 from mmabits.conformance.record.device import EmulatedDevice, Images
 from mmabits.conformance.record.generators import random_bits
 from mmabits.conformance.record.kernels import InstructionKernel
-from mmabits.conformance.record.replaying import read_dots
 from mmabits.conformance.record.session import DEFAULT_PROBES, LayoutCheckFailed, make_jobs, record, usual_tiles
 from mmabits.conformance.record.tiles import TileOperands, diagonal_tiles, diagonals, emulate_tiles
+from mmabits.conformance.recorded.reading import read_dots
 from mmabits.emulator.api import dot_rows
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import OperandError, UnsupportedInstruction, parse

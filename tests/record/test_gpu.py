@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mmabits.conformance.diff.counting import count
 from mmabits.conformance.record.driver import CudaDevice
-from mmabits.conformance.record.recording import read_recording
-from mmabits.conformance.record.replaying import replay_recording
 from mmabits.conformance.record.session import make_jobs, record, representatives
+from mmabits.conformance.recorded.tiles import read_recording
 from mmabits.isa.errors import DeviceUnavailable
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ def test_every_form_multiplies_matrices(device: CudaDevice, tmp_path: Path, chai
     outcomes = record(device, jobs, tmp_path)
     assert [(outcome.job.instruction.ptx, outcome.error) for outcome in outcomes if outcome.state != "recorded"] == []
     for outcome in outcomes:
-        report = replay_recording(outcome.path)
+        report = count(read_recording(outcome.path))
         print(f"{report.instruction}: {report.differing} of {report.rows} differ from the emulator")
 
 

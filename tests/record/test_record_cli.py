@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mmabits.commands import record
 from mmabits.conformance.record import driver
-from mmabits.conformance.record.recording import read_recording
+from mmabits.conformance.recorded.tiles import read_recording
 from mmabits.isa.errors import DeviceUnavailable, OperandError
 
 WGMMA = "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e5m2"

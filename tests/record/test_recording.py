@@ -13,19 +13,20 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mmabits.conformance.record.generators import random_bits
-from mmabits.conformance.record.recording import (
+from mmabits.conformance.record.tiles import TileOperands, emulate_tiles, join_chain
+from mmabits.conformance.recorded.files import data_sha256
+from mmabits.conformance.recorded.tiles import (
+    FORMAT,
     NotWritten,
     Recording,
-    data_sha256,
-    is_recording,
     manifest_path,
     read_recording,
     write_manifest,
     write_recording,
 )
-from mmabits.conformance.record.tiles import TileOperands, emulate_tiles, join_chain
 from mmabits.isa import parse
 from mmabits.isa.errors import OperandError, VectorFileError
+from mmabits.reports.stored import format_of
 
 SCALED = "tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.block32.m128n16k32.f32.e4m3.e2m1.ue8m0"
 PLAIN = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
@@ -50,7 +51,7 @@ def test_what_is_written_is_read(tmp_path: Path, ptx: str, arch: str, chain: int
         (found.tensors[name] == codes).all() and found.tensors[name].dtype == codes.dtype for name, codes in recording.tensors.items()
     )
     assert (found.metadata, found.manifest) == (recording.metadata, recording.manifest)
-    assert is_recording(path)
+    assert format_of(path) == FORMAT
     beside = json.loads(manifest_path(path).read_text())
     assert beside["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (beside["instruction"], beside["seed"], beside["k"]) == (ptx, 3, str(parse(ptx).k * chain))
@@ -123,7 +124,7 @@ def test_a_truncated_file_is_found(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(VectorFileError, match=r"one\.safetensors: no readable safetensors file \(.*\); it may be truncated"):
         read_recording(path)
-    assert not is_recording(path)
+    assert format_of(path) != FORMAT
     with pytest.raises(VectorFileError, match=r"missing\.safetensors: cannot be read|No such file"):
         read_recording(tmp_path / "missing.safetensors")
 

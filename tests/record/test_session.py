@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmabits.conformance.record import recording as recording_module
+from mmabits.conformance.diff.counting import count
 from mmabits.conformance.record import session as session_module
 from mmabits.conformance.record.device import EmulatedDevice, Images
 from mmabits.conformance.record.driver import CudaDevice, DeviceFailed
 from mmabits.conformance.record.generators import GENERATORS, find_generator, special_codes
 from mmabits.conformance.record.kernels import InstructionKernel
 from mmabits.conformance.record.nvrtc import CompilerRefused
-from mmabits.conformance.record.recording import NotWritten, manifest_path, read_recording
-from mmabits.conformance.record.replaying import replay_recording
 from mmabits.conformance.record.session import (
     TARGETS,
     Job,
@@ -31,6 +29,8 @@ from mmabits.conformance.record.session import (
     usual_tiles,
 )
 from mmabits.conformance.record.tiles import TileOperands, check_operands, emulate_tiles, exact_operands, exact_result
+from mmabits.conformance.recorded import tiles as recording_module
+from mmabits.conformance.recorded.tiles import NotWritten, manifest_path, read_recording
 from mmabits.isa import format_spec, parse
 from mmabits.isa.errors import DeviceUnavailable, OperandError, VectorFileError
 
@@ -53,7 +53,7 @@ def test_recorded_and_replayed(tmp_path: Path, chain: int) -> None:
     outcomes = record(EmulatedDevice("sm_90a"), jobs(chain=chain), tmp_path, command="mmabits record")
     assert [outcome.state for outcome in outcomes] == ["recorded"] * 4
     for outcome in outcomes:
-        report = replay_recording(outcome.path)
+        report = count(read_recording(outcome.path))
         assert (report.differing, report.rows, report.error) == (0, 2 * outcome.job.instruction.m * 8, None)
     manifest = json.loads(manifest_path(outcomes[0].path).read_text())
     wanted = {"generator": "normal", "seed": 5, "tiles": 2, "results": 1024, "command": "mmabits record", "chain": str(chain)}
@@ -70,7 +70,7 @@ def test_a_gpu_end_to_end(tmp_path: Path, fake_driver: Any) -> None:
     assert (found.kind, found.gpu, found.manifest["compute_capability"], found.manifest["cuda"]) == ("hardware", "Fake GPU", "9.0", "13.1")
     assert len(found.manifest["sass_sha256"]) == len(found.manifest["ptx_sha256"]) == 64
     assert found.manifest["compiler_options"] == ["--gpu-architecture=sm_90a"]
-    assert replay_recording(outcomes[0].path).differing == 0
+    assert count(read_recording(outcomes[0].path)).differing == 0
 
 
 def test_a_device_that_computes_otherwise_is_found_out_by_the_replay(tmp_path: Path, fake_driver: Any) -> None:
@@ -87,7 +87,7 @@ def test_a_device_that_computes_otherwise_is_found_out_by_the_replay(tmp_path: P
     fake.spoil = spoil
     (job,) = make_jobs([CHOSEN[0]], arch="sm_90a", generators=("normal",), seed=5, tiles=2)
     (outcome,) = record(device, [job], tmp_path)
-    report = replay_recording(outcome.path)
+    report = count(read_recording(outcome.path))
     assert (outcome.state, report.differing, report.rows) == ("recorded", 1, 1024)
     (difference,) = report.differences
     assert difference.recorded ^ difference.computed == 1

@@ -14,10 +14,21 @@ import numpy as np
 import pytest
 
 import mmabits
+from mmabits.emulator.engine import machine_code, record
+from mmabits.emulator.engine.native import native_product
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks import session as session_module
 from mmabits.emulator.hooks.session import NotEmulated, current_session
-from mmabits.isa import EmulationError, InsufficientEvidence, OperandError, UnknownArchitecture, UnsupportedInstruction, library_instruction
+from mmabits.isa import (
+    EmulationError,
+    Evidence,
+    InsufficientEvidence,
+    OperandError,
+    UnknownArchitecture,
+    UnsupportedInstruction,
+    library_instruction,
+    parse,
+)
 
 _FP8 = ml_dtypes.float8_e4m3fn
 
@@ -377,6 +388,16 @@ def test_threads_and_pools_are_watched_while_a_block_is_open(framework, monkeypa
     assert [getattr(*place) for place in places] == stock
 
 
+def test_the_thread_in_which_the_engine_compiles_is_not_told(framework, monkeypatch):
+    variant, made = record.Variant("made up", *[np.dtype(np.uint8)] * 3), object()
+    monkeypatch.setattr(machine_code, "_compiled", lambda _: made)
+    monkeypatch.setattr(machine_code, "_write", lambda *_: None)
+    monkeypatch.setattr(machine_code, "_notify", lambda: None)
+    with mmabits.emulate("sm_80") as session:
+        assert machine_code._make(variant) is made
+    assert session.report().skipped == ()
+
+
 def test_the_report_is_text_in_a_notebook_too(monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     session = session_module.Session(arch="sm_90a")
@@ -465,3 +486,32 @@ def test_frameworks_may_come_from_a_generator():
     pytest.importorskip("torch")
     with mmabits.emulate("sm_90a", frameworks=(name for name in ["torch"])) as session:
         assert session.frameworks == ("torch",)
+
+
+class TestReadyProducts:
+    """What every hook calls before products are multiplied, by whomever."""
+
+    WGMMA = parse("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3")
+
+    def test_promotion_is_the_callers_or_else_the_architectures_own(self):
+        mmabits.what_if("ready-64", base="sm_90a", rows={}, promote_every=64)
+        for arch, asked, every in (("sm_90a", None, 0), ("sm_90a", 128, 128), ("ready-64", None, 64), ("ready-64", 128, 128)):
+            found = session_module.Session(arch=arch).ready("here", self.WGMMA, promote_every=asked)
+            assert found.promote_every == every and found.lowering.arch == arch
+            a, b = _operands()
+            want = mmabits.gemm(a, b, instruction=self.WGMMA, arch=arch, promote_every=asked)
+            assert found.multiply(a, b).tobytes() == want.tobytes()
+
+    def test_evidence_is_asked_for_before_anything_is_counted(self):
+        session = session_module.Session(arch="sm_90a", require=Evidence.RECORDED)
+        with pytest.raises(InsufficientEvidence, match="rests on published evidence, but recorded is required"):
+            session.ready("here", self.WGMMA)
+        assert session.report().emulated == ()
+
+    def test_the_function_is_that_of_the_schedule(self):
+        found = session_module.Session(arch="sm_90a").ready("here", self.WGMMA, promote_every=128, note="why")
+        native = found.native(1, 5, 7, what="a product")
+        assert native is native_product(found.lowering, 128, side_by_side=False)
+        found.count(5, 7, 96, count=3)
+        (line,) = found.session.report().emulated
+        assert (line.site, line.instruction, line.shape, line.count, line.note) == ("here", self.WGMMA, "5 x 7 x 96", 3, "why")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from mmabits.isa import Instruction, Lowering, UnsupportedInstruction, library_instruction, lower
+from mmabits.isa import Instruction, UnsupportedInstruction, library_instruction
 from mmabits.isa.choices import library_promotion
 
 ASSUMED: Final = "XLA's choice of instruction is assumed, and that K is not split"
@@ -95,16 +95,12 @@ ALGORITHMS: Final = {
 class OnTensorCores:
     """A product for tensor cores."""
 
-    lowering: Lowering
+    instruction: Instruction
     operands: tuple[np.dtype[Any], np.dtype[Any]]
     """What A and B are converted to."""
-    promote_every: int
+    promote_every: int | None
+    """Elements of K after which the library promotes; None: it does not."""
     note: str
-
-    @property
-    def instruction(self) -> Instruction:
-        """Which."""
-        return self.lowering.instruction
 
 
 @dataclass(frozen=True)
@@ -211,7 +207,7 @@ def _same_type(arch: str, kind: np.dtype[Any], accumulator: str | None, note: st
         instruction = library_instruction(arch, row.form, row.form, c_type=accumulator)
     except UnsupportedInstruction as error:
         return WithoutTensorCores(_NO_UNIT.format(arch, row.falls_back)) if row.falls_back else Refused(str(error))
-    return _emulated(arch, instruction, (kind, kind), 0, note)
+    return _emulated(instruction, (kind, kind), None, note)
 
 
 def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice:
@@ -224,14 +220,12 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
         return _same_type(arch, _F16, None, UPCAST.format("before sm_89"))
     promoted = library_promotion(arch)
     if not promoted:
-        return _emulated(arch, instruction, (a, b), 0, "")
-    return _emulated(arch, instruction, (a, b), 0 if fast else promoted, FAST if fast else PROMOTES.format(promoted))
+        return _emulated(instruction, (a, b), None, "")
+    return _emulated(instruction, (a, b), None if fast else promoted, FAST if fast else PROMOTES.format(promoted))
 
 
-def _emulated(arch: str, instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int, note: str) -> Choice:
-    lowering = lower(instruction, arch)
-    promote = promote or lowering.own_promotion
-    return OnTensorCores(lowering=lowering, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
+def _emulated(instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int | None, note: str) -> Choice:
+    return OnTensorCores(instruction=instruction, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
 
 
 # -------------------------------------------------------------------------------------------------------------- block scales
@@ -283,5 +277,4 @@ def block_scaled(
         instruction = library_instruction(arch, left.form, right.form, scale_type=left.scale_form)
     except UnsupportedInstruction as error:
         return WithoutTensorCores(str(error))
-    lowering = lower(instruction, arch)
-    return OnTensorCores(lowering=lowering, operands=(a, b), promote_every=lowering.own_promotion, note=CUDNN)
+    return OnTensorCores(instruction=instruction, operands=(a, b), promote_every=None, note=CUDNN)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
-from mmabits.emulator.codecs import canonical_nan
-from mmabits.isa import format_spec
+from mmabits.emulator.codecs import numpy_dtype
+from mmabits.emulator.hooks.stored import SATURATING, STORED_NANS
 
 _CODES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
-_SATURATES = (np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2))
-_NANS: dict[np.dtype[Any], int] = {
-    np.dtype(dtype): canonical_nan(format_spec(name))
-    for dtype, name in (
-        (np.float32, "f32"), (np.float16, "f16"), (ml_dtypes.bfloat16, "bf16"), (ml_dtypes.float8_e4m3fn, "e4m3"),
-        (ml_dtypes.float8_e5m2, "e5m2"),
-    )
-}  # fmt: skip
-"""Code of the NaN that a GPU's conversion to a type gives; XLA's on a CPU keeps an operand's sign."""
+_SATURATES: Final = tuple(map(numpy_dtype, SATURATING))
+_NANS: Final = {numpy_dtype(name): code for name, code in STORED_NANS.items() if name != "f64"}
 
 
 class Dimensions(NamedTuple):

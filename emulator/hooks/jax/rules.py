@@ -22,15 +22,12 @@ from jax._src import source_info_util
 from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
-from mmabits.emulator.engine.memory import require
-from mmabits.emulator.engine.native import native_product
-from mmabits.emulator.engine.tasks import lie_side_by_side
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
 from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.hooks.session import Session, poison
-from mmabits.isa import EmulationError
+from mmabits.isa import EmulationError, Instruction
 
 Rule = Callable[..., Any]
 
@@ -254,18 +251,16 @@ class _Equation:
     def multiply(self, choice: OnTensorCores, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
         batch, m, n, k = shape
-        self.session.check(choice.instruction)
-        require(8 * batch * m * n if choice.instruction.d_type.name == "f64" else 4 * batch * m * n, f"{self.name}: {self.operation}")
-        product = native_product(choice.lowering, choice.promote_every, side_by_side=lie_side_by_side(batch, n))
-        calls = handler.product_site(product, batch, m, n, k, account.gate(self.key))
         notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
-        self._enter(calls, shape, choice, notes)
+        ready = self.session.ready(self.name, choice.instruction, promote_every=choice.promote_every, note=notes)
+        product = ready.native(batch, m, n, what=self.operation)
+        calls = handler.product_site(product, batch, m, n, k, account.gate(self.key))
+        self._enter(calls, shape, ready.instruction, ready.note)
         return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
 
-    def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], choice: OnTensorCores | None, note: str) -> None:
+    def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], instruction: Instruction | None, note: str) -> None:
         entry = account.ReportedSite(
-            calls=calls, site=self.name, operation=self.operation, shape=shape,
-            instruction=choice.instruction if choice else None, note=note,
+            calls=calls, site=self.name, operation=self.operation, shape=shape, instruction=instruction, note=note
         )  # fmt: skip
         account.add(self.key, entry)
 

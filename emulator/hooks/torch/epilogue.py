@@ -6,19 +6,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mmabits.emulator.codecs import canonical_nan, encode
-from mmabits.isa import DATAPATHS, format_spec
+from mmabits.emulator.codecs import encode
+from mmabits.emulator.hooks.stored import SATURATING, STORED_NANS
+from mmabits.isa import format_spec
 
 Floats = npt.NDArray[np.float32]
 
-_FP8 = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
+_FP8 = {getattr(torch, format_spec(name).numpy_name): name for name in SATURATING}
 _NANS = {
-    torch.float16: (torch.int16, canonical_nan(format_spec("f16"))),
-    torch.bfloat16: (torch.int16, canonical_nan(format_spec("bf16"))),
-    torch.float32: (torch.int32, canonical_nan(format_spec("f32"))),
-    torch.float64: (torch.int64, DATAPATHS["sm_80.dmma.f64.f64"].result_nan),
+    torch.float16: (torch.int16, STORED_NANS["f16"]),
+    torch.bfloat16: (torch.int16, STORED_NANS["bf16"]),
+    torch.float32: (torch.int32, STORED_NANS["f32"]),
+    torch.float64: (torch.int64, STORED_NANS["f64"]),
 }
-"""Integers as wide as a type, and the code of the NaN that a GPU stores; PyTorch's on a CPU keeps an operand's bits, or sets them all."""
+"""Integers as wide as a type, and the code of its NaN."""
 
 
 def store(result: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

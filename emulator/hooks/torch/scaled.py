@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mmabits.emulator.api import gemm
 from mmabits.emulator.engine.fma import fma
 from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
@@ -264,14 +263,14 @@ def _rowwise(call: OperatorCall, given: ScaledOperands, promote: int | None, not
 
 def _blockwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     (m, k), n = given.a.shape, given.b.shape[1]
-    call.session.check(given.instruction)
+    ready = call.session.ready(call.site, given.instruction, note=joined(ASSUMED, PER_BLOCK, given.note))
     total: Floats = np.zeros((m, n), np.float32)
     for number, start in enumerate(range(0, k, BLOCK)):
         panel = slice(start, start + BLOCK)
-        part = gemm(given.a[:, panel], given.b[panel], instruction=given.instruction, arch=call.session.arch)
+        part = ready.multiply(given.a[:, panel], given.b[panel])
         scale = given.scale_a[0][:, number, None] * given.scale_b[0][number]
         total = fma(part, scale, total)
-    call.session.count(call.site, given.instruction, m, n, k, note=joined(ASSUMED, PER_BLOCK, given.note))
+    ready.count(m, n, k)
     return total
 
 

@@ -27,7 +27,7 @@ from mmabits.emulator.hooks.triton.dots import Dot, ScaledDot
 from mmabits.emulator.hooks.triton.memory import GivenMemory
 from mmabits.emulator.hooks.triton.origins import NOTHING, origin
 from mmabits.emulator.hooks.triton.patches import Patches
-from mmabits.emulator.hooks.triton.plans import DotScheme, Plan, Planner
+from mmabits.emulator.hooks.triton.plans import Planner
 from mmabits.emulator.hooks.triton.products import VIEWS, as_operand, product, scaled_product
 from mmabits.emulator.hooks.triton.source import Kernels, RewrittenKernel
 from mmabits.emulator.layouts import unpack_fp4
@@ -175,8 +175,7 @@ class Operations:
             plan = plan.with_unknown_order(_CROSSED)
 
         def compute(c: Array, note: str) -> Array:
-            self._count(site, plan, left.shape, right.shape, note)
-            return np.ascontiguousarray(product(self.session, plan, left, right, c), dtype=c.dtype)
+            return np.ascontiguousarray(product(self.session, plan, left, right, c, site=site, note=note), dtype=c.dtype)
 
         if imprecise == 0 and "zero" in d.attr and name_d != "s32" and where is not None:
             one_use, literal = self._dot_in_source(*where)
@@ -203,14 +202,6 @@ class Operations:
         if name in _OTHER_FP8:
             self.session.refuse(site, f"tl.dot on {name}", "no NVIDIA tensor core has that type")
         return {"int32": "s32"}.get(name) or NAMES[name]
-
-    def _count(self, site: str, plan: Plan, a: tuple[int, ...], b: tuple[int, ...], note: str) -> None:
-        *batch, m, k = a
-        n, count = b[-1], batch[0] if batch else 1
-        if plan.instruction is None:
-            self.session.skip(site, f"tl.dot {m} x {n} x {k}", f"not on tensor cores: computed as {DotScheme.FMA.value}", count=count)
-        else:
-            self.session.count(site, plan.instruction, m, n, k, count=count, note="; ".join(filter(None, (plan.note, note))))
 
     def _constants(self, kernel: RewrittenKernel) -> frozenset[str]:
         return self.launch.constants if self.launch is not None and kernel is self.launch.kernel else frozenset()
@@ -317,8 +308,7 @@ class Operations:
         columns = None if scale_b is None else np.ascontiguousarray(scale_b.T)
 
         def compute(c: Array, note: str) -> Array:
-            self._count(site, plan, a.shape, b.shape, note)
-            return np.ascontiguousarray(scaled_product(self.session, plan, a, b, c, scale_a, columns))
+            return np.ascontiguousarray(scaled_product(self.session, plan, a, b, c, scale_a, columns, site=site, note=note))
 
         handle: TensorHandle | None = None
         if self.folds_scaled and where is not None and (acc is None or "zero" in acc.handle.attr):

@@ -23,6 +23,7 @@ from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of
+from mmabits.emulator.machine.tensormaps import tensor_map
 from mmabits.isa import EmulationError, Evidence, architecture
 from mmabits.isa.devices import device_of
 from mmabits.isa.opcodes import opcode_table
@@ -113,15 +114,14 @@ class Launcher:
 
     def __init__(self, arch: str, source: Any, metadata: Any) -> None:
         self.arch, self.source, self.metadata = arch, source, metadata
-        ctas = getattr(metadata, "num_ctas", 1)
-        if ctas != 1:
-            raise EmulationError(f"{metadata.name}: num_ctas={ctas} is not emulated")
+        self.ctas = int(getattr(metadata, "num_ctas", 1))
         text = _ptx(source, metadata)
         contracts = bool(getattr(metadata, "enable_fp_fusion", True))
         key = (hashlib.sha256(text.encode()).hexdigest(), arch, int(metadata.shared), contracts)
         kernel = _KERNELS.get(key)
         if kernel is None:
-            kernel = _KERNELS[key] = Kernel(text, arch=arch, shared=int(metadata.shared), contracts=contracts)
+            cluster = (self.ctas, 1, 1) if self.ctas != 1 else None
+            kernel = _KERNELS[key] = Kernel(text, arch=arch, shared=int(metadata.shared), cluster=cluster, contracts=contracts)
         self.kernel = kernel
 
     def __call__(
@@ -143,11 +143,15 @@ class Launcher:
             enter(launch_metadata)
         values: list[Any] = []
         ranges: list[tuple[int, int]] = []
+        maps = iter(getattr(self.metadata, "tensordesc_meta", None) or ())
         for kind, value in _flattened(self.source.signature.values(), arguments):
-            values.append(self._argument(kind, value, ranges))
+            if kind.startswith("tensordesc"):
+                values += self._descriptor(value, next(maps, None), ranges)
+            else:
+                values.append(self._argument(kind, value, ranges))
         kept = []
         for name in ("global_scratch", "profile_scratch"):
-            size = int(getattr(self.metadata, f"{name}_size", 0) or 0) * x * y * z
+            size = int(getattr(self.metadata, f"{name}_size", 0) or 0) * x * y * z * self.ctas
             if len(values) < len(self.kernel.entry.parameters):
                 room = aligned(size, max(128, int(getattr(self.metadata, f"{name}_align", 1) or 1))) if size else None
                 kept.append(room)
@@ -157,7 +161,7 @@ class Launcher:
         sizes = [variable.size for variable in self.kernel.entry.parameters]
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
-        executed = self.kernel.launch((x, y, z), packed, ranges)
+        executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
@@ -171,8 +175,6 @@ class Launcher:
         return found
 
     def _argument(self, kind: str, value: Any, ranges: list[tuple[int, int]]) -> Any:
-        if kind.startswith("tensordesc"):
-            raise EmulationError(f"{self.metadata.name}: tensor descriptors of the host are not emulated in compiled kernels")
         if not kind.startswith("*"):
             return (kind, value) if kind in (*_FLOATS, "bf16") else value
         if value is None:
@@ -186,10 +188,28 @@ class Launcher:
             return int(value.data_ptr())
         return int(value)
 
+    def _descriptor(self, value: Any, layout: Any, ranges: list[tuple[int, int]]) -> list[Any]:
+        """A descriptor of the host: its map, as Triton's launcher makes it, or its parts, where the architecture has no TMA."""
+        base = self._argument("*", value.base, ranges)
+        shape, strides = [int(each) for each in value.shape], [int(each) for each in value.strides]
+        is_nan = value.padding == "nan"
+        if layout is None:
+            return [base, *shape, *strides, int(is_nan), int(value.round_f32_to_tf32), *shape, *strides]
+        if layout.get("is_im2col", False) or value.round_f32_to_tf32:
+            what = "rounds to tf32" if value.round_f32_to_tf32 else "is im2col"
+            raise EmulationError(f"{self.metadata.name}: a tensor descriptor that {what} is not emulated")
+        sizes = [*shape[:-1], shape[-1] * (2 if layout["fp4_padded"] else 1)]
+        steps = [layout["elem_size"] * each for each in strides[:-1]]
+        record = tensor_map(
+            base, sizes[::-1], steps[::-1], [int(each) for each in layout["block_size"]][::-1], element=layout["elem_type"],
+            swizzle=layout["swizzle"], fill=int(is_nan),
+        )  # fmt: skip
+        return [record, *shape, *strides]
+
     def _check(self, session: Session) -> None:
         """Refuse, before the launch, what is known less well than the session requires."""
         for matrix in self.kernel.matrices:
-            session.check(matrix)
+            session.ready(self.metadata.name, matrix)
         if session.require > Evidence.INFERRED:
             if self.kernel.fused:
                 reason = f"by a rule that is inferred, but {session.require} evidence is required; enable_fp_fusion=False does without"
@@ -204,7 +224,7 @@ class Launcher:
 
         note = f"as compiled by Triton {triton.__version__}"
         for matrix, count in executed.items():
-            session.count(self.metadata.name, matrix, matrix.m, matrix.n, matrix.k, count=count, note=note)
+            session.ready(self.metadata.name, matrix, note=note).count(matrix.m, matrix.n, matrix.k, count=count)
         for name in self.kernel.opcodes:
             row = opcode_table().get(name)
             if row is not None and row.evidence < Evidence.PUBLISHED:
@@ -215,6 +235,9 @@ class Launcher:
         if self.kernel.contracts and any(name.startswith(("div.full", "div.approx")) for name in self.kernel.opcodes):
             reason = "ptxas fuses the product inside with a sum that follows; here each is rounded"
             session.skip(self.metadata.name, "sums of quotients", reason)
+        if any(name.startswith("cp.reduce") for name in self.kernel.opcodes):
+            reason = "inferred: in ascending order of programs; sums of f32 flush subnormal numbers, as atomics do"
+            session.skip(self.metadata.name, "bulk reductions", reason)
         for kind in ("atom", "red"):
             if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
                 session.skip(
@@ -242,7 +265,9 @@ def _flattened(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _packed_value(value: Any, size: int) -> Any:
-    """A float argument as the bytes of its type."""
+    """A float argument as the bytes of its type; a map as it is."""
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, tuple):
         return int(value)
     kind, number = value

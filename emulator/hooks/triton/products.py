@@ -8,12 +8,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import encode, from_codes
 from mmabits.emulator.engine.fma import canonical, fma
-from mmabits.emulator.hooks.session import Session
+from mmabits.emulator.hooks.session import ReadyProduct, Session
 from mmabits.emulator.hooks.triton.plans import DotScheme, Plan
-from mmabits.isa import Instruction
 
 Array = npt.NDArray[Any]
 
@@ -36,8 +34,8 @@ def as_operand(data: Array, name: str) -> Array:
     return data if view is None else np.ascontiguousarray(data).view(view)
 
 
-def product(session: Session, plan: Plan, a: Array, b: Array, c: Array) -> Array:
-    """D of a dot: (..., M, N) in the accumulator's dtype.
+def product(session: Session, plan: Plan, a: Array, b: Array, c: Array, *, site: str, note: str = "") -> Array:
+    """D of a dot: (..., M, N) in the accumulator's dtype; entered into the report.
 
     Args:
         session: whose architecture and level of evidence count.
@@ -45,20 +43,34 @@ def product(session: Session, plan: Plan, a: Array, b: Array, c: Array) -> Array
         a: (..., M, K), in a dtype of gemm.
         b: (..., K, N).
         c: (..., M, N) accumulator.
+        site: where in the program, for the report.
+        note: for the report, beside the plan's.
     """
+    *batch, m, k = a.shape
+    n, count = b.shape[-1], batch[0] if batch else 1
     if plan.scheme is DotScheme.FMA:
+        session.skip(site, f"tl.dot {m} x {n} x {k}", f"not on tensor cores: computed as {DotScheme.FMA.value}", count=count)
         return fma_chain(a, b, c)
-    assert plan.instruction is not None
+    ready = _ready(session, plan, site, note)
+    ready.count(m, n, k, count=count)
     if plan.scheme is not DotScheme.PLAIN:
-        return _of_parts(session, plan, plan.instruction, a, b, c)
+        return _of_parts(ready, plan, a, b, c)
     if plan.convert:
         to = VIEWS.get(plan.convert, np.dtype(np.float16))
         a, b = a.astype(to), b.astype(to)
-    return _gemm(session, plan, plan.instruction, a, b, c)
+    return _multiplied(ready, plan, a, b, c)
 
 
-def scaled_product(session: Session, plan: Plan, a: Array, b: Array, c: Array, scale_a: Array | None, scale_b: Array | None) -> Array:
-    """D of a block-scaled dot: (M, N), float32.
+def _ready(session: Session, plan: Plan, site: str, note: str) -> ReadyProduct:
+    assert plan.instruction is not None
+    notes = "; ".join(filter(None, (plan.note, note)))
+    return session.ready(site, plan.instruction, promote_every=plan.promote_every or None, note=notes)
+
+
+def scaled_product(
+    session: Session, plan: Plan, a: Array, b: Array, c: Array, scale_a: Array | None, scale_b: Array | None, *, site: str, note: str = ""
+) -> Array:
+    """D of a block-scaled dot: (M, N), float32; entered into the report.
 
     Args:
         session: whose architecture and level of evidence count.
@@ -68,30 +80,28 @@ def scaled_product(session: Session, plan: Plan, a: Array, b: Array, c: Array, s
         c: (M, N) accumulator.
         scale_a: (M, K / block) scales, float8_e8m0fnu or float8_e4m3fn.
         scale_b: (K / block, N).
+        site: where in the program, for the report.
+        note: for the report, beside the plan's.
     """
-    assert plan.instruction is not None
+    ready = _ready(session, plan, site, note)
+    ready.count(a.shape[0], b.shape[1], a.shape[1])
     if not plan.convert:
-        return np.asarray(
-            gemm(a, b, c, instruction=plan.instruction, arch=session.arch, scale_a=scale_a, scale_b=scale_b, require=session.require)
-        )
+        return ready.multiply(a, b, c, scale_a=scale_a, scale_b=scale_b)
     left = _scaled_operand(plan, a, scale_a, axis=1)
     right = _scaled_operand(plan, b, scale_b, axis=0)
-    return _gemm(session, plan, plan.instruction, left, right, c)
+    return _multiplied(ready, plan, left, right, c)
 
 
-def _gemm(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c: Array) -> Array:
+def _multiplied(ready: ReadyProduct, plan: Plan, a: Array, b: Array, c: Array) -> Array:
     if plan.k_order:
         a, b = a[..., list(plan.k_order)], b[..., list(plan.k_order), :]
-    result: Array = gemm(
-        a, b, c, instruction=row, arch=session.arch, promote_every=plan.promote_every or None, require=session.require
-    )  # fmt: skip
-    return result
+    return ready.multiply(a, b, c)
 
 
 # f32 by way of smaller types ---------------------------------------------------------------------------------------------
 
 
-def _of_parts(session: Session, plan: Plan, row: Instruction, a: Array, b: Array, c: Array) -> Array:
+def _of_parts(ready: ReadyProduct, plan: Plan, a: Array, b: Array, c: Array) -> Array:
     """The small terms first; a NaN among them is dropped, so that infinities meet in the large term; then the accumulator."""
     count = _SPLITS[plan.scheme]
     split = _tf32_parts if plan.scheme is DotScheme.TF32X3 else _bf16_parts
@@ -99,9 +109,9 @@ def _of_parts(session: Session, plan: Plan, row: Instruction, a: Array, b: Array
     total = np.zeros_like(c)
     terms = _TERMS[plan.scheme]
     for i, j in terms[:-1]:
-        total = _gemm(session, plan, row, left[i], right[j], total)
+        total = _multiplied(ready, plan, left[i], right[j], total)
     total = np.where(np.isnan(total), np.float32(0), total)
-    total = _gemm(session, plan, row, left[0], right[0], total)
+    total = _multiplied(ready, plan, left[0], right[0], total)
     with np.errstate(invalid="ignore", over="ignore"):
         return canonical(total + c)
 

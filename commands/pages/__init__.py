@@ -1,0 +1,1 @@
+"""What the page of each command is made of; the parts are those of reports/pages."""
