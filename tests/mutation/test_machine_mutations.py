@@ -227,11 +227,13 @@ CHANGES: Final = (
     Change("clusters: windows", "first + 8 * CTA_WORDS * (window - 1), CTA_WORDS", "first, CTA_WORDS", (CLUSTERS,)),
     # Bulk copies.
     Change("TMA: rows before the tensor", "first = max(np.int64(0), -start)", "first = np.int64(0)", (BULK,)),
-    Change("TMA: what lies outside", "if high - low < 16:\n                    _fill", "if high - low < 0:\n                    _fill", (BULK,)),
+    Change("TMA: what lies outside", "if high - low < 16:\n                    _fill", "if high - low < 0:\n                    _fill",
+           (BULK,)),
     Change("TMA: dimensions", "left //= length", "left //= length + 1", (BULK,)),
     Change("TMA: groups", "groups[lane] - words[5])", "groups[lane] - words[5] + 1)", (BULK,)),
     Change("TMA: as late as it may be", "if phase_of(word) == phase:\n                carry_out_for(launch, place)",
-           "if phase_of(word) == phase:\n                carry_out_for(launch, place)\n            carry_out_for(launch, place + 8)", (BULK,)),
+           "if phase_of(word) == phase:\n                carry_out_for(launch, place)\n            carry_out_for(launch, place + 8)",
+           (BULK,)),
     # Products of warpgroups.
     Change("wgmma: groups that stay", "group = queue[_COMMITTED + warp] - words[4] - 1", "group = queue[_COMMITTED + warp] - words[4]",
            (WGMMA,)),
