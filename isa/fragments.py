@@ -392,3 +392,54 @@ def scale_layout(instruction: Instruction, *, side: str, chain: int = 1, selecto
     place = _register_scales if instruction.family is Family.MMA_SYNC else _tmem_scales
     starts, bits = place(instruction, side, chain, row, block, selectors)
     return Layout(shape=shape, spec=instruction.scale_type, bits=bits, starts=np.broadcast_to(starts, (len(starts), len(row))))
+
+
+# Tensor memory and registers -----------------------------------------------------------------------------------------
+
+
+class TransferShape(NamedTuple):
+    """What one tcgen05.ld or tcgen05.st moves between tensor memory and a warp's registers, for `.x1`."""
+
+    name: str
+    rows: int
+    """Lanes of tensor memory."""
+    columns: int
+    """Columns of 32 bits, of each half where there are two."""
+    registers: int
+    most: int
+    """Largest `.num`."""
+    place: Callable[[Index, Index], tuple[Index, Index]]
+    """Lane of tensor memory and column, from thread and register."""
+
+
+TRANSFER_SHAPES: Final = {
+    each.name: each
+    for each in (
+        TransferShape("32x32b", 32, 1, 1, 128, lambda t, r: (t, r)),
+        TransferShape("16x64b", 16, 2, 1, 128, lambda t, r: (t // 4 + 8 * (t % 2), t // 2 % 2 + 2 * r)),
+        TransferShape("16x128b", 16, 4, 2, 64, lambda t, r: (t // 4 + 8 * (r % 2), t % 4 + 4 * (r // 2))),
+        TransferShape("16x256b", 16, 8, 4, 32, lambda t, r: (t // 4 + 8 * (r // 2 % 2), r % 2 + 2 * (t % 4) + 8 * (r // 4))),
+        TransferShape("16x32bx2", 16, 1, 1, 128, lambda t, r: (t % 16, r)),
+    )
+}
+"""By their names in PTX. In 16x32bx2 the upper 16 threads have columns of their own, from an offset that the instruction gives."""
+
+
+def transfer_places(shape: str, count: int, *, split: int = 0, packed: bool = False) -> tuple[Index, Index]:
+    """Where the registers of tcgen05.ld and tcgen05.st lie in tensor memory.
+
+    Args:
+        shape: a key of TRANSFER_SHAPES.
+        count: `.num`.
+        split: columns from the first half of 16x32bx2 to the second.
+        packed: `.pack::16b`, `.unpack::16b`: a register holds the low halves of two neighbouring columns.
+
+    Returns:
+        Lanes and columns, (registers, 32 threads, words), relative to the address; words is 2 where packed, else 1.
+    """
+    row = TRANSFER_SHAPES[shape]
+    register, thread = np.meshgrid(np.arange(row.registers * count), np.arange(LANES), indexing="ij")
+    lane, word = row.place(thread, register)
+    parts = 2 if packed else 1
+    columns = (word[..., None] * parts + np.arange(parts)) + (thread // 16 * split if shape == "16x32bx2" else 0 * thread)[..., None]
+    return np.broadcast_to(lane[..., None], columns.shape), columns

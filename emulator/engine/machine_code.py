@@ -43,23 +43,10 @@ ENTRIES: Final = {
 """By the kind of a variant what gives its function, to be compiled for the address of a record: module of the emulator, and name."""
 _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
 """Modules whose code or constants end up in machine code."""
-_MACHINE = tuple(
-    f"../machine/{name}"
-    for name in (
-        "context",
-        "halves",
-        "helpers",
-        "operands",
-        "operations",
-        "pending",
-        "phases",
-        "requests",
-        "tensormaps",
-        "transfers",
-        "turns",
-        "warpgroups",
-    )
-)
+_MACHINE = tuple(f"../machine/{name}" for name in (
+    "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
+    "tensorwork", "transfers", "turns", "warpgroups",
+))  # fmt: skip
 """Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}

@@ -2,4 +2,5 @@
 
 `ptx` reads the text, `fusion` contracts it as ptxas does, `program` cuts it into segments, `warp` writes a function of LLVM's for them with
 `elementwise`, `functions`, `memory`, `exchange` and `tensor`; `helpers` is what that code calls, and `kernel` compiles and launches.
+`tensormemory` and `tcgen05` write what data-centre Blackwell adds, `cells` and `tensorwork` are what that calls.
 """

@@ -87,6 +87,7 @@ def _wait(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
     tries, guard = parts[1] == "try_wait", code.guard(instruction)
     flags = 0 if "parity" in parts else _STATE
     _call(code, words.TRY if tries else words.TEST, address, code.operand(number, 64 if flags else 32), flags=flags)
+    code.stop_on_error()
     if tries:
         name = code.fresh("waited")[1:]
         waits = code.named(f"load i64, ptr {code.frame(_RECORD + _RESULT_WORD)}")

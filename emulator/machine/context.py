@@ -97,6 +97,8 @@ class Context(NamedTuple):
     """Phase of the cluster's barrier at which it arrived."""
     own: int
     """Address of this record."""
+    tensor: int
+    """Address of the CTA's TensorMemory (tensorrecords.py); 0 where the kernel has none."""
     warpgroup: int
     """Address of the queue of the warp's warpgroup (warpgroups.py); 0 where the kernel has no wgmma."""
     work_room: int

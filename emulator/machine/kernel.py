@@ -6,40 +6,35 @@ import ctypes
 import threading
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-import llvmlite
 import numpy as np
 import numpy.typing as npt
-from llvmlite import binding as llvm
 
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
-from mmabits.emulator.machine import barriers, bulk, exchange, memory, tensor, warpgroups, wgmma
+from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgroups, wgmma
 from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
+from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
-from mmabits.isa import CompilerError, EmulationError, OperandError
+from mmabits.isa import EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
-    **memory.HANDLERS,
-    **exchange.HANDLERS,
-    **barriers.HANDLERS,
-    **bulk.HANDLERS,
-    **wgmma.HANDLERS,
-    **tensor.HANDLERS,
-}
+    **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **wgmma.HANDLERS, **tcgen05.HANDLERS,
+}  # fmt: skip
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
 _PENDING: Final = 4096
@@ -68,6 +63,16 @@ _ERRORS: Final = {
     words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
+    tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
+    tensorrecords.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
+    tensorrecords.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
+    tensorrecords.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
+    tensorrecords.NOT_FREED: "tensor memory that is not given back at the end, from column {address}",
+    tensorrecords.OUTSIDE_SHARED: "a matrix that reaches outside shared memory, by the descriptor {address:#x}",
+    tensorrecords.BAD_DESCRIPTOR: "a matrix descriptor with what is not emulated, or a byte of scales that there is not: {address:#x}",
+    tensorrecords.SCALES_DIFFER: "block scales at {address:#x} that are not the same in all four quarters of tensor memory",
+    tensorrecords.NO_PAIR: "an instruction of two CTAs, one of which there is not",
+    tensorrecords.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
 
 
@@ -96,6 +101,7 @@ class _Memory:
         for each in opened:
             self.places[each.name] = start
         self.shared_size = _rounded(start + dynamic if opened or dynamic else self.shared_size, 16)
+        self.has_tensor_memory = any(each.opcode.startswith("tcgen05.") for each in entry.instructions)
         self.local_size = _rounded(self._place([each for each in variables if each.space == "local"], 0), 16)
         self.constants = self._constants([each for each in variables if each.space in ("global", "const")])
 
@@ -125,17 +131,6 @@ class _Memory:
         if found is None:
             raise OperandError(f"nothing in the PTX is called {name}")
         return found
-
-
-def _parsed(text: str) -> Any:
-    """An LLVM module.
-
-    Raises:
-        CompilerError: an LLVM that is too old for pointers without types.
-    """
-    if not getattr(llvmlite, "opaque_pointers_enabled", True):
-        raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
-    return llvm.parse_assembly(text)
 
 
 def helper_address() -> int:
@@ -210,6 +205,7 @@ class Kernel:
         self.memory = _Memory(module, self.entry, shared, self.warps)
         self.memory.cluster, self.memory.is_cluster = self.cluster, told is not None or cluster is not None
         self.program: Program = program(self.entry)
+        self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
         if self.early_uses:
             self.program = program(self.entry, self.early_uses)
@@ -238,8 +234,9 @@ class Kernel:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Tensor-core instructions in the text."""
-        return tuple(dict.fromkeys([*self._uniform.products.counts, *(each.matrix for each in self.warpgroups.tables)]))
+        """Tensor-core instructions in the text; of tcgen05.mma those whose descriptors are constants, or were seen in a launch."""
+        of_groups = [each.matrix for each in self.warpgroups.tables] + [each.matrix for each in self.tensor_cores.tables.values()]
+        return tuple(dict.fromkeys([*self._uniform.products.counts, *of_groups]))
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
@@ -248,18 +245,12 @@ class Kernel:
         products = Products(self.arch)
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
-        code.products, code.warpgroups, code.early_uses = products, self.warpgroups, self.early_uses
+        code.products, code.tensor_cores = products, self.tensor_cores
+        code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        module = _parsed(text)
-        machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=0, jit=True
-        )
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-        return _Code(int(engine.get_function_address("warp")), engine, text, code.register_bytes, products)
+        address, owner = compiled(text, "warp")
+        return _Code(address, owner, text, code.register_bytes, products)
 
     def _enlist(self, code: _Code) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]
@@ -280,13 +271,17 @@ class Kernel:
 
     # --------------------------------------------------------------------------------------------------------------- launch
 
-    def launch(self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]]) -> dict[Matrix, int]:
+    def launch(
+        self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
+        check: Callable[[Matrix], object] | None = None,
+    ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
         Args:
             grid: CTAs along x, y and z.
             arguments: integers, or bytes, for each parameter.
             ranges: addresses, first and one past the last, of what the kernel may read and write.
+            check: raises where an instruction is not wanted that the kernel puts together as it runs; `matrices` has the others.
 
         Returns:
             How often each tensor-core instruction was carried out by a warp.
@@ -303,7 +298,7 @@ class Kernel:
         parameters = self._parameters(arguments)
         count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
-        runs = [_Run(self, sizes, parameters, ranges, stop) for _ in range(count)]
+        runs = [_Run(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
 
         def share(first: int, last: int) -> None:
@@ -320,6 +315,7 @@ class Kernel:
         executed: dict[Matrix, int] = {}
         for run in runs:
             matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
+            matrices += [(table.counter, table.matrix) for table in self.tensor_cores.tables.values()]
             matrices += [(table.counter, table.form.matrix) for table in self.warpgroups.tables.values()]
             for place, matrix in matrices:
                 if times := int(run.counts[place]):
@@ -369,6 +365,7 @@ class _Run:
     parameters: npt.NDArray[np.uint8]
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
+    check: Callable[[Matrix], object] | None
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)
@@ -379,6 +376,7 @@ class _Run:
         pairs = [*self.ranges, (self.parameters.ctypes.data, self.parameters.ctypes.data + self.parameters.size)]
         self.pairs = np.array(pairs, np.int64).reshape(-1)
         self.counts = np.zeros(2 * warpgroups.FIRST_COUNTER, np.int64)
+        self.tensor = TensorRun(kernel.tensor_cores, self.check) if kernel.memory.has_tensor_memory else None
         self.contexts: list[npt.NDArray[np.int64]] = []
         helper = helper_address()
         self.helper = _HELPER(helper)
@@ -422,6 +420,7 @@ class _Run:
         self.kept.append(queues_of_products)
         cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
         self.ctas[place] = cta
+        tensor = self.tensor.memory() if self.tensor is not None else 0
         for warp in range(warps):
             fields = {
                 "warp": warp, "registers": registers.ctypes.data + max(64, kernel._uniform.register_bytes) * warp,
@@ -435,6 +434,7 @@ class _Run:
                 "helper": helper_address(),
                 "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
                 "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
+                "tensor": tensor,
             }  # fmt: skip
             if kernel.warpgroups.tables:
                 fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
@@ -465,7 +465,11 @@ class _Run:
                 self._grow()
         if result == words.ERROR:
             context = self._context_at(int(self.record[_RUN_PLACE["failed"]]))
-            raise KernelError(self.kernel.describe(int(context[_PLACE["error"]]), context))
+            described = self.kernel.describe(int(context[_PLACE["error"]]), context)
+            refusal = self.tensor.refusal if self.tensor is not None else None
+            if refusal is not None and not isinstance(refusal, MmabitsError):
+                raise refusal
+            raise KernelError(f"{described}: {refusal}" if refusal is not None else described) from refusal
         if result == words.DEADLOCK:
             raise KernelError(self._deadlock())
 

@@ -61,7 +61,7 @@ def read_matrix(
     """
     start, leading, stride = (code & 0x3FFF) << 4, (code >> 16 & 0x3FFF) << 4, (code >> 32 & 0x3FFF) << 4
     span = swizzle_span(code, kind)
-    if span == 0 or code >> 49 & 7 != 0 or (kind == TCGEN05 and code >> 52 & 1 != 0):
+    if span == 0 or (span != 16 and code >> 49 & 7 != 0) or (kind == TCGEN05 and code >> 52 & 1 != 0):
         return UNKNOWN_DESCRIPTOR
     unit = 16
     lines = 8

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.engine.jit import address_of, array_at, jit
+from mmabits.emulator.machine.cells import tensor
 from mmabits.emulator.machine.context import (
     ARRIVE,
     ARRIVE_AFTER_COPIES,
@@ -40,7 +41,9 @@ from mmabits.emulator.machine.context import (
 from mmabits.emulator.machine.helpers import _asynchronous, _atomic, _fail, _matrix, _move, _product, _resolved, _shuffle
 from mmabits.emulator.machine.pending import OWN, carry_out_for, put_off
 from mmabits.emulator.machine.phases import begin, change, is_mbarrier, phase_of
-from mmabits.emulator.machine.requests import bulk, map_field
+from mmabits.emulator.machine.requests import bulk, in_cta, map_field
+from mmabits.emulator.machine.tensorrecords import COMMIT, MULTIPLY, TENSOR, TENSOR_COMMIT
+from mmabits.emulator.machine.tensorwork import ask, asked
 from mmabits.emulator.machine.turns import live_threads_of_cluster, run
 from mmabits.emulator.machine.warpgroups import WGMMA_OPERATION, warpgroup
 
@@ -142,6 +145,36 @@ def _cluster_barrier(words: Any) -> None:
         context[_EVENTS] += 1
 
 
+@jit
+def _commit(context: Any, address: int, lane: int, instruction: int) -> None:
+    place = _resolved(context, address, 8, lane, instruction)
+    if place != 0:
+        work = array_at(put_off(context, TENSOR_COMMIT, place, lane, 0, instruction), WORK_WORDS, np.int64)
+        work[OWN] = asked(context)
+
+
+@jit
+def _tensor(words: Any) -> None:
+    """tcgen05: what, context, instruction, mask of lanes, then what it takes."""
+    if words[1] < MULTIPLY:
+        tensor(words)
+    elif words[1] < COMMIT:
+        ask(words)
+    else:
+        context = array_at(words[2], _WORDS, np.int64)
+        addresses = array_at(words[5], 32, np.int64)
+        for lane in range(32):
+            if words[4] >> lane & 1 == 0:
+                continue
+            if words[6] == 0:
+                _commit(context, addresses[lane], lane, words[3])
+                continue
+            for rank in range(16):
+                if array_at(words[6], 32, np.int64)[lane] >> rank & 1:
+                    _commit(context, in_cta(addresses[lane], rank), lane, words[3])
+        context[_EVENTS] += 1
+
+
 def helper(pointer: Any) -> int:
     """Carry out the operation of a record."""
     words = array_at(address_of(pointer), 64, np.int64)
@@ -162,6 +195,8 @@ def helper(pointer: Any) -> int:
         _mbarrier(words)
     elif operation == CLUSTER_BARRIER:
         _cluster_barrier(words)
+    elif operation == TENSOR:
+        _tensor(words)
     elif operation == BULK:
         bulk(words)
     elif operation == MAP_FIELD:

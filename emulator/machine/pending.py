@@ -25,11 +25,13 @@ from mmabits.emulator.machine.context import (
 )
 from mmabits.emulator.machine.helpers import _asynchronous_wait, _fail
 from mmabits.emulator.machine.phases import change, phase_of
-from mmabits.emulator.machine.transfers import MAP, SIZE, box_bytes, carry_out_box, carry_out_bytes
+from mmabits.emulator.machine.tensorrecords import TENSOR_COMMIT
+from mmabits.emulator.machine.tensorwork import carry_out_tensor
+from mmabits.emulator.machine.transfers import MAP, SIZE, carry_out_box, carry_out_bytes, counted_bytes
 
 _WORDS, _LAUNCH_WORDS = len(Context._fields), len(Launch._fields)
 _EVENTS, _LAUNCH = Context._fields.index("events"), Context._fields.index("launch")
-_OWN = Context._fields.index("own")
+_OWN, _TENSOR = Context._fields.index("own"), Context._fields.index("tensor")
 _PENDING, _SIZE, _FIRST, _LAST = (
     Launch._fields.index(name) for name in ("pending", "pending_size", "pending_first", "pending_last")
 )  # fmt: skip
@@ -63,6 +65,23 @@ def put_off(context: Any, kind: int, barrier: int, lane: int, group: int, instru
 
 
 @jit
+def _commit_before(launch: Any, number: int, tensor: int) -> None:
+    """Tell the mbarriers of commits that came before one: products are done in the order in which they were asked for."""
+    for before in range(launch[_FIRST], number):
+        work = array_at(_address(launch, before), WORK_WORDS, np.int64)
+        if work[_KIND] != TENSOR_COMMIT:
+            continue
+        context = array_at(work[_CONTEXT], _WORDS, np.int64)
+        if context[_TENSOR] == tensor:
+            work[_KIND] = NOTHING
+            carry_out_tensor(tensor, work[OWN])
+            context[_EVENTS] += 1
+            error = change(work[_BARRIER], 1, 0, 0, True)
+            if error != 0:
+                _fail(context, error, work[_INSTRUCTION], work[_LANE], work[_BARRIER])
+
+
+@jit
 def carry_out(launch: Any, number: int) -> None:
     """Do a piece of work, and tell its mbarrier."""
     work = array_at(_address(launch, number), WORK_WORDS, np.int64)
@@ -72,9 +91,13 @@ def carry_out(launch: Any, number: int) -> None:
     if kind == COPIES_ARRIVE:
         _asynchronous_wait(context, work[OWN])
         error = change(work[_BARRIER], work[OWN + 1], 0, 0, True)
+    elif kind == TENSOR_COMMIT:
+        _commit_before(launch, number, context[_TENSOR])
+        carry_out_tensor(context[_TENSOR], work[OWN])
+        error = change(work[_BARRIER], 1, 0, 0, True)
     elif kind == BOX_TO_SHARED:
         carry_out_box(context, work, True)
-        error = change(work[_BARRIER], 0, -box_bytes(work[MAP]), 0, True)
+        error = change(work[_BARRIER], 0, -counted_bytes(work[MAP]), 0, True)
     elif kind == BOX_TO_GLOBAL:
         carry_out_box(context, work, False)
     elif kind == BYTES_COPY:

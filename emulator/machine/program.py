@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from mmabits.emulator.machine.ptx import Address, Entry, Instruction, Operand, PtxError, Register, Symbol, registers_of
+from mmabits.emulator.machine.ptx import Address, Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
 
 _NO_RESULT = (
     "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
@@ -43,6 +43,8 @@ def looks(opcode: str) -> bool:
 
 def results_of(instruction: Instruction) -> tuple[Operand, ...]:
     """Operands that are written."""
+    if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
+        return ()
     if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
@@ -111,6 +113,24 @@ class Program:
             for place, segment in enumerate(self.segments)
             if any(target <= place and any(looking[target : place + 1]) for target in segment.targets)
         )
+
+    @cached_property
+    def constants(self) -> dict[Operand, int]:
+        """Registers that one `mov` of a number writes, and nothing else."""
+        found: dict[Operand, int] = {}
+        several: set[Operand] = set()
+        for instruction in self.entry.instructions:
+            for register in written(instruction):
+                if register in found or register in several:
+                    several.add(register)
+                    found.pop(register, None)
+                    continue
+                source = instruction.operands[1] if base_of(instruction.opcode) == "mov" and instruction.guard is None else None
+                if isinstance(source, Immediate):
+                    found[register] = source.number
+                else:
+                    several.add(register)
+        return found
 
     @cached_property
     def kept(self) -> tuple[Register, ...]:

@@ -89,12 +89,12 @@ def _ask_box(context: Any, words: Any, lane: int, group: int, instruction: int) 
         return
     for rank in range(16):
         if array_at(words[11], 32, np.int32)[lane] >> rank & 1:
-            barrier = _in_cta(array_at(words[7], 32, np.int64)[lane], rank)
-            _put_box(context, words, place, _in_cta(address, rank), barrier, lane, group, instruction)
+            barrier = in_cta(array_at(words[7], 32, np.int64)[lane], rank)
+            _put_box(context, words, place, in_cta(address, rank), barrier, lane, group, instruction)
 
 
 @jit
-def _in_cta(address: int, rank: int) -> Any:
+def in_cta(address: int, rank: int) -> Any:
     """The same place of shared memory in a CTA of the cluster."""
     return address & ~(0xFF << WINDOW_SHIFT) | (rank + 1) << WINDOW_SHIFT
 
@@ -135,8 +135,8 @@ def _ask_bytes(context: Any, words: Any, lane: int, group: int, instruction: int
         return
     for rank in range(16):
         if array_at(words[11], 32, np.int32)[lane] >> rank & 1:
-            barrier = _in_cta(array_at(words[7], 32, np.int64)[lane], rank)
-            _put_bytes(context, _in_cta(target, rank), source, size, barrier, lane, group, instruction)
+            barrier = in_cta(array_at(words[7], 32, np.int64)[lane], rank)
+            _put_bytes(context, in_cta(target, rank), source, size, barrier, lane, group, instruction)
 
 
 @jit

@@ -62,9 +62,23 @@ def _size(words: Any, dimension: int) -> Any:
 @jit
 def box_bytes(place: int) -> Any:
     """Bytes of a map's box in shared memory."""
+    return _bytes_of_box(place, 2)
+
+
+@jit
+def counted_bytes(place: int) -> Any:
+    """Bytes of a map's box that its mbarrier counts: those of packed elements, without what pads them in shared memory.
+
+    Triton announces so many for padded FP4, and so does DeepGEMM (sm100, SMEM_B / 2 of .b4x16_p64).
+    """
+    return _bytes_of_box(place, 1)
+
+
+@jit
+def _bytes_of_box(place: int, column: int) -> Any:
     words = array_at(place, 16, np.int64)
     element = words[_ELEMENT]
-    count = (words[_BOX] & 0xFFF) // ELEMENT_TABLE[4 * element] * ELEMENT_TABLE[4 * element + 2]
+    count = (words[_BOX] & 0xFFF) // ELEMENT_TABLE[4 * element] * ELEMENT_TABLE[4 * element + column]
     for dimension in range(1, words[_RANK]):
         count *= words[_BOX] >> 12 * dimension & 0xFFF
     return count

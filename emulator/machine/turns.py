@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.engine.jit import array_at, call_at, jit, shared_word
+from mmabits.emulator.machine.cells import begin_tensor, end_tensor
 from mmabits.emulator.machine.context import (
     AT_BARRIER,
     BAD_BARRIER,
@@ -96,6 +97,7 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     barriers = array_at(cta[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
     for word in range(2 * _BARRIER_COUNT):
         barriers[word] = 0
+    begin_tensor(array_at(cta[_CONTEXTS], _WORDS, np.int64))
     cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE] = cluster, rank, 0, 0
     wide, high = launch[_CLUSTER_X], launch[_CLUSTER_Y]
     columns, lines = launch[_GRID_X] // wide, launch[_GRID_Y] // high
@@ -239,6 +241,7 @@ def _ends(launch: Any, place: int) -> bool:
     for rank in range(size):
         cta = array_at(launch[_CTAS] + 8 * CTA_WORDS * (place + rank), CTA_WORDS, np.int64)
         carry_out_of(launch, cta[_CONTEXTS], cta[_CONTEXTS] + 8 * _WORDS * launch[_WARPS])
+        end_tensor(array_at(cta[_CONTEXTS], _WORDS, np.int64))
         cta[_NUMBER] = -1
     return True
 

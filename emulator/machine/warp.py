@@ -29,7 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Vector,
 )  # fmt: skip
 from mmabits.emulator.machine.vectors import LANES, Code, Value
-from mmabits.isa.opcodes import Opcode, opcode_table, width
+from mmabits.isa.opcodes import REFUSED, Opcode, opcode_table, width
 
 _PLACE: Final = {name: 8 * place for place, name in enumerate(Context._fields)}
 ALL: Final = (1 << LANES) - 1
@@ -84,6 +84,8 @@ class WarpCode(Code):
         """Instructions before which those must be done."""
         self.products: Any = None
         """Products put off (tensor.py)."""
+        self.tensor_cores: Any = None
+        """Products of tensor memory (tcgen05.py)."""
 
     # ------------------------------------------------------------------------------------------------------------------ frame
 
@@ -116,6 +118,15 @@ class WarpCode(Code):
         for place, word in enumerate(record):
             self.line(f"store i64 {word}, ptr {self.frame(at + 8 * place)}")
         self.line(f"call void %helper(ptr {self.frame(at)})")
+
+    def stop_on_error(self) -> None:
+        """End where the helper found an error: what follows would work with what is not there."""
+        number = self.fresh("fine")[1:]
+        error = self.context_word("error")
+        self.line(f"br i1 {self.named(f'icmp eq i64 {error}, 0')}, label %{number}, label %{number}.not")
+        self.label(f"{number}.not")
+        self.line(f"ret i32 {words.FAILED}")
+        self.label(number)
 
     def put_down(self, value: Value, offset: int) -> None:
         """Store a vector in the frame."""
@@ -310,7 +321,8 @@ class WarpCode(Code):
 
     def refused(self, what: str) -> UnknownOpcode:
         """The error for what the machine cannot do."""
-        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated, in {self.instruction}")
+        why = REFUSED.get(self.instruction.opcode, "")
+        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated{why and f' ({why})'}, in {self.instruction}")
 
     @property
     def instruction(self) -> Instruction:

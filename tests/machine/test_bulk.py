@@ -160,13 +160,13 @@ def test_boxes_to_global_memory(case: Any) -> None:
 
 @pytest.mark.parametrize(("element", "wide"), [(14, 8), (15, 12), (13, 8)])
 def test_narrow_elements_are_padded_in_shared_memory(element: int, wide: int) -> None:
-    """16 elements of 4 or 6 bits: 8 or 12 bytes of global memory, 16 of shared memory; b4x16 stays packed."""
+    """16 elements of 4 or 6 bits: 8 or 12 bytes of global memory, which the barrier counts, 16 of shared memory; b4x16 stays packed."""
     held = 8 if element == 13 else 16
     tensor = aligned((6, 24 * wide), np.uint8)
     tensor[...] = operands.generator("narrow", element).integers(0, 256, tensor.shape, dtype=np.uint8)
     total = 4 * 8 * held
     made = kernel(f"""
-	@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r8], {total};
+	@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r8], {4 * 8 * wide};
 	add.s32 %r9, %r8, 1024;
 	mov.b32 %r20, 256; mov.b32 %r21, 3;
 	@%p1 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r9], [%rd3, {{%r20, %r21}}], [%r8];

@@ -115,10 +115,14 @@ def test_what_is_not_modelled_is_refused() -> None:
     fine = descriptors.encode_tcgen05(MatrixDescriptor(0, 128, 256, descriptors.NONE))
     width = WIDTHS["f16"]
     assert read(memory, fine, "tcgen05", False, 8, 16, width, out) == operands.READ
+    assert read(memory, fine | 5 << 49, "tcgen05", False, 8, 16, width, out) == operands.READ
+    descriptors.tcgen05_descriptor(fine | 5 << 49).check()
+    fine |= 6 << 61
     for bit in (49, 51, 52):
         assert read(memory, fine | 1 << bit, "tcgen05", False, 8, 16, width, out) == operands.UNKNOWN_DESCRIPTOR
         with pytest.raises(OperandError, match="not emulated"):
             descriptors.tcgen05_descriptor(fine | 1 << bit).check()
+    fine &= ~(7 << 61)
     assert read(memory, fine | 3 << 61, "tcgen05", False, 8, 16, width, out) == operands.UNKNOWN_DESCRIPTOR
     with pytest.raises(OperandError, match="swizzle mode 3"):
         descriptors.tcgen05_descriptor(fine | 3 << 61)

@@ -379,9 +379,9 @@ def test_a_trap_is_an_error() -> None:
 
 def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
     with pytest.raises(
-        UnknownOpcode, match=r"k: the opcode tanh.approx.f32 is not emulated, in `tanh.approx.f32 %r2, %r1` \(line 15 of the PTX"
+        UnknownOpcode, match=r"k: the opcode rcp.approx.ftz.f64 is not emulated \(.* MUFU.RCP64H.*\), in `rcp.* %rd1` \(line 15 of the PTX"
     ):
-        kernel("\tmov.b32 %r1, 0;\n\ttanh.approx.f32 %r2, %r1;\n\tret;")
+        kernel("\tmov.b64 %rd1, 0;\n\trcp.approx.ftz.f64 %rd2, %rd1;\n\tret;")
 
 
 def test_an_opcode_with_a_row_and_without_code_is_refused() -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import operands
 import pytest
+from machine_values import finite_codes
 
 import mmabits
 from mmabits.conformance.record.session import recordable, representatives
 from mmabits.emulator.codecs import as_codes, from_codes
 from mmabits.emulator.machine.kernel import Kernel
-from mmabits.isa import FormatSpec, MmabitsError
+from mmabits.isa import MmabitsError
 from mmabits.isa.fragments import Layout, accumulator_layout, operand_layout, register_bits, scale_layout
 from mmabits.isa.instructions import Instruction
 
@@ -28,16 +28,6 @@ def instructions() -> list[object]:
             quick = instruction in representatives(arch)
             found.append(pytest.param(arch, instruction, marks=() if quick else pytest.mark.slow, id=f"{arch}-{instruction.ptx}"))
     return found
-
-
-def finite_codes(rng: np.random.Generator, shape: tuple[int, ...], spec: FormatSpec) -> npt.NDArray[Any]:
-    """Codes of moderate numbers."""
-    if spec.is_integer:
-        return rng.integers(0, spec.codes, shape).astype(f"uint{spec.container_bits}")
-    if spec.name == "ue8m0":
-        return rng.integers(120, 135, shape).astype(np.uint8)
-    numbers = np.round(rng.standard_normal(shape) * 8) / 4
-    return as_codes(mmabits.encode(np.abs(numbers) + 0.25 if spec.scale_only else numbers, spec.name), spec)
 
 
 def kernel_text(instruction: Instruction, layouts: dict[str, Layout], tiles: int) -> str:

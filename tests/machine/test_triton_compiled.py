@@ -20,9 +20,13 @@ import triton.language as tl  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 QUICK = ("triton-matmul-f16", "triton-w8a8", "triton-quantize-mxfp4-rows")
-COMPARED = ("sm_80", "sm_89", "sm_90a")
+COMPARED = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a")
 """Architectures."""
-QUICK_ON = {"sm_80": QUICK, "sm_90a": ("triton-matmul-bf16", "triton-fp8-accurate", "triton-persistent-f16")}
+QUICK_ON = {
+    "sm_80": QUICK,
+    "sm_100a": ("triton-matmul-tf32", "triton-nvfp4", "triton-moe-mxfp4"),
+    "sm_90a": ("triton-matmul-bf16", "triton-fp8-accurate", "triton-persistent-f16"),
+}
 NOT_COMPOSED = ("sage", "attention", "quantize")
 """Kernels with divisions, exponentials or sums that their compositions compute otherwise."""
 

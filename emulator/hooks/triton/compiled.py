@@ -161,7 +161,8 @@ class Launcher:
         sizes = [variable.size for variable in self.kernel.entry.parameters]
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
-        executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges)
+        name = self.metadata.name
+        executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
