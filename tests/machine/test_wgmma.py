@@ -298,6 +298,16 @@ def test_what_names_accumulators_before_the_wait_waits() -> None:
     assert len(compiled.early_uses) == 1 and np.array_equal(made.found(words), made.wanted())
 
 
+def test_what_a_wait_leaves_under_way_is_waited_for_by_its_reader() -> None:
+    """wgmma.wait_group 1 after one group: its accumulators are not there yet."""
+    made = case(F16.format(8))
+    body = load(made.count) + product(made, 0) + COMMIT + wait(1) + "mov.b32 %r20, %c0;\nmov.b32 %c0, %r20;\n"
+    compiled = kernel(body + product(made, 1) + COMMIT + wait() + store(made.count))
+    words = made.words()
+    made.run(compiled, words)
+    assert len(compiled.early_uses) == 1 and np.array_equal(made.found(words), made.wanted())
+
+
 def test_two_warpgroups_and_a_loop() -> None:
     """Each its own accumulators; a group stays under way from one turn of the loop to the next."""
     made = case(F16.format(24))
