@@ -12,6 +12,7 @@ import typer
 from mmabits.commands.cache import cache
 from mmabits.commands.diff import diff
 from mmabits.commands.explain import explain
+from mmabits.commands.function import function
 from mmabits.commands.identify import identify
 from mmabits.commands.minilm import minilm
 from mmabits.commands.record import record
@@ -230,6 +231,7 @@ def demo(
 
 
 app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
+app.command(name="function", short_help="Explain one result of a PTX function.")(function)
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
 app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
 app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)

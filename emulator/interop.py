@@ -158,7 +158,13 @@ def without_numbers(tensor: Any) -> str:
 def _torch_like(tensor: Any) -> Callable[[Array], Any]:
     torch = sys.modules["torch"]
     device = tensor.untyped_storage().device  # its own, also where tensors pose as those of a GPU
-    return lambda result: torch.from_numpy(result).to(device)
+
+    def restore(result: Array) -> Any:
+        if result.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16).to(device)
+        return torch.from_numpy(result).to(device)
+
+    return restore
 
 
 # JAX -----------------------------------------------------------------------------------------------------------------

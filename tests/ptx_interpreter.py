@@ -197,7 +197,7 @@ def _signed(value: int, kind: str) -> int:
     return value - (1 << bits) if kind[0] == "s" and value >> (bits - 1) else value
 
 
-_ATOMIC: dict[str, Callable[[int, int, int], int]] = {
+ATOMIC: dict[str, Callable[[int, int, int], int]] = {
     "add": lambda old, a, b: old + a, "min": lambda old, a, b: min(old, a), "max": lambda old, a, b: max(old, a),
     "and": lambda old, a, b: old & a, "or": lambda old, a, b: old | a, "xor": lambda old, a, b: old ^ a, "exch": lambda old, a, b: a,
     "cas": lambda old, a, b: b if old == a else old, "inc": lambda old, a, b: 0 if old >= a else old + 1,
@@ -490,7 +490,7 @@ class _Lane:
 
     def changed(self, operands: Sequence[Operand], parts: list[str]) -> int:
         """Carry out an atomic operation; what was there before."""
-        kind, name = parts[-1], next(word for word in parts[1:] if word in _ATOMIC)
+        kind, name = parts[-1], next(word for word in parts[1:] if word in ATOMIC)
         space, size = self.space(parts), width(parts[-1]) // 8
         memory, at = self.address(operands[0], space)
         old = memory.load(at, size)
@@ -498,7 +498,7 @@ class _Lane:
         if kind[0] == "f":
             found = _atomic_sum(old, value, kind, flush=memory is self.spaces["global"])
         else:
-            found = _ATOMIC[name](_signed(old, kind), _signed(value, kind), _signed(other, kind))
+            found = ATOMIC[name](_signed(old, kind), _signed(value, kind), _signed(other, kind))
         memory.store(at, size, found & (1 << 8 * size) - 1)
         return old
 
@@ -561,7 +561,7 @@ class _Lane:
         values = [_signed(given[0], kind) for given in brought.values()]
         total = values[0]
         for value in values[1:]:
-            total = _ATOMIC[name](total, value, 0)
+            total = ATOMIC[name](total, value, 0)
         self.write(target, total & WORD, "b32")
 
     def elect(self, here: int, each: Instruction, parts: list[str]) -> Lane:

@@ -44,8 +44,8 @@ ENTRIES: Final = {
 _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
 """Modules whose code or constants end up in machine code."""
 _MACHINE = tuple(f"../machine/{name}" for name in (
-    "cells", "context", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords", "tensorwork",
-    "transfers", "turns", "warpgroups",
+    "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
+    "tensorwork", "transfers", "turns", "warpgroups",
 ))  # fmt: skip
 """Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"

@@ -10,7 +10,9 @@ from mmabits.emulator.machine.numbers import (
     decoded,
     encoded,
     flushed,
+    halves,
     is_nan,
+    joined,
     one_nan,
     rounded,
     to_odd,
@@ -59,19 +61,9 @@ def _is_integer(kind: str) -> bool:
     return kind[0] in "su" or (kind[0] == "b" and not kind.startswith("bf"))
 
 
-def _halves(code: Code, a: Value, bits: int = 16) -> tuple[Value, Value]:
-    """The low and the high half of a word."""
-    return code.resize(a, bits), code.resize(code.shift("lshr", a, bits), bits)
-
-
-def _joined(code: Code, low: Value, high: Value) -> Value:
-    wide = 2 * low.bits
-    return code.either(code.resize(low, wide), code.shift("shl", code.resize(high, wide), low.bits))
-
-
 def _pairwise(code: Code, row: Opcode, operands: Operands, bits: int, one: Callable[[Operands], Value]) -> Value:
-    split = [_halves(code, each, bits) for each in operands]
-    return _joined(code, one([low for low, _ in split]), one([high for _, high in split]))
+    split = [halves(code, each, bits) for each in operands]
+    return joined(code, one([low for low, _ in split]), one([high for _, high in split]))
 
 
 def _integer_sum(code: Code, row: Opcode, operands: Operands) -> Value | None:
@@ -309,7 +301,7 @@ def _lop3(code: Code, row: Opcode, operands: Operands) -> Value | None:
 def _funnel(code: Code, row: Opcode, operands: Operands) -> Value:
     low, high, count = operands
     count = code.masked(count, 31) if "wrap" in row.parts else code.intrinsic("llvm.umin", "i32", [count, code.constant(32, 32)])
-    both, wide = _joined(code, low, high), code.resize(count, 64)
+    both, wide = joined(code, low, high), code.resize(count, 64)
     if row.parts[1] == "l":
         return code.resize(code.shift("lshr", code.binary("shl", both, wide), 32), 32)
     return code.resize(code.binary("lshr", both, wide), 32)
@@ -317,7 +309,7 @@ def _funnel(code: Code, row: Opcode, operands: Operands) -> Value:
 
 def _permute(code: Code, row: Opcode, operands: Operands) -> Value:
     a, b, selector = operands
-    both, mode = _joined(code, a, b), row.parts[2] if len(row.parts) > 2 else ""
+    both, mode = joined(code, a, b), row.parts[2] if len(row.parts) > 2 else ""
     total = code.constant(0, 32)
     for place in range(4):
         chosen = _selected(code, selector, place, mode)
@@ -600,7 +592,7 @@ def _set_predicate(code: Code, row: Opcode, operands: Operands) -> tuple[Value, 
     words, kind = row.parts, _kind(row)
     ftz = "ftz" in words
     if kind.endswith("x2"):
-        split = [_halves(code, each) for each in operands]
+        split = [halves(code, each) for each in operands]
         return tuple(_truth(code, words[1], kind[:-2], ftz, [pair[place] for pair in split]) for place in range(2))
     truth = _truth(code, words[1], kind, ftz, operands[:2])
     inverse = code.opposite(truth)
@@ -647,7 +639,7 @@ def _convert(code: Code, row: Opcode, operands: Operands) -> Value | None:
         return _scales(code, row, operands)
     if to in ("f16x2", "bf16x2"):
         pair = [_between(code, row, to[:-2], "f32", each) for each in operands]
-        return _joined(code, pair[1], pair[0])
+        return joined(code, pair[1], pair[0])
     (a,) = operands
     to_integer, of_integer = (_is_integer(kind) for kind in (to, of))
     if to_integer and of_integer:
@@ -799,7 +791,7 @@ def _to_small(code: Code, row: Opcode, operands: Operands) -> Value:
     if of == "f32":
         high, low = operands
     else:
-        low, high = (decoded(code, each, of[:-2]) for each in _halves(code, operands[0]))
+        low, high = (decoded(code, each, of[:-2]) for each in halves(code, operands[0]))
     both = code.either(code.shift("shl", _small_code(code, row, form, high), bits), _small_code(code, row, form, low))
     return code.resize(both, 2 * bits)
 
@@ -814,26 +806,26 @@ def _from_small(code: Code, row: Opcode, a: Value) -> Value:
             negative = code.both(code.compare("slt", one, code.constant(0, 32)), code.opposite(is_nan(code, one)))
             one = code.select(negative, code.constant(0, 32), one)
         found.append(code.resize(encoded(code, one, FORMATS[half], "rn"), 16))
-    return _joined(code, *found)
+    return joined(code, *found)
 
 
 def _scales(code: Code, row: Opcode, operands: Operands) -> Value:
     of = row.parts[-1]
     if of == "ue8m0x2":
-        halves = []
+        pair = []
         for place in range(2):
             byte = code.masked(code.shift("lshr", code.resize(operands[0], 32), 8 * place), 0xFF)
             half = code.select(code.compare("eq", byte, code.constant(0, 32)), code.constant(0x40, 32), code.shift("shl", byte, 7))
             half = code.select(code.compare("eq", byte, code.constant(0xFF, 32)), code.constant(0x7FFF, 32), half)
-            halves.append(code.resize(half, 16))
-        return _joined(code, *halves)
+            pair.append(code.resize(half, 16))
+        return joined(code, *pair)
     mode, finite = _mode(row), "satfinite" in row.parts
     if of == "bf16x2":
-        low, high = (code.shift("shl", code.resize(each, 32), 16) for each in _halves(code, operands[0]))
+        low, high = (code.shift("shl", code.resize(each, 32), 16) for each in halves(code, operands[0]))
     else:
         high, low = operands
     bytes_ = [code.resize(_scale(code, each, mode, finite), 8) for each in (low, high)]
-    return _joined(code, *bytes_)
+    return joined(code, *bytes_)
 
 
 def _scale(code: Code, bits: Value, mode: str, finite: bool) -> Value:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from mmabits.emulator.machine.numbers import flushed, one_nan
+from mmabits.emulator.machine.numbers import decoded, encoded, flushed, halves, joined, one_nan, rounded
 from mmabits.emulator.machine.vectors import LANES, Code, Value
 from mmabits.isa import FORMATS
 from mmabits.isa.opcodes import Opcode
-from mmabits.isa.opcodes.functions import INFINITY, NAN, SIGN, tables
+from mmabits.isa.opcodes.functions import INFINITY, NAN, ONE, QUADRATICS, SIGN, TANH_PASSED, TANH_SLOPE, TURN, tables
 
 _F32: Final = FORMATS["f32"]
 _MAGNITUDE: Final = 0x7FFF_FFFF
@@ -44,12 +44,17 @@ def _square(code: Code, x: Value) -> Value:
     return code.resize(code.shift("lshr", total, 1), 64)
 
 
-def _interpolated(code: Code, name: str, index: Value, r: Value, powers: tuple[int, int], squared: Value, constant: int, cut: int) -> Value:
-    """(A 2^p + B r + C 2^q square + constant) >> cut."""
-    a, b, c = _looked_up(code, name, index)
-    total = code.binary("add", code.shift("shl", a, powers[0]), code.binary("mul", b, r))
-    total = code.binary("add", total, code.shift("shl", code.binary("mul", c, squared), powers[1]))
-    return code.shift("ashr", code.binary("add", total, code.constant(constant, 64)), cut)
+def _interpolated(code: Code, name: str, place: Value) -> Value:
+    """isa.opcodes.functions.Quadratic, 64 bits wide."""
+    form = QUADRATICS[name]
+    a, b, c = _looked_up(code, form.table, code.shift("lshr", place, form.low))
+    r = code.masked(place, (1 << form.low) - 1)
+    squared = code.shift("shl", code.binary("mul", c, _square(code, code.shift("shl", r, form.s))), form.c)
+    total = code.binary("add", code.shift("shl", a, form.a), code.binary("mul", b, r))
+    total = code.binary("add", total, squared)
+    if form.constant:
+        total = code.binary("add", total, code.constant(form.constant, 64))
+    return code.shift("ashr", total, form.cut)
 
 
 def _parts(code: Code, bits: Value) -> tuple[Value, Value, Value, Value]:
@@ -71,6 +76,14 @@ def _built(code: Code, exponent: Value, m: Value) -> Value:
     return code.resize(found, 32)
 
 
+def _normal(code: Code, number: Value, fraction: int) -> Value:
+    """The f32 code of a positive number with as many fraction bits, the rest cut off. 32 bits."""
+    zeros = code.intrinsic("llvm.ctlz", "i64", [number], flags="i1 false")
+    cut = code.shift("lshr", code.binary("shl", number, code.masked(zeros, 63)), 40)
+    exponent = code.shift("shl", code.binary("sub", code.constant(63 + 127 - fraction, 64), zeros), 23)
+    return code.resize(code.binary("add", exponent, code.binary("sub", cut, code.constant(1 << 23, 64))), 32)
+
+
 def _chosen(code: Code, condition: Value, number: int | Value, otherwise: Value) -> Value:
     return code.select(condition, number if isinstance(number, Value) else code.constant(number, 32), otherwise)
 
@@ -82,8 +95,7 @@ def _equal(code: Code, a: Value, number: int) -> Value:
 def reciprocal(code: Code, bits: Value) -> Value:
     """MUFU.RCP."""
     sign, field, fraction, nan = _parts(code, bits)
-    r = code.masked(fraction, 0xFFFF)
-    m = _interpolated(code, "rcp", code.shift("lshr", fraction, 16), r, (13, 0), _square(code, code.shift("shl", r, 1)), 0x47E7, 15)
+    m = _interpolated(code, "rcp", fraction)
     found = code.either(_built(code, code.binary("sub", code.constant(253, 64), field), m), sign)
     found = _chosen(code, _equal(code, field, 0xFF), sign, found)
     found = _chosen(code, _equal(code, field, 0), code.either(sign, code.constant(INFINITY, 32)), found)
@@ -96,8 +108,7 @@ def reciprocal_root(code: Code, bits: Value) -> Value:
     u = code.binary("sub", field, code.constant(127, 64))
     g = code.either(fraction, code.shift("shl", code.masked(u, 1), 23))
     half = code.shift("ashr", u, 1)
-    r = code.masked(g, 0x1_FFFF)
-    m = _interpolated(code, "rsqrt", code.shift("lshr", g, 17), r, (14, 2), _square(code, r), 0x7FFF, 16)
+    m = _interpolated(code, "rsqrt", g)
     exponent = code.shift("shl", code.binary("sub", code.constant(126, 64), half), 23)
     found = code.binary("add", exponent, code.binary("sub", m, code.constant(1 << 23, 64)))
     exact = code.shift("shl", code.binary("sub", code.constant(127, 64), half), 23)
@@ -125,8 +136,7 @@ def exponential(code: Code, bits: Value) -> Value:
     minus = code.select(none, minus, code.binary("sub", minus, code.constant(1, 64)))
     complement = code.select(none, rest, code.binary("sub", code.constant(0x7F_FFFF, 64), rest))
     whole, rest = code.select(is_negative, minus, whole), code.select(is_negative, complement, rest)
-    r = code.masked(rest, 0x1_FFFF)
-    m = _interpolated(code, "ex2", code.shift("lshr", rest, 17), r, (13, 0), _square(code, r), 0x77E2, 15)
+    m = _interpolated(code, "ex2", rest)
     found = _built(code, code.binary("add", whole, code.constant(127, 64)), m)
     far = code.compare("uge", field, code.constant(134, 64))
     found = _chosen(code, far, _chosen(code, is_negative, 0, code.constant(INFINITY, 32)), found)
@@ -136,8 +146,7 @@ def exponential(code: Code, bits: Value) -> Value:
 def logarithm(code: Code, bits: Value) -> Value:
     """MUFU.LG2."""
     sign, field, fraction, nan = _parts(code, bits)
-    r = code.masked(fraction, 0x1_FFFF)
-    s = _interpolated(code, "lg2", code.shift("lshr", fraction, 17), r, (12, 1), _square(code, r), 0x3345, 2)
+    s = _interpolated(code, "lg2", fraction)
     none = _equal(code, fraction, 0)
     s = code.select(none, code.constant(0, 64), s)
     total = code.binary("add", s, code.shift("shl", code.binary("sub", field, code.constant(127, 64)), 36))
@@ -145,18 +154,34 @@ def logarithm(code: Code, bits: Value) -> Value:
     magnitude = code.select(is_negative, code.opposite(total), total)
     negated = code.binary("sub", code.constant(0, 64), total)
     magnitude = code.select(none, code.select(is_negative, negated, total), magnitude)
-    zeros = code.intrinsic("llvm.ctlz", "i64", [magnitude], flags="i1 false")
-    normal = code.binary("shl", magnitude, code.masked(zeros, 63))
-    cut = code.shift("lshr", normal, 40)
-    top = code.binary("sub", code.constant(63, 64), zeros)
-    exponent = code.shift("shl", code.binary("add", top, code.constant(127 - 36, 64)), 23)
-    found = code.resize(code.binary("add", exponent, code.binary("sub", cut, code.constant(1 << 23, 64))), 32)
+    found = _normal(code, magnitude, 36)
     found = code.either(found, code.shift("shl", code.convert("zext", is_negative, "i32"), 31))
     found = _chosen(code, _equal(code, magnitude, 0), 0, found)
     found = _chosen(code, _equal(code, field, 0xFF), INFINITY, found)
     found = _chosen(code, code.compare("ne", sign, code.constant(0, 32)), NAN, found)
     found = _chosen(code, _equal(code, field, 0), SIGN | INFINITY, found)
     return _chosen(code, nan, NAN, found)
+
+
+def _turned(code: Code, bits: Value, quarter: int) -> Value:
+    """MUFU.SIN or MUFU.COS of turns."""
+    sign, field, fraction, _ = _parts(code, bits)
+    significand = code.select(_equal(code, field, 0), code.constant(0, 64), code.either(fraction, code.constant(1 << 23, 64)))
+    nothing, shift = code.constant(0, 64), code.binary("sub", field, code.constant(125, 64))
+    left = code.intrinsic("llvm.smin", "i64", [code.intrinsic("llvm.smax", "i64", [shift, nothing]), code.constant(25, 64)])
+    right = code.intrinsic("llvm.smax", "i64", [code.binary("sub", nothing, shift), nothing])
+    right = code.intrinsic("llvm.smin", "i64", [right, code.constant(63, 64)])
+    fixed = code.masked(code.binary("lshr", code.binary("shl", significand, left), right), 0x1FF_FFFF)
+    quadrant = code.binary("add", code.shift("lshr", fixed, 23), code.constant(quarter, 64))
+    odd = code.has_bits(quadrant, 1)
+    rest = code.masked(fixed, 0x7F_FFFF)
+    rest = code.select(odd, code.binary("sub", code.constant(0x7F_FFFF, 64), rest), rest)
+    minus = code.masked(code.shift("shl", code.resize(quadrant, 32), 30), SIGN)
+    if not quarter:
+        minus = code.binary("xor", minus, sign)
+    total = _interpolated(code, "sin", rest)
+    found = code.select(_equal(code, total, 0), code.constant(0, 32), _normal(code, total, 37))
+    return _chosen(code, _equal(code, field, 0xFF), NAN, code.either(found, minus))
 
 
 # ------------------------------------------------------------------------------------------------------------ around the unit
@@ -218,20 +243,69 @@ def _quotient(code: Code, a: Value, b: Value, *, full: bool, ftz: bool) -> Value
     return _times(code, reciprocal(code, b), a, ftz=ftz)
 
 
-_UNIT: Final = {"ex2": exponential, "rcp": reciprocal, "rsqrt": reciprocal_root, "lg2": logarithm}
-_AROUND: Final = {"ex2": _exponential, "rcp": _reciprocal, "rsqrt": _root, "lg2": _logarithm}
+def _root_near(code: Code, a: Value) -> Value:
+    return one_nan(code, code.intrinsic("llvm.sqrt", "float", [code.as_float(a)]), "f32")
+
+
+def _in_turns(code: Code, a: Value) -> Value:
+    """Radians times 1 / (2 pi), toward zero."""
+    product = code.binary("fmul", code.convert("fpext", code.as_float(a), "double"), code.convert("fpext", code.number(TURN, 32), "double"))
+    bits = rounded(code, product, code.number(0, 64), "rz")
+    return code.select(code.compare("uno", product, product), code.constant(NAN, 32), bits)
+
+
+def _sine(code: Code, a: Value) -> Value:
+    return _turned(code, _in_turns(code, a), 0)
+
+
+def _cosine(code: Code, a: Value) -> Value:
+    return _turned(code, _in_turns(code, a), 1)
+
+
+def hyperbolic_tangent(code: Code, a: Value) -> Value:
+    """What stands in for MUFU.TANH."""
+    magnitude = code.masked(a, _MAGNITUDE)
+    e = exponential(code, _times(code, magnitude, code.constant(TANH_SLOPE, 32)))
+    total = one_nan(code, code.binary("fadd", code.as_float(e), code.number(ONE, 32)), "f32")
+    r = reciprocal(code, total)
+    less = code.as_float(code.either(r, code.constant(SIGN, 32)))
+    found = code.as_bits(code.intrinsic("llvm.fma", "float", [code.as_float(e), less, code.as_float(r)]))
+    found = code.either(found, code.masked(a, SIGN))
+    found = code.select(code.compare("ult", magnitude, code.constant(TANH_PASSED, 32)), a, found)
+    return _chosen(code, code.compare("ugt", magnitude, code.constant(INFINITY, 32)), NAN, found)
+
+
+def _narrowed(code: Code, a: Value, function: Function, form: str, *, ftz: bool) -> Value:
+    """A function of f32 on 16 bits."""
+    spec = FORMATS[form]
+    found = function(code, decoded(code, flushed(code, a, spec) if ftz else a, form))
+    found = code.resize(encoded(code, found, spec, "rn"), 16)
+    return flushed(code, found, spec) if ftz else found
+
+
+Function = Callable[[Code, Value], Value]
+_UNIT: Final[dict[str, Function]] = {
+    "ex2": exponential, "rcp": reciprocal, "rsqrt": reciprocal_root, "lg2": logarithm, "sin": _sine, "cos": _cosine,
+    "tanh": hyperbolic_tangent,
+}  # fmt: skip
+_AROUND: Final[dict[str, Function]] = {
+    **_UNIT, "ex2": _exponential, "rcp": _reciprocal, "rsqrt": _root, "lg2": _logarithm, "sqrt": _root_near,
+}  # fmt: skip
 
 
 def approximated(code: Code, row: Opcode, operands: Sequence[Value]) -> Value | None:
-    """An opcode with `.approx` or `.full` of f32; None for what is not modelled."""
-    if row.parts[-1] != "f32":
-        return None
-    ftz = "ftz" in row.parts
+    """An opcode with `.approx` or `.full`; None for what is not modelled."""
+    kind, ftz = row.parts[-1], "ftz" in row.parts
     if row.base == "div":
         return _quotient(code, *operands, full="full" in row.parts, ftz=ftz)
-    if row.base == "sqrt":
-        a = flushed(code, operands[0], _F32) if ftz else operands[0]
-        return one_nan(code, code.intrinsic("llvm.sqrt", "float", [code.as_float(a)]), "f32")
-    table = _UNIT if ftz else _AROUND
-    function = table.get(row.base)
-    return function(code, operands[0]) if function is not None else None
+    if row.base == "sqrt" and ftz:
+        return _root_near(code, flushed(code, operands[0], _F32))
+    form = kind.removesuffix("x2")
+    function = (_UNIT if ftz or form != "f32" else _AROUND).get(row.base)
+    if function is None or form not in ("f32", "f16", "bf16"):
+        return None
+    if form == "f32":
+        return function(code, operands[0])
+    if kind == form:
+        return _narrowed(code, operands[0], function, form, ftz=ftz)
+    return joined(code, *(_narrowed(code, each, function, form, ftz=ftz) for each in halves(code, operands[0])))

@@ -23,6 +23,7 @@ from mmabits.emulator.machine.context import (
     Cta,
     Launch,
 )
+from mmabits.emulator.machine.halves import sum_of_halves
 
 # Places of words.
 _C = Context._fields
@@ -179,8 +180,8 @@ def _flushed(code: Any, flushes: bool) -> Any:
 def _atomic(words: Any) -> None:
     """Atomic operations, lanes in ascending order: mask, context, addresses, values, others, results, bits, operation, kind, instruction.
 
-    Of kind 2 the sums are of f32 or f64. Those of f32 in global memory take subnormal numbers, and give them, as zeros of their sign,
-    whatever the modifiers say; in shared memory they keep them (PTX, atom).
+    Of kind 3 the sums are of f16, of kind 4 of bf16, of kind 2 of f32 or f64. Those of f32 in global memory take subnormal numbers, and
+    give them, as zeros of their sign, whatever the modifiers say; in shared memory they keep them (PTX, atom).
     """
     mask, bits, operation, kind, instruction = words[1], words[7], words[8], words[9], words[10]
     context = array_at(words[2], _WORDS, np.int64)
@@ -192,7 +193,17 @@ def _atomic(words: Any) -> None:
         place = _resolved(context, addresses[lane], size, lane, instruction)
         if place == 0:
             continue
-        if bits == 32:
+        if bits == 16:
+            half = array_at(place, 1, np.uint16)
+            old16, value16 = np.int64(half[0]), np.int64(array_at(words[4], 32, np.uint16)[lane])
+            array_at(words[6], 32, np.uint16)[lane] = old16
+            if kind >= 3:
+                half[0] = sum_of_halves(old16, value16, 10 if kind == 3 else 7)
+            else:
+                other16 = np.int64(array_at(words[5], 32, np.uint16)[lane])
+                half[0] = _combined(operation, kind, old16, value16, other16, 16) & 0xFFFF
+            context[_EVENTS] += 1 if half[0] != old16 else 0
+        elif bits == 32:
             cell = array_at(place, 1, np.uint32)
             old = np.uint32(cell[0])
             array_at(words[6], 32, np.uint32)[lane] = old

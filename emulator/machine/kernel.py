@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-import llvmlite
 import numpy as np
 import numpy.typing as npt
-from llvmlite import binding as llvm
 
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgroups, wgmma
 from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
@@ -30,7 +29,7 @@ from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
-from mmabits.isa import CompilerError, EmulationError, MmabitsError, OperandError
+from mmabits.isa import EmulationError, MmabitsError, OperandError
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -132,17 +131,6 @@ class _Memory:
         if found is None:
             raise OperandError(f"nothing in the PTX is called {name}")
         return found
-
-
-def _parsed(text: str) -> Any:
-    """An LLVM module.
-
-    Raises:
-        CompilerError: an LLVM that is too old for pointers without types.
-    """
-    if not getattr(llvmlite, "opaque_pointers_enabled", True):
-        raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
-    return llvm.parse_assembly(text)
 
 
 def helper_address() -> int:
@@ -261,15 +249,8 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        module = _parsed(text)
-        machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=0, jit=True
-        )
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-        return _Code(int(engine.get_function_address("warp")), engine, text, code.register_bytes, products)
+        address, owner = compiled(text, "warp")
+        return _Code(address, owner, text, code.register_bytes, products)
 
     def _enlist(self, code: _Code) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]

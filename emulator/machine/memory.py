@@ -106,27 +106,34 @@ def _atomic(code: WarpCode, instruction: Instruction) -> None:
     parts = instruction.opcode.split(".")
     kind, name = _kind(instruction), next((word for word in parts if word in _OPERATIONS), "")
     bits = width(kind)
-    if not name or bits not in (32, 64) or (kind in ("f32", "f64") and name != "add") or kind in ("f16x2", "bf16x2") or "async" in parts:
+    halves = kind.removesuffix("x2") in ("f16", "bf16")
+    if not name or "async" in parts or (kind.lstrip("b")[0] == "f" and name != "add") or (bits == 16 and not halves and name != "cas"):
+        raise code.refused(f"the opcode {instruction.opcode}")
+    if bits not in (16, 32, 64):
         raise code.refused(f"the opcode {instruction.opcode}")
     is_red = parts[0] == "red"
     place, *values = instruction.operands if is_red else instruction.operands[1:]
     result = None if is_red else instruction.operands[0]
     guard, count = code.guard(instruction), _count(instruction)
-    form = 2 if kind[0] == "f" else int(kind[0] == "s")
+    form = (3 if kind[0] == "f" else 4) if halves else 2 if kind[0] == "f" else int(kind[0] == "s")
     code.reserve(_DATA + 4 * 256)
     address = generic(code, place, _space(instruction))
     targets = _items(result) if result is not None else (Sink(),) * count
     for number, (target, value) in enumerate(zip(targets, _items(values[0]), strict=True)):
-        at = code.binary("add", address, code.constant(number * bits // 8, 64)) if number else address
-        code.put_down(at, _ADDRESSES)
-        code.put_down(code.operand(value, bits), _DATA)
-        code.put_down(code.operand(values[1], bits) if name == "cas" else code.constant(0, bits), _DATA + 256)
-        code.call_helper([
-            words.ATOMIC, code.lanes(guard), "%context_number", code.frame_number(_ADDRESSES), code.frame_number(_DATA),
-            code.frame_number(_DATA + 256), code.frame_number(_DATA + 512), bits, _OPERATIONS[name], form, code.index,
-        ], _RECORD)  # fmt: skip
+        part, found = 16 if halves else bits, []
+        for first in range(0, bits, part):  # a pair of halves is two sums
+            offset = (number * bits + first) // 8
+            code.put_down(code.binary("add", address, code.constant(offset, 64)) if offset else address, _ADDRESSES)
+            code.put_down(code.resize(code.shift("lshr", code.operand(value, bits), first), part), _DATA)
+            code.put_down(code.operand(values[1], bits) if name == "cas" else code.constant(0, part), _DATA + 256)
+            code.call_helper([
+                words.ATOMIC, code.lanes(guard), "%context_number", code.frame_number(_ADDRESSES), code.frame_number(_DATA),
+                code.frame_number(_DATA + 256), code.frame_number(_DATA + 512), part, _OPERATIONS[name], form, code.index,
+            ], _RECORD)  # fmt: skip
+            found.append(code.shift("shl", code.resize(code.take_up(f"i{part}", _DATA + 512), bits), first))
         if isinstance(target, Register):
-            code.put(target, code.take_up(f"i{bits}", _DATA + 512), guard)
+            before = found[0] if len(found) == 1 else code.either(found[0], found[1])
+            code.put(target, code.resize(before, target.bits), guard)
 
 
 def _matrix(code: WarpCode, instruction: Instruction) -> None:

@@ -15,6 +15,17 @@ def is_nan(code: Code, bits: Value) -> Value:
     return code.compare("uno", number, number)
 
 
+def halves(code: Code, a: Value, bits: int = 16) -> tuple[Value, Value]:
+    """The low and the high half of a word."""
+    return code.resize(a, bits), code.resize(code.shift("lshr", a, bits), bits)
+
+
+def joined(code: Code, low: Value, high: Value) -> Value:
+    """A word of two halves."""
+    wide = 2 * low.bits
+    return code.either(code.resize(low, wide), code.shift("shl", code.resize(high, wide), low.bits))
+
+
 def flushed(code: Code, bits: Value, spec: FormatSpec) -> Value:
     """Subnormals of a format made zeros of their sign."""
     small = code.compare("eq", code.masked(bits, spec.exponent_mask), code.constant(0, bits.bits))

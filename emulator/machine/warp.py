@@ -29,7 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Vector,
 )  # fmt: skip
 from mmabits.emulator.machine.vectors import LANES, Code, Value
-from mmabits.isa.opcodes import Opcode, opcode_table, width
+from mmabits.isa.opcodes import REFUSED, Opcode, opcode_table, width
 
 _PLACE: Final = {name: 8 * place for place, name in enumerate(Context._fields)}
 ALL: Final = (1 << LANES) - 1
@@ -321,7 +321,8 @@ class WarpCode(Code):
 
     def refused(self, what: str) -> UnknownOpcode:
         """The error for what the machine cannot do."""
-        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated, in {self.instruction}")
+        why = REFUSED.get(self.instruction.opcode, "")
+        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated{why and f' ({why})'}, in {self.instruction}")
 
     @property
     def instruction(self) -> Instruction:

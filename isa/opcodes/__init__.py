@@ -6,9 +6,10 @@ from functools import lru_cache
 from itertools import chain
 
 from mmabits.isa.opcodes import conversions, floating, functions, integer
-from mmabits.isa.opcodes.spec import Kind, Opcode, width
+from mmabits.isa.opcodes.functions import REFUSED
+from mmabits.isa.opcodes.spec import Bound, ErrorMeasure, Kind, Opcode, width
 
-__all__ = ["Kind", "Opcode", "opcode_table", "width"]
+__all__ = ["REFUSED", "Bound", "Kind", "ErrorMeasure", "Opcode", "opcode_table", "width"]
 
 
 @lru_cache(maxsize=1)

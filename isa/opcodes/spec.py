@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,30 @@ class Kind(enum.Enum):
     HINT = "nothing that a result shows"
 
 
+class ErrorMeasure(enum.Enum):
+    """What an error is counted in."""
+
+    ULP = "units in the last place, from the correctly rounded result"
+    RELATIVE = "of the exact result"
+    ABSOLUTE = "of 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An error that the PTX manual promises not to exceed."""
+
+    most: float
+    measure: ErrorMeasure
+    magnitudes: tuple[float, float] = (0.0, math.inf)
+    """Of the last operand, for which it holds."""
+
+    def __str__(self) -> str:
+        power = math.log2(self.most)
+        size = f"{self.most:g} ulp" if self.measure is ErrorMeasure.ULP else f"{self.measure.name.lower()} 2^{power:.5g}"
+        low, high = self.magnitudes
+        return size + (f" for magnitudes from {low:g} to {high:g}" if self.magnitudes != (0.0, math.inf) else "")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opcode:
     """One PTX opcode with its modifiers and types.
@@ -39,6 +64,8 @@ class Opcode:
         note: what is assumed, where the evidence is inferred.
         fusible: whether ptxas may contract it with its neighbour: a product or sum without a rounding of its own.
         constants: operands, by their place, that are constants of the instruction.
+        bounds: errors that the PTX manual allows, of functions that are not correctly rounded.
+        since: the compute capability that the manual asks for, of those functions that it asks one for: 90 of sm_90.
     """
 
     name: str
@@ -51,6 +78,8 @@ class Opcode:
     note: str = ""
     fusible: bool = False
     constants: tuple[int, ...] = ()
+    bounds: tuple[Bound, ...] = ()
+    since: int = 0
 
     @property
     def base(self) -> str:

@@ -11,20 +11,22 @@ from mmabits.isa import parse as instruction
 
 if TYPE_CHECKING:
     from mmabits.conformance.identify import identify
+    from mmabits.emulator.machine.calls import function
     from mmabits.research.explain import explain
+    from mmabits.research.functions import explain_function
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "emulate", "explain", "identify", "study", "tolerance", "what_if", "instruction", "instructions",
-    "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "gemm", "mma", "function", "emulate", "explain", "explain_function", "identify", "study", "tolerance", "what_if", "instruction",
+    "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
-    "explain": "mmabits.research.explain", "identify": "mmabits.conformance.identify", "study": "mmabits.research.study",
-    "tolerance": "mmabits.research.tolerance",
+    "explain": "mmabits.research.explain", "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
+    "identify": "mmabits.conformance.identify", "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
 """Functions whose modules are imported at the first use, so that `import mmabits` stays quick."""
 

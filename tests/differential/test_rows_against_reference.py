@@ -88,7 +88,14 @@ def test_every_row_of_the_reference_has_its_row() -> None:
 
 def test_no_field_of_a_row_is_left_out() -> None:
     row = FLOATING[0]
-    assert {field.name for field in dataclasses.fields(row)} - set(numbers(row)) == {"name", "proofs", "special_proofs", "note"}
+    assert {field.name for field in dataclasses.fields(row)} - set(numbers(row)) == {
+        "arch",
+        "unit",
+        "operands",
+        "proofs",
+        "special_proofs",
+        "note",
+    }
 
 
 def test_rows_without_a_twin() -> None:

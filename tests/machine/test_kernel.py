@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -237,6 +238,51 @@ def test_sums_of_f32_in_global_memory_flush_subnormal_numbers(space: str, wanted
     assert cells[:4].tolist() == wanted
 
 
+HALVES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_sums_of_halves_are_rounded_to_nearest(name: str) -> None:
+    """Hard pairs: all exponents, neighbours of ties, subnormal numbers, infinities; against arrays of that type."""
+    made = kernel(PLACE + f"""
+	shl.b32 %r5, %r4, 2;
+	cvt.u64.u32 %rd12, %r5;
+	add.s64 %rd13, %rd1, %rd12;
+	add.s64 %rd14, %rd2, %rd12;
+	ld.global.b32 %r6, [%rd14];
+	atom.global.gpu.relaxed.add.noftz.{name}x2 %r7, [%rd13], %r6;
+	st.global.b32 [%rd14], %r7;
+	ret;""", parameters=2, threads=128)  # fmt: skip
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 1 << 16, 1 << 15).astype(np.uint16) for _ in range(2))
+    b[: 1 << 14] = (a[: 1 << 14] & 0xFF80 ^ 0x8000) + rng.integers(0, 128, 1 << 14).astype(np.uint16)  # nearly the opposite
+    special = np.array([0, 0x8000, 1, 0x8001, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7F80, 0xFF80, 0x7F7F, 0x7FFF, 0x3C00], np.uint16)
+    a[-169:], b[-169:] = np.repeat(special, 13), np.tile(special, 13)
+    with np.errstate(all="ignore"):
+        total = a.view(HALVES[name]) + b.view(HALVES[name])
+    wanted = np.where(np.isnan(total), np.uint16(0x7FFF), total.view(np.uint16))
+    before, found = a.copy(), a.copy()
+    run(made, found, b, grid=(a.size // 256,))
+    assert np.array_equal(found, wanted) and np.array_equal(b, before)
+
+
+def test_a_sum_of_one_half_and_its_exchange() -> None:
+    made = kernel(PLACE + """
+	mul.wide.u32 %rd12, %r1, 2;
+	add.s64 %rd13, %rd1, %rd12;
+	mov.b16 %rs1, 0x3C00;
+	red.global.add.noftz.f16 [%rd13], %rs1;
+	mov.b16 %rs2, 0x4000;
+	mov.b16 %rs3, 7;
+	atom.global.cas.b16 %rs4, [%rd13], %rs2, %rs3;
+	st.global.b16 [%rd13+64], %rs4;
+	ret;""")  # fmt: skip
+    cells = np.zeros(64, np.float16)
+    cells[::2] = 1
+    run(made, cells)
+    assert cells[32:].tolist() == [2.0, 1.0] * 16 and cells[:32].view(np.uint16).tolist() == [7, 0x3C00] * 16
+
+
 @pytest.mark.parametrize("contracts", [True, False])
 def test_products_and_sums_are_contracted_or_not(contracts: bool) -> None:
     made = kernel(PLACE + """
@@ -333,9 +379,9 @@ def test_a_trap_is_an_error() -> None:
 
 def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
     with pytest.raises(
-        UnknownOpcode, match=r"k: the opcode tanh.approx.f32 is not emulated, in `tanh.approx.f32 %r2, %r1` \(line 15 of the PTX"
+        UnknownOpcode, match=r"k: the opcode rcp.approx.ftz.f64 is not emulated \(.* MUFU.RCP64H.*\), in `rcp.* %rd1` \(line 15 of the PTX"
     ):
-        kernel("\tmov.b32 %r1, 0;\n\ttanh.approx.f32 %r2, %r1;\n\tret;")
+        kernel("\tmov.b64 %rd1, 0;\n\trcp.approx.ftz.f64 %rd2, %rd1;\n\tret;")
 
 
 def test_an_opcode_with_a_row_and_without_code_is_refused() -> None:

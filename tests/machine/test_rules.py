@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import operands
+import ptx_interpreter
 import pytest
 
 from mmabits.emulator.machine.kernel import Kernel, KernelError
@@ -14,8 +16,8 @@ from mmabits.emulator.machine.warp import UnknownOpcode
 Words = npt.NDArray[np.uint32]
 
 
-def launched(body: str, *, threads: int = 32, before: str = "", words: int = 128, **options: Any) -> Words:
-    """What a kernel leaves in an array; %rd1 is its address, %rd2 the thread's word of it, %r1 the thread."""
+def launched(body: str, *, threads: int = 32, before: str = "", words: int | Words = 128, **options: Any) -> Words:
+    """What a kernel leaves in an array, of zeros or given; %rd1 is its address, %rd2 the thread's word of it, %r1 the thread."""
     text = f"""
 .version 8.8
 .target sm_80
@@ -27,7 +29,7 @@ def launched(body: str, *, threads: int = 32, before: str = "", words: int = 128
 	mad.wide.u32 %rd2, %r1, 4, %rd1;
 {body}
 }}"""
-    found = np.zeros(words, np.uint32)
+    found = np.zeros(words, np.uint32) if isinstance(words, int) else words.copy()
     Kernel(text, arch="sm_80", **options).launch((1,), [found.ctypes.data], [(found.ctypes.data, found.ctypes.data + found.nbytes)])
     return found
 
@@ -105,6 +107,17 @@ def test_a_matrix_under_a_guard_is_refused() -> None:
         launched(f".shared .align 16 .b8 room[128]; mov.b32 %r2, room; setp.lt.u32 %p1, %r1, 64; @%p1 {MATRIX} ret;")
 
 
+def test_lanes_that_a_warp_lacks() -> None:
+    found = launched("""
+	mov.u32 %r2, %warpid;
+	mov.u32 %r3, %laneid;
+	mad.lo.u32 %r2, %r2, 32, %r3;
+	mad.wide.u32 %rd2, %r2, 4, %rd1;
+	atom.global.add.u32 %r4, [%rd2], 1;
+	ret;""", threads=40)  # fmt: skip
+    assert found.tolist() == [1] * 40 + [0] * 88
+
+
 def test_lanes_that_run() -> None:
     found = launched("""
 	activemask.b32 %r3;
@@ -128,7 +141,99 @@ $L_end:
     assert [hex(word) for word in found[:5].tolist()] == ["0xffffffff", "0xfffffe00", "0xffffe000", "0x1", "0x1"]
 
 
+@pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
+def test_every_distance_and_clamp(mode: str) -> None:
+    """Each lane with a distance, a clamp and a segment of its own."""
+    rng = operands.generator("shfl", mode)
+    words = rng.integers(0, 1 << 32, (3, 16, 32), dtype=np.uint32)
+    words[1, ::2] &= 31
+    words[2, ::2] = rng.choice(np.array([0, 0x1F, 0x181F, 0x1C1F, 0x1000, 0x1E01], np.uint32), (8, 32))
+    body = "".join(f"""
+	ld.global.b32 %r2, [%rd2+{128 * each}]; ld.global.b32 %r3, [%rd2+{128 * (16 + each)}]; ld.global.b32 %r4, [%rd2+{128 * (32 + each)}];
+	shfl.sync.{mode}.b32 %r5|%p1, %r2, %r3, %r4, -1;
+	selp.b32 %r6, 1, 0, %p1;
+	st.global.b32 [%rd2+{128 * each}], %r5; st.global.b32 [%rd2+{128 * (16 + each)}], %r6;""" for each in range(16))  # fmt: skip
+    found = launched(body + "\nret;", words=words.reshape(-1)).reshape(3, 16, 32)
+    for each in range(16):
+        for lane in range(32):
+            other, inside = ptx_interpreter.shuffled(mode, lane, int(words[1, each, lane]), int(words[2, each, lane]))
+            assert (int(found[0, each, lane]), bool(found[1, each, lane])) == (int(words[0, each, other]), inside), (each, lane)
+
+
+@pytest.mark.parametrize("trans", [False, True])
+@pytest.mark.parametrize("store", [False, True])
+def test_matrices_of_shared_memory(store: bool, trans: bool) -> None:
+    """Four matrices, rows at other places than those of their lanes."""
+    elements = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
+    word = ".trans" if trans else ""
+    place = "xor.b32 %r3, %r1, 5; mad.lo.u32 %r2, %r3, 16, %r2;"
+    own = "mov.b32 %r4, room; mad.lo.u32 %r4, %r1, 16, %r4; mad.wide.u32 %rd3, %r1, 16, %rd1;"
+    four = "{%r10, %r11, %r12, %r13}"
+    load, save = (
+        f"ldmatrix.sync.aligned.m8n8.x4{word}.shared.b16 {four}, [%r2];",
+        f"stmatrix.sync.aligned.m8n8.x4{word}.shared.b16 [%r2], {four};",
+    )
+    first = (
+        f"ld.global.v4.b32 {four}, [%rd3]; {save}" if store else f"ld.global.v4.b32 {four}, [%rd3]; st.shared.v4.b32 [%r4], {four}; {load}"
+    )
+    last = f"ld.shared.v4.b32 {four}, [%r4]; " if store else ""
+    rows = elements.reshape(32, 8)
+    fragments = (elements.transpose(0, 2, 1) if trans else elements).reshape(4, 32, 2).transpose(1, 0, 2).reshape(32, 8)
+    given, wanted = (fragments, rows) if store else (rows, fragments)
+    mixed = np.arange(32) ^ 5
+    given, wanted = (given, wanted[mixed]) if store else (given[mixed], wanted)
+    body = f".shared .align 16 .b8 room[512]; mov.b32 %r2, room; {place} {own} {first} {last} st.global.v4.b32 [%rd3], {four}; ret;"
+    found = launched(body, words=np.ascontiguousarray(given).reshape(-1).view(np.uint32))
+    assert np.array_equal(found.view(np.uint16).reshape(32, 8), wanted)
+
+
+# ------------------------------------------------------------------------------------------------------------------ atomic
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32", "b32", "u64", "s64", "b64"])
+def test_atomic_operations(kind: str) -> None:
+    """Each on a word of its own, of numbers that are equal, smaller, larger, zero and of either sign."""
+    bits = int(kind[1:])
+    names = {"b": ["and", "or", "xor", "exch", "cas"], "u": ["add", "min", "max"] + ["inc", "dec"] * (bits == 32), "s": ["min", "max"]}[
+        kind[0]
+    ]
+    edges = [0, 1, 2, 1 << (bits - 1), (1 << bits) - 1, (1 << (bits - 1)) - 1, 5, 5]
+    unsigned = np.uint32 if bits == 32 else np.uint64
+    pairs = np.array(
+        [(edges[(lane + shift) % 8], edges[lane // 8 * 2 % 8], edges[lane % 5]) for shift in (0, 3) for lane in range(32)], unsigned
+    )
+    pool = "r" if bits == 32 else "rd"
+    size = bits // 8
+    for name in names:
+        other = f", %{pool}7" if name == "cas" else ""
+        found = launched(f"""
+	mad.wide.u32 %rd2, %r1, {3 * size}, %rd1;
+	ld.global.b{bits} %{pool}6, [%rd2+{size}]; ld.global.b{bits} %{pool}7, [%rd2+{2 * size}];
+	atom.global.{name}.{kind} %{pool}8, [%rd2], %{pool}6{other};
+	st.global.b{bits} [%rd2+{size}], %{pool}8;
+	ret;""", threads=64, words=pairs.reshape(-1).view(np.uint32)).view(unsigned).reshape(64, 3)  # fmt: skip
+        for (old, value, third), (new, was, _) in zip(pairs.tolist(), found.tolist(), strict=True):
+            sign = [each - (1 << bits) if kind[0] == "s" and each >> (bits - 1) else each for each in (old, value, third)]
+            assert (new, was) == (ptx_interpreter.ATOMIC[name](*sign) & (1 << bits) - 1, old), (name, old, value)
+
+
 # --------------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("have", [0, 4, 8, 16])
+def test_a_copy_of_less_is_filled_with_zeros(have: int) -> None:
+    found = launched(f"""
+	.shared .align 16 .b8 room[512];
+	mov.b32 %r2, room; mad.lo.u32 %r2, %r1, 16, %r2; mad.wide.u32 %rd3, %r1, 16, %rd1;
+	mov.b32 %r5, -1; st.shared.v4.b32 [%r2], {{%r5, %r5, %r5, %r5}};
+	mov.b32 %r6, {have};
+	cp.async.cg.shared.global [%r2], [%rd3], 16, %r6;
+	cp.async.wait_all;
+	ld.shared.v4.b32 {{%r10, %r11, %r12, %r13}}, [%r2]; st.global.v4.b32 [%rd3], {{%r10, %r11, %r12, %r13}};
+	ret;""", words=np.arange(1, 129, dtype=np.uint32))  # fmt: skip
+    wanted = np.arange(1, 129, dtype=np.uint32).reshape(32, 4)
+    wanted[:, have // 4 :] = 0
+    assert np.array_equal(found.reshape(32, 4), wanted)
 
 
 def test_wait_all_takes_what_was_not_committed() -> None:

@@ -204,6 +204,22 @@ def test_clusters_of_two() -> None:
     assert torch.allclose(found, c.float().sum(1), atol=1e-2) and torch.allclose(found, alone, atol=1e-3)
 
 
+def test_a_gluon_kernel() -> None:
+    """Written down to its barriers: a ring of two buffers, B MN-major, a product under way while the next copies are asked for."""
+    layouts = pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+    from gluon_kernels import ring
+    from triton.experimental.gluon import language as gl
+
+    a, b, c = random(256, 192), random(192, 256, seed="b"), torch.zeros(256, 256, dtype=torch.float16)
+
+    def boxed(tensor: Any, box: list[int]) -> Any:
+        return layouts.TensorDescriptor.from_tensor(tensor, box, gl.NVMMASharedLayout.get_default_for(box, gl.float16))
+
+    with emulate():
+        ring[(2, 2)](boxed(a, [128, 64]), boxed(b, [64, 128]), boxed(c, [128, 128]), 192, num_warps=4)
+    assert c.numpy().tobytes() == wanted(a, b.T).astype(np.float16).tobytes()
+
+
 def test_descriptors_where_there_is_no_tma() -> None:
     """sm_80 takes their parts."""
     a, b, c = random(64, 64), random(64, 64, seed="b"), torch.zeros(64, 64)

@@ -20,7 +20,7 @@ DECORATOR_OWNERS = (Path("emulator/engine/jit.py"), Path("emulator/engine/cuda.p
 """Who may decorate functions for the compiler: one module for the CPU, one for the GPU."""
 COMPILER_USERS = (
     *DECORATOR_OWNERS, Path("emulator/hooks/jax/handler.py"),
-    Path("emulator/engine/lanes.py"), Path("emulator/machine/kernel.py"), Path("emulator/engine/machine_code.py"),
+    Path("emulator/engine/lanes.py"), Path("emulator/machine/compiler.py"), Path("emulator/engine/machine_code.py"),
     Path("emulator/engine/steps.py"),
 )  # fmt: skip
 """Who may write instructions for it, or load what it made."""
