@@ -33,7 +33,7 @@ _PLACES: Final = tuple(_SIZE * (place + 1) for place in range(11))
 _COUNTER: Final = Multiply._fields.index("number")
 
 
-class Form(NamedTuple):
+class TensorForm(NamedTuple):
     """What an opcode and its operands say of a product, beside the instruction descriptor."""
 
     kind: str
@@ -68,10 +68,10 @@ class TensorCores:
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self.forms: list[Form] = []
+        self.forms: list[TensorForm] = []
         self.tables: dict[tuple[int, int], MultiplyTable] = {}
 
-    def number(self, form: Form) -> int:
+    def number(self, form: TensorForm) -> int:
         """The number of a form."""
         if form not in self.forms:
             self.forms.append(form)
@@ -90,7 +90,7 @@ class TensorCores:
             found = self.tables[number, code] = self._made(form, code)
         return found
 
-    def _made(self, form: Form, code: int) -> MultiplyTable:
+    def _made(self, form: TensorForm, code: int) -> MultiplyTable:
         said = instruction_descriptor(code, form.kind, block=form.block, group=form.group, shift=form.shift)
         matrix = parse(said.ptx)
         product = native_product(lower(matrix, self.arch))
@@ -191,7 +191,7 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
     shift = rest.pop(0) if rest else Immediate(0)
     if rest or not isinstance(shift, Immediate) or len(masks) not in ((0, 4) if group == 1 else (0,)):
         raise code.refused(f"these operands of {instruction.opcode}")
-    number = code.tensor_cores.number(Form(kind, _block_of(parts) if row.scaled else 0, shift.number, group))
+    number = code.tensor_cores.number(TensorForm(kind, _block_of(parts) if row.scaled else 0, shift.number, group))
     known = code.program.constants.get(descriptor) if not isinstance(descriptor, Immediate) else descriptor.number
     if known is not None:
         try:

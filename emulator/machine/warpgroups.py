@@ -36,7 +36,7 @@ ROOM = (256 + 512 + 128) << 10
 _ROOM_B, _ROOM_D, _ROOM_CALL = 256 << 10, 768 << 10, 880 << 10
 
 
-class Product(NamedTuple):
+class WarpgroupProduct(NamedTuple):
     """What a product is: words of a table."""
 
     n: int
@@ -88,7 +88,7 @@ _FRAGMENTS = _ENTRIES + _ENTRY * QUEUE
 QUEUE_WORDS = _FRAGMENTS + QUEUE * 4 * FRAGMENT // 8
 """Words of a warpgroup's queue."""
 _DONE, _COMMITTED = Queue._fields.index("done"), Queue._fields.index("committed")
-_P = Product._fields
+_P = WarpgroupProduct._fields
 (
     _N, _K, _A_BITS, _B_BITS, _A_HELD, _B_HELD, _D_BITS, _A_IN_REGISTERS, _A_MN, _B_MN, _ENGINE, _RECORDS, _RECORD_WORDS, _COUNTER,
     _REGISTER_COUNT, _SLOTS,

@@ -29,7 +29,7 @@ _RECORD, _FRAGMENT = 0, 256
 _WAIT_WORD: Final = 40
 
 
-class Form(NamedTuple):
+class WarpgroupForm(NamedTuple):
     """What an instruction of the text says of its product."""
 
     matrix: Matrix
@@ -42,16 +42,16 @@ class Form(NamedTuple):
 
 @dataclass(eq=False)
 class ProductTable:
-    """A warpgroups.Product and what it points to."""
+    """A warpgroups.WarpgroupProduct and what it points to."""
 
-    form: Form
+    form: WarpgroupForm
     words: npt.NDArray[np.int64]
     kept: list[object]
 
     @property
     def counter(self) -> int:
         """Its place among the counters."""
-        return int(self.words[warpgroups.Product._fields.index("counter")])
+        return int(self.words[warpgroups.WarpgroupProduct._fields.index("counter")])
 
 
 def _held(form: FormatSpec) -> int:
@@ -65,9 +65,9 @@ class Warpgroups:
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self.tables: dict[Form, ProductTable] = {}
+        self.tables: dict[WarpgroupForm, ProductTable] = {}
 
-    def table(self, form: Form) -> ProductTable:
+    def table(self, form: WarpgroupForm) -> ProductTable:
         """What the helper needs for a product.
 
         Raises:
@@ -83,13 +83,13 @@ class Warpgroups:
         """All products must be done before the instruction, which is the first of its segment."""
         await_products(code, -1)
 
-    def _made(self, form: Form) -> ProductTable:
+    def _made(self, form: WarpgroupForm) -> ProductTable:
         matrix = form.matrix
         product = native_product(lower(matrix, self.arch))
         steps = range(1, warpgroups.MOST_STEPS + 1)
         records = np.concatenate([product.record(1, matrix.m, matrix.n, matrix.k * each).reshape(-1) for each in steps])
         slots = np.array(form.slots, np.int32)
-        row = warpgroups.Product(
+        row = warpgroups.WarpgroupProduct(
             matrix.n, matrix.k, matrix.a_type.container_bits, matrix.b_type.container_bits, _held(matrix.a_type), _held(matrix.b_type),
             matrix.d_type.container_bits, int(form.a_in_registers), int(form.a_mn_major), int(form.b_mn_major), product.address,
             records.ctypes.data, len(Call._fields), warpgroups.FIRST_COUNTER + len(self.tables), len(slots), slots.ctypes.data,
@@ -156,7 +156,9 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
         if len(registers) != accumulator_registers(matrix) or len(set(registers)) != len(registers):
             raise code.refused(f"accumulators of {instruction.opcode}: {len(registers)} registers")
         slots = tuple(code.slots[each] for each in registers)
-        form = Form(matrix, in_registers, bool(majors[0]) if len(majors) == 2 else False, bool(majors[-1]) if majors else False, slots)
+        form = WarpgroupForm(
+            matrix, in_registers, bool(majors[0]) if len(majors) == 2 else False, bool(majors[-1]) if majors else False, slots
+        )
         table = code.warpgroups.table(form)
     except MmabitsError as error:
         raise code.refused(f"{instruction.opcode} ({error})") from None

@@ -46,6 +46,10 @@ def test_fused(body: str, wanted: list[str]) -> None:
     "mul.ftz.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5;",
     "mul.f32 %r1, %r2, %r3; add.f64 %rd4, %rd1, %rd5;",
     "mul.lo.s32 %r1, %r2, %r3; add.s32 %r4, %r1, %r5;",
+    "@%p1 mul.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5;",
+    "mul.f32 %r1, %r2, %r3; @%p1 add.f32 %r4, %r1, %r5;",
+    "mul.f32 %r1, %r2, %r3; mul.f32 %r1, %r6, %r7; add.f32 %r4, %r1, %r5;",  # the product is written twice
+    "mov.b32 %r2, 0; mov.b32 %r2, 1; mul.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5;",  # a factor is
 ])  # fmt: skip
 def test_left(body: str) -> None:
     assert not any(each.startswith("fma") for each in after(body))

@@ -107,6 +107,22 @@ def test_a_matrix_under_a_guard_is_refused() -> None:
         launched(f".shared .align 16 .b8 room[128]; mov.b32 %r2, room; setp.lt.u32 %p1, %r1, 64; @%p1 {MATRIX} ret;")
 
 
+@pytest.mark.parametrize("lane", [0, 1, 31])
+def test_one_lane_goes_another_way(lane: int) -> None:
+    found = launched(f"""
+	add.u32 %r3, %r1, 1;
+	setp.eq.u32 %p1, %r1, {lane};
+	@%p1 bra $L_end;
+	st.global.b32 [%rd2], %r3;
+	setp.eq.u32 %p2, %r1, {lane ^ 3};
+	@%p2 ret;
+	st.global.b32 [%rd2+128], %r3;
+$L_end:
+	ret;""")  # fmt: skip
+    wanted = [0 if each == lane else each + 1 for each in range(32)]
+    assert found[:64].tolist() == wanted + [0 if place == lane ^ 3 else each for place, each in enumerate(wanted)]
+
+
 def test_lanes_that_a_warp_lacks() -> None:
     found = launched("""
 	mov.u32 %r2, %warpid;
