@@ -19,7 +19,7 @@ _EXPECTED: Final = ("memcpy", "memmove", "memset", "fma", "fmaf")
 """What LLVM may call where the processor has no instruction for it."""
 
 
-def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel") -> tuple[int, Any]:
+def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True) -> tuple[int, Any]:
     """The address of a function of an LLVM module, and what must be kept as long as it is called.
 
     Long texts are compiled once on a machine: their machine code lies in files beside the engine's, by the text.
@@ -29,6 +29,7 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel") -> t
         name: of the function.
         opt: how much time LLVM takes for registers and order of instructions, 0 to 3.
         what: the program, for the notice that compiling takes a while.
+        keep: whether the machine code may be kept; not where the text holds addresses of this process.
 
     Raises:
         CompilerError: an LLVM that is too old for pointers without types.
@@ -36,12 +37,13 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel") -> t
     if not getattr(llvmlite, "opaque_pointers_enabled", True):
         raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
     symbol = f"mmabits_kernel_{hashlib.sha256(f'{opt} {text}'.encode()).hexdigest()[:40]}"
-    code = machine_code.kept_code(symbol) if len(text) >= KEPT_FROM else None
+    keep = keep and len(text) >= KEPT_FROM
+    code = machine_code.kept_code(symbol) if keep else None
     if code is None:
         if len(text) >= _LONG:
             machine_code.notify(f"mmabits: compiling {what}, once on this machine")
         code = _object_code(text, opt)
-        if len(text) >= KEPT_FROM:
+        if keep:
             machine_code.keep_code(symbol, code, _EXPECTED)
     loader = machine_code.new_loader()
     loader.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -56,6 +56,12 @@ def test_a_short_text_is_not_kept(folder: Path, compilations: list[int]) -> None
     assert len(compilations) == 2 and kept(folder) == []
 
 
+def test_a_text_with_addresses_is_not_kept(folder: Path, compilations: list[int]) -> None:
+    for _ in range(2):
+        compiler.compiled(LARGE, "answer", keep=False)
+    assert len(compilations) == 2 and kept(folder) == []
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:50], lambda data: b""])
 def test_a_damaged_file_is_made_anew(folder: Path, compilations: list[int], damage) -> None:
     assert answer(LARGE) == 42
