@@ -110,7 +110,7 @@ def _make(variant: Variant) -> _Object:
     """
     work = _compilations.get(variant)
     if work is None:
-        _notify()
+        notify()
         work = _compilations[variant] = Future()
         try:
             threading.Thread(target=_make_apart, args=(variant, work), name="mmabits compiler").start()
@@ -134,12 +134,12 @@ def _make_apart(variant: Variant, work: Future[tuple[_Object, list[str] | None]]
         work.set_exception(error)
 
 
-def _notify() -> None:
-    """To the log where it takes such records, else to a terminal; a pipe stays clean."""
+def notify(text: str = NOTICE) -> None:
+    """Say something to the log where it takes such records, else to a terminal; a pipe stays clean."""
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
-        _log.info(NOTICE)
+        _log.info(text)
     elif sys.stderr is not None and sys.stderr.isatty():
-        print(NOTICE, file=sys.stderr)
+        print(text, file=sys.stderr)
 
 
 def entry(variant: Variant) -> Callable[[Any], Any]:
@@ -188,7 +188,8 @@ _loaders: list[Any] = []
 """LLVM's loaders, one for each function: they own the code they have loaded, and names in it need not differ."""
 
 
-def _new_loader() -> Any:
+def new_loader() -> Any:
+    """LLVM's loader of object code, without any yet."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
@@ -196,7 +197,7 @@ def _new_loader() -> Any:
 
 
 def _load(made: _Object, symbol: str) -> int:
-    loader = _new_loader()
+    loader = new_loader()
     loader.add_object_file(llvm.ObjectFileRef.from_data(made.code))
     loader.finalize_object()
     _loaders.append(loader)
@@ -270,6 +271,25 @@ def _read(symbol: str) -> _Object | None:
         if found is not None:
             return found
     return None
+
+
+def kept_code(symbol: str) -> bytes | None:
+    """Object code that `keep_code` kept, here or in an earlier process of this processor and these versions; None where there is none."""
+    found = _read(symbol)
+    return None if found is None else found.code
+
+
+def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
+    """Keep object code for later processes.
+
+    Args:
+        symbol: its name, `mmabits_...`, which says all that it depends on but the processor and the versions of what made it.
+        code: the object file.
+        expected: names that it expects of the process.
+    """
+    reasons = _write(symbol, _Object(code, expected))
+    if reasons is not None:
+        cache.warn_uncached(reasons)
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:

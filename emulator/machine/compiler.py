@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from typing import Any, Final
 
 import llvmlite
 from llvmlite import binding as llvm
 
+from mmabits.emulator.engine import machine_code
 from mmabits.isa import CompilerError
 
+KEPT_FROM: Final = 100_000
+"""Characters of text from which on machine code is kept in files: less is compiled in no time."""
+_LONG: Final = 3_000_000
+"""Characters that take LLVM more than about two seconds."""
+_EXPECTED: Final = ("memcpy", "memmove", "memset", "fma", "fmaf")
+"""What LLVM may call where the processor has no instruction for it."""
 
-def compiled(text: str, name: str, *, opt: int = 0) -> tuple[int, Any]:
+
+def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel") -> tuple[int, Any]:
     """The address of a function of an LLVM module, and what must be kept as long as it is called.
+
+    Long texts are compiled once on a machine: their machine code lies in files beside the engine's, by the text.
 
     Args:
         text: of the module.
         name: of the function.
         opt: how much time LLVM takes for registers and order of instructions, 0 to 3.
+        what: the program, for the notice that compiling takes a while.
 
     Raises:
         CompilerError: an LLVM that is too old for pointers without types.
     """
     if not getattr(llvmlite, "opaque_pointers_enabled", True):
         raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
+    symbol = f"mmabits_kernel_{hashlib.sha256(f'{opt} {text}'.encode()).hexdigest()[:40]}"
+    code = machine_code.kept_code(symbol) if len(text) >= KEPT_FROM else None
+    if code is None:
+        if len(text) >= _LONG:
+            machine_code.notify(f"mmabits: compiling {what}, once on this machine")
+        code = _object_code(text, opt)
+        if len(text) >= KEPT_FROM:
+            machine_code.keep_code(symbol, code, _EXPECTED)
+    loader = machine_code.new_loader()
+    loader.add_object_file(llvm.ObjectFileRef.from_data(code))
+    loader.finalize_object()
+    return int(loader.get_function_address(name)), loader
+
+
+def _object_code(text: str, opt: int) -> bytes:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=opt, jit=True
     )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine)
-    engine.finalize_object()
-    return int(engine.get_function_address(name)), engine
+    code: bytes = machine.emit_object(llvm.parse_assembly(text))
+    return code

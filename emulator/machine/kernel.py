@@ -249,7 +249,7 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        address, owner = compiled(text, "warp")
+        address, owner = compiled(text, "warp", what=f"the kernel {self.name}")
         return _Code(address, owner, text, code.register_bytes, products)
 
     def _enlist(self, code: _Code) -> None:

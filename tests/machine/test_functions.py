@@ -114,7 +114,7 @@ def test_reference_vector_code_and_array_form_agree(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", function_arrays.FORMS)
 def test_vector_code_is_the_array_form_on_every_code(name: str) -> None:
-    """All 2^32: one to five minutes each."""
+    """All 2^32: minutes each."""
     for start in range(0, 1 << 32, BLOCK):
         codes = np.arange(start, start + BLOCK, dtype=np.uint64).astype(np.uint32)
         assert function_arrays.differences(name, codes, lambda x: mmabits.function(name, x, arch="sm_90a")) == (0, "")

@@ -121,6 +121,16 @@ def test_products_of_every_type(form: tuple[str, str, str], tile: tuple[int, int
     assert np.array_equal(c.numpy().view(f"u{c.element_size()}"), as_codes(wanted, FORMATS[form[2]]))
 
 
+def test_a_product_by_a_cluster_of_two() -> None:
+    """Each CTA of num_ctas=2 has half of the tile, and tensor memory of its own."""
+    m, n, k = 256, 128, 128
+    a, b, c = numbers("f16", (m, k), 20), numbers("f16", (k, n), 21), torch.empty(m, n)
+    with emulate("sm_100a") as session:
+        product[(1,)](tensor(a), tensor(b), c, k, M=m, N=n, BK=64, A_IS_TURNED=False, B_IS_TURNED=False, num_warps=4, num_ctas=2)
+    assert [line.count for line in session.report().emulated] == [2 * k // 16]
+    assert np.array_equal(c.numpy(), mmabits.gemm(a, b, instruction="tcgen05.mma", arch="sm_100a"))
+
+
 @pytest.mark.parametrize("m", [64, 128])
 def test_a_product_of_a_product_goes_through_tensor_memory(m: int) -> None:
     n = k = 64

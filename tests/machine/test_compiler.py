@@ -1,0 +1,75 @@
+"""Machine code of kernels: compiled once, kept in files, and made anew where a file cannot be trusted."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from mmabits.emulator.engine import machine_code
+from mmabits.emulator.machine import compiler
+
+SMALL = "define i32 @answer() {\n  ret i32 42\n}\n"
+LARGE = SMALL + ";" + "-" * compiler.KEPT_FROM + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    stock = compiler._object_code
+
+    def object_code(text: str, opt: int) -> bytes:
+        made.append(len(text))
+        return stock(text, opt)
+
+    monkeypatch.setattr(compiler, "_object_code", object_code)
+    return made
+
+
+def answer(text: str, opt: int = 0) -> int:
+    address, _owner = compiler.compiled(text, "answer", opt=opt)
+    return int(ctypes.CFUNCTYPE(ctypes.c_int32)(address)())
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("mmabits_kernel_*.mmabits"))
+
+
+def test_a_long_text_is_compiled_once(folder: Path, compilations: list[int]) -> None:
+    assert [answer(LARGE), answer(LARGE)] == [42, 42]
+    assert len(compilations) == 1 and len(kept(folder)) == 1
+    assert machine_code.is_current(kept(folder)[0].name)
+
+
+def test_another_text_or_level_is_another_file(folder: Path, compilations: list[int]) -> None:
+    assert [answer(LARGE), answer(LARGE.replace("42", "43")), answer(LARGE, opt=1)] == [42, 43, 42]
+    assert len(compilations) == 3 and len(kept(folder)) == 3
+
+
+def test_a_short_text_is_not_kept(folder: Path, compilations: list[int]) -> None:
+    assert [answer(SMALL), answer(SMALL)] == [42, 42]
+    assert len(compilations) == 2 and kept(folder) == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:50], lambda data: b""])
+def test_a_damaged_file_is_made_anew(folder: Path, compilations: list[int], damage) -> None:
+    assert answer(LARGE) == 42
+    (file,) = kept(folder)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert answer(LARGE) == 42 and len(compilations) == 2
+    assert file.read_bytes() == whole
+
+
+def test_a_long_one_is_announced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(machine_code, "notify", told.append)
+    monkeypatch.setattr(compiler, "_LONG", 1)
+    compiler.compiled(LARGE, "answer", what="the kernel k")
+    compiler.compiled(LARGE, "answer", what="the kernel k")
+    assert told == ["mmabits: compiling the kernel k, once on this machine"]
