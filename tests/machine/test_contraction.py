@@ -32,6 +32,9 @@ def after(body: str) -> list[str]:
     ("mul.f32 %r1, %r2, %r3; mul.f32 %r6, %r7, %r8; add.f32 %r4, %r1, %r6;", ["mul.f32 %r6 %r7 %r8", "fma.rn.f32 %r4 %r2 %r3 %r6"]),
     # two sums: fused in both
     ("mul.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5; add.f32 %r6, %r1, %r7;", ["fma.rn.f32 %r4 %r2 %r3 %r5", "fma.rn.f32 %r6 %r2 %r3 %r7"]),
+    # a product that one of two sums takes stays for the other
+    ("mul.f32 %r1, %r2, %r3; mul.f32 %r6, %r7, %r8; add.f32 %r4, %r1, %r5; add.f32 %r9, %r6, %r1;",
+     ["mul.f32 %r1 %r2 %r3", "fma.rn.f32 %r4 %r2 %r3 %r5", "fma.rn.f32 %r9 %r7 %r8 %r1"]),
     ("mul.f32x2 %rd1, %rd2, %rd3; add.f32x2 %rd4, %rd1, %rd5;", ["fma.rn.f32x2 %rd4 %rd2 %rd3 %rd5"]),
     ("mul.f16x2 %r1, %r2, %r3; add.f16x2 %r4, %r1, %r5;", ["fma.rn.f16x2 %r4 %r2 %r3 %r5"]),
 ])  # fmt: skip

@@ -123,6 +123,19 @@ $L_end:
     assert found[:64].tolist() == wanted + [0 if place == lane ^ 3 else each for place, each in enumerate(wanted)]
 
 
+def test_lanes_that_have_ended_have_no_vote() -> None:
+    found = launched("""
+	setp.ge.u32 %p1, %r1, 9;
+	@!%p1 ret;
+	vote.sync.all.pred %p2, %p1, -1;
+	selp.b32 %r2, 1, 0, %p2;
+	redux.sync.min.s32 %r3, %r1, -1;
+	mad.lo.u32 %r2, %r3, 10, %r2;
+	st.global.b32 [%rd2], %r2;
+	ret;""")  # fmt: skip
+    assert found[:32].tolist() == [0] * 9 + [91] * 23
+
+
 def test_lanes_that_a_warp_lacks() -> None:
     found = launched("""
 	mov.u32 %r2, %warpid;
