@@ -493,7 +493,7 @@ def emulate(
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
         triton: `"interpreted"`: kernels run in Triton's interpreter, dots as on the GPU, or `"compiled"`: as Triton's compiler makes
-            them, whole, where their tensor-core instructions are `mma.sync` (see docs/compiled.md).
+            them, whole (see docs/compiled.md).
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
 
