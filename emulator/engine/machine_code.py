@@ -45,7 +45,7 @@ _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "re
 """Modules whose code or constants end up in machine code."""
 _MACHINE = tuple(f"../machine/{name}" for name in (
     "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
-    "tensorwork", "transfers", "turns", "warpgroups",
+    "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
 ))  # fmt: skip
 """Those that only the code of compiled kernels calls."""
 _MAGIC: Final = b"mmabits machine code 1\n"

@@ -12,7 +12,7 @@ from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.barriers import barrier_address
 from mmabits.emulator.machine.memory import generic, together
 from mmabits.emulator.machine.ptx import Address, Immediate, Instruction
-from mmabits.emulator.machine.requests import COPY_MAP, FIELDS
+from mmabits.emulator.machine.tensormaps import COPY_MAP, FIELDS
 from mmabits.emulator.machine.warp import Handler, WarpCode
 
 _RECORD, _FIRST, _SECOND, _THIRD, _MORE, _MASKS = 0, 256, 512, 768, 1024, 2048

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
-from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgroups, wgmma
+from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
@@ -56,9 +56,9 @@ _ERRORS: Final = {
     words.NO_MBARRIER: "no mbarrier was initialised at {address:#x}",
     words.MBARRIER_COUNT: "a count of arrivals that the mbarrier at {address:#x} cannot have",
     words.MBARRIER_BYTES: "more bytes than the mbarrier at {address:#x} can count",
-    warpgroups.TOO_MANY: f"more than {warpgroups.QUEUE} products of wgmma under way",
-    warpgroups.BAD_DESCRIPTOR: "a matrix that reaches outside shared memory, or a descriptor that is not emulated: {address:#x}",
-    warpgroups.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
+    warpgrouprecords.TOO_MANY: f"more than {warpgrouprecords.QUEUE} products of wgmma under way",
+    warpgrouprecords.BAD_DESCRIPTOR: "a matrix that reaches outside shared memory, or a descriptor that is not emulated: {address:#x}",
+    warpgrouprecords.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
     words.NO_MAP: "no tensor map at {address:#x}",
     words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
@@ -375,7 +375,7 @@ class _Run:
         kernel = self.kernel
         pairs = [*self.ranges, (self.parameters.ctypes.data, self.parameters.ctypes.data + self.parameters.size)]
         self.pairs = np.array(pairs, np.int64).reshape(-1)
-        self.counts = np.zeros(2 * warpgroups.FIRST_COUNTER, np.int64)
+        self.counts = np.zeros(2 * warpgrouprecords.FIRST_COUNTER, np.int64)
         self.tensor = TensorRun(kernel.tensor_cores, self.check) if kernel.memory.has_tensor_memory else None
         self.contexts: list[npt.NDArray[np.int64]] = []
         helper = helper_address()
@@ -387,7 +387,7 @@ class _Run:
         self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
-        self.work_room = aligned(warpgroups.ROOM if kernel.warpgroups.tables else 0)
+        self.work_room = aligned(warpgrouprecords.ROOM if kernel.warpgroups.tables else 0)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
@@ -416,7 +416,7 @@ class _Run:
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
-        queues_of_products = np.zeros((warps // 4, warpgroups.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
+        queues_of_products = np.zeros((warps // 4, warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
         self.kept.append(queues_of_products)
         cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
         self.ctas[place] = cta

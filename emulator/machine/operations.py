@@ -45,7 +45,8 @@ from mmabits.emulator.machine.requests import bulk, in_cta, map_field
 from mmabits.emulator.machine.tensorrecords import COMMIT, MULTIPLY, TENSOR, TENSOR_COMMIT
 from mmabits.emulator.machine.tensorwork import ask, asked
 from mmabits.emulator.machine.turns import live_threads_of_cluster, run
-from mmabits.emulator.machine.warpgroups import WGMMA_OPERATION, warpgroup
+from mmabits.emulator.machine.warpgrouprecords import WGMMA_OPERATION
+from mmabits.emulator.machine.warpgroups import warpgroup
 
 _WORDS, _LAUNCH_WORDS, _CTA_WORDS = len(Context._fields), len(Launch._fields), len(Cta._fields)
 _LAUNCH, _CTA, _WAITED, _HURRY, _EVENTS, _GROUP, _CLUSTER_PHASE, _ERROR_INSTRUCTION, _ERROR = (

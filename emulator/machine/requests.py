@@ -23,7 +23,7 @@ from mmabits.emulator.machine.context import (
 )
 from mmabits.emulator.machine.helpers import _fail, _resolved, _within
 from mmabits.emulator.machine.pending import carry_out_groups, put_off
-from mmabits.emulator.machine.tensormaps import BYTES, ELEMENTS, MAGIC, TensorMap
+from mmabits.emulator.machine.tensormaps import BYTES, COPY_MAP, ELEMENTS, FIELDS, MAGIC, TensorMap
 from mmabits.emulator.machine.transfers import (
     BOX_ALIGNMENT,
     COORDINATES,
@@ -158,16 +158,10 @@ _ADDRESS, _RANK, _, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATOM = (
     TensorMap._fields.index(name)
     for name in ("address", "rank", "element", "swizzle", "fill", "sizes_01", "stride_1", "box", "steps", "atom")
 )
-FIELDS = (
-    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype", "interleave_layout", "swizzle_mode",
-    "swizzle_atomicity", "fill_mode",
-)  # fmt: skip
-"""Of tensormap.replace, by the number that MAP_FIELD takes; one more copies the map."""
 (
     _ADDRESS_FIELD, _RANK_FIELD, _BOX_FIELD, _SIZE_FIELD, _STRIDE_FIELD, _STEP_FIELD, _ELEMENT_FIELD, _, _SWIZZLE_FIELD, _ATOM_FIELD,
     _FILL_FIELD,
 ) = range(len(FIELDS))  # fmt: skip
-COPY_MAP = len(FIELDS)
 
 
 @jit

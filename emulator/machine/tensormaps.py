@@ -17,6 +17,12 @@ BYTES: Final = 128
 MAGIC: Final = 0x4D61704D6D61
 """In the first word of every map that was written."""
 MOST_DIMENSIONS: Final = 5
+FIELDS: Final = (
+    "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype", "interleave_layout", "swizzle_mode",
+    "swizzle_atomicity", "fill_mode",
+)  # fmt: skip
+"""Of tensormap.replace, by the number that MAP_FIELD takes; one more copies the map."""
+COPY_MAP: Final = len(FIELDS)
 
 
 class TensorMap(NamedTuple):

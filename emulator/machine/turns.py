@@ -38,7 +38,7 @@ from mmabits.emulator.machine.context import (
 )
 from mmabits.emulator.machine.helpers import _fail
 from mmabits.emulator.machine.pending import carry_out_of
-from mmabits.emulator.machine.warpgroups import HEAD
+from mmabits.emulator.machine.warpgrouprecords import HEAD
 
 _C, _L, _T = Context._fields, Launch._fields, Cta._fields
 _WORDS, _LAUNCH_WORDS = len(_C), len(_L)

@@ -7,7 +7,7 @@ warps' registers, and written to them, where those lie in memory.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,78 +15,28 @@ from mmabits.emulator.engine.jit import array_at, call_at, jit
 from mmabits.emulator.machine.context import Context, Cta
 from mmabits.emulator.machine.helpers import _fail
 from mmabits.emulator.machine.operands import WGMMA, put_code, read_matrix
+from mmabits.emulator.machine.warpgrouprecords import (
+    BAD_DESCRIPTOR,
+    COMMIT,
+    ENTRIES,
+    ENTRY,
+    FRAGMENT,
+    FRAGMENTS,
+    GROUPS,
+    HEAD,
+    ISSUE,
+    MOST_STEPS,
+    OTHER_PRODUCT,
+    QUEUE,
+    QUEUE_WORDS,
+    ROOM_B,
+    ROOM_CALL,
+    ROOM_D,
+    TOO_MANY,
+    Queue,
+    WarpgroupProduct,
+)
 
-WGMMA_OPERATION = 32
-"""Operation of the helper."""
-ISSUE, COMMIT, AWAIT = range(3)
-"""What it does."""
-TOO_MANY, BAD_DESCRIPTOR, OTHER_PRODUCT = range(48, 51)
-"""Errors."""
-FIRST_COUNTER = 512
-"""Place of the counters of these products."""
-QUEUE = 128
-"""Products of a warpgroup that may be under way."""
-_GROUPS = 64
-MOST_STEPS = 16
-"""Products along K that become one call."""
-FRAGMENT = 4 * 32 * 4
-"""Bytes of A in a warp's registers."""
-ROOM = (256 + 512 + 128) << 10
-"""Bytes to work in: A at 0, B, and D."""
-_ROOM_B, _ROOM_D, _ROOM_CALL = 256 << 10, 768 << 10, 880 << 10
-
-
-class WarpgroupProduct(NamedTuple):
-    """What a product is: words of a table."""
-
-    n: int
-    k: int
-    a_bits: int
-    b_bits: int
-    a_held: int
-    """How the engine holds codes of A (operands.put_code),"""
-    b_held: int
-    """and of B."""
-    d_bits: int
-    a_in_registers: int
-    a_mn_major: int
-    b_mn_major: int
-    engine: int
-    records: int
-    """Address of the engine's records for 1, 2, ... products along K,"""
-    record_words: int
-    """and words of each."""
-    counter: int
-    registers: int
-    """Accumulators of a lane,"""
-    slots: int
-    """and the address of their places in the warp's registers."""
-
-
-class Queue(NamedTuple):
-    """The beginning of a warpgroup's queue; then come groups and products."""
-
-    issued: int
-    """By each of the four warps."""
-    issued_1: int
-    issued_2: int
-    issued_3: int
-    committed: int
-    """Groups that each has closed."""
-    committed_1: int
-    committed_2: int
-    committed_3: int
-    done: int
-    """Products done."""
-
-
-HEAD = len(Queue._fields)
-_ENTRIES = HEAD + 4 * _GROUPS
-_ENTRY = 4
-"""Words of a product: its table, the descriptors of A and B, whether C counts."""
-_FRAGMENTS = _ENTRIES + _ENTRY * QUEUE
-QUEUE_WORDS = _FRAGMENTS + QUEUE * 4 * FRAGMENT // 8
-"""Words of a warpgroup's queue."""
 _DONE, _COMMITTED = Queue._fields.index("done"), Queue._fields.index("committed")
 _P = WarpgroupProduct._fields
 (
@@ -116,13 +66,13 @@ def warpgroup(words: Any) -> None:
         _issue(context, queue, warp, words)
         return
     if words[1] == COMMIT:
-        queue[HEAD + _GROUPS * warp + queue[_COMMITTED + warp] % _GROUPS] = queue[warp]
+        queue[HEAD + GROUPS * warp + queue[_COMMITTED + warp] % GROUPS] = queue[warp]
         queue[_COMMITTED + warp] += 1
         return
     wanted = queue[warp]
     if words[4] >= 0:
         group = queue[_COMMITTED + warp] - words[4] - 1
-        wanted = queue[HEAD + _GROUPS * warp + group % _GROUPS] if group >= 0 else np.int64(0)
+        wanted = queue[HEAD + GROUPS * warp + group % GROUPS] if group >= 0 else np.int64(0)
     words[5] = 0
     if queue[_DONE] >= wanted:
         return
@@ -144,19 +94,19 @@ def _issue(context: Any, queue: Any, warp: int, words: Any) -> None:
     if number - queue[_DONE] >= QUEUE:
         _fail(context, TOO_MANY, words[3], 0, 0)
         return
-    entry = _ENTRIES + _ENTRY * (number % QUEUE)
+    entry = ENTRIES + ENTRY * (number % QUEUE)
     others = max(max(queue[0], queue[1]), max(queue[2], queue[3]))
     if others > number:
         if queue[entry] != words[4] or queue[entry + 1] != words[5] or queue[entry + 2] != words[6] or queue[entry + 3] != words[7]:
             _fail(context, OTHER_PRODUCT, words[3], 0, 0)
             return
     else:
-        for word in range(_ENTRY):
+        for word in range(ENTRY):
             queue[entry + word] = words[4 + word]
     if words[8] != 0:
         fragment = array_at(words[8], FRAGMENT // 8, np.int64)
         for word in range(FRAGMENT // 8):
-            queue[_FRAGMENTS + (number % QUEUE * 4 + warp) * (FRAGMENT // 8) + word] = fragment[word]
+            queue[FRAGMENTS + (number % QUEUE * 4 + warp) * (FRAGMENT // 8) + word] = fragment[word]
     queue[warp] += 1
     context[_EVENTS] += 1
 
@@ -167,8 +117,8 @@ def _chain(queue: Any, wanted: int) -> int:
     first = queue[_DONE]
     steps = 1
     while steps < MOST_STEPS and first + steps < wanted:
-        entry = _ENTRIES + _ENTRY * ((first + steps) % QUEUE)
-        if queue[entry] != queue[_ENTRIES + _ENTRY * (first % QUEUE)] or queue[entry + 3] == 0:
+        entry = ENTRIES + ENTRY * ((first + steps) % QUEUE)
+        if queue[entry] != queue[ENTRIES + ENTRY * (first % QUEUE)] or queue[entry + 3] == 0:
             break
         steps += 1
     return steps
@@ -177,7 +127,7 @@ def _chain(queue: Any, wanted: int) -> int:
 @jit
 def _multiply(context: Any, queue: Any, first: int, steps: int, instruction: int) -> None:
     """Products first .. first + steps - 1."""
-    entry = _ENTRIES + _ENTRY * (first % QUEUE)
+    entry = ENTRIES + ENTRY * (first % QUEUE)
     table = array_at(queue[entry], len(_P), np.int64)
     n, k = table[_N], table[_K]
     whole, room = k * steps, context[_WORK_ROOM]
@@ -186,10 +136,10 @@ def _multiply(context: Any, queue: Any, first: int, steps: int, instruction: int
     error = 0
     for step in range(steps):
         number = (first + step) % QUEUE
-        entry = _ENTRIES + _ENTRY * number
+        entry = ENTRIES + ENTRY * number
         if table[_A_IN_REGISTERS]:
             for warp in range(4):
-                fragment = context[_WARPGROUP] + 8 * (_FRAGMENTS + (number * 4 + warp) * (FRAGMENT // 8))
+                fragment = context[_WARPGROUP] + 8 * (FRAGMENTS + (number * 4 + warp) * (FRAGMENT // 8))
                 _from_registers(fragment, room + a_size * step * k, 16 * warp, whole, table[_A_BITS], table[_A_HELD])
         else:
             error |= read_matrix(
@@ -198,9 +148,9 @@ def _multiply(context: Any, queue: Any, first: int, steps: int, instruction: int
             )  # fmt: skip
         error |= read_matrix(
             context[_SHARED], context[_SHARED_SIZE], queue[entry + 2], WGMMA, table[_B_MN] != 0, n, k, table[_B_BITS],
-            128 // table[_B_BITS], room + _ROOM_B + b_size * step * k * n, 1, n, table[_B_HELD], 0,
+            128 // table[_B_BITS], room + ROOM_B + b_size * step * k * n, 1, n, table[_B_HELD], 0,
         )  # fmt: skip
-    entry = _ENTRIES + _ENTRY * (first % QUEUE)
+    entry = ENTRIES + ENTRY * (first % QUEUE)
     if error != 0:
         _fail(context, BAD_DESCRIPTOR, instruction, 0, queue[entry + 2])
         return
@@ -208,24 +158,24 @@ def _multiply(context: Any, queue: Any, first: int, steps: int, instruction: int
     base = cta[_CONTEXTS] + 8 * _WORDS * (context[_WARP] // 4 * 4)
     adds = queue[entry + 3] != 0
     if not adds:
-        cells = array_at(room + _ROOM_D, 64 * n * table[_D_BITS] // 64, np.int64)
+        cells = array_at(room + ROOM_D, 64 * n * table[_D_BITS] // 64, np.int64)
         for word in range(64 * n * table[_D_BITS] // 64):
             cells[word] = 0
     else:
         for warp in range(4):
             registers = array_at(base + 8 * _WORDS * warp, _WORDS, np.int64)[_REGISTERS]
-            _accumulate(registers, table, room + _ROOM_D, 16 * warp, False)
+            _accumulate(registers, table, room + ROOM_D, 16 * warp, False)
     words = table[_RECORD_WORDS]
     record = array_at(table[_RECORDS] + 8 * words * (steps - 1), words, np.int64)
-    call = array_at(room + _ROOM_CALL, words, np.int64)
+    call = array_at(room + ROOM_CALL, words, np.int64)
     for word in range(words):
         call[word] = record[word]
-    call[0], call[1], call[2] = room, room + _ROOM_B, room + _ROOM_D
-    call_at(table[_ENGINE], room + _ROOM_CALL)
+    call[0], call[1], call[2] = room, room + ROOM_B, room + ROOM_D
+    call_at(table[_ENGINE], room + ROOM_CALL)
     array_at(context[_COUNTS], 1 << 20, np.int64)[table[_COUNTER]] += steps
     for warp in range(4):
         registers = array_at(base + 8 * _WORDS * warp, _WORDS, np.int64)[_REGISTERS]
-        _accumulate(registers, table, room + _ROOM_D, 16 * warp, True)
+        _accumulate(registers, table, room + ROOM_D, 16 * warp, True)
 
 
 @jit

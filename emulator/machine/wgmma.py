@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.engine.native import native_product
 from mmabits.emulator.engine.record import Call
-from mmabits.emulator.machine import warpgroups
+from mmabits.emulator.machine import warpgrouprecords
 from mmabits.emulator.machine.flight import accumulators
 from mmabits.emulator.machine.memory import together
 from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Vector
@@ -42,7 +42,7 @@ class WarpgroupForm(NamedTuple):
 
 @dataclass(eq=False)
 class ProductTable:
-    """A warpgroups.WarpgroupProduct and what it points to."""
+    """A warpgrouprecords.WarpgroupProduct and what it points to."""
 
     form: WarpgroupForm
     words: npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class ProductTable:
     @property
     def counter(self) -> int:
         """Its place among the counters."""
-        return int(self.words[warpgroups.WarpgroupProduct._fields.index("counter")])
+        return int(self.words[warpgrouprecords.WarpgroupProduct._fields.index("counter")])
 
 
 def _held(form: FormatSpec) -> int:
@@ -86,13 +86,13 @@ class Warpgroups:
     def _made(self, form: WarpgroupForm) -> ProductTable:
         matrix = form.matrix
         product = native_product(lower(matrix, self.arch))
-        steps = range(1, warpgroups.MOST_STEPS + 1)
+        steps = range(1, warpgrouprecords.MOST_STEPS + 1)
         records = np.concatenate([product.record(1, matrix.m, matrix.n, matrix.k * each).reshape(-1) for each in steps])
         slots = np.array(form.slots, np.int32)
-        row = warpgroups.WarpgroupProduct(
+        row = warpgrouprecords.WarpgroupProduct(
             matrix.n, matrix.k, matrix.a_type.container_bits, matrix.b_type.container_bits, _held(matrix.a_type), _held(matrix.b_type),
             matrix.d_type.container_bits, int(form.a_in_registers), int(form.a_mn_major), int(form.b_mn_major), product.address,
-            records.ctypes.data, len(Call._fields), warpgroups.FIRST_COUNTER + len(self.tables), len(slots), slots.ctypes.data,
+            records.ctypes.data, len(Call._fields), warpgrouprecords.FIRST_COUNTER + len(self.tables), len(slots), slots.ctypes.data,
         )  # fmt: skip
         return ProductTable(form, np.array(row, np.int64), [product, records, slots])
 
@@ -104,7 +104,7 @@ def _number(code: WarpCode, operand: Operand) -> int:
 
 
 def _call(code: WarpCode, what: int, *more: int | str) -> None:
-    code.call_helper([warpgroups.WGMMA_OPERATION, what, "%context_number", code.index, *more], _RECORD)
+    code.call_helper([warpgrouprecords.WGMMA_OPERATION, what, "%context_number", code.index, *more], _RECORD)
 
 
 def _wgmma(code: WarpCode, instruction: Instruction) -> None:
@@ -115,7 +115,7 @@ def _wgmma(code: WarpCode, instruction: Instruction) -> None:
     if what == "mma_async":
         _multiply(code, instruction)
     elif what == "commit_group":
-        _call(code, warpgroups.COMMIT)
+        _call(code, warpgrouprecords.COMMIT)
     elif what == "wait_group":
         await_products(code, _number(code, instruction.operands[0]))
     elif what != "fence":
@@ -124,7 +124,7 @@ def _wgmma(code: WarpCode, instruction: Instruction) -> None:
 
 def await_products(code: WarpCode, left: int) -> None:
     """Wait until all but the last groups are done; of -1 until all products are. It is the first of its segment."""
-    _call(code, warpgroups.AWAIT, left, 0)
+    _call(code, warpgrouprecords.AWAIT, left, 0)
     name = code.fresh("products")[1:]
     waits = code.named(f"load i64, ptr {code.frame(_RECORD + _WAIT_WORD)}")
     code.line(f"br i1 {code.named(f'icmp ne i64 {waits}, 0')}, label %{name}.not, label %{name}")
@@ -180,7 +180,7 @@ def _multiply(code: WarpCode, instruction: Instruction) -> None:
         first = code.lane(code.operand(a, 64))
     second = code.lane(code.operand(b, 64))
     adds = code.named(f"zext i1 {code.lane(code.operand(scale_d, 1))} to i64")
-    _call(code, warpgroups.ISSUE, table.words.ctypes.data, first, second, adds, fragment)
+    _call(code, warpgrouprecords.ISSUE, table.words.ctypes.data, first, second, adds, fragment)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"wgmma": _wgmma}

@@ -1,6 +1,8 @@
 """Machine code of kernels: compiled once, kept in files, and made anew where a file cannot be trusted."""
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,9 @@ def test_a_long_one_is_announced(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     compiler.compiled(LARGE, "answer", what="the kernel k")
     compiler.compiled(LARGE, "answer", what="the kernel k")
     assert told == ["mmabits: compiling the kernel k, once on this machine"]
+
+
+def test_the_machine_needs_numba_for_its_helper_alone() -> None:
+    """Where that is in a file, compiled kernels run without Numba."""
+    program = "import sys, mmabits.emulator.machine.kernel; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
