@@ -17,13 +17,13 @@ from mmabits.emulator.machine.ptx import (
     Address,
     Entry,
     Immediate,
-    Instruction,
     Module,
     Operand,
     Pair,
+    PtxInstruction,
     Register,
     Sink,
-    Special,
+    SpecialRegister,
     Symbol,
     Vector,
     read_ptx,
@@ -137,7 +137,7 @@ def fused_sums(entry: Entry) -> dict[int, Fused]:
     def modifiers(place: int) -> str:
         return entry.instructions[place].opcode.split(".", 1)[1]
 
-    def product(operand: Operand, place: int) -> Instruction | None:
+    def product(operand: Operand, place: int) -> PtxInstruction | None:
         if not isinstance(operand, Register) or len(writes[operand.name]) != 1:
             return None
         (made,) = writes[operand.name]
@@ -164,7 +164,7 @@ def fused_sums(entry: Entry) -> dict[int, Fused]:
     return found
 
 
-def _only_reads(each: Instruction) -> bool:
+def _only_reads(each: PtxInstruction) -> bool:
     return each.opcode.split(".")[0] in ("st", "red", "bra", "brx", "bar", "ret", "exit", "cp", "stmatrix")
 
 
@@ -363,7 +363,7 @@ class _Lane:
                 (number,) = struct.unpack("<d", operand.number.to_bytes(8, "little"))
                 return int.from_bytes(struct.pack("<f", number), "little")
             return operand.number & mask
-        if isinstance(operand, Special):
+        if isinstance(operand, SpecialRegister):
             return self.special(operand.name) & mask
         if isinstance(operand, Symbol):
             return self.kernel.places[operand.name] & mask
@@ -428,7 +428,7 @@ class _Lane:
             else:
                 self.row(each, parts)
 
-    def row(self, each: Instruction, parts: list[str]) -> None:
+    def row(self, each: PtxInstruction, parts: list[str]) -> None:
         """An opcode of one lane: its reference."""
         third = "#3" if parts[0] in ("min", "max") and len(each.operands) == 4 else ""
         row = opcode_table().get(each.opcode + third)
@@ -446,7 +446,7 @@ class _Lane:
         for place, kind, value in zip(targets, row.results, results, strict=False):
             self.write(place, value, kind)
 
-    def sum(self, each: Instruction, fused: Fused) -> None:
+    def sum(self, each: PtxInstruction, fused: Fused) -> None:
         kind = fused.row.name.rpartition(".")[2]
         a, b, c = (self.read(operand, width(kind)) for operand in fused.operands)
         top = _TOP[kind]
@@ -464,7 +464,7 @@ class _Lane:
     def items(operand: Operand) -> tuple[Operand, ...]:
         return operand.items if isinstance(operand, Vector) else (operand,)
 
-    def ld(self, each: Instruction, parts: list[str]) -> None:
+    def ld(self, each: PtxInstruction, parts: list[str]) -> None:
         memory, at = self.address(each.operands[1], self.space(parts))
         kind, items = parts[-1], self.items(each.operands[0])
         size = width(kind) // 8
@@ -473,7 +473,7 @@ class _Lane:
         for item, value in zip(items, values, strict=True):
             self.write(item, value, kind)
 
-    def st(self, each: Instruction, parts: list[str]) -> None:
+    def st(self, each: PtxInstruction, parts: list[str]) -> None:
         memory, at = self.address(each.operands[0], self.space(parts))
         kind, items = parts[-1], self.items(each.operands[1])
         size = width(kind) // 8
@@ -481,11 +481,11 @@ class _Lane:
         for place, item in enumerate(items):
             memory.store(at + place * size, size, self.read(item, 8 * size))
 
-    def atom(self, each: Instruction, parts: list[str]) -> None:
+    def atom(self, each: PtxInstruction, parts: list[str]) -> None:
         old = self.changed(each.operands[1:], parts)
         self.write(each.operands[0], old, "b" + parts[-1].lstrip("busf"))
 
-    def red(self, each: Instruction, parts: list[str]) -> None:
+    def red(self, each: PtxInstruction, parts: list[str]) -> None:
         self.changed(each.operands, parts)
 
     def changed(self, operands: Sequence[Operand], parts: list[str]) -> int:
@@ -502,7 +502,7 @@ class _Lane:
         memory.store(at, size, found & (1 << 8 * size) - 1)
         return old
 
-    def cp(self, each: Instruction, parts: list[str]) -> None:
+    def cp(self, each: PtxInstruction, parts: list[str]) -> None:
         """cp.async: copies are carried out, in order, when a wait wants their group."""
         if parts[2] == "commit_group":
             self.copies.append([])
@@ -524,7 +524,7 @@ class _Lane:
             have = self.read(each.operands[3], 32) if len(each.operands) > 3 else size
             self.copies[-1].append((target, source, size, min(have, size)))
 
-    def cvta(self, each: Instruction, parts: list[str]) -> None:
+    def cvta(self, each: PtxInstruction, parts: list[str]) -> None:
         window = {"shared": SHARED, "local": LOCAL}.get(self.space(parts), 0)
         value = self.read(each.operands[1], 64)
         if window:
@@ -533,7 +533,7 @@ class _Lane:
 
     # -------------------------------------------------------------------------------------------------------- between lanes
 
-    def shfl(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def shfl(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         target, source, by, clamp, mask = each.operands
         brought = yield Wait(here, self.read(mask, 32), (self.read(source, 32),))
         mode = next(word for word in parts if word in ("up", "down", "bfly", "idx"))
@@ -544,7 +544,7 @@ class _Lane:
         if isinstance(target, Pair):
             self.write(target.second, int(inside), "pred")
 
-    def vote(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def vote(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         target, source, mask = each.operands
         brought = yield Wait(here, self.read(mask, 32), (self.read(source, 1),))
         votes = [given[0] for given in brought.values()]
@@ -554,7 +554,7 @@ class _Lane:
             found = {"all": all(votes), "any": any(votes), "uni": len(set(votes)) == 1}
             self.write(target, int(found[parts[2]]), "pred")
 
-    def redux(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def redux(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         target, source, mask = each.operands
         name, kind = parts[2], parts[-1]
         brought = yield Wait(here, self.read(mask, 32), (self.read(source, 32),))
@@ -564,7 +564,7 @@ class _Lane:
             total = ATOMIC[name](total, value, 0)
         self.write(target, total & WORD, "b32")
 
-    def elect(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def elect(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         target, mask = each.operands
         brought = yield Wait(here, self.read(mask, 32), ())
         leader = min(brought)
@@ -572,7 +572,7 @@ class _Lane:
         self.write(first, leader, "b32")
         self.write(second, int(leader == self.number % 32), "pred")
 
-    def ldmatrix(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def ldmatrix(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         """Of 8 x 8 elements of 16 bits: lane 8 i + r names row r of matrix i; lane 4 r + c gets columns 2 c and 2 c + 1 of row r."""
         memory, at = self.address(each.operands[1], self.space(parts))
         brought = yield Wait(here, WORD, (at,))
@@ -584,7 +584,7 @@ class _Lane:
         for item, value in zip(self.items(each.operands[0]), values, strict=True):
             self.write(item, value, "b32")
 
-    def stmatrix(self, here: int, each: Instruction, parts: list[str]) -> Lane:
+    def stmatrix(self, here: int, each: PtxInstruction, parts: list[str]) -> Lane:
         memory, at = self.address(each.operands[0], self.space(parts))
         brought = yield Wait(here, WORD, (at,))
         for matrix, item in enumerate(self.items(each.operands[1])):

@@ -10,7 +10,7 @@ from typing import Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.memory import generic
-from mmabits.emulator.machine.ptx import Address, Instruction, Operand, Register, Sink
+from mmabits.emulator.machine.ptx import Address, Operand, PtxInstruction, Register, Sink
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 
@@ -43,7 +43,7 @@ def _call(code: WarpCode, what: int, address: Operand, number: Value, other: Val
     ], _RECORD)  # fmt: skip
 
 
-def _mbarrier(code: WarpCode, instruction: Instruction) -> None:
+def _mbarrier(code: WarpCode, instruction: PtxInstruction) -> None:
     parts, operands = instruction.opcode.split("."), instruction.operands
     what = parts[1]
     if what == "init":
@@ -65,7 +65,7 @@ def _mbarrier(code: WarpCode, instruction: Instruction) -> None:
         raise code.refused(f"the opcode {instruction.opcode}")
 
 
-def _arrive(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
+def _arrive(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     """The state is that before the arrival."""
     target: Operand = Sink()
     operands = list(instruction.operands)
@@ -81,7 +81,7 @@ def _arrive(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
         code.put(target, code.take_up("i64", _RESULTS), code.guard(instruction))
 
 
-def _wait(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
+def _wait(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     """Of the phase that a state was given in, or, with .parity, of the one with that parity."""
     target, address, number, *_ = instruction.operands
     tries, guard = parts[1] == "try_wait", code.guard(instruction)
@@ -100,13 +100,13 @@ def _wait(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
         code.put(target, found, guard)
 
 
-def _arrive_after_copies(code: WarpCode, instruction: Instruction) -> None:
+def _arrive_after_copies(code: WarpCode, instruction: PtxInstruction) -> None:
     """cp.async.mbarrier.arrive: when the copies that the thread asked for are done."""
     flags = 0 if ".noinc" in instruction.opcode else _COUNTS
     _call(code, words.ARRIVE_AFTER_COPIES, instruction.operands[0], code.constant(1, 64), flags=flags)
 
 
-def _barrier(code: WarpCode, instruction: Instruction) -> None:
+def _barrier(code: WarpCode, instruction: PtxInstruction) -> None:
     """barrier.cluster: the warp arrives, or waits until all threads of the cluster have."""
     parts = instruction.opcode.split(".")
     if parts[1] != "cluster" or instruction.guard is not None:
@@ -124,7 +124,7 @@ def _barrier(code: WarpCode, instruction: Instruction) -> None:
     code.label(name)
 
 
-def _map_to_rank(code: WarpCode, instruction: Instruction) -> None:
+def _map_to_rank(code: WarpCode, instruction: PtxInstruction) -> None:
     """mapa: the same place of shared memory in another CTA of the cluster."""
     target, source, rank = instruction.operands
     if not isinstance(target, Register):
@@ -135,7 +135,7 @@ def _map_to_rank(code: WarpCode, instruction: Instruction) -> None:
     code.put(target, code.either(place, code.shift("shl", window, words.WINDOW_SHIFT)), code.guard(instruction))
 
 
-def _rank_of(code: WarpCode, instruction: Instruction) -> None:
+def _rank_of(code: WarpCode, instruction: PtxInstruction) -> None:
     """getctarank: which CTA of the cluster an address of shared memory belongs to."""
     target, source = instruction.operands
     if isinstance(target, Register):
@@ -146,7 +146,7 @@ def _rank_of(code: WarpCode, instruction: Instruction) -> None:
         code.put(target, code.resize(rank, target.bits), code.guard(instruction))
 
 
-def _warp_barrier(code: WarpCode, instruction: Instruction) -> None:
+def _warp_barrier(code: WarpCode, instruction: PtxInstruction) -> None:
     """bar.warp.sync: lanes of a parted warp wait for those that it names."""
     if code.active is None:
         return

@@ -11,7 +11,7 @@ from typing import Final
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.barriers import barrier_address
 from mmabits.emulator.machine.memory import generic, together
-from mmabits.emulator.machine.ptx import Address, Immediate, Instruction
+from mmabits.emulator.machine.ptx import Address, Immediate, PtxInstruction
 from mmabits.emulator.machine.tensormaps import COPY_MAP, FIELDS
 from mmabits.emulator.machine.warp import Handler, WarpCode
 
@@ -24,7 +24,7 @@ _IGNORED: Final = (
 )  # fmt: skip
 
 
-def _bulk(code: WarpCode, instruction: Instruction) -> None:
+def _bulk(code: WarpCode, instruction: PtxInstruction) -> None:
     """cp.async.bulk and cp.reduce.async.bulk, with everything behind it."""
     parts = instruction.opcode.split(".")
     if "prefetch" in parts:
@@ -47,7 +47,7 @@ def _ask(code: WarpCode, what: int, *more: int | str) -> None:
     code.call_helper([words.BULK, what, lanes, "%context_number", code.index, *more], _RECORD)
 
 
-def _spaces(code: WarpCode, instruction: Instruction, parts: list[str], known: tuple[str, ...]) -> tuple[str, str]:
+def _spaces(code: WarpCode, instruction: PtxInstruction, parts: list[str], known: tuple[str, ...]) -> tuple[str, str]:
     """Where to and where from; an error of a word that is not understood."""
     rest = [word for word in parts if word not in (*known, *_IGNORED, *_SPACES, "cp", "async", "bulk", "reduce", "tensor")]
     spaces = [word for word in parts if word in _SPACES]
@@ -56,7 +56,7 @@ def _spaces(code: WarpCode, instruction: Instruction, parts: list[str], known: t
     return spaces[0], spaces[1]
 
 
-def _box(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
+def _box(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     dimensions = next((int(word[0]) for word in parts if re.fullmatch("[1-5]d", word)), 0)
     operation = next((_OPERATIONS[word] for word in parts if word in _OPERATIONS), 0)
     target, _ = _spaces(code, instruction, parts, (f"{dimensions}d", *_OPERATIONS))
@@ -78,7 +78,7 @@ def _box(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
     _ask(code, words.ASK_BOX, *places, dimensions, operation, masks)
 
 
-def _bytes(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
+def _bytes(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     target, source = _spaces(code, instruction, parts, ())
     if "reduce" in parts:
         raise code.refused(f"the opcode {instruction.opcode}")
@@ -93,7 +93,7 @@ def _bytes(code: WarpCode, instruction: Instruction, parts: list[str]) -> None:
     _ask(code, words.ASK_BYTES, *places, 0, 0, _masks(code, instruction, parts, 4))
 
 
-def _masks(code: WarpCode, instruction: Instruction, parts: list[str], place: int) -> int | str:
+def _masks(code: WarpCode, instruction: PtxInstruction, parts: list[str], place: int) -> int | str:
     """The CTAs that get a copy each."""
     if "multicast::cluster" not in parts:
         return 0
@@ -101,7 +101,7 @@ def _masks(code: WarpCode, instruction: Instruction, parts: list[str], place: in
     return code.frame_number(_MASKS)
 
 
-def _tensormap(code: WarpCode, instruction: Instruction) -> None:
+def _tensormap(code: WarpCode, instruction: PtxInstruction) -> None:
     """tensormap.replace and tensormap.cp_fenceproxy."""
     parts, operands = instruction.opcode.split("."), instruction.operands
     lanes = code.lanes(code.guard(instruction))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine.ptx import Instruction, Pair, Register, Vector
+from mmabits.emulator.machine.ptx import Pair, PtxInstruction, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import ALL, Handler, WarpCode
 from mmabits.isa.opcodes import width
@@ -15,7 +15,7 @@ _AT: Final = 512
 """Place of the vectors in the frame."""
 
 
-def _shuffle(code: WarpCode, instruction: Instruction) -> None:
+def _shuffle(code: WarpCode, instruction: PtxInstruction) -> None:
     """shfl.sync of one word."""
     parts = instruction.opcode.split(".")
     target, source, by, clamp = instruction.operands[:4]
@@ -41,7 +41,7 @@ def _members(code: WarpCode, operand_mask: Value, guard: Value | None) -> Value:
     return named if running is None else code.both(named, running)
 
 
-def _vote(code: WarpCode, instruction: Instruction) -> None:
+def _vote(code: WarpCode, instruction: PtxInstruction) -> None:
     """vote.sync: all, any, uni, ballot."""
     parts = instruction.opcode.split(".")
     target, source, *mask = instruction.operands
@@ -65,7 +65,7 @@ def _vote(code: WarpCode, instruction: Instruction) -> None:
     code.put(target, code.splat(found, "i1"), guard)
 
 
-def _active(code: WarpCode, instruction: Instruction) -> None:
+def _active(code: WarpCode, instruction: PtxInstruction) -> None:
     target = instruction.operands[0]
     if isinstance(target, Register):
         running = code.running(code.guard(instruction))
@@ -73,7 +73,7 @@ def _active(code: WarpCode, instruction: Instruction) -> None:
         code.put(target, code.splat(word, "i32"), code.guard(instruction))
 
 
-def _elect(code: WarpCode, instruction: Instruction) -> None:
+def _elect(code: WarpCode, instruction: PtxInstruction) -> None:
     """elect.sync: the lowest of the lanes that the mask names."""
     target, mask = instruction.operands
     guard = code.guard(instruction)
@@ -93,7 +93,7 @@ _NEUTRAL: Final = {
 }  # fmt: skip
 
 
-def _reduce(code: WarpCode, instruction: Instruction) -> None:
+def _reduce(code: WarpCode, instruction: PtxInstruction) -> None:
     """redux.sync of integers; of f32 the least and the greatest."""
     parts = instruction.opcode.split(".")
     name, kind = parts[2], parts[-1]
@@ -119,7 +119,7 @@ def _reduced(code: WarpCode, name: str, value: Value) -> str:
     return code.named(f"call i32 @{function}({value.typed})")
 
 
-def _reduce_floats(code: WarpCode, instruction: Instruction, name: str, members: Value, value: Value, guard: Value | None) -> None:
+def _reduce_floats(code: WarpCode, instruction: PtxInstruction, name: str, members: Value, value: Value, guard: Value | None) -> None:
     parts, target = instruction.opcode.split("."), instruction.operands[0]
     if "abs" in parts:
         value = code.masked(value, 0x7FFF_FFFF)
@@ -139,7 +139,7 @@ def _reduce_floats(code: WarpCode, instruction: Instruction, name: str, members:
         code.put(target, found, guard)
 
 
-def _take_apart(code: WarpCode, instruction: Instruction) -> None:
+def _take_apart(code: WarpCode, instruction: PtxInstruction) -> None:
     """mov.b64 {a, b}, c: the low bits first."""
     target, source = instruction.operands
     if not isinstance(target, Vector):

@@ -6,7 +6,7 @@ By the manual that is undefined. ptxas waits there, and tells that it serialises
 from __future__ import annotations
 
 from mmabits.emulator.machine.program import Program, read, written
-from mmabits.emulator.machine.ptx import Immediate, Instruction, Register, registers_of
+from mmabits.emulator.machine.ptx import Immediate, PtxInstruction, Register, registers_of
 
 _PRODUCT, _COMMIT, _WAIT = "wgmma.mma_async", "wgmma.commit_group", "wgmma.wait_group"
 _MOST = 16
@@ -16,23 +16,23 @@ Flight = dict[Register, int]
 """Accumulators of products under way, and how many groups were closed since, that of the product included."""
 
 
-def multiplies(instruction: Instruction) -> bool:
+def multiplies(instruction: PtxInstruction) -> bool:
     """Whether an instruction is a product of a warpgroup."""
     return instruction.opcode.startswith(_PRODUCT)
 
 
-def accumulators(instruction: Instruction) -> tuple[Register, ...]:
+def accumulators(instruction: PtxInstruction) -> tuple[Register, ...]:
     """Registers of C and D."""
     return tuple(registers_of(instruction.operands[0]))
 
 
-def _touched(instruction: Instruction) -> set[Register]:
+def _touched(instruction: PtxInstruction) -> set[Register]:
     """Registers whose use needs the products that write them; an accumulator may go on in the next product."""
     touched = {*read(instruction), *written(instruction)}
     return touched - set(accumulators(instruction)) if multiplies(instruction) else touched
 
 
-def _after(instruction: Instruction, flight: Flight) -> Flight:
+def _after(instruction: PtxInstruction, flight: Flight) -> Flight:
     if multiplies(instruction):
         return {**flight, **dict.fromkeys(accumulators(instruction), 0)}
     if instruction.opcode.startswith(_COMMIT):

@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 
 from mmabits.emulator.machine.program import written
-from mmabits.emulator.machine.ptx import Entry, Instruction, Negative, Register, registers_of
+from mmabits.emulator.machine.ptx import Entry, Negative, PtxInstruction, Register, registers_of
 from mmabits.isa.opcodes import opcode_table
 
 _SUMS: Final = ("add", "sub")
 
 
-def _is_fusible(instruction: Instruction, bases: tuple[str, ...]) -> bool:
+def _is_fusible(instruction: PtxInstruction, bases: tuple[str, ...]) -> bool:
     row = opcode_table().get(instruction.opcode)
     return row is not None and row.fusible and row.base in bases and instruction.guard is None and row.parts[-2:-1] != ("f32",)
 

@@ -24,7 +24,7 @@ from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORD
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.program import Program, looks, program
-from mmabits.emulator.machine.ptx import Entry, Instruction, Module, Variable, read_ptx
+from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
@@ -142,7 +142,7 @@ def helper_address() -> int:
 
 
 @dataclass(eq=False)
-class _Code:
+class _WarpFunction:
     """A warp's function."""
 
     address: int
@@ -212,7 +212,7 @@ class Kernel:
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
         self._uniform = self._compiled(diverged=False)
-        self._diverged: _Code | None = None
+        self._diverged: _WarpFunction | None = None
         self._tables: list[Tables] = []
         self._table_words = np.zeros(0, np.int64)
         self._enlist(self._uniform)
@@ -240,7 +240,7 @@ class Kernel:
 
     # ---------------------------------------------------------------------------------------------------------------- code
 
-    def _compiled(self, *, diverged: bool) -> _Code:
+    def _compiled(self, *, diverged: bool) -> _WarpFunction:
         code = WarpCode(self.program, HANDLERS, self.memory, diverged=diverged)
         products = Products(self.arch)
         if diverged:
@@ -250,13 +250,13 @@ class Kernel:
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         address, owner = compiled(text, "warp", what=f"the kernel {self.name}", keep=not self.warpgroups.tables)  # whose addresses it holds
-        return _Code(address, owner, text, code.register_bytes, products)
+        return _WarpFunction(address, owner, text, code.register_bytes, products)
 
-    def _enlist(self, code: _Code) -> None:
+    def _enlist(self, code: _WarpFunction) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]
         self._table_words = np.array([word for each in self._tables for word in each.words] or [0], np.int64)
 
-    def _part(self, run: _Run) -> Any:
+    def _part(self, run: _ThreadState) -> Any:
         """What stands in for the function of a parted warp until one parts: it is compiled then."""
 
         def parted(context: int) -> int:
@@ -298,7 +298,7 @@ class Kernel:
         parameters = self._parameters(arguments)
         count = 1 if self.has_atomics else min(products.threads_wanted(), total)
         stop = array("q", (0,))
-        runs = [_Run(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
+        runs = [_ThreadState(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
 
         def share(first: int, last: int) -> None:
@@ -357,7 +357,7 @@ def aligned(size: int, unit: int = 1024) -> npt.NDArray[np.uint8]:
 
 
 @dataclass(eq=False)
-class _Run:
+class _ThreadState:
     """What one thread works with: contexts and memories of a CTA's warps."""
 
     kernel: Kernel
@@ -496,7 +496,7 @@ class _Run:
             waits.append(f"warp {int(context[_PLACE['warp']])}{at} {instruction}")
         return f"{self.kernel.name}: a deadlock in program {number}: " + "; ".join(waits)
 
-    def _spinning(self, context: npt.NDArray[np.int64]) -> Instruction:
+    def _spinning(self, context: npt.NDArray[np.int64]) -> PtxInstruction:
         """Where the loop begins that a warp is in, or the first of its lanes."""
         place = int(context[_PLACE["segment"]])
         if context[_PLACE["state"]] == words.DIVERGED:

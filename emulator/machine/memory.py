@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine.ptx import Address, Instruction, Operand, Register, Sink, Symbol, Vector
+from mmabits.emulator.machine.ptx import Address, Operand, PtxInstruction, Register, Sink, Symbol, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa.opcodes import width
@@ -17,15 +17,15 @@ _RECORD, _ADDRESSES, _MORE, _DATA = 0, 256, 1024, 2048
 """Places in the frame."""
 
 
-def _space(instruction: Instruction) -> str:
+def _space(instruction: PtxInstruction) -> str:
     return next((word for word in instruction.opcode.split(".") if word in _SPACES), "")
 
 
-def _kind(instruction: Instruction) -> str:
+def _kind(instruction: PtxInstruction) -> str:
     return instruction.opcode.rpartition(".")[2]
 
 
-def _count(instruction: Instruction) -> int:
+def _count(instruction: PtxInstruction) -> int:
     parts = instruction.opcode.split(".")
     return next((int(word[1:]) for word in parts if word in ("v2", "v4", "v8")), 1)
 
@@ -44,7 +44,7 @@ def _items(operand: Operand) -> tuple[Operand, ...]:
     return operand.items if isinstance(operand, Vector) else (operand,)
 
 
-def _move(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
+def _move(code: WarpCode, instruction: PtxInstruction, *, store: bool) -> None:
     space, kind, count = _space(instruction), _kind(instruction), _count(instruction)
     place, data = (instruction.operands[0], instruction.operands[1]) if store else (instruction.operands[1], instruction.operands[0])
     if space == "param":
@@ -75,7 +75,7 @@ def _move(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
                 code.put(each, code.resize(value, each.bits, signed=kind[0] == "s"), guard)
 
 
-def _parameter(code: WarpCode, instruction: Instruction, place: Operand, data: Operand) -> None:
+def _parameter(code: WarpCode, instruction: PtxInstruction, place: Operand, data: Operand) -> None:
     """ld.param: the same for all lanes."""
     if not (isinstance(place, Address) and isinstance(place.base, Symbol)):
         raise code.refused("a parameter at an address")
@@ -90,18 +90,18 @@ def _parameter(code: WarpCode, instruction: Instruction, place: Operand, data: O
             code.put(each, code.resize(value, each.bits, signed=kind[0] == "s"), guard)
 
 
-def _load(code: WarpCode, instruction: Instruction) -> None:
+def _load(code: WarpCode, instruction: PtxInstruction) -> None:
     _move(code, instruction, store=False)
 
 
-def _store(code: WarpCode, instruction: Instruction) -> None:
+def _store(code: WarpCode, instruction: PtxInstruction) -> None:
     _move(code, instruction, store=True)
 
 
 _OPERATIONS: Final = {"add": 0, "min": 1, "max": 2, "and": 3, "or": 4, "xor": 5, "exch": 6, "cas": 7, "inc": 8, "dec": 9}
 
 
-def _atomic(code: WarpCode, instruction: Instruction) -> None:
+def _atomic(code: WarpCode, instruction: PtxInstruction) -> None:
     """Atom and red."""
     parts = instruction.opcode.split(".")
     kind, name = _kind(instruction), next((word for word in parts if word in _OPERATIONS), "")
@@ -136,7 +136,7 @@ def _atomic(code: WarpCode, instruction: Instruction) -> None:
             code.put(target, code.resize(before, target.bits), guard)
 
 
-def _matrix(code: WarpCode, instruction: Instruction) -> None:
+def _matrix(code: WarpCode, instruction: PtxInstruction) -> None:
     """Ldmatrix and stmatrix of 8 x 8 elements of 16 bits."""
     parts = instruction.opcode.split(".")
     if "m8n8" not in parts or "b16" not in parts:
@@ -174,7 +174,7 @@ def together(code: WarpCode) -> None:
     code.label(number)
 
 
-def _asynchronous(code: WarpCode, instruction: Instruction) -> None:
+def _asynchronous(code: WarpCode, instruction: PtxInstruction) -> None:
     """cp.async and its groups."""
     opcode = instruction.opcode
     guard = code.guard(instruction)
@@ -204,7 +204,7 @@ def _asynchronous(code: WarpCode, instruction: Instruction) -> None:
         raise code.refused(f"the opcode {opcode}")
 
 
-def _convert_address(code: WarpCode, instruction: Instruction) -> None:
+def _convert_address(code: WarpCode, instruction: PtxInstruction) -> None:
     """Cvta: between the addresses of a space and generic ones."""
     target, source = instruction.operands
     assert isinstance(target, Register)
@@ -223,7 +223,7 @@ def _convert_address(code: WarpCode, instruction: Instruction) -> None:
     code.put(target, code.resize(value, target.bits), guard)
 
 
-def _is_space(code: WarpCode, instruction: Instruction) -> None:
+def _is_space(code: WarpCode, instruction: PtxInstruction) -> None:
     target, source = instruction.operands
     assert isinstance(target, Register)
     tag = TAGS.get(_space(instruction), 0)
@@ -231,11 +231,11 @@ def _is_space(code: WarpCode, instruction: Instruction) -> None:
     code.put(target, code.compare("eq", top, code.constant(tag, 64)), code.guard(instruction))
 
 
-def _nothing(code: WarpCode, instruction: Instruction) -> None:
+def _nothing(code: WarpCode, instruction: PtxInstruction) -> None:
     """What no result shows, in a machine that does things in order."""
 
 
-def _policy(code: WarpCode, instruction: Instruction) -> None:
+def _policy(code: WarpCode, instruction: PtxInstruction) -> None:
     target = instruction.operands[0]
     if isinstance(target, Register):
         code.put(target, code.constant(0, target.bits), code.guard(instruction))

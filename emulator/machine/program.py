@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from mmabits.emulator.machine.ptx import Address, Entry, Immediate, Instruction, Operand, PtxError, Register, Symbol, registers_of
+from mmabits.emulator.machine.ptx import Address, Entry, Immediate, Operand, PtxError, PtxInstruction, Register, Symbol, registers_of
 
 _NO_RESULT = (
     "st", "bra", "brx", "bar", "barrier", "ret", "exit", "trap", "red", "membar", "fence", "cp", "stmatrix", "nanosleep", "prefetch",
@@ -41,7 +41,7 @@ def looks(opcode: str) -> bool:
     return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
 
 
-def results_of(instruction: Instruction) -> tuple[Operand, ...]:
+def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
     """Operands that are written."""
     if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
         return ()
@@ -50,7 +50,7 @@ def results_of(instruction: Instruction) -> tuple[Operand, ...]:
     return instruction.operands[:1]
 
 
-def written(instruction: Instruction) -> Iterator[Register]:
+def written(instruction: PtxInstruction) -> Iterator[Register]:
     """Registers that an instruction writes."""
     for operand in results_of(instruction):
         yield from registers_of(operand)
@@ -58,7 +58,7 @@ def written(instruction: Instruction) -> Iterator[Register]:
         yield CARRY
 
 
-def read(instruction: Instruction) -> Iterator[Register]:
+def read(instruction: PtxInstruction) -> Iterator[Register]:
     """Registers that an instruction reads; under a guard also what it may leave as it was."""
     for operand in instruction.operands[len(results_of(instruction)) :]:
         yield from registers_of(operand)
@@ -171,7 +171,7 @@ def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     return Program(entry, tuple(segments), live_in, live_out)
 
 
-def _targets(entry: Entry, last: Instruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:
+def _targets(entry: Entry, last: PtxInstruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:
     base = base_of(last.opcode)
     if base == "bra":
         yield number[_label(entry, last, last.operands[0])]
@@ -183,7 +183,7 @@ def _targets(entry: Entry, last: Instruction, place: int, count: int, number: di
         yield place + 1
 
 
-def _label(entry: Entry, instruction: Instruction, operand: Operand) -> int:
+def _label(entry: Entry, instruction: PtxInstruction, operand: Operand) -> int:
     found = entry.labels.get(operand.name) if isinstance(operand, Symbol) else None
     if found is None or found >= len(entry.instructions):
         raise PtxError(f"{entry.name}: no place to branch to in {instruction}")
@@ -191,7 +191,7 @@ def _label(entry: Entry, instruction: Instruction, operand: Operand) -> int:
 
 
 def _lives(
-    instructions: list[Instruction], segments: list[Segment]
+    instructions: list[PtxInstruction], segments: list[Segment]
 ) -> tuple[tuple[frozenset[Register], ...], tuple[frozenset[Register], ...]]:
     uses, defines = [], []
     for segment in segments:

@@ -33,7 +33,7 @@ class Register(NamedTuple):
     """Read as its opposite."""
 
 
-class Special(NamedTuple):
+class SpecialRegister(NamedTuple):
     """A register that the hardware writes: `%tid.x`."""
 
     name: str
@@ -84,7 +84,7 @@ class Sink(NamedTuple):
     """`_`: a result that nobody wants."""
 
 
-Operand = Register | Special | Immediate | Symbol | Address | Vector | Pair | Negative | Sink
+Operand = Register | SpecialRegister | Immediate | Symbol | Address | Vector | Pair | Negative | Sink
 
 
 # --------------------------------------------------------------------------------------------------------------------- pieces
@@ -101,7 +101,7 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Instruction:
+class PtxInstruction:
     """One instruction."""
 
     opcode: str
@@ -143,7 +143,7 @@ class Entry:
     returns: list[Variable] = field(default_factory=list)
     attributes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """`reqntid` and the like."""
-    instructions: list[Instruction] = field(default_factory=list)
+    instructions: list[PtxInstruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     """Index of the instruction that a label stands before."""
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -437,7 +437,7 @@ class _Reader:
         if opcode.startswith("."):
             raise self.fail(f"a directive that is not understood: {text[:80]}")
         entry.instructions.append(
-            Instruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
+            PtxInstruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
         )
 
     def registers(self, text: str) -> None:
@@ -505,7 +505,7 @@ class _Reader:
         if text == "WARP_SZ":
             return Immediate(32)
         if _SPECIALS.match(text):
-            return Special(text)
+            return SpecialRegister(text)
         found = self.find(text) if self.scopes else None
         if found is not None:
             return found

@@ -16,7 +16,7 @@ from mmabits.emulator.machine import tensormemory
 from mmabits.emulator.machine import tensorrecords as words
 from mmabits.emulator.machine.descriptors import PRODUCT_KINDS, SCALE_IDS, elements_of_chunk, instruction_descriptor
 from mmabits.emulator.machine.memory import generic
-from mmabits.emulator.machine.ptx import Address, Immediate, Instruction, Operand, Vector
+from mmabits.emulator.machine.ptx import Address, Immediate, Operand, PtxInstruction, Vector
 from mmabits.emulator.machine.tensorrecords import CELLS, FIRST_COUNTER, KNOWN, Multiply, TensorMemory, TensorTask
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
@@ -171,7 +171,7 @@ def _down(code: WarpCode, operand: Operand, place: int) -> int | str:
 _PLAIN_WORDS: Final = ("tcgen05", "mma", "cta_group::1", "cta_group::2", "block_scale")
 
 
-def _multiply(code: WarpCode, instruction: Instruction) -> None:
+def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
     """tcgen05.mma: [d], a or [a], b, descriptor, the addresses of scales, lanes that are not written, whether it adds, a shift of D."""
     parts, group = instruction.opcode.split("."), tensormemory.group_of(code)
     kind = next((word.removeprefix("kind::") for word in parts if word.startswith("kind::")), "")
@@ -221,7 +221,7 @@ _COPIES: Final = {
 """Shapes of tcgen05.cp, and which warps get it, as tensorwork numbers them."""
 
 
-def _copy(code: WarpCode, instruction: Instruction) -> None:
+def _copy(code: WarpCode, instruction: PtxInstruction) -> None:
     """tcgen05.cp: [address], descriptor."""
     group = tensormemory.group_of(code)
     parts = [word for word in instruction.opcode.split(".")[2:] if not word.startswith("cta_group::")]
@@ -237,7 +237,7 @@ def _copy(code: WarpCode, instruction: Instruction) -> None:
     _ask(code, words.COPY, code.guard(instruction), target, source, shape, group, 0, 0, 0, 0, 0, packed)
 
 
-def _commit(code: WarpCode, instruction: Instruction) -> None:
+def _commit(code: WarpCode, instruction: PtxInstruction) -> None:
     """tcgen05.commit: the mbarrier is told when what the thread asked for is done, or that of every CTA of a mask."""
     tensormemory.group_of(code)
     parts = instruction.opcode.split(".")
@@ -255,7 +255,7 @@ _FORMS: Final[dict[str, Handler]] = {**tensormemory.FORMS, "mma": _multiply, "cp
 """By the second word of the opcode."""
 
 
-def _tcgen05(code: WarpCode, instruction: Instruction) -> None:
+def _tcgen05(code: WarpCode, instruction: PtxInstruction) -> None:
     handler = _FORMS.get(instruction.opcode.split(".")[1])
     if handler is None:
         raise code.refused(f"the opcode {instruction.opcode}")

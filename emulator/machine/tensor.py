@@ -15,7 +15,7 @@ from mmabits.emulator.engine.native import NativeProduct, native_product
 from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.memory import together
-from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Register, Vector
+from mmabits.emulator.machine.ptx import Immediate, Operand, PtxInstruction, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import Lowering, MmabitsError, lower, parse
@@ -29,7 +29,7 @@ _MOST: Final = 256
 """Kinds of products of a kernel."""
 
 
-class Kind(NamedTuple):
+class GatheredKind(NamedTuple):
     """A product of one instruction and size: what the helper is told of it."""
 
     matrix: Matrix
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 class Tables:
     """Words and arrays that a kind of product needs at run time; they live as long as the kernel."""
 
-    kind: Kind
+    kind: GatheredKind
     product: NativeProduct
     shape: npt.NDArray[np.int64]
     record: npt.NDArray[np.void]
@@ -56,7 +56,7 @@ class Tables:
         return self.shape.ctypes.data, self.record.ctypes.data, self.product.address, len(Call._fields)
 
 
-def tables_of(kind: Kind) -> Tables:
+def tables_of(kind: GatheredKind) -> Tables:
     """What the helper needs for a kind of product."""
     matrix = kind.matrix
     product = native_product(kind.lowering)
@@ -101,7 +101,7 @@ class Products:
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self.kinds: list[Kind] = []
+        self.kinds: list[GatheredKind] = []
         self.chains: list[_Chain] = []
         self.waiting: set[Register] = set()
         self.counts: dict[Matrix, int] = {}
@@ -174,7 +174,7 @@ class Products:
         """One product of rows x columns tiles."""
         first = places[0, 0]
         matrix, steps = first.matrix, len(first.a)
-        kind = Kind(matrix, lower(matrix, self.arch), len(rows), len(columns), steps, first.selectors)
+        kind = GatheredKind(matrix, lower(matrix, self.arch), len(rows), len(columns), steps, first.selectors)
         if kind not in self.kinds:
             if len(self.kinds) == _MOST:
                 raise code.refused(f"more than {_MOST} kinds of products")
@@ -236,7 +236,7 @@ def _items(operand: Operand) -> tuple[Operand, ...]:
     return operand.items if isinstance(operand, Vector) else (operand,)
 
 
-def _multiply(code: WarpCode, instruction: Instruction) -> None:
+def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
     together(code)
     try:
         matrix = parse(instruction.opcode)

@@ -6,7 +6,7 @@ from typing import Final
 
 from mmabits.emulator.machine import tensorrecords as words
 from mmabits.emulator.machine.memory import generic
-from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Register, Vector
+from mmabits.emulator.machine.ptx import Immediate, Operand, PtxInstruction, Register, Vector
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa.fragments import TRANSFER_SHAPES
@@ -39,25 +39,25 @@ def _call(code: WarpCode, what: int, guard: Value | None, *more: int | str) -> N
     code.stop_on_error()
 
 
-def _allocate(code: WarpCode, instruction: Instruction) -> None:
+def _allocate(code: WarpCode, instruction: PtxInstruction) -> None:
     group_of(code)
     target, columns = instruction.operands
     place = code.lane(generic(code, target, "shared"))
     _call(code, words.ALLOCATE, code.guard(instruction), first_lane(code, code.operand(columns, 32)), place)
 
 
-def _free(code: WarpCode, instruction: Instruction) -> None:
+def _free(code: WarpCode, instruction: PtxInstruction) -> None:
     group_of(code)
     address, columns = (first_lane(code, code.operand(each, 32)) for each in instruction.operands)
     _call(code, words.FREE, code.guard(instruction), address, columns)
 
 
-def _close(code: WarpCode, instruction: Instruction) -> None:
+def _close(code: WarpCode, instruction: PtxInstruction) -> None:
     group_of(code)
     _call(code, words.CLOSE, code.guard(instruction))
 
 
-def _transfer(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
+def _transfer(code: WarpCode, instruction: PtxInstruction, *, store: bool) -> None:
     """tcgen05.ld, tcgen05.st."""
     parts = instruction.opcode.split(".")
     shape = next((word for word in parts if word in TRANSFER_SHAPES), None)
@@ -93,15 +93,15 @@ def _transfer(code: WarpCode, instruction: Instruction, *, store: bool) -> None:
                 code.put(each, code.take_up("i32", _DATA + size * place), guard)
 
 
-def _load(code: WarpCode, instruction: Instruction) -> None:
+def _load(code: WarpCode, instruction: PtxInstruction) -> None:
     _transfer(code, instruction, store=False)
 
 
-def _store(code: WarpCode, instruction: Instruction) -> None:
+def _store(code: WarpCode, instruction: PtxInstruction) -> None:
     _transfer(code, instruction, store=True)
 
 
-def _nothing(code: WarpCode, instruction: Instruction) -> None:
+def _nothing(code: WarpCode, instruction: PtxInstruction) -> None:
     """Loads and stores are done where they stand; fences order what is in order."""
 
 

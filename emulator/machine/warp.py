@@ -17,14 +17,14 @@ from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
     Immediate,
-    Instruction,
     Negative,
     Operand,
     Pair,
     PtxError,
+    PtxInstruction,
     Register,
     Sink,
-    Special,
+    SpecialRegister,
     Symbol,
     Vector,
 )  # fmt: skip
@@ -45,7 +45,7 @@ _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15
                  "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
 """Sign bits of the types of products."""
 
-Handler = Callable[["WarpCode", Instruction], None]
+Handler = Callable[["WarpCode", PtxInstruction], None]
 
 
 class WarpCode(Code):
@@ -192,7 +192,7 @@ class WarpCode(Code):
         """A bit for each lane, as an i32."""
         return self.named(f"bitcast {mask.typed} to i{LANES}")
 
-    def guard(self, instruction: Instruction) -> Value | None:
+    def guard(self, instruction: PtxInstruction) -> Value | None:
         """The guard of an instruction."""
         return None if instruction.guard is None else self.get(instruction.guard)
 
@@ -218,7 +218,7 @@ class WarpCode(Code):
             return self.resize(self.get(operand), bits, signed=signed)
         if isinstance(operand, Immediate):
             return self.constant(_number(operand, bits), bits)
-        if isinstance(operand, Special):
+        if isinstance(operand, SpecialRegister):
             return self.resize(self.special(operand.name), bits)
         if isinstance(operand, Symbol):
             return self.constant(self.layout.address_of(operand.name), bits)
@@ -325,11 +325,11 @@ class WarpCode(Code):
         return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated{why and f' ({why})'}, in {self.instruction}")
 
     @property
-    def instruction(self) -> Instruction:
+    def instruction(self) -> PtxInstruction:
         """The one that is being written."""
         return self.program.entry.instructions[self.index]
 
-    def write(self, instruction: Instruction) -> None:
+    def write(self, instruction: PtxInstruction) -> None:
         """One instruction that does not end a segment."""
         handler = self.handler(instruction.opcode)
         row = opcode_table().get(_row_name(instruction))
@@ -346,7 +346,7 @@ class WarpCode(Code):
         found = (self.handlers.get(".".join(parts[:count])) for count in range(len(parts), 0, -1))
         return next((each for each in found if each is not None), None)
 
-    def elementwise(self, instruction: Instruction, row: Opcode) -> None:
+    def elementwise(self, instruction: PtxInstruction, row: Opcode) -> None:
         """An opcode of one lane."""
         target, *given = instruction.operands
         sources = list(row.sources)
@@ -468,7 +468,7 @@ class WarpCode(Code):
         more = self.named(f"zext i32 {self.as_word(lanes)} to i64")
         self.set_context(name, self.named(f"or i64 {self.context_word(name)}, {more}"))
 
-    def step(self, instruction: Instruction, place: int) -> bool:
+    def step(self, instruction: PtxInstruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
         if self.index in self.early_uses:
             self.warpgroups.finish(self)
@@ -538,7 +538,7 @@ class WarpCode(Code):
         before = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
         self.line(f"store {self.select(self.active, targets, before).typed}, ptr %pcs, align 4")
 
-    def branch(self, instruction: Instruction, place: int) -> None:
+    def branch(self, instruction: PtxInstruction, place: int) -> None:
         """Bra: the warp goes on where all lanes go, or parts."""
         label = instruction.operands[0]
         assert isinstance(label, Symbol)
@@ -571,7 +571,7 @@ class WarpCode(Code):
         """Where the lanes' segments stand."""
         return self.named(f"inttoptr i64 {self.context_word('pcs')} to ptr")
 
-    def indirect(self, instruction: Instruction, place: int) -> None:
+    def indirect(self, instruction: PtxInstruction, place: int) -> None:
         """brx.idx: a table of targets."""
         index, table = instruction.operands[:2]
         assert isinstance(table, Symbol)
@@ -615,7 +615,7 @@ class WarpCode(Code):
         self.line(f"ret i32 {words.ENDED}")
         self.part(place, targets)
 
-    def barrier(self, instruction: Instruction, place: int) -> None:
+    def barrier(self, instruction: PtxInstruction, place: int) -> None:
         """bar.sync: the warp returns, and goes on when as many threads have come as it says; bar.arrive: it is counted, and goes on."""
         arrives = ".arrive" in instruction.opcode
         if instruction.guard is not None or ".red" in instruction.opcode or not (arrives or ".sync" in instruction.opcode):
@@ -676,7 +676,7 @@ def _number(operand: Immediate, bits: int) -> int:
     return operand.number
 
 
-def _row_name(instruction: Instruction) -> str:
+def _row_name(instruction: PtxInstruction) -> str:
     """The name of an instruction's row: three operands of min and max are another row than two."""
     base = base_of(instruction.opcode)
     if base in ("min", "max") and len(instruction.operands) == 4:
@@ -684,6 +684,6 @@ def _row_name(instruction: Instruction) -> str:
     return instruction.opcode
 
 
-def _takes_apart(instruction: Instruction) -> bool:
+def _takes_apart(instruction: PtxInstruction) -> bool:
     """A mov into several registers."""
     return base_of(instruction.opcode) == "mov" and isinstance(instruction.operands[0], Vector)

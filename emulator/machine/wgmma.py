@@ -17,7 +17,7 @@ from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine import warpgrouprecords
 from mmabits.emulator.machine.flight import accumulators
 from mmabits.emulator.machine.memory import together
-from mmabits.emulator.machine.ptx import Immediate, Instruction, Operand, Vector
+from mmabits.emulator.machine.ptx import Immediate, Operand, PtxInstruction, Vector
 from mmabits.emulator.machine.vectors import LANES
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import FormatSpec, MmabitsError, lower, parse
@@ -107,7 +107,7 @@ def _call(code: WarpCode, what: int, *more: int | str) -> None:
     code.call_helper([warpgrouprecords.WGMMA_OPERATION, what, "%context_number", code.index, *more], _RECORD)
 
 
-def _wgmma(code: WarpCode, instruction: Instruction) -> None:
+def _wgmma(code: WarpCode, instruction: PtxInstruction) -> None:
     what = instruction.opcode.split(".")[1]
     together(code)
     if code.layout.warps % 4:
@@ -133,7 +133,7 @@ def await_products(code: WarpCode, left: int) -> None:
     code.label(name)
 
 
-def _multiply(code: WarpCode, instruction: Instruction) -> None:
+def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
     _, a, b, scale_d, *more = instruction.operands
     numbers = [_number(code, each) for each in more]
     try:

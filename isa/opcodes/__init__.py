@@ -7,9 +7,9 @@ from itertools import chain
 
 from mmabits.isa.opcodes import conversions, floating, functions, integer
 from mmabits.isa.opcodes.functions import REFUSED
-from mmabits.isa.opcodes.spec import Bound, ErrorMeasure, Kind, Opcode, width
+from mmabits.isa.opcodes.spec import Bound, ErrorMeasure, Opcode, OpcodeKind, width
 
-__all__ = ["REFUSED", "Bound", "Kind", "ErrorMeasure", "Opcode", "opcode_table", "width"]
+__all__ = ["REFUSED", "Bound", "OpcodeKind", "ErrorMeasure", "Opcode", "opcode_table", "width"]
 
 
 @lru_cache(maxsize=1)

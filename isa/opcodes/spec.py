@@ -12,7 +12,7 @@ from typing import Any, Final
 from mmabits.isa.evidence import Evidence
 
 
-class Kind(enum.Enum):
+class OpcodeKind(enum.Enum):
     """What an opcode acts on."""
 
     ELEMENTWISE = "registers of one lane"
@@ -69,7 +69,7 @@ class Opcode:
     """
 
     name: str
-    kind: Kind = Kind.ELEMENTWISE
+    kind: OpcodeKind = OpcodeKind.ELEMENTWISE
     section: str
     sources: tuple[str, ...] = ()
     results: tuple[str, ...] = ()

@@ -258,15 +258,6 @@ def test_no_room_outgrows_the_others() -> None:
 
 # Names -------------------------------------------------------------------------------------------------------------------
 
-TAKEN_TWICE = {
-    "Kind": "of diff, of opcodes and of the machine's matrices",
-    "Instruction": "of PTX in the machine",
-    "Special": "registers in the machine, numbers in the opcodes",
-    "Run": "of a CTA in the machine",
-    "Code": "generated in the machine, twice",
-}
-"""Class names that still stand in several modules, and why: none may be added, and the list is to become empty."""
-
 
 def classes(tree: ast.AST) -> list[str]:
     return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
@@ -279,7 +270,7 @@ def test_each_class_name_stands_in_one_module() -> None:
         for name in classes(ast.parse(source)):
             places.setdefault(name.lstrip("_"), set()).add(module)
     found = {name: sorted(modules) for name, modules in places.items() if len(modules) > 1}
-    assert {name: modules for name, modules in found.items() if name not in TAKEN_TWICE} == {}
+    assert found == {}
 
 
 def test_root_folders_are_imported_through_the_package() -> None:
