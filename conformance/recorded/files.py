@@ -27,6 +27,10 @@ _TENSORS: Final = ("a", "b", "c", "d")
 _SCALES: Final = ("scale_a", "scale_b")
 
 
+LONGEST_TEXT: Final = 1000
+"""Characters of a text that commands show in a line: a GPU's name, a call."""
+
+
 class NotWritten(VectorFileError):
     """A file could not be written: a full disk, a folder without permission. The next one would fare no better."""
 
@@ -71,11 +75,23 @@ def read_codes(file: TensorFile, form: str, required: Sequence[str]) -> tuple[di
     tensors = _TENSORS + (_SCALES if "scale_type" in given else ())
     if set(file.names) != set(tensors):
         raise OperandError(f"tensors are {', '.join(sorted(file.names)) or 'none'}; allowed: exactly {', '.join(tensors)}")
+    check_lengths({key: given[key] for key in ("gpu", "kind", "arch") if key in given})
     formats: dict[str, FormatSpec] = {}
     for name in (*TYPE_KEYS, "scale_type"):
         if name in given:
             formats[name] = format_spec(given[name], scale=name == "scale_type")
     return given, formats, {name: file.tensor(name) for name in tensors}
+
+
+def check_lengths(texts: Mapping[str, str]) -> None:
+    """Refuse texts that no line can show: who computed something, and how it is called.
+
+    Raises:
+        OperandError: one is too long.
+    """
+    for name, text in texts.items():
+        if len(text) > LONGEST_TEXT:
+            raise OperandError(f"{name!r} has {len(text)} characters; allowed: {LONGEST_TEXT}")
 
 
 def check_format(metadata: Mapping[str, str], form: str) -> None:
@@ -183,6 +199,7 @@ def read_arrays(file: TensorFile, form: str, texts: Sequence[str], optional: Seq
     absent = [name for name in texts if not isinstance(manifest.get(name), str)]
     if absent:
         raise OperandError(f"the manifest has no text {absent[0]!r}")
+    check_lengths({name: manifest[name] for name in texts})
     for name, (is_right, what) in _KINDS.items():
         if name in manifest and not is_right(manifest[name]):
             raise OperandError(f"the manifest's {name!r} is {manifest[name]!r:.40}; allowed: {what}")

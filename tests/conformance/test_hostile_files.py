@@ -393,3 +393,12 @@ def test_types_may_be_named_as_dtypes(tmp_path: Path) -> None:
     found = read_vectors(path)
     assert (found.a_type.name, found.c_type.name, found.scale_type and found.scale_type.name) == ("e2m1", "f32", "ue4m3")
     assert found.metadata["scale_type"] == "ue4m3"
+
+
+def test_a_name_that_no_line_can_show_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dots.safetensors"
+    write_vectors(path, replace(dots(E4M3, "sm_90a"), gpu="H" * 1000))
+    assert run("replay", path).status == 0
+    write_vectors(tmp_path / "long.safetensors", replace(dots(E4M3, "sm_90a"), gpu="H" * 1001))
+    for command in (("replay",), ("identify",), ("diff", "--against")):
+        check_refused(command[0], run(*command, tmp_path / "long.safetensors"))
