@@ -170,7 +170,7 @@ def test_default_matmul_precision() -> None:
     with emulate("sm_80") as session:
         assert same(function(a, b), gemm("sm_80", a, b))
         with jax.default_matmul_precision("highest"):
-            function(a, b)
+            function(a, b).block_until_ready()
         with jax.default_matmul_precision("BF16_BF16_F32"):
             assert same(function(a, b), gemm("sm_80", a.astype(BF16), b.astype(BF16)))
         assert len(session.report().emulated) == 2 and len(session.report().skipped) == 1
