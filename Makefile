@@ -38,12 +38,16 @@ test: $(READY) ## the tests, without the slow ones
 test-all: $(READY) ## every test
 	$(BIN)/python -m pytest
 
+# They run beside other tests, and some go by threads and time: what failed is run once more, alone, and then counts.
+twice = $(VENV)-$(1)/bin/python -m pytest -o cache_dir=$(VENV)-$(1)/.cache -m "not slow" $(2) || \
+  $(VENV)-$(1)/bin/python -m pytest -o cache_dir=$(VENV)-$(1)/.cache -m "not slow" --last-failed $(2)
+
 test-oldest: $(VENV)-oldest/.ready ## unit, hook and diff tests, with the oldest versions admitted on Python 3.11
-	$(VENV)-oldest/bin/python -m pytest -m "not slow" tests/unit tests/hooks tests/diff
+	$(call twice,oldest,tests/unit tests/hooks tests/diff)
 
 test-newest: $(VENV)-newest/.ready ## hook, diff and some unit tests, with the newest versions on Python 3.12, without torch
-	$(VENV)-newest/bin/python -m pytest -m "not slow" tests/hooks tests/diff \
-	  tests/unit/emulator/test_api.py tests/unit/emulator/test_machine_code.py tests/unit/emulator/test_rounding_mode.py
+	$(call twice,newest,tests/hooks tests/diff tests/unit/emulator/test_api.py tests/unit/emulator/test_machine_code.py \
+	  tests/unit/emulator/test_rounding_mode.py)
 
 demo: $(READY) ## run the demonstration into demo-output/
 	$(BIN)/mmabits demo --out demo-output
