@@ -34,6 +34,8 @@ from mmabits.isa import CompilerError
 NUMBA: Final = ("0.61", "0.68")
 """First and last version of Numba that the engine is made for: it uses private parts of it."""
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
+_LONG_NOTICES: Final = {"machine": "mmabits: compiling what all compiled kernels call, once on this machine (about a minute)"}
+"""Of kinds that take longer."""
 _log = logging.getLogger("mmabits")
 ENTRIES: Final = {
     "fused": "engine.fused:fused_entry", "fused_side_by_side": "engine.fused:side_by_side_entry",
@@ -110,7 +112,7 @@ def _make(variant: Variant) -> _Object:
     """
     work = _compilations.get(variant)
     if work is None:
-        notify()
+        notify(_LONG_NOTICES.get(variant.kind, NOTICE))
         work = _compilations[variant] = Future()
         try:
             threading.Thread(target=_make_apart, args=(variant, work), name="mmabits compiler").start()
@@ -134,7 +136,7 @@ def _make_apart(variant: Variant, work: Future[tuple[_Object, list[str] | None]]
         work.set_exception(error)
 
 
-def notify(text: str = NOTICE) -> None:
+def notify(text: str) -> None:
     """Say something to the log where it takes such records, else to a terminal; a pipe stays clean."""
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info(text)
@@ -185,21 +187,22 @@ def _numba_errors() -> tuple[type[Exception], ...]:
 
 
 _loaders: list[Any] = []
-"""LLVM's loaders, one for each function: they own the code they have loaded, and names in it need not differ."""
+"""One for each function, kept as long as the process."""
 
 
-def new_loader() -> Any:
-    """LLVM's loader of object code, without any yet."""
+def loaded(code: bytes) -> Any:
+    """An object file, in memory: LLVM's loader, which owns the code. Names in it need not differ from those of others."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    loader = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    loader.add_object_file(llvm.ObjectFileRef.from_data(code))
+    loader.finalize_object()
+    return loader
 
 
 def _load(made: _Object, symbol: str) -> int:
-    loader = new_loader()
-    loader.add_object_file(llvm.ObjectFileRef.from_data(made.code))
-    loader.finalize_object()
+    loader = loaded(made.code)
     _loaders.append(loader)
     return int(loader.get_function_address(symbol))
 

@@ -45,9 +45,7 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep
         code = _object_code(text, opt)
         if keep:
             machine_code.keep_code(symbol, code, _EXPECTED)
-    loader = machine_code.new_loader()
-    loader.add_object_file(llvm.ObjectFileRef.from_data(code))
-    loader.finalize_object()
+    loader = machine_code.loaded(code)
     return int(loader.get_function_address(name)), loader
 
 
