@@ -30,8 +30,13 @@ class DeviceSpec:
     """KiB of shared memory of a processor."""
     threads: int
     """That a processor holds."""
-    evidence: Evidence = Evidence.PUBLISHED
-    """Published: as device queries in public print it; inferred: carried over from a neighbour."""
+    source: str = ""
+    """A device query in public."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """Inferred, as such GPUs are commonly described, where no source was looked up."""
+        return Evidence.PUBLISHED if self.source else Evidence.INFERRED
 
     @property
     def capability(self) -> tuple[int, int]:
@@ -39,9 +44,9 @@ class DeviceSpec:
         return architecture(self.arch).capability
 
 
-def _row(arch: str, name: str, processors: int, memory: int, cache: int, shared_memory: int, threads: int, **more: Evidence) -> DeviceSpec:
+def _row(arch: str, name: str, processors: int, memory: int, cache: int, shared: int, threads: int, source: str = "") -> DeviceSpec:
     return DeviceSpec(
-        arch=arch, name=name, processors=processors, memory=memory, cache=cache, shared_memory=shared_memory, threads=threads, **more
+        arch=arch, name=name, processors=processors, memory=memory, cache=cache, shared_memory=shared, threads=threads, source=source
     )  # fmt: skip
 
 
@@ -53,9 +58,9 @@ _ROWS: Final = (
     _row("sm_86",   "NVIDIA GeForce RTX 3090",  82,  24260,  6144,   100, 1536),
     _row("sm_89",   "NVIDIA GeForce RTX 4090",  128, 24210,  73728,  100, 1536),
     _row("sm_90a",  "NVIDIA H100 80GB HBM3",    132, 81090,  51200,  228, 2048),
-    _row("sm_100a", "NVIDIA B200",              148, 182630, 129536, 228, 2048),
-    _row("sm_103a", "NVIDIA B300 SXM6 AC",      148, 281600, 129536, 228, 2048, evidence=Evidence.INFERRED),
-    _row("sm_110a", "NVIDIA Thor",              20,  125770, 32768,  228, 1536, evidence=Evidence.INFERRED),
+    _row("sm_100a", "NVIDIA B200",              148, 182630, 129536, 228, 2048, "https://github.com/pytorch/ao/pull/4002"),
+    _row("sm_103a", "NVIDIA B300 SXM6 AC",      148, 281600, 129536, 228, 2048),
+    _row("sm_110a", "NVIDIA Thor",              20,  125770, 32768,  228, 1536),
     _row("sm_120a", "NVIDIA GeForce RTX 5090",  170, 32110,  98304,  100, 1536),
     _row("sm_121a", "NVIDIA GB10",              48,  124610, 24576,  100, 1536),
 )

@@ -41,6 +41,7 @@ def test_queries_answer_for_the_named_gpu(arch):
         assert torch.cuda.get_device_name(0) == device.name
         told = torch.cuda.get_device_properties(torch.device("cuda"))
         assert (told.multi_processor_count, told.major) == (device.processors, device.capability[0])
+        assert told.shared_memory_per_block_optin == ARCHITECTURES[arch].shared_memory << 10
         assert torch.cuda.is_bf16_supported() and torch.cuda.mem_get_info()[1] == told.total_memory
         assert torch.version.cuda
 
@@ -80,7 +81,9 @@ def test_products_are_emulated_and_reported_on_posed_tensors(hopper):
     assert d.is_cuda and np.array_equal(d.cpu().numpy(), want.numpy().astype(np.float16) if hasattr(want, "numpy") else want)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert (a.float() @ b.float().T).dtype == torch.bfloat16
-    assert len(hopper.report().emulated) == 2
+    report = hopper.report()
+    assert len(report.emulated) == 2
+    assert [(line.operation, line.count) for line in report.skipped if line.operation == "autocast"] == [("autocast", 1)]
 
 
 def test_accelerator(hopper):

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
+from mmabits.emulator.hooks.torch.calls import caller
 from mmabits.emulator.hooks.triton.patches import Patches
-from mmabits.isa import EmulationError
+from mmabits.isa import ARCHITECTURES, EmulationError
 from mmabits.isa.devices import DeviceSpec, device_of
 
 CUDA_VERSION: Final = "13.0"
@@ -147,7 +148,8 @@ def _properties(device: DeviceSpec) -> SimpleNamespace:
     return SimpleNamespace(
         name=device.name, major=major, minor=minor, total_memory=device.memory << 20, multi_processor_count=device.processors,
         L2_cache_size=device.cache << 10, shared_memory_per_block=48 << 10, warp_size=32, regs_per_multiprocessor=65536,
-        shared_memory_per_block_optin=(device.shared_memory - 1) << 10, shared_memory_per_multiprocessor=device.shared_memory << 10,
+        shared_memory_per_block_optin=ARCHITECTURES[device.arch].shared_memory << 10,
+        shared_memory_per_multiprocessor=device.shared_memory << 10,
         max_threads_per_multi_processor=device.threads, max_threads_per_block=1024, is_integrated=0, is_multi_gpu_board=0, gcnArchName="",
     )  # fmt: skip
 
@@ -208,7 +210,11 @@ def _either(stock: Any, name: str, of: str) -> Any:
 def _autocast(stock: Any) -> Any:
     @wraps(stock)
     def init(self: Any, device_type: Any, *arguments: Any, **keywords: Any) -> None:
-        stock(self, device_type if _posing() is None else _here(device_type), *arguments, **keywords)
+        block = scope.current("torch")
+        if _posing() is not None and block is not None and _here(device_type) is not device_type:
+            block.session.skip(caller("autocast"), "autocast", "the CPU's list of operators stands in for CUDA's, which differs")
+            device_type = _here(device_type)
+        stock(self, device_type, *arguments, **keywords)
 
     return init
 
