@@ -392,7 +392,7 @@ def test_the_thread_in_which_the_engine_compiles_is_not_told(framework, monkeypa
     variant, made = record.Variant("made up", *[np.dtype(np.uint8)] * 3), object()
     monkeypatch.setattr(machine_code, "_compiled", lambda _: made)
     monkeypatch.setattr(machine_code, "_write", lambda *_: None)
-    monkeypatch.setattr(machine_code, "notify", lambda: None)
+    monkeypatch.setattr(machine_code, "notify", lambda *_: None)
     with mmabits.emulate("sm_80") as session:
         assert machine_code._make(variant) is made
     assert session.report().skipped == ()
