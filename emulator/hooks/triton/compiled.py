@@ -315,16 +315,12 @@ class _Active:
 
 
 def _default() -> Any:
-    """Triton's own driver.
-
-    Raises:
-        EmulationError: there is no GPU, and so none outside the blocks.
-    """
+    """Triton's own driver."""
     try:
         return driver.default
     except RuntimeError as error:
-        held = "an emulate block holds for the thread and the task that entered it, and the code that asks lies outside of it"
-        raise EmulationError(f"Triton finds no GPU ({error}); {held}") from error
+        error.add_note("An emulate block holds for the thread and the task that entered it; what asks for a GPU here lies outside of it.")
+        raise
 
 
 _DRIVERS: dict[int, MachineDriver] = {}
