@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
 
 from mmabits.emulator.machine.kernel import Kernel
 from mmabits.emulator.machine.program import base_of
 from mmabits.emulator.machine.ptx import PtxInstruction
 from mmabits.isa import Evidence
-from mmabits.isa.opcodes import opcode_table
-
-# fmt: off
-_FAMILIES: Final = {
-    "tensor cores":           ("mma", "wgmma.mma_async", "tcgen05.mma"),
-    "waits and fences":       ("bar", "barrier", "mbarrier", "fence", "membar", "griddepcontrol", "wgmma", "tcgen05.wait", "tcgen05.commit",
-                               "tcgen05.fence", "cp.async.wait_group", "cp.async.wait_all", "cp.async.commit_group", "cp.async.mbarrier",
-                               "cp.async.bulk.commit_group", "cp.async.bulk.wait_group", "nanosleep"),
-    "tensor memory":          ("tcgen05",),
-    "asynchronous copies":    ("cp",),
-    "matrix fragments":       ("ldmatrix", "stmatrix"),
-    "loads":                  ("ld", "ldu"),
-    "stores":                 ("st",),
-    "atomics":                ("atom", "red"),
-    "exchange between lanes": ("shfl", "vote", "redux", "elect", "activemask", "match"),
-    "addresses and maps":     ("cvta", "isspacep", "mapa", "getctarank", "tensormap"),
-    "branches":               ("bra", "brx", "call", "ret", "exit", "trap"),
-    "conversions":            ("cvt",),
-    "comparisons and choices": ("setp", "set", "selp", "slct", "testp"),
-    "moves":                  ("mov",),
-    "special functions":      ("ex2", "lg2", "sin", "cos", "tanh", "rcp", "rsqrt", "sqrt", "div.full", "div.approx"),
-    "hints":                  ("setmaxnreg", "prefetch", "prefetchu", "createpolicy", "discard", "pmevent"),
-}
-# fmt: on
-"""Families of opcodes by their first words; of several that fit, the one with the most words counts."""
-_BY_WORDS: Final = {words: family for family, each in _FAMILIES.items() for words in each}
-_IS_FLOAT: Final = re.compile(r"b?f(16|32|64)(x2)?")
-
-
-def family_of(opcode: str) -> str:
-    """The family that an opcode is counted under."""
-    words = opcode.split(".")
-    for count in range(len(words), 0, -1):
-        found = _BY_WORDS.get(".".join(words[:count]))
-        if found is not None:
-            return found
-    return "floating-point arithmetic" if any(_IS_FLOAT.fullmatch(each) for each in words[1:]) else "integers and bits"
+from mmabits.isa.opcodes import family_of, form_of, opcode_table
 
 
 def families(opcodes: Counter[str]) -> Counter[str]:
@@ -83,7 +45,7 @@ def weak_points(kernel: Kernel) -> tuple[WeakPoint, ...]:
         found.setdefault(what, WeakPoint(what=what, evidence=evidence, reason=reason, instruction=instruction))
 
     for instruction in kernel.entry.instructions:
-        row = opcode_table().get(instruction.opcode)
+        row = opcode_table().get(instruction.opcode) or form_of(instruction.opcode)
         if row is not None and not row.is_defined and row.evidence < Evidence.RECORDED:
             reason = f"{row.evidence}: {row.note or 'what it does is carried over from its neighbours'}"
             add(instruction.opcode, row.evidence, reason, instruction)
@@ -95,10 +57,6 @@ def weak_points(kernel: Kernel) -> tuple[WeakPoint, ...]:
         if quotient is not None:
             reason = "inferred: ptxas fuses the product inside with a sum that follows; here each is rounded"
             add("sums of quotients", Evidence.INFERRED, reason, quotient)
-    reduction = next((each for each in kernel.entry.instructions if each.opcode.startswith("cp.reduce")), None)
-    if reduction is not None:
-        reason = "inferred: in ascending order of programs; sums of f32 flush subnormal numbers, as atomics do"
-        add("bulk reductions", Evidence.INFERRED, reason, reduction)
     return tuple(found.values())
 
 
