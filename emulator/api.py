@@ -176,7 +176,7 @@ def gemm(
         planned = _ScheduledCall(schedule, instruction, arch, require, left, _numpy(b, "b", packed_along=-2), device)
         return restore(planned.run(_factor(scale_a, scale_b), bugs))
     if instruction is None:
-        raise UnknownInstruction("gemm needs an instruction, or a schedule")
+        raise UnknownInstruction("an instruction is given as text or as an Instruction, not as NoneType, or there is a schedule")
     if bugs:
         raise OperandError("bugs are those of a library: without a schedule of it there are none")
     promote = _promotion(promote_every)

@@ -97,6 +97,34 @@ class LostTail:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkspaceRule:
+    """When FP8 products are split at all, by the bytes of the workspace."""
+
+    bytes: int
+    most_outputs: int
+    """Elements of the result above which none was."""
+    unsplit: float
+    """The part of all answers that were unsplit."""
+    unsplit_inside: float
+    """The part of those inside the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRules:
+    """Which configurations a shape may get."""
+
+    contiguous_multiple: int
+    gemmsn_rows: tuple[int, int]
+    gemmsn_k: int
+    sgemm_rows: tuple[int, int]
+    sgemm_k: int
+    most_slices: int
+    least_split_k: int
+    splits: tuple[int, ...]
+    workspaces: tuple[WorkspaceRule, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CublasLt:
     """All rows."""
 
@@ -119,6 +147,7 @@ class CublasLt:
     dot_vectors: tuple[int, int]
     """(where N = 1, else)"""
     lost_tail: LostTail
+    choices: ChoiceRules
 
     def platform(self, arch: str) -> Platform | None:
         """Where an architecture's plans were compared."""
@@ -151,7 +180,19 @@ def cublaslt() -> CublasLt:
         dot_threads=dot["threads"],
         dot_vectors=(dot["vector_if_n_is_1"], dot["vector"]),
         lost_tail=_row(LostTail, data["lost_tail"]),
+        choices=_choices(data["choices"]),
     )
+
+
+def _choices(data: dict[str, Any]) -> ChoiceRules:
+    fp8 = data["fp8"]
+    rules: ChoiceRules = _row(
+        ChoiceRules,
+        {name: value for name, value in data.items() if name != "fp8"}
+        | {"least_split_k": fp8["least_split_k"], "splits": fp8["splits"]}
+        | {"workspaces": [_row(WorkspaceRule, row) for row in fp8["workspaces"]]},
+    )
+    return rules
 
 
 def _row(kind: Any, fields: dict[str, Any]) -> Any:

@@ -223,7 +223,7 @@ CORES = Schedule(sums=Parts(parts=2))
         ({"scale_a": 2.0}, OperandError, "scale_b is one float32 number, got None"),
         ({"scale_a": np.ones(2, np.float32), "scale_b": 1.0}, OperandError, "scale_a is one float32 number"),
         ({"bugs": 1}, OperandError, "bugs must be"),
-        ({"schedule": None}, UnknownInstruction, "needs an instruction"),
+        ({"schedule": None}, UnknownInstruction, "or there is a schedule"),
         ({"schedule": None, "instruction": "wgmma", "bugs": True}, OperandError, "without a schedule"),
     ],
 )
