@@ -207,8 +207,8 @@ class Kernel:
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
-        if self.early_uses:
-            self.program = program(self.entry, self.early_uses)
+        if stops := self.early_uses | self.program.meetings:
+            self.program = program(self.entry, stops)
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
         self._uniform = self._compiled(diverged=False)
