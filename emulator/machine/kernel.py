@@ -192,6 +192,8 @@ class Kernel:
         self.entry, self.arch = module.entries[name], arch
         self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
         """Opcodes of the text, as it was given, with their numbers."""
+        self.text_instructions = tuple(self.entry.instructions)
+        """The same in order."""
         self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
