@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from mmabits.emulator.machine.program import written
+from mmabits.emulator.machine.program import Dominators, written
 from mmabits.emulator.machine.ptx import Entry, Negative, PtxInstruction, Register, registers_of
 from mmabits.isa.opcodes import opcode_table
 
@@ -44,6 +44,7 @@ def contracted(entry: Entry) -> tuple[Entry, int]:
             used[instruction.guard._replace(negated=False)].append(place)
             for register in targets:
                 used[register].append(place)
+    dominators = Dominators(entry)
     once = {register for register, places in defined.items() if len(places) == 1}
 
     def product_of(operand: object, rest: str) -> int | None:
@@ -57,9 +58,17 @@ def contracted(entry: Entry) -> tuple[Entry, int]:
         if any(isinstance(each, Register) and len(defined[each]) > 1 for each in made.operands[1:]):
             return None
         sums = [entry.instructions[use] for use in used[operand]]
-        if all(_is_fusible(each, _SUMS) and _rest(each.opcode) == rest for each in sums):
+        if all(_is_fusible(each, _SUMS) and _rest(each.opcode) == rest for each in sums) and is_settled(place, used[operand]):
             return place
         return None
+
+    def is_settled(place: int, uses: list[int]) -> bool:
+        """Whether a product, with its factors, is made before every use of it: not by the loop's last round."""
+        factors = [defined[each][0] for each in made_of(place) if defined[each]]
+        return all(dominators.passes(each, place) for each in factors) and all(dominators.passes(place, use) for use in uses)
+
+    def made_of(place: int) -> list[Register]:
+        return [each for operand in entry.instructions[place].operands[1:] for each in registers_of(operand)]
 
     instructions = list(entry.instructions)
     fused: dict[Register, set[int]] = defaultdict(set)

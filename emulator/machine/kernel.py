@@ -62,6 +62,7 @@ _ERRORS: Final = {
     warpgrouprecords.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
     words.NO_MAP: "no tensor map at {address:#x}",
     words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
+    words.NO_TARGET: "the index {address} of a branch, outside its table",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
     tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
@@ -116,7 +117,7 @@ class _Memory:
 
     def _constants(self, variables: list[Variable]) -> npt.NDArray[np.uint8]:
         size = self._place(variables, 0)
-        held = np.zeros(_rounded(size, 16) + 16, np.uint8)
+        held = aligned(size)
         for each in variables:
             at = self.places[each.name]
             unit = max(1, int(each.kind.strip("bsuf")) // 8)
@@ -150,6 +151,7 @@ class _WarpFunction:
     owner: Any
     text: str
     register_bytes: int
+    cleared_bytes: int
     products: Products
 
 
@@ -262,7 +264,7 @@ class Kernel:
         keep = not self.warpgroups.tables  # whose addresses it holds
         made = compiled(text, "warp", what=f"the kernel {self.name}", keep=keep)
         self.was_kept = self.was_kept and made.was_kept
-        return _WarpFunction(made.address, made.owner, text, code.register_bytes, products)
+        return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
     def _enlist(self, code: _WarpFunction) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]
@@ -405,7 +407,7 @@ class _ThreadState:
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
             "ctas": self.ctas.ctypes.data, "cluster": kernel.cluster_size, "cluster_x": kernel.cluster[0],
             "cluster_y": kernel.cluster[1], "shared_size": _rounded(kernel.memory.shared_size, 8),
-            "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
+            "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():
