@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -188,7 +189,10 @@ class Kernel:
         name = names[0] if name is None else name
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
+        began = time.perf_counter()
         self.entry, self.arch = module.entries[name], arch
+        self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
+        """Opcodes of the text, as it was given, with their numbers."""
         self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
@@ -210,15 +214,19 @@ class Kernel:
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
-        if self.early_uses:
-            self.program = program(self.entry, self.early_uses)
+        if stops := self.early_uses | self.program.meetings:
+            self.program = program(self.entry, stops)
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
+        self.was_kept = True
+        """Whether all machine code came from files."""
         self._uniform = self._compiled(diverged=False)
         self._diverged: _WarpFunction | None = None
         self._tables: list[Tables] = []
         self._table_words = np.zeros(0, np.int64)
         self._enlist(self._uniform)
+        self.compile_seconds = time.perf_counter() - began
+        """Time that it took to get the machine code; that of a warp whose lanes part is made when they do."""
 
     @property
     def name(self) -> str:
@@ -252,8 +260,10 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        address, owner = compiled(text, "warp", what=f"the kernel {self.name}", keep=not self.warpgroups.tables)  # whose addresses it holds
-        return _WarpFunction(address, owner, text, code.register_bytes, products)
+        keep = not self.warpgroups.tables  # whose addresses it holds
+        made = compiled(text, "warp", what=f"the kernel {self.name}", keep=keep)
+        self.was_kept = self.was_kept and made.was_kept
+        return _WarpFunction(made.address, made.owner, text, code.register_bytes, products)
 
     def _enlist(self, code: _WarpFunction) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]
