@@ -23,7 +23,7 @@ from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
-from mmabits.emulator.machine.fusion import contracted
+from mmabits.emulator.machine.fusion import contracted, folded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
@@ -31,6 +31,7 @@ from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -199,8 +200,10 @@ class Kernel:
         self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
+        rule = contraction(arch)
+        self.entry = folded(self.entry, rule, contracts=contracts)
         if contracts:
-            self.entry, self.fused = contracted(self.entry)
+            self.entry, self.fused = contracted(self.entry, rule)
         told = self.entry.attributes.get("reqntid")
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
