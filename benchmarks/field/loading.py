@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 BARE: Final = ("vllm", "sglang")
-RUN: Final = ("vllm.triton_utils", "vllm.platforms")
+RUN: Final = (
+    "vllm.triton_utils", "vllm.platforms", "sglang.kernels.jit.utils", "sglang.srt.utils", "sglang.srt.platforms", "sglang.srt.plugins",
+)  # fmt: skip
 """Packages of BARE, whose `__init__` runs all the same, with what is below."""
 VENDORED: Final = "triton_kernels"
 """OpenAI's package, which vllm has within its own; the name on PyPI is something else."""
@@ -67,6 +69,9 @@ class _Nothing(metaclass=_Meta):
         if name.startswith("__"):
             raise AttributeError(name)
         return _Nothing()
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("a module that is not installed is asked for a decision")
 
 
 def _importer() -> str:
