@@ -29,7 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Vector,
 )  # fmt: skip
 from mmabits.emulator.machine.vectors import LANES, Code, Value
-from mmabits.isa.opcodes import REFUSED, Opcode, opcode_table, width
+from mmabits.isa.opcodes import REFUSED, Opcode, form_of, opcode_table, width
 
 _PLACE: Final = {name: 8 * place for place, name in enumerate(Context._fields)}
 ALL: Final = (1 << LANES) - 1
@@ -335,7 +335,7 @@ class WarpCode(Code):
         row = opcode_table().get(_row_name(instruction))
         if row is not None and not _takes_apart(instruction):
             self.elementwise(instruction, row)
-        elif handler is not None:
+        elif handler is not None and (row is not None or form_of(instruction.opcode) is not None):
             handler(self, instruction)
         else:
             raise self.refused(f"the opcode {instruction.opcode}")

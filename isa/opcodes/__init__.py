@@ -6,10 +6,13 @@ from functools import lru_cache
 from itertools import chain
 
 from mmabits.isa.opcodes import conversions, floating, functions, integer
+from mmabits.isa.opcodes.forms import Form, family_of, form_of, opcode_forms
 from mmabits.isa.opcodes.functions import REFUSED
 from mmabits.isa.opcodes.spec import Bound, ErrorMeasure, Opcode, OpcodeKind, width
 
-__all__ = ["REFUSED", "Bound", "OpcodeKind", "ErrorMeasure", "Opcode", "opcode_table", "width"]
+__all__ = [
+    "REFUSED", "Bound", "ErrorMeasure", "Form", "Opcode", "OpcodeKind", "family_of", "form_of", "opcode_forms", "opcode_table", "width",
+]  # fmt: skip
 
 
 @lru_cache(maxsize=1)
