@@ -177,11 +177,23 @@ class Launcher:
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
         name, began = self.metadata.name, time.perf_counter()
-        executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
+        kernel, trace = self.kernel, None
+        if session.watch is not None:
+            kernel, trace = session.watch.begin(kernel, self.text, self._tensors(arguments))
+        executed = kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace)
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
+
+    def _tensors(self, arguments: tuple[Any, ...]) -> list[tuple[str, Any]]:
+        """Tensors among the arguments, by their names."""
+        found = []
+        for name, value in zip(self.source.signature, arguments, strict=True):
+            held = getattr(value, "base", None) if hasattr(value, "block_shape") else value
+            if hasattr(held, "untyped_storage"):
+                found.append((name, held))
+        return found
 
     def _session(self) -> Session:
         """That of the block around the launch: a kernel outlives the block that it was compiled in."""
