@@ -307,6 +307,13 @@ def test_atomic_sums_are_in_the_order_of_the_report():
     assert "floating-point atomics" in {line.operation for line in report.skipped}
 
 
+def test_poison_that_compiled_kernels_do_not_get_is_in_the_report():
+    with emulate(undefined="poison") as session:
+        run_plus()
+    (line,) = session.report().skipped
+    assert (line.site, line.operation) == ("plus", "poison")
+
+
 # Autotuning ----------------------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +377,7 @@ def test_pruning_and_heuristics_keep_working():
 def test_a_configuration_that_the_gpu_has_no_room_for_is_passed_over():
     """As the autotuner does, for the reasons of Triton's own launch path."""
 
-    @triton.autotune([triton.Config({"N": 128}, num_stages=3), triton.Config({"N": 32}, num_stages=3)], key=[])
+    @triton.autotune([triton.Config({"N": 64}, num_stages=5), triton.Config({"N": 32}, num_stages=2)], key=[])
     @triton.jit
     def product(a, b, c, K, N: tl.constexpr):
         i, j, k = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 2 * N)
@@ -389,7 +396,7 @@ def test_a_configuration_that_the_gpu_has_no_room_for_is_passed_over():
     assert torch.equal(c, a.float() @ b.float())
     (line,) = session.report().chosen
     assert line.configuration.startswith("N: 32") and line.count == 2
-    assert line.why.startswith("the first of 2 that can be; not N: 128") and "OutOfResources" in line.why
+    assert line.why.startswith("the first of 2 that can be; not N: 64") and "OutOfResources" in line.why
 
 
 def test_arguments_are_reset_as_after_tuning():
