@@ -64,8 +64,8 @@ class _Utilities:
 
     @staticmethod
     def load_binary(name: str, _kernel: bytes, _shared: int, _device: int) -> tuple[Any, Any, int, int, int]:
-        """Module, function, registers, spills, and the most threads of a CTA."""
-        return name, name, 0, 0, 1024
+        """Module, function, registers, spills, and the most threads of a CTA: no module, since none has to be unloaded."""
+        return None, name, 0, 0, 1024
 
     def get_device_properties(self, _device: int) -> dict[str, int]:
         """Of the GPU that stands for the architecture, as far as kernels ask."""
