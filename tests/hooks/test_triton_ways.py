@@ -274,6 +274,15 @@ def test_the_report_says_what_a_kernel_is_made_of():
         assert words in text
 
 
+def test_launches_of_one_kernel_are_one_entry_however_triton_launches(monkeypatch):
+    """With a hook Triton makes a launcher for each."""
+    heard = []
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda told: heard.append(told.get()["name"]))
+    with emulate() as session:
+        assert run_plus() and run_plus()
+    assert [(each.name, each.launches) for each in session.report().kernels] == [("plus", 2)] and heard == ["plus"] * 2
+
+
 def test_ptxas_is_asked_for_spills_on_demand():
     with emulate() as session:
         run_plus()

@@ -34,6 +34,8 @@ _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
 _REFUSALS: dict[tuple[str, str, int, bool], MmabitsError] = {}
 """Why others are not, likewise."""
+_DESCRIBING: dict[Kernel, Launcher] = {}
+"""For reports the first launcher of each kernel: Triton may make others."""
 TRANSLATIONS: dict[str, Duration] = {}
 """How long Triton took for a kernel, by its hash."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
@@ -178,7 +180,7 @@ class Launcher:
         self._check(session)
         name, began = self.metadata.name, time.perf_counter()
         executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
-        session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
+        session.ran(_DESCRIBING.setdefault(self.kernel, self).described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
