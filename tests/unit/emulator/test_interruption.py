@@ -469,5 +469,5 @@ def test_200_products_interrupted_at_random(how: str) -> None:
 
 
 def skip_without(how: str) -> None:
-    if how in ("torch", "jax", "triton"):
-        pytest.importorskip(how)
+    if how in ("torch", "jax", "triton", "compiled"):
+        pytest.importorskip("triton" if how == "compiled" else how)
