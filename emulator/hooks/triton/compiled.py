@@ -34,8 +34,8 @@ _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
 _REFUSALS: dict[tuple[str, str, int, bool], MmabitsError] = {}
 """Why others are not, likewise."""
-_DESCRIBING: dict[Kernel, Launcher] = {}
-"""For reports the first launcher of each kernel: Triton may make others."""
+_LAUNCHERS: dict[tuple[str, str], Launcher] = {}
+"""By the hash of what Triton compiled, and architecture: Triton asks at each launch."""
 TRANSLATIONS: dict[str, Duration] = {}
 """How long Triton took for a kernel, by its hash."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
@@ -83,7 +83,14 @@ class MachineDriver:
         self.capability = architecture(session.arch).capability_number
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities(session.arch)
-        self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
+        """What launches a kernel."""
+        key = metadata.hash, self.arch
+        found = _LAUNCHERS.get(key)
+        if found is None:
+            found = _LAUNCHERS[key] = Launcher(self.arch, source, metadata)
+        return found
 
     def get_current_target(self) -> Any:
         """What Triton compiles for."""
@@ -180,7 +187,7 @@ class Launcher:
         self._check(session)
         name, began = self.metadata.name, time.perf_counter()
         executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
-        session.ran(_DESCRIBING.setdefault(self.kernel, self).described, x * self.ctas * y * z, time.perf_counter() - began)
+        session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
