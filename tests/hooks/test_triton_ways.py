@@ -27,6 +27,16 @@ from mmabits.isa.opcodes import opcode_table  # noqa: E402
 N = 64
 
 
+ANYWHERE = ("llvm_is_too_old", "without_a_compiler", "wrong_way")
+"""In the names of tests that need nothing compiled."""
+
+
+@pytest.fixture(autouse=True)
+def compiles(request):
+    if compiler.why_unusable() and not any(words in request.node.name for words in ANYWHERE):
+        pytest.skip(compiler.why_unusable())
+
+
 def emulate(arch="sm_80", **options):
     return mmabits.emulate(arch, frameworks=["triton"], **options)
 
@@ -324,6 +334,12 @@ def test_poison_that_compiled_kernels_do_not_get_is_in_the_report():
     assert (line.site, line.operation) == ("plus", "poison")
 
 
+def test_measuring_in_a_block_is_told():
+    with emulate() as session:
+        assert triton.testing.do_bench(run_plus, warmup=1, rep=1) > 0
+    assert {(line.site, line.operation) for line in session.report().skipped} == {("triton.testing", "time")}
+
+
 # Autotuning ----------------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +367,11 @@ def test_how_a_configuration_is_chosen(way):
     assert number(kernel, triton=way) == (1, ["the first of 3"])
     assert number(kernel, triton=way, autotune=2) == (3, ["number 2 of 3, as asked"])
     assert kernel.cache == {} and not hasattr(kernel, "best_config")
+    with emulate(triton=way, autotune=1):
+        assert not hasattr(kernel, "best_config")
+        kernel[(1,)](torch.zeros(1, dtype=torch.int32), 7)
+        assert kernel.best_config is kernel.configs[1]
+    assert not hasattr(kernel, "best_config") and number(kernel, triton=way) == (1, ["the first of 3"])
 
     def largest(one, configs, arguments):
         assert one is kernel and arguments["count"] == 7

@@ -44,8 +44,31 @@ _FIRST_DEVICE: Final = 1000
 """Numbers of devices, by architecture, that no GPU has."""
 
 
+class _Event:
+    """A moment, for `triton.testing`. Times between two are those of the CPU, and say nothing of the GPU's."""
+
+    def __init__(self, enable_timing: bool = False, **_: Any) -> None:
+        self.at = 0.0
+
+    def record(self, *_: Any) -> None:
+        """Now."""
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """It has happened."""
+
+    def elapsed_time(self, end: _Event) -> float:
+        """Milliseconds from this one to another."""
+        block = scope.current("triton")
+        if block is not None:
+            block.session.skip("triton.testing", "time", "what is measured in a block is the CPU's time")
+        return 1e3 * (end.at - self.at)
+
+
 class _Interface:
     """Triton's idea of a device's module in PyTorch."""
+
+    Event = _Event
 
     @staticmethod
     def synchronize(*_: Any) -> None:
@@ -114,6 +137,12 @@ class MachineDriver:
     def get_device_interface(self) -> type[_Interface]:
         """For host code that synchronises."""
         return _Interface
+
+    def get_empty_cache_for_benchmark(self) -> None:
+        """A GPU's cache is not there to be cleared."""
+
+    def clear_cache(self, _cache: None) -> None:
+        """Likewise."""
 
     def get_benchmarker(self) -> Callable[..., list[float]]:
         """Nothing is measured: every configuration is as fast as the first, which an autotuner then takes."""
