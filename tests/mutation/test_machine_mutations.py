@@ -144,9 +144,11 @@ CHANGES: Final = (
     Change("fusion: other modifiers", "and _rest(made.opcode) == _rest(each.opcode):", ":", (FUSION,)),
     Change("fusion: the first operand first", "for operand in (1, 2):", "for operand in (2, 1):", (FUSION,)),
     Change("fusion: a product and itself", "if len(found) == 2 and _same(", "if False and _same(", (FUSION,)),
-    Change("fusion: a difference's sign", "minus = taken.minus != (is_difference and taken.operand == 2)", "minus = taken.minus", (FUSION,)),
+    Change("fusion: a difference's sign", "minus = taken.minus != (is_difference and taken.operand == 2)", "minus = taken.minus",
+           (FUSION,)),
     Change("fusion: factors written anew", "any(product <= place < last for place in values.writes[operand])", "False", (FUSION,)),
-    Change("fusion: products that others need", "if {use.place for use in values.uses[Root(product)]} == places:", "if places:", (FUSION,)),
+    Change("fusion: products that others need", "if {use.place for use in values.uses[Root(product)]} == places:", "if places:",
+           (FUSION,)),
     Change("fusion: in a block", "        if place in leaders:\n", "        if False:\n", (FUSION,)),
     Change("fusion: a constant divisor that is large", "if is_full and 2.0**126 < abs(b) < math.inf:", "if False:", (FUSION,)),
     # Special registers.
