@@ -190,13 +190,14 @@ _loaders: list[Any] = []
 """One for each function, kept as long as the process."""
 
 
-def loaded(code: bytes) -> Any:
-    """An object file, in memory: LLVM's loader, which owns the code. Names in it need not differ from those of others."""
+def loaded(*objects: bytes) -> Any:
+    """Object files, in memory: LLVM's loader, which owns the code. They find each other's names; those of other loaders may be the same."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
     loader = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    loader.add_object_file(llvm.ObjectFileRef.from_data(code))
+    for code in objects:
+        loader.add_object_file(llvm.ObjectFileRef.from_data(code))
     loader.finalize_object()
     return loader
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import llvmlite
@@ -15,11 +17,15 @@ KEPT_FROM: Final = 100_000
 """Characters of text from which on machine code is kept in files: less is compiled in no time."""
 _LONG: Final = 3_000_000
 """Characters that take LLVM more than about two seconds."""
+_CAREFUL: Final = 2
+"""How much time LLVM takes for functions that many kernels call."""
 _EXPECTED: Final = ("memcpy", "memmove", "memset", "fma", "fmaf")
 """What LLVM may call where the processor has no instruction for it."""
 
 
-def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True) -> tuple[int, Any]:
+def compiled(
+    text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True, beside: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
     """The address of a function of an LLVM module, and what must be kept as long as it is called.
 
     Long texts are compiled once on a machine: their machine code lies in files beside the engine's, by the text.
@@ -29,6 +35,7 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep
         name: of the function.
         opt: how much time LLVM takes for registers and order of instructions, 0 to 3.
         what: the program, for the notice that compiling takes a while.
+        beside: functions that the text calls and does not have: modules, by the symbol. Their machine code is made with more care, once.
         keep: whether the machine code may be kept; not where the text holds addresses of this process.
 
     Raises:
@@ -45,8 +52,18 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep
         code = _object_code(text, opt)
         if keep:
             machine_code.keep_code(symbol, code, _EXPECTED)
-    loader = machine_code.loaded(code)
+    loader = machine_code.loaded(code, *(_part(symbol, part) for symbol, part in (beside or {}).items()))
     return int(loader.get_function_address(name)), loader
+
+
+@cache
+def _part(symbol: str, text: str) -> bytes:
+    """Machine code of a function that kernels call."""
+    code = machine_code.kept_code(symbol)
+    if code is None:
+        code = _object_code(text, _CAREFUL)
+        machine_code.keep_code(symbol, code, _EXPECTED)
+    return code
 
 
 def _object_code(text: str, opt: int) -> bytes:

@@ -7,12 +7,13 @@ second takes over, which runs the lanes that are furthest behind under a mask un
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
+from mmabits.emulator.machine.outlined import Outlined, outlined
 from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
@@ -82,6 +83,8 @@ class WarpCode(Code):
         """Bytes of the frame: records and what helpers work on."""
         self.later: list[str] = []
         """Blocks of a segment that stand behind it."""
+        self.outlined: dict[str, Outlined] = {}
+        """Functions of opcodes that it calls, by their symbols."""
         self.warpgroups: Any = None
         """Products of warpgroups (wgmma.py)."""
         self.early_uses: frozenset[int] = frozenset()
@@ -360,7 +363,8 @@ class WarpCode(Code):
         elif len(sources) != len(given):
             raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
         try:
-            results = emitted(self, row, operands)
+            function = outlined(row.name)
+            results = emitted(self, row, operands) if function is None else (self.called(function, operands),)
         except NoEmitter:
             raise self.refused(f"the opcode {row.name}") from None
         guard = self.guard(instruction)
@@ -372,6 +376,13 @@ class WarpCode(Code):
                 self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)
             elif not isinstance(place, Sink):
                 raise PtxError(f"no register to write in {instruction}")
+
+    def called(self, function: Outlined, operands: Sequence[Value]) -> Value:
+        """What a function of an opcode makes of operands."""
+        self.declared.add(function.declaration)
+        self.outlined[function.symbol] = function
+        given = ", ".join(each.typed for each in operands)
+        return self.value(function.result, f"call <{LANES} x {function.result}> @{function.symbol}({given})")
 
     # --------------------------------------------------------------------------------------------------------------- segments
 
