@@ -194,7 +194,8 @@ CHANGES: Final = (
     Change("atom: 64 bits without sign", "if bits == 64 and kind == 0 else old < value", "if bits == 63 and kind == 0 else old < value",
            (f"{RULES}::test_atomic_operations",)),
     Change("atom: subnormal sums", "flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG",
-           "flushes = addresses[lane] >> TAG_SHIFT == SHARED_TAG", (f"{KERNEL}::test_sums_of_f32_in_global_memory_flush_subnormal_numbers",)),
+           "flushes = addresses[lane] >> TAG_SHIFT == SHARED_TAG",
+           (f"{KERNEL}::test_sums_of_f32_in_global_memory_flush_subnormal_numbers",)),
     # Addresses.
     Change("address: aligned", "if size & (size - 1) == 0 and address & (size - 1) != 0:",
            "if size & (size - 1) == 0 and address & (size // 2 - 1) != 0:", (f"{RULES}::test_a_vector_is_aligned_as_a_whole",)),
