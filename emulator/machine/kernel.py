@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,7 +23,7 @@ from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
-from mmabits.emulator.machine.fusion import contracted
+from mmabits.emulator.machine.fusion import contracted, folded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
@@ -30,6 +31,7 @@ from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -189,12 +191,19 @@ class Kernel:
         name = names[0] if name is None else name
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
+        began = time.perf_counter()
         self.entry, self.arch = module.entries[name], arch
+        self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
+        """Opcodes of the text, as it was given, with their numbers."""
+        self.text_instructions = tuple(self.entry.instructions)
+        """The same in order."""
         self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
+        rule = contraction(arch)
+        self.entry = folded(self.entry, rule, contracts=contracts)
         if contracts:
-            self.entry, self.fused = contracted(self.entry)
+            self.entry, self.fused = contracted(self.entry, rule)
         told = self.entry.attributes.get("reqntid")
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
@@ -209,15 +218,19 @@ class Kernel:
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
-        if self.early_uses:
-            self.program = program(self.entry, self.early_uses)
+        if stops := self.early_uses | self.program.meetings:
+            self.program = program(self.entry, stops)
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
+        self.was_kept = True
+        """Whether all machine code came from files."""
         self._uniform = self._compiled(diverged=False)
         self._diverged: _WarpFunction | None = None
         self._tables: list[Tables] = []
         self._table_words = np.zeros(0, np.int64)
         self._enlist(self._uniform)
+        self.compile_seconds = time.perf_counter() - began
+        """Time that it took to get the machine code; that of a warp whose lanes part is made when they do."""
 
     @property
     def name(self) -> str:
@@ -251,11 +264,12 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        address, owner = compiled(
+        made = compiled(
             text, "warp", what=f"the kernel {self.name}", keep=not self.warpgroups.tables,  # whose addresses it holds
             beside={each.symbol: each.text for each in code.outlined.values()},
         )  # fmt: skip
-        return _WarpFunction(address, owner, text, code.register_bytes, code.cleared_bytes, products)
+        self.was_kept = self.was_kept and made.was_kept
+        return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
     def _enlist(self, code: _WarpFunction) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]

@@ -27,6 +27,10 @@ _LOOKS = ("atom", "mbarrier.test_wait", "nanosleep")
 _LOOKING = (".volatile", ".acquire", ".relaxed", ".mmio")
 
 
+_MEETS = ("shfl.sync", "vote.sync", "match.", "redux.sync", "elect.sync", "bar.warp.sync", "mma.sync", "ldmatrix.sync", "stmatrix.sync")
+"""What the lanes of a warp do together."""
+
+
 def base_of(opcode: str) -> str:
     """The first word of an opcode."""
     return opcode.partition(".")[0]
@@ -40,6 +44,11 @@ def waits(opcode: str) -> bool:
 def looks(opcode: str) -> bool:
     """Whether a loop with this instruction may wait for what others write."""
     return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
+
+
+def meets(opcode: str) -> bool:
+    """Whether lanes of a warp wait here for those that take part."""
+    return opcode.startswith(_MEETS)
 
 
 def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
@@ -114,6 +123,13 @@ class Program:
             for place, segment in enumerate(self.segments)
             if any(target <= place and any(looking[target : place + 1]) for target in segment.targets)
         )
+
+    @cached_property
+    def meetings(self) -> frozenset[int]:
+        """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others."""
+        if not self.spins:
+            return frozenset()
+        return frozenset(place for place, each in enumerate(self.entry.instructions) if meets(each.opcode))
 
     @cached_property
     def constants(self) -> dict[Operand, int]:

@@ -45,6 +45,8 @@ _STEPS: Final = 1 << 16
 _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
                  "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
 """Sign bits of the types of products."""
+_MASK_LAST: Final = ("shfl", "vote", "match", "redux", "elect")
+"""Opcodes whose last operand names the lanes that take part."""
 
 Handler = Callable[["WarpCode", PtxInstruction], None]
 
@@ -501,9 +503,32 @@ class WarpCode(Code):
         elif base in ("bar", "barrier") and ".cluster." not in instruction.opcode and ".warp." not in instruction.opcode:
             self.barrier(instruction, place)
         else:
+            if self.diverged and self.index in self.program.meetings:
+                self.members_come(instruction)
             self.write(instruction)
             return False
         return True
+
+    def members_come(self, instruction: PtxInstruction) -> None:
+        """Of a parted warp: wait until the lanes that the instruction names have come, as far as they have not ended."""
+        assert self.active is not None
+        active = self.as_word(self.active)
+        mask = member_mask(instruction)
+        if mask is None:
+            members = "-1"
+        else:
+            named = self.both(self.operand(mask, 32), self.select(self.active, self.constant(-1, 32), self.constant(0, 32)))
+            self.declared.add("declare i32 @llvm.vector.reduce.or.v32i32(<32 x i32>)")
+            members = self.named(f"call i32 @llvm.vector.reduce.or.v32i32({named.typed})")
+        pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
+        alive = self.as_word(self.compare("ne", pcs, self.constant(-1, 32)))
+        away = self.named(f"and i32 {self.named(f'and i32 {alive}, {members}')}, {self.named(f'xor i32 {active}, -1')}")
+        name = self.fresh("members")[1:]
+        self.line(f"br i1 {self.named(f'icmp eq i32 {away}, 0')}, label %{name}, label %{name}.away")
+        self.label(f"{name}.away")
+        self.set_context("error_instruction", self.index)
+        self.wait()
+        self.label(name)
 
     def leave(self, place: int) -> None:
         """Before a segment is left."""
@@ -689,6 +714,14 @@ class WarpCode(Code):
         self.label(f"held{place}")
         self.wait()
         self.label(f"alone{place}")
+
+
+def member_mask(instruction: PtxInstruction) -> Operand | None:
+    """The operand that names the lanes which take part; None: all."""
+    base = base_of(instruction.opcode)
+    if base in _MASK_LAST:
+        return instruction.operands[-1]
+    return instruction.operands[0] if base == "bar" else None
 
 
 def _lane_mask(which: str, lane: int) -> int:

@@ -19,7 +19,9 @@ SPELLINGS = {
     "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes": ("cp.async.bulk.tensor", "asynchronous copies"),
     "cp.async.bulk.wait_group.read": ("cp.async.bulk.wait_group", "asynchronous copies"),
     "mbarrier.try_wait.parity.shared::cta.b64": ("mbarrier", "mbarriers"),
-    "barrier.cluster.arrive.aligned": ("barrier.cluster", "barriers"), "bar.sync": ("bar", "barriers"), "bar.warp.sync": ("bar.warp.sync", "barriers"), "shfl.sync.bfly.b32": ("shfl.sync", "lanes of a warp"),
+    "barrier.cluster.arrive.aligned": ("barrier.cluster", "barriers"),
+    "bar.sync": ("bar", "barriers"),
+    "bar.warp.sync": ("bar.warp.sync", "barriers"), "shfl.sync.bfly.b32": ("shfl.sync", "lanes of a warp"),
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": ("mma", "tensor cores"),
     "wgmma.fence.sync.aligned": ("wgmma", "waits of tensor cores"),
     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16": ("wgmma.mma_async", "tensor cores"),
@@ -36,7 +38,8 @@ def test_spellings_have_their_row(opcode: str) -> None:
 
 
 @pytest.mark.parametrize("opcode", ["ld.global.b33", "ld.global", "st.shred.b32", "atom.global.f32", "shfl.sync.b32",
-                                    "cp.async.cx.shared.global", "tcgen05.ld.sync.aligned.x16.b32", "mbarriers.init.b64", "frobnicate.b32"])  # fmt: skip
+                                    "cp.async.cx.shared.global", "tcgen05.ld.sync.aligned.x16.b32", "mbarriers.init.b64",
+                                    "frobnicate.b32"])  # fmt: skip
 def test_spellings_that_there_are_not_have_none(opcode: str) -> None:
     assert form_of(opcode) is None
 
