@@ -147,8 +147,6 @@ CHANGES: Final = (
     Change("fusion: the first operand first", "at = left if left is not None else product_of(second, rest)",
            "at = product_of(second, rest) if left is None or product_of(second, rest) is not None else left", (FUSION,)),
     Change("fusion: a difference's sign", "if minus and is_left:\n", "if minus and not is_left:\n", (FUSION,)),
-    Change("fusion: of another round of a loop", "return all(dominators.passes(each, place) for each in factors) and", "return", (FUSION,)),
-    Change("fusion: on every way", "all(dominators.passes(place, use) for use in uses)", "True", (FUSION,)),
     Change("zeros: registers", "range(launch[_CLEARED] // 8):", "range(0):", (f"{RULES}::test_what_was_never_written_is_zero",)),
     Change("zeros: local memory", "range(4 * context[_LOCAL_SIZE]):", "range(0):", (f"{RULES}::test_what_was_never_written_is_zero",)),
     Change("zeros: registers of other lanes", 'if any(each.opcode.startswith("shfl")', "if any(False",
