@@ -50,6 +50,9 @@ _MACHINE = tuple(f"../machine/{name}" for name in (
     "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
 ))  # fmt: skip
 """Those that only the code of compiled kernels calls."""
+_OF_KERNELS: Final = ("mmabits_kernel_*.mmabits", "mmabits_opcode_*.mmabits")
+KEPT_BYTES: Final = 256 << 20
+"""Of the machine code of kernels: where a folder has more, what was used longest ago is removed."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}
 """Settings of Numba that change no machine code."""
@@ -280,7 +283,11 @@ def _read(symbol: str) -> _Object | None:
 def kept_code(symbol: str) -> bytes | None:
     """Object code that `keep_code` kept, here or in an earlier process of this processor and these versions; None where there is none."""
     found = _read(symbol)
-    return None if found is None else found.code
+    if found is None:
+        return None
+    for folder in cache.machine_code_folders():
+        cache.touch(folder, _file_name(symbol))
+    return found.code
 
 
 def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
@@ -294,6 +301,9 @@ def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
     reasons = _write(symbol, _Object(code, expected))
     if reasons is not None:
         cache.warn_uncached(reasons)
+        return
+    for folder in cache.machine_code_folders():
+        cache.prune(folder, _OF_KERNELS, KEPT_BYTES)
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:

@@ -40,9 +40,7 @@ def why_unusable() -> str:
     return f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}"
 
 
-def compiled(
-    text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True, beside: Mapping[str, str] | None = None
-) -> MachineCode:
+def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", beside: Mapping[str, str] | None = None) -> MachineCode:
     """A function of an LLVM module as machine code.
 
     Long texts are compiled once on a machine: their machine code lies in files beside the engine's, by the text.
@@ -53,7 +51,6 @@ def compiled(
         opt: how much time LLVM takes for registers and order of instructions, 0 to 3.
         what: the program, for the notice that compiling takes a while.
         beside: functions that the text calls and does not have: modules, by the symbol. Their machine code is made with more care, once.
-        keep: whether the machine code may be kept; not where the text holds addresses of this process.
 
     Raises:
         CompilerError: an LLVM that is too old for pointers without types.
@@ -61,8 +58,8 @@ def compiled(
     reason = why_unusable()
     if reason:
         raise CompilerError(reason)
-    symbol = f"mmabits_kernel_{hashlib.sha256(f'{opt} {text}'.encode()).hexdigest()[:40]}"
-    keep = keep and len(text) >= KEPT_FROM
+    symbol = symbol_of(text, opt)
+    keep = len(text) >= KEPT_FROM
     code = machine_code.kept_code(symbol) if keep else None
     was_kept = code is not None
     if code is None:
@@ -73,6 +70,11 @@ def compiled(
             machine_code.keep_code(symbol, code, _EXPECTED)
     loader = machine_code.loaded(code, *(_part(symbol, part) for symbol, part in (beside or {}).items()))
     return MachineCode(int(loader.get_function_address(name)), loader, was_kept)
+
+
+def symbol_of(text: str, opt: int) -> str:
+    """What the kept machine code of a text is called."""
+    return f"mmabits_kernel_{hashlib.sha256(f'{opt} {text}'.encode()).hexdigest()[:40]}"
 
 
 @cache

@@ -264,10 +264,7 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        made = compiled(
-            text, "warp", what=f"the kernel {self.name}", keep=not self.warpgroups.tables,  # whose addresses it holds
-            beside={each.symbol: each.text for each in code.outlined.values()},
-        )  # fmt: skip
+        made = compiled(text, "warp", what=f"the kernel {self.name}", beside={each.symbol: each.text for each in code.outlined.values()})
         self.was_kept = self.was_kept and made.was_kept
         return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
@@ -406,6 +403,7 @@ class _ThreadState:
         self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
+        self.warpgroup_tables = kernel.warpgroups.addresses()
         self.work_room = aligned(warpgrouprecords.ROOM if kernel.warpgroups.tables else 0)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
@@ -432,7 +430,7 @@ class _ThreadState:
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
         has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
         queue_size = _QUEUE if has_copies else 1
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
+        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(48, np.int64)
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
@@ -457,7 +455,10 @@ class _ThreadState:
                 "tensor": tensor,
             }  # fmt: skip
             if kernel.warpgroups.tables:
-                fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
+                fields |= {
+                    "warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data,
+                    "warpgroup_tables": self.warpgroup_tables.ctypes.data,
+                }  # fmt: skip
             for name, value in fields.items():
                 contexts[warp, _PLACE[name]] = value
         self.record[_RUN_PLACE["room"]] = place + 1

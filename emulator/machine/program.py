@@ -54,6 +54,8 @@ def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
     """Operands that are written."""
     if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
         return ()
+    if base_of(instruction.opcode) in ("bar", "barrier") and ".red." in instruction.opcode:
+        return instruction.operands[:1]
     if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
