@@ -119,6 +119,7 @@ class _Bare(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if found.is_dir():
                 spec = importlib.machinery.ModuleSpec(name, self, is_package=True)
                 spec.submodule_search_locations = [str(found)]
+                spec.origin = str(found / "__init__.py")
                 return spec
         return None
 
