@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.engine.fma import canonical
 from mmabits.emulator.engine.memory import require
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import (
@@ -25,11 +27,16 @@ from mmabits.isa import (
     OperandTypeError,
     UnknownArchitecture,
     UnknownInstruction,
+    architecture,
     evidence_level,
+    library_instruction,
     lower,
     parse,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from mmabits.emulator.schedules import Schedule
 
 Array = npt.NDArray[Any]
 
@@ -119,16 +126,18 @@ def gemm(
     b: Any,
     c: Any = None,
     *,
-    instruction: str | Instruction,
+    instruction: str | Instruction | None = None,
     arch: str,
     scale_a: Any = None,
     scale_b: Any = None,
     promote_every: int | None = None,
+    schedule: Schedule | None = None,
+    bugs: bool = False,
     require: str | Evidence = Evidence.INFERRED,
     nan_scales: str = "propagate",
     device: str = "cpu",
 ) -> Any:
-    """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on.
+    """A whole product: the instruction over any M, N and K, K walked upward, the accumulator handed on; or as a schedule says.
 
     Edges are padded with zeros, as kernels do. Without elements D is empty, and where only K has none it is C as it stands, or zeros.
 
@@ -138,25 +147,38 @@ def gemm(
         c: (..., M, N) accumulator of the first instruction; zeros if None.
         instruction: PTX spelling, or a short one: `"wgmma"`, `"mma.sync"`, `"tcgen05.mma.kind::f8f6f4"`, ... A spelling with
             `.scale_d::0` does not read `c`, and then chains like any other; `.scale_input_d::N` divides the accumulator
-            by 2^N at every instruction.
+            by 2^N at every instruction. With a schedule it may be left out: then it is the schedule's, or the architecture's newest.
         arch: `"sm_90a"` and so on.
         scale_a: (..., M, ceil(K / block)) block scales.
         scale_b: (..., ceil(K / block), N).
         promote_every: elements of K, a multiple of the instruction's K, after which the result is added to an f32
             accumulator by an IEEE addition and the chain starts again from zero. `c` and D are then float32. None: never,
             unless the architecture is a what-if that promotes.
+        schedule: the order of all sums, and what they and the result are rounded to (`mmabits.Schedule`). `c` is none then, and
+            `scale_a` and `scale_b` are single float32 numbers, whose product multiplies the f32 sum before it is rounded.
+        bugs: whether to leave out what the library of the schedule is known to leave out (`Schedule.lost_tail`). Without it a warning
+            says where the library would.
         require: refuse rows whose evidence is below this level.
         nan_scales: as for `mma`.
         device: as for `mma`.
 
     Returns:
-        D, (..., M, N), as the same kind of array as `a`.
+        D, (..., M, N), as the same kind of array as `a`; with a schedule in the type of its output.
 
     Raises:
-        MmabitsError: as `mma`.
+        MmabitsError: as `mma`; OperandError: what a schedule was not planned for.
     """
     _check_device(device)
     left, restore = to_numpy(a, "a")
+    if schedule is not None:
+        if c is not None or promote_every is not None:
+            raise OperandError(f"a schedule takes no {'c' if c is not None else 'promote_every'}: it says itself what is summed")
+        planned = _ScheduledCall(schedule, instruction, arch, require, left, _numpy(b, "b", packed_along=-2), device)
+        return restore(planned.run(_factor(scale_a, scale_b), bugs))
+    if instruction is None:
+        raise UnknownInstruction("an instruction is given as text or as an Instruction, not as NoneType, or there is a schedule")
+    if bugs:
+        raise OperandError("bugs are those of a library: without a schedule of it there are none")
     promote = _promotion(promote_every)
     call = _CheckedCall(
         instruction, arch, require, left, _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
@@ -179,6 +201,15 @@ def prepare(
         instruction, arch, Evidence.INFERRED, to_numpy(a, "a")[0], _numpy(b, "b", packed_along=-2), _numpy(c, "c"),
         _numpy(scale_a, "scale_a"), _numpy(scale_b, "scale_b"), _promotion(promote_every),
     )  # fmt: skip
+
+
+def by_schedule(a: Array, b: Array, schedule: Schedule, *, arch: str, bugs: bool = False) -> Array:
+    """`gemm` by a schedule on NumPy arrays, without the warning of what the library leaves out: for callers that say so themselves.
+
+    Raises:
+        MmabitsError: as `gemm`.
+    """
+    return _ScheduledCall(schedule, None, arch, Evidence.INFERRED, a, b, "cpu").run(None, bugs, warns=False)
 
 
 def dot_rows(
@@ -315,6 +346,27 @@ def _check_dtypes(row: Instruction, given: dict[str, str | None], arrays: dict[s
             raise OperandTypeError(f"{what} of {row} must be {form.numpy_name} ({form.name}), got {array.dtype}")
 
 
+def _sizes(a: Array, b: Array) -> tuple[int, int, int, tuple[int, ...]]:
+    """M, N, K and the leading dimensions of a product.
+
+    Raises:
+        OperandError: matrices that cannot be multiplied.
+    """
+    for array, name in ((a, "a"), (b, "b")):
+        if array.ndim < 2:
+            raise OperandError(f"{name} must have at least two dimensions, got shape {array.shape}")
+    (m, k), (k_b, n) = a.shape[-2:], b.shape[-2:]
+    if k != k_b:
+        raise OperandError(f"a has K = {k} (shape {a.shape}) and b has K = {k_b} (shape {b.shape}); they must agree")
+    batch: tuple[int, ...] = ()
+    try:
+        if a.ndim > 2 or b.ndim > 2:
+            batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise OperandError(f"the leading dimensions of a {a.shape} and b {b.shape} do not broadcast") from None
+    return m, n, k, batch
+
+
 class _CheckedTypes(NamedTuple):
     """What the types of a call come to."""
 
@@ -389,18 +441,7 @@ class _CheckedCall:
         return kinds.pop()
 
     def _check_shapes(self) -> None:
-        for array, name in ((self.a, "a"), (self.b, "b")):
-            if array.ndim < 2:
-                raise OperandError(f"{name} must have at least two dimensions, got shape {array.shape}")
-        (self.m, self.k), (k_b, self.n) = self.a.shape[-2:], self.b.shape[-2:]
-        if self.k != k_b:
-            raise OperandError(f"a has K = {self.k} (shape {self.a.shape}) and b has K = {k_b} (shape {self.b.shape}); they must agree")
-        self.batch: tuple[int, ...] = ()
-        try:
-            if self.a.ndim > 2 or self.b.ndim > 2:
-                self.batch = np.broadcast_shapes(self.a.shape[:-2], self.b.shape[:-2])
-        except ValueError:
-            raise OperandError(f"the leading dimensions of a {self.a.shape} and b {self.b.shape} do not broadcast") from None
+        self.m, self.n, self.k, self.batch = _sizes(self.a, self.b)
         if self.c is not None:
             self._check_shape(self.c, "c", (self.m, self.n))
         block = self.instruction.block
@@ -521,6 +562,118 @@ class _CheckedCall:
         if not (flags.c_contiguous and flags.aligned):
             array = np.require(array, requirements=("C", "A"))
         return array.reshape(shape)
+
+
+class _ScheduledCall:
+    """One checked product by a schedule."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        instruction: str | Instruction | None,
+        arch: str,
+        require: str | Evidence,
+        a: Array,
+        b: Array | None,
+        device: str,
+    ) -> None:
+        from mmabits.emulator.schedules import Chains, Schedule
+
+        if not isinstance(schedule, Schedule):
+            raise OperandError(f"schedule must be a mmabits.Schedule, got {type(schedule).__name__}")
+        if b is None:
+            raise OperandTypeError("b must be an array, got None")
+        self.schedule, self.arch, self.device, self.level = schedule, arch, device, evidence_level(require)
+        self.a, self.b = a, b
+        self.types = _type_name(a, _OPERANDS, "a"), _type_name(b, _OPERANDS, "b")
+        self.row: Instruction | None = None
+        if isinstance(schedule.sums, Chains):
+            given = instruction or schedule.sums.instruction or library_instruction(arch, *self.types)
+            whole = _CheckedCall(given, arch, self.level, a, b, None, None, None, 0, chains=False)
+            self.row = whole.instruction
+            if self.row.d_type.name != "f32" or self.row.block:
+                raise OperandError(f"schedules are for f32 accumulators without block scales, got {self.row}")
+            if (schedule.sums.group or self.row.k) > self.row.k:
+                raise OperandError(f"the schedule gives an instruction {schedule.sums.group} of K, and {self.row} takes {self.row.k}")
+        else:
+            self._check_cores(instruction)
+        self.m, self.n, self.k, self.batch = _sizes(a, b)
+        self._check_planned()
+        if schedule.evidence < self.level:
+            raise InsufficientEvidence(f"the schedule rests on {schedule.evidence} evidence, but {self.level} is required")
+
+    def _check_cores(self, instruction: str | Instruction | None) -> None:
+        architecture(self.arch)
+        if instruction is not None:
+            raise OperandError(f"the schedule is one of CUDA cores ({self.schedule.sums.words}): it takes no instruction")
+        if self.device != "cpu":
+            raise OperandError("schedules of CUDA cores are computed on the CPU: leave device out")
+        if not set(self.types) <= {"f16", "bf16"}:
+            raise OperandTypeError(f"schedules of CUDA cores are for float16 and bfloat16, got {self.a.dtype} and {self.b.dtype}")
+
+    def _check_planned(self) -> None:
+        planned = self.schedule.planned
+        if planned is None:
+            return
+        target = architecture(self.arch).target
+        for what, given, wanted in (
+            ("M, N and K", (self.m, self.n, self.k), (planned.m, planned.n, planned.k)),
+            ("types", self.types, (planned.a_type, planned.b_type)), ("architecture", target, planned.arch),
+        ):  # fmt: skip
+            if given != wanted:
+                raise OperandError(
+                    f"the schedule was planned for {what} {wanted}, got {given}; dataclasses.replace(schedule, planned=None) lets it be"
+                )
+
+    def run(self, factor: np.float32 | None, bugs: bool, *, warns: bool = True) -> Array:
+        """The product, scaled and rounded."""
+        from mmabits.emulator.schedules import LibraryBug
+        from mmabits.emulator.schedules.run import rounded, sums
+
+        if not isinstance(bugs, bool):
+            raise OperandError(f"bugs must be True or False, got {bugs!r}")
+        if self.schedule.lost_tail and warns and not bugs:
+            warnings.warn(f"{self.schedule.bug}; bugs=True leaves it out too", LibraryBug, stacklevel=3)
+        if 0 in (*self.batch, self.m, self.n, self.k):
+            total = np.zeros((*self.batch, self.m, self.n), np.float32)
+        else:
+            total = sums(self.schedule, self.a, self.b, self._part, bugs=bugs)
+        if factor is not None:
+            with np.errstate(all="ignore"):
+                total = canonical(total * factor)
+        return rounded(total, self.schedule.output)
+
+    def _part(self, a: Array, b: Array) -> Array:
+        """The sum of one slice of K, in f32."""
+        from mmabits.emulator.schedules import Chains, cores
+        from mmabits.emulator.schedules.run import packed
+
+        sums = self.schedule.sums
+        if self.row is not None and isinstance(sums, Chains):
+            left, right = packed(sums, a, b, self.row.k)
+            promote = _promotion(sums.promote_every)
+            return _CheckedCall(self.row, self.arch, self.level, left, right, None, None, None, promote, chains=False).run(self.device)
+        require(4 * (math.prod(self.batch) * self.m * self.n + a.size + b.size), f"the product of {a.shape} and {b.shape}")
+        left, right = (np.broadcast_to(array, (*self.batch, *array.shape[-2:])) for array in (a, b))
+        return cores.product(sums, left, right)  # type: ignore[arg-type]
+
+
+def _factor(scale_a: Any, scale_b: Any) -> np.float32 | None:
+    """What the f32 sum is multiplied by: the product of two f32 scales, rounded to f32."""
+    if scale_a is None and scale_b is None:
+        return None
+    with np.errstate(all="ignore"):
+        return np.float32(_one_scale(scale_a, "scale_a") * _one_scale(scale_b, "scale_b"))
+
+
+def _one_scale(scale: Any, name: str) -> np.float32:
+    if isinstance(scale, (np.float32, float)):
+        return np.float32(scale)
+    array = None if scale is None else to_numpy(scale, name)[0]
+    if array is None or array.size != 1 or array.dtype != np.float32:
+        found = "None" if array is None else f"shape {array.shape} of {array.dtype}"
+        raise OperandError(f"with a schedule {name} is one float32 number, got {found}")
+    return np.float32(array.reshape(())[()])
 
 
 def _operand(array: Array, form: FormatSpec) -> Array:

@@ -127,8 +127,8 @@ def tolerance(
         (3 * 8 + 3) * math.prod(shape) + 8 * (_ARRAYS * call.m * call.n + 3 * call.k * (call.m + call.n)),
         f"a tolerance for {call.m} x {call.n} x {call.k}",
     )
-    doubles = {name: np.empty(shape) for name in ("bound", "reference", "finite")}
-    flags = {name: np.empty(shape, np.bool_) for name in ("may_be_nan", "may_be_above", "may_be_below")}
+    doubles: dict[str, Any] = {name: np.empty(shape) for name in ("bound", "reference", "finite")}
+    flags: dict[str, Any] = {name: np.empty(shape, np.bool_) for name in ("may_be_nan", "may_be_above", "may_be_below")}
     for index in np.ndindex(*call.batch):
         with np.errstate(all="ignore"):
             found = _bounds(_ProductValues.of(call, index), call.lowering, call.promote, probability)

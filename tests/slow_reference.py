@@ -46,7 +46,7 @@ INTEGERS = {"s8": (8, True), "u8": (8, False), "s4": (4, True), "u4": (4, False)
 
 NAN = {"f16": 0x7FFF, "f32": 0x7FFFFFFF, "f64": 0x7FF8000000000000}
 """Canonical NaN codes (NUMERICS 5). That of f64 is a placeholder: the page does not give one, so compare f64 NaNs by `is_nan`."""
-INFINITY = {"f16": 0x7C00, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
+INFINITY = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF0000000000000}
 
 
 class Number(NamedTuple):

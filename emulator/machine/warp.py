@@ -44,6 +44,8 @@ _STEPS: Final = 1 << 16
 _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
                  "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
 """Sign bits of the types of products."""
+_MASK_LAST: Final = ("shfl", "vote", "match", "redux", "elect")
+"""Opcodes whose last operand names the lanes that take part."""
 
 Handler = Callable[["WarpCode", PtxInstruction], None]
 
@@ -62,10 +64,14 @@ class WarpCode(Code):
         super().__init__()
         self.program, self.handlers, self.layout, self.diverged = program, handlers, layout, diverged
         self.slots: dict[Register, int] = {}
+        self.cleared_bytes = 0
+        """Of the registers, from the first: zeros at the start of a CTA."""
         at = 0
         for register in program.kept:
             self.slots[register] = at
             at += LANES * max(8, register.bits) // 8
+            if register in program.cleared:
+                self.cleared_bytes = at
         self.register_bytes = (at + 63) // 64 * 64
         self.values: dict[Register, Value] = {}
         self.dirty: set[Register] = set()
@@ -486,9 +492,32 @@ class WarpCode(Code):
         elif base in ("bar", "barrier") and ".cluster." not in instruction.opcode and ".warp." not in instruction.opcode:
             self.barrier(instruction, place)
         else:
+            if self.diverged and self.index in self.program.meetings:
+                self.members_come(instruction)
             self.write(instruction)
             return False
         return True
+
+    def members_come(self, instruction: PtxInstruction) -> None:
+        """Of a parted warp: wait until the lanes that the instruction names have come, as far as they have not ended."""
+        assert self.active is not None
+        active = self.as_word(self.active)
+        mask = member_mask(instruction)
+        if mask is None:
+            members = "-1"
+        else:
+            named = self.both(self.operand(mask, 32), self.select(self.active, self.constant(-1, 32), self.constant(0, 32)))
+            self.declared.add("declare i32 @llvm.vector.reduce.or.v32i32(<32 x i32>)")
+            members = self.named(f"call i32 @llvm.vector.reduce.or.v32i32({named.typed})")
+        pcs = Value(self.named(f"load <{LANES} x i32>, ptr %pcs, align 4"), "i32")
+        alive = self.as_word(self.compare("ne", pcs, self.constant(-1, 32)))
+        away = self.named(f"and i32 {self.named(f'and i32 {alive}, {members}')}, {self.named(f'xor i32 {active}, -1')}")
+        name = self.fresh("members")[1:]
+        self.line(f"br i1 {self.named(f'icmp eq i32 {away}, 0')}, label %{name}, label %{name}.away")
+        self.label(f"{name}.away")
+        self.set_context("error_instruction", self.index)
+        self.wait()
+        self.label(name)
 
     def leave(self, place: int) -> None:
         """Before a segment is left."""
@@ -579,6 +608,7 @@ class WarpCode(Code):
         guard = self.guard(instruction)
         self.leave(place)
         labels = self.program.entry.tables[table.name]
+        self.within(value, len(labels), guard)
         targets = self.constant(place + 1 if guard is not None else self.program.segment_of(labels[0]), 32)
         for number, label in enumerate(labels):
             chosen = self.compare("eq", value, self.constant(number, 32))
@@ -595,6 +625,20 @@ class WarpCode(Code):
         ways = " ".join(f"i32 {each}, label {self.back(each, place)}" for each in sorted(set(self.program.segments[place].targets)))
         self.line(f"switch i32 {first}, label %nowhere [ {ways} ]")
         self.part(place, targets)
+
+    def within(self, value: Value, count: int, guard: Value | None) -> None:
+        """An error where an index lies outside a table of so many targets."""
+        outside, running = self.compare("uge", value, self.constant(count, 32)), self.running(guard)
+        word = self.as_word(outside if running is None else self.both(outside, running))
+        name = self.fresh("inside")[1:]
+        self.line(f"br i1 {self.named(f'icmp eq i32 {word}, 0')}, label %{name}, label %{name}.not")
+        self.label(f"{name}.not")
+        self.declared.add("declare i32 @llvm.cttz.i32(i32, i1)")
+        lane = self.named(f"call i32 @llvm.cttz.i32(i32 {word}, i1 false)")
+        self.set_context("error_lane", self.named(f"zext i32 {lane} to i64"))
+        self.set_context("error_address", self.named(f"zext i32 {self.lane(value, lane)} to i64"))
+        self.fail(words.NO_TARGET)
+        self.label(name)
 
     def end(self, guard: Value | None, place: int) -> None:
         """Ret: lanes end."""
@@ -659,6 +703,14 @@ class WarpCode(Code):
         self.label(f"held{place}")
         self.wait()
         self.label(f"alone{place}")
+
+
+def member_mask(instruction: PtxInstruction) -> Operand | None:
+    """The operand that names the lanes which take part; None: all."""
+    base = base_of(instruction.opcode)
+    if base in _MASK_LAST:
+        return instruction.operands[-1]
+    return instruction.operands[0] if base == "bar" else None
 
 
 def _lane_mask(which: str, lane: int) -> int:

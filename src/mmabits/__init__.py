@@ -12,23 +12,27 @@ from mmabits.isa import parse as instruction
 if TYPE_CHECKING:
     from mmabits.conformance.identify import identify
     from mmabits.emulator.machine.calls import function
+    from mmabits.emulator.schedules import Schedule, choice
     from mmabits.research.explain import explain
     from mmabits.research.functions import explain_function
+    from mmabits.research.kernels import describe_kernel
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "function", "emulate", "explain", "explain_function", "identify", "study", "tolerance", "what_if", "instruction",
-    "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "explain", "explain_function", "identify", "study", "tolerance",
+    "describe_kernel", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
-    "explain": "mmabits.research.explain", "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
+    "describe_kernel": "mmabits.research.kernels",
+    "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
+    "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
     "identify": "mmabits.conformance.identify", "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
-"""Functions whose modules are imported at the first use, so that `import mmabits` stays quick."""
+"""Functions and types whose modules are imported at the first use, so that `import mmabits` stays quick."""
 
 
 def __getattr__(name: str) -> Any:
