@@ -38,7 +38,8 @@ def _call(bits: int, kind: str) -> Any:
 def _case(kind: str, rows: int, bits: int) -> FieldCase:
     return FieldCase(
         name=f"gemlite-{kind.lower().replace('_', '-')}-{bits}", package="gemlite", module="gemlite.helper",
-        kernel=f"{kind}, {bits}-bit weights", draw=_operands(rows, bits), call=_call(bits, kind), reference=_reference, bound=2**-8, why=WHY,
+        kernel=f"{kind}, {bits}-bit weights",
+        draw=_operands(rows, bits), call=_call(bits, kind), reference=_reference, bound=2**-8, why=WHY,
         is_exact=True,
     )  # fmt: skip
 

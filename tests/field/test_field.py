@@ -86,7 +86,6 @@ def test_small_integers_are_exact(workers: Workers, arch: str, case: FieldCase) 
 def test_the_check_sees_other_data(case: FieldCase) -> None:
     """Rolled by one, a reference is far from itself: the bounds are not so wide that anything passes."""
     import torch
-
     from benchmarks.field.cases import Numbers, compared
 
     want = case.wanted(case.draw(Numbers(exact=False)))
