@@ -74,9 +74,9 @@ class _Pose(TorchFunctionMode):
 def _written_in_python(operator: Any) -> Callable[..., Any] | None:
     """The function behind an operator of torch.library.custom_op: called by PyTorch it would run without the mode."""
     if isinstance(operator, torch._ops.OpOverload):
-        name = operator.name()
+        name = str(operator.name())  # type: ignore[no-untyped-call]
     elif isinstance(operator, torch._ops.OpOverloadPacket):
-        name = operator._qualified_op_name
+        name = str(operator._qualified_op_name)
     else:
         return None
     found = OPDEFS.get(name)
