@@ -5,8 +5,10 @@ Packages print, log, register operators once and decide by the GPU while they ar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -29,15 +31,19 @@ class Worker:
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
         )  # fmt: skip
 
-    def ask(self, case: str, *, exact: bool = False) -> dict[str, Any]:
+    def ask(self, case: str, *, exact: bool = False, patience: float | None = None) -> dict[str, Any]:
         """Run a case.
 
         Raises:
             RuntimeError: the process has ended.
+            TimeoutError: it took more than `patience` seconds, and was ended.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"case": case, "exact": exact}) + "\n")
         self._process.stdin.flush()
+        if patience is not None and not select.select([self._process.stdout], [], [], patience)[0]:
+            self._process.kill()
+            raise TimeoutError(f"{case}: more than {patience:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{case}: the process ended with {self._process.wait()}")
@@ -47,7 +53,8 @@ class Worker:
     def close(self) -> None:
         """End it."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
