@@ -278,6 +278,8 @@ class Session:
     """Whether host code finds a GPU."""
     library: Library | None = None
     """What a matrix library is taken to do; None: one chain of instructions, K upward."""
+    watch: Any = field(default=None, repr=False)
+    """What compiled kernels tell of their steps (research/follow.py)."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
