@@ -247,14 +247,20 @@ class Launcher:
             return (kind, value) if kind in (*_FLOATS, "bf16") else value
         if value is None:
             return 0
-        if hasattr(value, "data_ptr"):
-            if hasattr(value, "untyped_storage"):
-                storage = value.untyped_storage()
-                if str(storage.device) != "cpu":
-                    raise EmulationError(f"{self.metadata.name}: a tensor on {storage.device}; emulated kernels run on CPU tensors")
-                ranges.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
-            return int(value.data_ptr())
-        return int(value)
+        if not hasattr(value, "data_ptr"):
+            return int(value)
+        pointer = int(value.data_ptr())
+        found = False
+        for storage in _storages(value):
+            if str(storage.device) != "cpu":
+                raise EmulationError(f"{self.metadata.name}: a tensor on {storage.device}; emulated kernels run on CPU tensors")
+            first, last = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+            if first <= pointer <= last:
+                ranges.append((first, last))
+                found = True
+        if pointer and not found:
+            raise EmulationError(f"{self.metadata.name}: an argument of type {type(value).__name__} points to memory of unknown extent")
+        return pointer
 
     def _descriptor(self, value: Any, layout: Any, ranges: list[tuple[int, int]]) -> list[Any]:
         """A descriptor of the host: its map, as Triton's launcher makes it, or its parts, where the architecture has no TMA."""
@@ -345,6 +351,15 @@ def _flattened(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield from _flattened(kind, value)
         elif kind != "constexpr":
             yield kind, value
+
+
+def _storages(value: Any, depth: int = 3) -> Iterator[Any]:
+    """The storage of a tensor, or those of the tensors that an object with a `data_ptr` of its own holds."""
+    if hasattr(value, "untyped_storage"):
+        yield value.untyped_storage()
+    elif depth:
+        for held in getattr(value, "__dict__", {}).values():
+            yield from _storages(held, depth - 1)
 
 
 def _packed_value(value: Any, size: int) -> Any:
