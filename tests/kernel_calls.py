@@ -32,7 +32,7 @@ def launched(case: KernelCase, drawn: Drawn) -> Any:
 def emulated(case: KernelCase | str, arch: str) -> tuple[Array, SessionReport]:
     """The product of a row, by its name or itself, and the session's report."""
     row = KERNEL_CASES[case] if isinstance(case, str) else case
-    with emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch, frameworks=["triton"], triton="interpreted") as session:
         result = launched(row, row.draw(SEED))
     return result.numpy(), session.report()
 

@@ -115,7 +115,7 @@ _TOP = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2"
 
 def fused_sums(entry: Entry) -> dict[int, Fused]:
     """Sums that ptxas fuses with a product: one that is written once, from what is written at most once, and of which every use is a
-    sum of its type; the left operand of the sum first."""
+    sum of its type; the left operand of the sum first. Every way to such a sum passes the product, and to that what it is made of."""
     table = opcode_table()
     writes, uses = defaultdict(list), defaultdict(list)
     for place, each in enumerate(entry.instructions):
@@ -146,6 +146,9 @@ def fused_sums(entry: Entry) -> dict[int, Fused]:
         ):
             return None
         fits = all(is_free(use, "add", "sub") and modifiers(use) == modifiers(made) for use in uses[operand.name])
+        for each in entry.instructions[made].operands[1:]:
+            fits = fits and all(_comes_before(entry, first, made) for name in _registers(each) for first in writes[name])
+        fits = fits and all(_comes_before(entry, made, use) for use in uses[operand.name])
         return entry.instructions[made] if fits and modifiers(made) == modifiers(place) else None
 
     found = {}
@@ -162,6 +165,29 @@ def fused_sums(entry: Entry) -> dict[int, Fused]:
             a, b = made.operands[1:]
             found[place] = Fused(table[f"fma.rn.{modifiers(place)}"], (a, b, other), (minus and not is_left, minus and is_left))
     return found
+
+
+def _comes_before(entry: Entry, first: int, second: int) -> bool:
+    """Whether there is no way to an instruction around another one."""
+    seen, ways = set[int](), [0]
+    while ways:
+        place = ways.pop()
+        if place in seen or place == first or place >= len(entry.instructions):
+            continue
+        if place == second:
+            return False
+        seen.add(place)
+        each = entry.instructions[place]
+        base = each.opcode.split(".")[0]
+        names = [each.operands[0]] if base == "bra" else []
+        labels = [name.name for name in names if isinstance(name, Symbol)]
+        if base == "brx":
+            assert isinstance(each.operands[1], Symbol)
+            labels = list(entry.tables[each.operands[1].name])
+        ways += [entry.labels[label] for label in labels]
+        if base not in ("bra", "brx", "ret", "exit", "trap") or each.guard is not None:
+            ways.append(place + 1)
+    return True
 
 
 def _only_reads(each: PtxInstruction) -> bool:

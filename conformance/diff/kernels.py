@@ -54,7 +54,7 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
 
 
 def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], SessionReport]:
-    """A case's outputs under `emulate`, and the report of what was emulated.
+    """A case's outputs under `emulate`, and the report of what was emulated; Triton's kernels are interpreted.
 
     Raises:
         DeviceUnavailable: the framework is missing.
@@ -62,7 +62,8 @@ def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[
     """
     framework = framework_named(case.framework, case.name)
     with ExitStack() as around:
-        session = around.enter_context(emulate(arch, frameworks=[case.framework]))
+        # The compositions are of what the interpreter computes: exact dots, and between them each operation rounded.
+        session = around.enter_context(emulate(arch, frameworks=[case.framework], triton="interpreted"))
         around.enter_context(framework.around())
         outputs = _called(case, inputs, None)
     return outputs, session.report()
@@ -107,10 +108,14 @@ def compare_kernel(run: KernelRun, *, arch: str | None = None) -> Comparison:
 
 def _told(run: KernelRun, arch: str) -> Told:
     return Told(
-        head=(f"{run.case}: {run.call}, {run.gpu}", *stand_in_line(run), f"against the same call emulated on {arch}"),
+        head=(f"{run.case}: {run.call}, {run.gpu}", *stand_in_line(run), f"against the same call emulated on {arch}{_way(run.case)}"),
         lead=CALLS_LEAD, notice=stand_in_notice(run), facts=(("call", run.call),), names_outputs=True,
         plain={"run": run.manifest, "arch": arch, "verdict": ""},
     )  # fmt: skip
+
+
+def _way(case: str) -> str:
+    return ", by Triton's interpreter" if case_of_kernel(case).framework == "triton" else ""
 
 
 def _emulated_run(

@@ -34,7 +34,7 @@ from mmabits.isa import CompilerError
 NUMBA: Final = ("0.61", "0.68")
 """First and last version of Numba that the engine is made for: it uses private parts of it."""
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
-_LONG_NOTICES: Final = {"machine": "mmabits: compiling what all compiled kernels call, once on this machine (about a minute)"}
+_LONG_NOTICES: Final = {"machine": "mmabits: compiling what all compiled kernels call, once on this machine (about half a minute)"}
 """Of kinds that take longer."""
 _log = logging.getLogger("mmabits")
 ENTRIES: Final = {

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -23,6 +23,7 @@ import numpy as np
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.isa import (
@@ -53,8 +54,13 @@ FRAMEWORKS: Final = ("triton", "jax", "torch")
 """What can be emulated: `mmabits.emulator.hooks` has a module of that name for each."""
 
 
-TRITON: Final = ("interpreted", "compiled")
-"""How `emulate` runs Triton's kernels: by Triton's interpreter with the GPU's dots in it, or as Triton's compiler makes them, whole."""
+TRITON: Final = ("compiled", "interpreted", "fallback")
+"""How `emulate` runs Triton's kernels: as Triton's compiler makes them, whole; by Triton's interpreter with the GPU's dots in it; or whole,
+and by the interpreter those of whose instructions one is not emulated."""
+
+
+AUTOTUNE: Final = ("best", "first")
+"""How an autotuner chooses, which measures nothing here: what was tuned on a GPU, else the first that can be; or always the first."""
 
 
 UNDEFINED: Final = ("zero", "poison")
@@ -134,6 +140,8 @@ class SessionReport:
     emulated: tuple[Emulated, ...]
     skipped: tuple[Skipped, ...]
     undefined: tuple[Undefined, ...] = ()
+    kernels: tuple[LaunchedKernel, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
@@ -147,6 +155,21 @@ class SessionReport:
             row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
             done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
         yield done
+        if self.kernels:
+            whole = Table(title="Kernels that ran whole, as compiled", title_justify="left")
+            for heading in ("kernel", "", ""):
+                whole.add_column(heading, overflow="fold")
+            for kernel in self.kernels:
+                for place, (heading, words) in enumerate(kernel.lines):
+                    whole.add_row(*map(Text, ("" if place else kernel.name, heading, words)))
+            yield whole
+        if self.chosen:
+            told = Table(title="Autotuned: nothing is measured", title_justify="left")
+            for heading in ("kernel", "configuration", "launches", "why"):
+                told.add_column(heading, overflow="fold", justify="right" if heading == "launches" else "left")
+            for choice in self.chosen:
+                told.add_row(*map(Text, (choice.site, choice.configuration, str(choice.count), choice.why)))
+            yield told
         if self.skipped:
             left = Table(title="Not emulated", title_justify="left")
             for heading in ("where", "operation", "count", "why"):
@@ -230,6 +253,12 @@ class ReadyProduct:
         self.session.count(self.site, self.instruction, m, n, k, count=count, note=self.note)
 
 
+Describe = Callable[["Session", bool], LaunchedKernel]
+"""What the report says of a kernel, but its launches; whether ptxas is asked for its spills."""
+Autotune = str | int | Callable[[Any, Sequence[Any], dict[str, Any]], Any]
+"""How an autotuner chooses: see `emulate`."""
+
+
 @dataclass(kw_only=True, eq=False)
 class Session:
     """What an `emulate` block hands out: the architecture, and the account of what was done."""
@@ -237,8 +266,12 @@ class Session:
     arch: str
     require: Evidence = Evidence.INFERRED
     frameworks: tuple[str, ...] = ()
-    triton: str = "interpreted"
+    triton: str = "compiled"
     """How Triton's kernels run: one of TRITON."""
+    not_compiled: str = ""
+    """Why they are interpreted where nobody asked for it."""
+    autotune: Autotune = "best"
+    """How an autotuner chooses: one of AUTOTUNE, the place of a configuration, or a function that chooses."""
     undefined: str = "zero"
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     cuda: bool = False
@@ -253,6 +286,8 @@ class Session:
     _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
+    _chosen: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
 
     @property
     def target(self) -> str:
@@ -355,6 +390,16 @@ class Session:
         key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
         self._undefined[key] = self._undefined.get(key, 0) + 1
 
+    def ran(self, kernel: Describe, programs: int, seconds: float) -> None:
+        """Enter into the report one launch of a kernel that ran whole."""
+        launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
+        self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
+
+    def choose(self, site: str, configuration: str, why: str) -> None:
+        """Enter into the report that an autotuner launches a configuration, and why this one."""
+        key = (site, configuration, why)
+        self._chosen[key] = self._chosen.get(key, 0) + 1
+
     def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
         """Stop a program that asks for what the architecture or the emulator lacks.
 
@@ -367,8 +412,13 @@ class Session:
         """Have a function called before a report is made, for hooks that count outside Python."""
         self._counters.append(counter)
 
-    def report(self) -> SessionReport:
-        """What was emulated so far, in order of first appearance, and what was not."""
+    def report(self, *, spills: bool = False) -> SessionReport:
+        """What was emulated so far, in order of first appearance, and what was not.
+
+        Args:
+            spills: ask ptxas, the assembler that comes with Triton, how many registers of compiled kernels it keeps in memory: it takes as
+                long as Triton's own compilation.
+        """
         for counter in self._counters:
             counter()
         done = tuple(
@@ -383,7 +433,15 @@ class Session:
             Undefined(site=site, operation=operation, what=what, here=here, count=count)
             for (site, operation, what, here), count in self._undefined.items()
         )
-        return SessionReport(arch=self.arch, emulated=done, skipped=left, undefined=opened)
+        kernels = tuple(
+            replace(kernel(self, spills), launches=launches, programs=programs, seconds=seconds)
+            for kernel, (launches, programs, seconds) in self._kernels.items()
+        )
+        chosen = tuple(
+            Chosen(site=site, configuration=configuration, why=why, count=count)
+            for (site, configuration, why), count in self._chosen.items()
+        )
+        return SessionReport(arch=self.arch, emulated=done, skipped=left, undefined=opened, kernels=kernels, chosen=chosen)
 
 
 def current_session(framework: str | None = None) -> Session | None:
@@ -478,7 +536,8 @@ def emulate(
     require: str | Evidence = Evidence.INFERRED,
     frameworks: Sequence[str] | None = None,
     undefined: str = "zero",
-    triton: str = "interpreted",
+    triton: str | None = None,
+    autotune: Autotune = "best",
     cuda: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
@@ -499,8 +558,13 @@ def emulate(
         undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
-        triton: `"interpreted"`: kernels run in Triton's interpreter, dots as on the GPU, or `"compiled"`: as Triton's compiler makes
-            them, whole (see docs/compiled.md).
+        triton: `"compiled"`: Triton's kernels run as Triton's compiler makes them, whole (see docs/compiled.md); `"interpreted"`: in
+            Triton's interpreter, dots as on the GPU (docs/triton.md); `"fallback"`: whole, and interpreted where the machine lacks an
+            instruction. None: compiled, or interpreted where that cannot be here; the report says why.
+        autotune: which configuration Triton's autotuner takes, which measures nothing here. `"best"`: what it was tuned to on a GPU
+            (`kernel.best_config`), else the first that pruning leaves and the architecture has room for; `"first"`: always that one;
+            a number: that of `kernel.configs`; a function of the kernel, the configurations that pruning leaves and the arguments by
+            name, which returns one of them. The report has it.
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
         library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
@@ -519,8 +583,12 @@ def emulate(
     """
     if not (isinstance(undefined, str) and undefined in UNDEFINED):
         raise OperandError(f"undefined must be {' or '.join(map(repr, UNDEFINED))}, got {undefined!r}")
-    if not (isinstance(triton, str) and triton in TRITON):
-        raise OperandError(f"triton must be {' or '.join(map(repr, TRITON))}, got {triton!r}")
+    if triton is not None and not (isinstance(triton, str) and triton in TRITON):
+        raise OperandError(f"triton must be {', '.join(map(repr, TRITON))} or None, got {triton!r}")
+    is_number = isinstance(autotune, int) and not isinstance(autotune, bool) and autotune >= 0
+    if not (is_number or callable(autotune) or (isinstance(autotune, str) and autotune in AUTOTUNE)):
+        names = ", ".join(map(repr, AUTOTUNE))
+        raise OperandError(f"autotune must be {names}, the number of a configuration from 0, or a function, got {autotune!r}")
     if not isinstance(cuda, bool):
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
@@ -530,11 +598,12 @@ def emulate(
 
     def session() -> Session:
         wanted = _wanted(frameworks)
+        way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
         if cuda and "torch" not in wanted:
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
-            arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=triton, cuda=cuda,
-            library=sums,
+            arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
+            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)
@@ -552,6 +621,18 @@ def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise EmulationError(f"{name} is not installed: pip install 'mmabits[{name}]'")
     return tuple(name for name in FRAMEWORKS if name in frameworks)
+
+
+def _way_of_triton(asked: str | None) -> tuple[str, str]:
+    """One of TRITON, and why it is not compiled where that would have been right.
+
+    Raises:
+        EmulationError: `"compiled"` was asked for, and cannot be.
+    """
+    reason = "" if asked == "interpreted" else importlib.import_module("mmabits.emulator.hooks.triton").why_not_compiled()
+    if reason and asked == "compiled":
+        raise EmulationError(f"kernels cannot be compiled here: {reason}")
+    return ("interpreted", reason) if reason else (asked or "compiled", "")
 
 
 def _hook(framework: str) -> Callable[[Session], AbstractContextManager[None]]:

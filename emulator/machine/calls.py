@@ -311,4 +311,5 @@ def _loop(row: Opcode, constants: tuple[tuple[int, int], ...]) -> _Loop:
         "  %at = phi i64 [%first, %entry], [%next, %loop]", *code.lines, "  %next = add i64 %at, 1",
         "  %more = icmp slt i64 %next, %last", "  br i1 %more, label %loop, label %done", "done:", "  ret void", "}",
     ])  # fmt: skip
-    return _Loop(row, constants, *compiled(text, "run", opt=2))
+    made = compiled(text, "run", opt=2)
+    return _Loop(row, constants, made.address, made.owner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import llvmlite
 from llvmlite import binding as llvm
@@ -19,8 +19,25 @@ _EXPECTED: Final = ("memcpy", "memmove", "memset", "fma", "fmaf")
 """What LLVM may call where the processor has no instruction for it."""
 
 
-def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True) -> tuple[int, Any]:
-    """The address of a function of an LLVM module, and what must be kept as long as it is called.
+class MachineCode(NamedTuple):
+    """A function of this processor."""
+
+    address: int
+    owner: Any
+    """What must be kept as long as the function is called."""
+    was_kept: bool
+    """Whether it came from a file."""
+
+
+def why_unusable() -> str:
+    """What keeps kernels from being compiled here; empty: nothing."""
+    if getattr(llvmlite, "opaque_pointers_enabled", True):
+        return ""
+    return f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}"
+
+
+def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep: bool = True) -> MachineCode:
+    """A function of an LLVM module as machine code.
 
     Long texts are compiled once on a machine: their machine code lies in files beside the engine's, by the text.
 
@@ -34,11 +51,13 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep
     Raises:
         CompilerError: an LLVM that is too old for pointers without types.
     """
-    if not getattr(llvmlite, "opaque_pointers_enabled", True):
-        raise CompilerError(f"compiled kernels need llvmlite 0.45 (Numba 0.62) or newer; this is {llvmlite.__version__}")
+    reason = why_unusable()
+    if reason:
+        raise CompilerError(reason)
     symbol = f"mmabits_kernel_{hashlib.sha256(f'{opt} {text}'.encode()).hexdigest()[:40]}"
     keep = keep and len(text) >= KEPT_FROM
     code = machine_code.kept_code(symbol) if keep else None
+    was_kept = code is not None
     if code is None:
         if len(text) >= _LONG:
             machine_code.notify(f"mmabits: compiling {what}, once on this machine")
@@ -46,7 +65,7 @@ def compiled(text: str, name: str, *, opt: int = 0, what: str = "a kernel", keep
         if keep:
             machine_code.keep_code(symbol, code, _EXPECTED)
     loader = machine_code.loaded(code)
-    return int(loader.get_function_address(name)), loader
+    return MachineCode(int(loader.get_function_address(name)), loader, was_kept)
 
 
 def _object_code(text: str, opt: int) -> bytes:

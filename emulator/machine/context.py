@@ -157,6 +157,8 @@ class Launch(NamedTuple):
     """and y."""
     shared_size: int
     """Bytes of a CTA's shared memory."""
+    cleared: int
+    """Bytes of a warp's registers that are zeros when it begins."""
     grows: int
     """Whether CTAs may wait for others, so that STUCK asks for more room."""
     pending: int
@@ -201,8 +203,8 @@ FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
 """Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
 (
     OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
-    NO_MAP, BAD_MAP, BAD_REDUCTION,
-) = range(1, 13)  # fmt: skip
+    NO_MAP, BAD_MAP, BAD_REDUCTION, NO_TARGET,
+) = range(1, 14)  # fmt: skip
 """Errors."""
 RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""

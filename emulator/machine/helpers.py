@@ -209,7 +209,7 @@ def _atomic(words: Any) -> None:
             array_at(words[6], 32, np.uint32)[lane] = old
             value = array_at(words[4], 32, np.uint32)[lane]
             if kind == 2:
-                flushes = addresses[lane] >> TAG_SHIFT == 0
+                flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG
                 terms = array_at(words[5], 32, np.float32)
                 words_of_terms = array_at(words[5], 32, np.uint32)
                 words_of_terms[0], words_of_terms[1] = _flushed(old, flushes), _flushed(value, flushes)

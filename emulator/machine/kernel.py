@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,7 +23,7 @@ from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
-from mmabits.emulator.machine.fusion import contracted
+from mmabits.emulator.machine.fusion import contracted, folded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
@@ -30,6 +31,7 @@ from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
 
 HANDLERS: Final[dict[str, Handler]] = {
@@ -61,6 +63,7 @@ _ERRORS: Final = {
     warpgrouprecords.OTHER_PRODUCT: "a product that is another one, or has other descriptors, than that of the warps beside it",
     words.NO_MAP: "no tensor map at {address:#x}",
     words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
+    words.NO_TARGET: "the index {address} of a branch, outside its table",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
     tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
@@ -115,7 +118,7 @@ class _Memory:
 
     def _constants(self, variables: list[Variable]) -> npt.NDArray[np.uint8]:
         size = self._place(variables, 0)
-        held = np.zeros(_rounded(size, 16) + 16, np.uint8)
+        held = aligned(size)
         for each in variables:
             at = self.places[each.name]
             unit = max(1, int(each.kind.strip("bsuf")) // 8)
@@ -149,6 +152,7 @@ class _WarpFunction:
     owner: Any
     text: str
     register_bytes: int
+    cleared_bytes: int
     products: Products
 
 
@@ -187,12 +191,19 @@ class Kernel:
         name = names[0] if name is None else name
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
+        began = time.perf_counter()
         self.entry, self.arch = module.entries[name], arch
+        self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
+        """Opcodes of the text, as it was given, with their numbers."""
+        self.text_instructions = tuple(self.entry.instructions)
+        """The same in order."""
         self.contracts = contracts
         self.fused = 0
         """Sums that became fused multiply-adds."""
+        rule = contraction(arch)
+        self.entry = folded(self.entry, rule, contracts=contracts)
         if contracts:
-            self.entry, self.fused = contracted(self.entry)
+            self.entry, self.fused = contracted(self.entry, rule)
         told = self.entry.attributes.get("reqntid")
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))
@@ -211,11 +222,15 @@ class Kernel:
             self.program = program(self.entry, stops)
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
+        self.was_kept = True
+        """Whether all machine code came from files."""
         self._uniform = self._compiled(diverged=False)
         self._diverged: _WarpFunction | None = None
         self._tables: list[Tables] = []
         self._table_words = np.zeros(0, np.int64)
         self._enlist(self._uniform)
+        self.compile_seconds = time.perf_counter() - began
+        """Time that it took to get the machine code; that of a warp whose lanes part is made when they do."""
 
     @property
     def name(self) -> str:
@@ -249,8 +264,10 @@ class Kernel:
         code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        address, owner = compiled(text, "warp", what=f"the kernel {self.name}", keep=not self.warpgroups.tables)  # whose addresses it holds
-        return _WarpFunction(address, owner, text, code.register_bytes, products)
+        keep = not self.warpgroups.tables  # whose addresses it holds
+        made = compiled(text, "warp", what=f"the kernel {self.name}", keep=keep)
+        self.was_kept = self.was_kept and made.was_kept
+        return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
     def _enlist(self, code: _WarpFunction) -> None:
         self._tables += [tables_of(kind) for kind in code.products.kinds[len(self._tables) :]]
@@ -393,7 +410,7 @@ class _ThreadState:
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
             "ctas": self.ctas.ctypes.data, "cluster": kernel.cluster_size, "cluster_x": kernel.cluster[0],
             "cluster_y": kernel.cluster[1], "shared_size": _rounded(kernel.memory.shared_size, 8),
-            "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
+            "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():

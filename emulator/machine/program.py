@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,13 +150,24 @@ class Program:
         return found
 
     @cached_property
+    def cleared(self) -> frozenset[Register]:
+        """Registers kept across segments that may be read where they were never written: all where lanes read those of others."""
+        if any(each.opcode.startswith("shfl") for each in self.entry.instructions):
+            return frozenset(self._kept)
+        return self.live_in[0] if self.live_in else frozenset()
+
+    @cached_property
     def kept(self) -> tuple[Register, ...]:
-        """Registers that live across segments, and accumulators of wgmma, the widest first."""
+        """Registers that live across segments, and accumulators of wgmma: those that are cleared first, the widest first."""
+        return tuple(sorted(self._kept, key=lambda each: (each not in self.cleared, -each.bits, each.name)))
+
+    @cached_property
+    def _kept(self) -> set[Register]:
         names = set().union(*self.live_in) if self.live_in else set()
         for instruction in self.entry.instructions:
             if instruction.opcode.startswith("wgmma.mma_async"):
                 names.update(written(instruction))
-        return tuple(sorted(names, key=lambda each: (-each.bits, each.name)))
+        return names
 
 
 def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
@@ -168,6 +180,12 @@ def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     Raises:
         PtxError: a branch to nowhere.
     """
+    segments = _segments(entry, stops)
+    live_in, live_out = _lives(entry.instructions, segments)
+    return Program(entry, tuple(segments), live_in, live_out)
+
+
+def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:
     instructions = entry.instructions
     count = len(instructions)
     leaders = {0} | stops | {place for place in entry.labels.values() if place < count}
@@ -183,8 +201,39 @@ def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     for place, start in enumerate(starts):
         end = starts[place + 1] if place + 1 < len(starts) else count
         segments.append(Segment(start, end, tuple(_targets(entry, instructions[end - 1], place, len(starts), number))))
-    live_in, live_out = _lives(instructions, segments)
-    return Program(entry, tuple(segments), live_in, live_out)
+    return segments
+
+
+class Dominators:
+    """Which instructions every way to another one passes."""
+
+    def __init__(self, entry: Entry) -> None:
+        segments = _segments(entry, frozenset())
+        self._starts = [each.first for each in segments]
+        before: list[list[int]] = [[] for _ in segments]
+        for place, segment in enumerate(segments):
+            for target in segment.targets:
+                before[target].append(place)
+        self._passed = [1]
+        """Segments that every way to a segment passes, a bit each; all of them where there is no way."""
+        self._passed += [(1 << len(segments)) - 1] * (len(segments) - 1)
+        changed = True
+        while changed:
+            changed = False
+            for place in range(1, len(segments)):
+                found = -1
+                for each in before[place]:
+                    found &= self._passed[each]
+                found = found & (1 << len(segments)) - 1 | 1 << place
+                if found != self._passed[place]:
+                    self._passed[place], changed = found, True
+
+    def passes(self, first: int, second: int) -> bool:
+        """Whether every way to the second instruction passes the first, another one, before it."""
+        of_first, of_second = (bisect_right(self._starts, each) - 1 for each in (first, second))
+        if of_first == of_second:
+            return first < second
+        return bool(self._passed[of_second] >> of_first & 1)
 
 
 def _targets(entry: Entry, last: PtxInstruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:

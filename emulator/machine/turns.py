@@ -51,13 +51,14 @@ _ERROR, _ERROR_INSTRUCTION, _ARRIVES, _HELD, _PARKED, _HURRY, _EVENTS, _BULK_GRO
     for name in ("error", "error_instruction", "arrives", "held", "parked", "hurry", "events", "bulk_groups", "cluster_phase")
 )
 _OWN, _WARPGROUP = _C.index("own"), _C.index("warpgroup")
+_REGISTERS, _LOCAL, _LOCAL_SIZE = (_C.index(name) for name in ("registers", "local", "local_size"))
 _UNIFORM, _PARTED, _WARPS, _THREADS, _NEXT, _LAST, _GRID_X, _GRID_Y = (
     _L.index(name) for name in ("uniform", "diverged", "warps", "threads", "next", "last", "grid_x", "grid_y")
 )
 _CLUSTER_X, _CLUSTER_Y = _L.index("cluster_x"), _L.index("cluster_y")
-_CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _GROWS, _STOP, _IDLE, _RESULT, _FAILED, _FAILED_CTA = (
+_CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _CLEARED, _GROWS, _STOP, _IDLE, _RESULT, _FAILED, _FAILED_CTA = (
     _L.index(name)
-    for name in ("ctas", "room", "cluster", "shared_size", "grows", "stop", "idle", "result", "failed", "failed_cta")
+    for name in ("ctas", "room", "cluster", "shared_size", "cleared", "grows", "stop", "idle", "result", "failed", "failed_cta")
 )  # fmt: skip
 _NUMBER, _CONTEXTS, _SHARED, _BARRIERS, _CLUSTER, _RANK, _ARRIVED, _PHASE = range(len(_T))
 _BARRIER_COUNT = 16
@@ -90,7 +91,7 @@ def live_threads_of_cluster(launch: Any, first: int) -> int:
 
 @jit
 def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
-    """A CTA's contexts, barriers and shared memory as they are at its start."""
+    """A CTA's contexts, barriers, registers and memory as they are at its start."""
     shared = array_at(cta[_SHARED], launch[_SHARED_SIZE] // 8, np.int64)
     for word in range(launch[_SHARED_SIZE] // 8):
         shared[word] = 0
@@ -120,6 +121,12 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
         context[_QUEUED] = 0
         context[_GROUP] = 0
         context[_ARRIVES], context[_HURRY], context[_CLUSTER_PHASE] = 0, 0, 0
+        registers = array_at(context[_REGISTERS], launch[_CLEARED] // 8, np.int64)
+        for word in range(launch[_CLEARED] // 8):
+            registers[word] = 0
+        local = array_at(context[_LOCAL], 4 * context[_LOCAL_SIZE], np.int64)
+        for word in range(4 * context[_LOCAL_SIZE]):
+            local[word] = 0
         groups = array_at(context[_BULK_GROUPS], 32, np.int64)
         for lane in range(32):
             groups[lane] = 0

@@ -64,10 +64,14 @@ class WarpCode(Code):
         super().__init__()
         self.program, self.handlers, self.layout, self.diverged = program, handlers, layout, diverged
         self.slots: dict[Register, int] = {}
+        self.cleared_bytes = 0
+        """Of the registers, from the first: zeros at the start of a CTA."""
         at = 0
         for register in program.kept:
             self.slots[register] = at
             at += LANES * max(8, register.bits) // 8
+            if register in program.cleared:
+                self.cleared_bytes = at
         self.register_bytes = (at + 63) // 64 * 64
         self.values: dict[Register, Value] = {}
         self.dirty: set[Register] = set()
@@ -604,6 +608,7 @@ class WarpCode(Code):
         guard = self.guard(instruction)
         self.leave(place)
         labels = self.program.entry.tables[table.name]
+        self.within(value, len(labels), guard)
         targets = self.constant(place + 1 if guard is not None else self.program.segment_of(labels[0]), 32)
         for number, label in enumerate(labels):
             chosen = self.compare("eq", value, self.constant(number, 32))
@@ -620,6 +625,20 @@ class WarpCode(Code):
         ways = " ".join(f"i32 {each}, label {self.back(each, place)}" for each in sorted(set(self.program.segments[place].targets)))
         self.line(f"switch i32 {first}, label %nowhere [ {ways} ]")
         self.part(place, targets)
+
+    def within(self, value: Value, count: int, guard: Value | None) -> None:
+        """An error where an index lies outside a table of so many targets."""
+        outside, running = self.compare("uge", value, self.constant(count, 32)), self.running(guard)
+        word = self.as_word(outside if running is None else self.both(outside, running))
+        name = self.fresh("inside")[1:]
+        self.line(f"br i1 {self.named(f'icmp eq i32 {word}, 0')}, label %{name}, label %{name}.not")
+        self.label(f"{name}.not")
+        self.declared.add("declare i32 @llvm.cttz.i32(i32, i1)")
+        lane = self.named(f"call i32 @llvm.cttz.i32(i32 {word}, i1 false)")
+        self.set_context("error_lane", self.named(f"zext i32 {lane} to i64"))
+        self.set_context("error_address", self.named(f"zext i32 {self.lane(value, lane)} to i64"))
+        self.fail(words.NO_TARGET)
+        self.label(name)
 
     def end(self, guard: Value | None, place: int) -> None:
         """Ret: lanes end."""

@@ -63,6 +63,11 @@ class Form:
     evidence: Evidence = Evidence.PUBLISHED
     note: str = ""
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether the PTX manual says what they do to the last bit."""
+        return self.evidence > Evidence.INFERRED
+
     def takes(self, opcode: str) -> bool:
         """Whether a spelling is one of these."""
         if opcode != self.name and not opcode.startswith(f"{self.name}."):

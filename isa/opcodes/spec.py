@@ -87,6 +87,11 @@ class Opcode:
         return self.name.partition(".")[0]
 
     @property
+    def is_defined(self) -> bool:
+        """Whether the PTX manual defines every bit of the result: then there is nothing to measure."""
+        return self.evidence > Evidence.INFERRED and not self.bounds
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """All words."""
         return tuple(self.name.split("."))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmabits.emulator.schedules import Schedule, choice
     from mmabits.research.explain import explain
     from mmabits.research.functions import explain_function
+    from mmabits.research.kernels import describe_kernel
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
 
@@ -22,10 +23,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "gemm", "mma", "Schedule", "choice", "function", "emulate", "explain", "explain_function", "identify", "study", "tolerance",
-    "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "describe_kernel", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
+    "describe_kernel": "mmabits.research.kernels",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
     "identify": "mmabits.conformance.identify", "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",

@@ -29,6 +29,8 @@ from mmabits.emulator.hooks.session import NotEmulated, current_session
 from mmabits.isa import EmulationError
 
 FRAMEWORKS = ("torch", "jax", "triton")
+WAYS = (*FRAMEWORKS, "interpreted")
+"""Triton's kernels are compiled, and interpreted."""
 FAMILY = {"sm_80": "mma.sync", "sm_90a": "wgmma", "sm_100a": "tcgen05.mma"}
 M, N, K = 64, 32, 64
 
@@ -100,11 +102,11 @@ class Triton:
     def __init__(self):
         self.torch = pytest.importorskip("torch")
         pytest.importorskip("triton")
-        from triton.runtime import interpreter
+        from triton.runtime import driver, interpreter
         from triton.runtime.autotuner import Autotuner
         from triton.runtime.jit import JITFunction
 
-        self.kernel = _kernel()
+        self.kernel, self.driver = _kernel(), driver
         self.patched = (Autotuner, JITFunction, interpreter.InterpretedFunction, interpreter.InterpreterBuilder, interpreter.TritonSemantic)
         self.builder = interpreter.interpreter_builder
 
@@ -122,7 +124,7 @@ class Triton:
         return F16_SUMS[arch]
 
     def state(self):
-        return [dict(vars(each)) for each in self.patched], self.builder.options, self.builder.codegen_fns
+        return [dict(vars(each)) for each in self.patched], self.builder.options, self.builder.codegen_fns, self.driver._active
 
 
 @functools.cache
@@ -156,7 +158,7 @@ class Probe:
 
     def __init__(self, name):
         self.name = name
-        self.framework = {"torch": Torch, "jax": Jax, "triton": Triton}[name]()
+        self.framework = {"torch": Torch, "jax": Jax, "triton": Triton, "interpreted": Triton}[name]()
         known = {"plain": self.framework.product()} | {arch: self.framework.expected(arch) for arch in FAMILY}
         self.known = {arch: array.tobytes() for arch, array in known.items()}
         assert len(set(self.known.values())) == 4 - (known["sm_90a"].tobytes() == known["sm_100a"].tobytes())
@@ -166,13 +168,18 @@ class Probe:
         return next((arch for arch, bits in self.known.items() if bits == got), "none of them")
 
     def emulate(self, arch="sm_90a"):
+        if self.name == "interpreted":
+            return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
         return mmabits.emulate(arch, frameworks=[self.name])
 
     def counts(self, session):
-        return {line.arch: line.count for line in session.report().emulated}
+        report = session.report()
+        if report.kernels:  # one product by many instructions
+            return {report.arch: sum(kernel.launches for kernel in report.kernels)}
+        return {line.arch: line.count for line in report.emulated}
 
 
-@pytest.fixture(params=FRAMEWORKS)
+@pytest.fixture(params=WAYS)
 def probe(request):
     """A framework; after the test no trace of a block is left in the process."""
     probe = Probe(request.param)
@@ -596,7 +603,7 @@ def test_threads_are_outside_and_the_report_says_so():
 
 
 def test_a_launch_of_triton_on_another_thread_is_refused():
-    probe, errors = Probe("triton"), []
+    probe, errors = Probe("interpreted"), []
 
     def work():
         try:

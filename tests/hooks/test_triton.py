@@ -37,7 +37,7 @@ VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def emulate(arch, **options):
-    return mmabits.emulate(arch, frameworks=["triton"], **options)
+    return mmabits.emulate(arch, frameworks=["triton"], **{"triton": "interpreted", **options})
 
 
 def random(shape, dtype=np.float16, seed=0, scale=1.0):
@@ -601,7 +601,7 @@ def test_the_compiler_is_imported_before_anything_is_patched(tmp_path):
                 x = tl.minimum(x, max(i, 1))
             tl.store(x_ptr + at, x)
 
-        with mmabits.emulate("sm_90a"):
+        with mmabits.emulate("sm_90a", triton="interpreted"):
             x = torch.full((16,), 5.0)
             kernel[(1,)](x, N=16)
             assert x.tolist() == [1.0] * 16, x
@@ -967,6 +967,6 @@ def counting(p, n: tl.constexpr):
 
 def test_a_function_that_calls_itself_runs():
     x = torch.zeros(16)
-    with mmabits.emulate("sm_90a"):
+    with mmabits.emulate("sm_90a", triton="interpreted"):
         counting[(1,)](x, 3)
     assert x.tolist() == [3.0] * 16

@@ -16,7 +16,7 @@ import triton.language as tl  # noqa: E402
 
 
 def emulate(arch="sm_90a"):
-    return mmabits.emulate(arch, frameworks=["triton"])
+    return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------------

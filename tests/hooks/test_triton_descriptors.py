@@ -19,7 +19,7 @@ VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def emulate(arch="sm_90a"):
-    return mmabits.emulate(arch, frameworks=["triton"])
+    return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
 
 
 @triton.jit

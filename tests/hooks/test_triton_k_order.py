@@ -234,7 +234,7 @@ def run(mode, arch="sm_80"):
     s8 = torch.from_numpy(rng.integers(-128, 127, 4 * K * K, dtype=np.int8))
     a, f16 = (torch.from_numpy(rng.standard_normal(shape).astype(np.float16)) for shape in ((32, K), (4 * K * K,)))
     w, c = torch.zeros(K, 32, dtype=torch.float16), torch.zeros(32, 32)
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with mmabits.emulate(arch, frameworks=["triton"], triton="interpreted") as session:
         operands[(1,)](a, s8, f16, torch.from_numpy(rng.standard_normal((K, 32)).astype(np.float32)), w, c, 3, 2, K=K, MODE=mode)
     products = [
         mmabits.gemm(
@@ -295,7 +295,7 @@ def test_operands_in_shared_memory_ascend_whatever_they_were_made_of(arch):
         torch.from_numpy(rng.integers(-9, 9, (64, 64), dtype=np.int8)),
     )
     c = torch.zeros(64, 64)
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with mmabits.emulate(arch, frameworks=["triton"], triton="interpreted") as session:
         shifted[(1,)](a, b, c)
     (line,) = session.report().emulated
     assert line.instruction.family is not Family.MMA_SYNC
@@ -330,7 +330,7 @@ def scales(a_ptr, scale_ptr, b_ptr, c_ptr, COMPUTED: tl.constexpr):
 def test_scaled_dots_of_elements_that_were_not_loaded(computed):
     some = torch.ones(128, 128)
     a = some.half() if computed else some.to(torch.float8_e5m2)
-    with mmabits.emulate("sm_80", frameworks=["triton"]) as session:
+    with mmabits.emulate("sm_80", frameworks=["triton"], triton="interpreted") as session:
         scales[(1,)](a, torch.full((128, 4), 127, dtype=torch.uint8), some.half(), torch.zeros(128, 128), COMPUTED=computed)
     (line,) = session.report().emulated
     assert ("order of K within the tile not known" in line.note) == computed

@@ -37,6 +37,10 @@ FP8 = {
 }
 
 
+def emulate(arch):
+    return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
+
+
 def operands(dtype, seed=0):
     rng = np.random.default_rng(seed)
     a, b = (rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in ((M, K), (K, N)))
@@ -53,7 +57,7 @@ def assert_bits(got, want):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_autotuned_matmul_with_ragged_edges(arch):
     a, b = operands(np.float16)
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch) as session:
         got = matmul(tensor(a), tensor(b), activation="leaky_relu", out_dtype=torch.float16)
     (line,) = session.report().emulated
     assert line.instruction.ptx == F16[arch]
@@ -68,7 +72,7 @@ def test_the_tuned_configuration_is_emulated():
     tuned = matmul_kernel.configs[3]
     matmul_kernel.best_config = tuned
     try:
-        with mmabits.emulate("sm_90a", frameworks=["triton"]) as session:
+        with emulate("sm_90a") as session:
             got = matmul(tensor(a), tensor(b))
         assert matmul_kernel.best_config is tuned
     finally:
@@ -81,7 +85,7 @@ def test_the_tuned_configuration_is_emulated():
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_bf16_which_the_stock_interpreter_gets_wrong(arch):
     a, b = operands(ml_dtypes.bfloat16)
-    with mmabits.emulate(arch, frameworks=["triton"]):
+    with emulate(arch):
         got = matmul(tensor(a), tensor(b), out_dtype=torch.bfloat16)
     want = mmabits.gemm(a, b, instruction="mma.sync" if arch == "sm_80" else "wgmma", arch=arch).astype(ml_dtypes.bfloat16)
     assert_bits(got.view(torch.uint16).numpy(), want.view(np.uint16))
@@ -89,7 +93,7 @@ def test_bf16_which_the_stock_interpreter_gets_wrong(arch):
 
 def test_tf32():
     a, b = operands(np.float32)
-    with mmabits.emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a"):
         got = matmul(tensor(a), tensor(b))
     assert_bits(got.numpy(), mmabits.gemm(a, b, instruction="wgmma", arch="sm_90a"))
 
@@ -97,7 +101,7 @@ def test_tf32():
 @pytest.mark.parametrize("arch", FP8)
 def test_fp8(arch):
     a, b = operands(ml_dtypes.float8_e4m3fn)
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch) as session:
         got = matmul(tensor(a), tensor(b))
     assert session.report().emulated[0].instruction.ptx == FP8[arch]
     assert_bits(got.numpy(), mmabits.gemm(a, b, instruction=FP8[arch], arch=arch))
@@ -106,7 +110,7 @@ def test_fp8(arch):
 def test_fp8_on_sm_80_is_converted_to_f16_and_takes_k_in_another_order():
     """A thread holds four neighbours in K; the first instruction of 32 takes the first two of each four, the second the others."""
     a, b = operands(ml_dtypes.float8_e5m2)
-    with mmabits.emulate("sm_80", frameworks=["triton"]) as session:
+    with emulate("sm_80") as session:
         got = matmul(tensor(a), tensor(b))
     wide_a = np.zeros((M, 256), np.float16)
     wide_b = np.zeros((256, N), np.float16)
@@ -120,14 +124,14 @@ def test_fp8_on_sm_80_is_converted_to_f16_and_takes_k_in_another_order():
 
 def test_e4m3_on_sm_80_is_refused_as_by_the_compiler():
     a, b = operands(ml_dtypes.float8_e4m3fn)
-    with mmabits.emulate("sm_80", frameworks=["triton"]), pytest.raises(mmabits.MmabitsError, match=r"fp8e4nv.*fp8e4b15, fp8e5"):
+    with emulate("sm_80"), pytest.raises(mmabits.MmabitsError, match=r"fp8e4nv.*fp8e4b15, fp8e5"):
         matmul(tensor(a), tensor(b))
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120a"])
 def test_persistent(arch):
     a, b = operands(np.float16)
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch) as session:
         got = persistent_matmul(tensor(a), tensor(b), programs=3)
     assert_bits(got.numpy(), mmabits.gemm(a, b, instruction=F16[arch], arch=arch))
     assert session.report().emulated[0].count == 16
@@ -136,7 +140,7 @@ def test_persistent(arch):
 @pytest.mark.parametrize("reduction", ["ordered", "atomic"])
 def test_split_k_adds_parts_in_ascending_order(reduction):
     a, b = operands(np.float16)
-    with mmabits.emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a"):
         got = split_k_matmul(tensor(a), tensor(b), parts=3, reduction=reduction, block=(64, 64, 32))
     want = np.zeros((M, N), np.float32)
     for first in range(0, K, 96):
@@ -222,14 +226,14 @@ def test_dot_scaled(arch, a_format, b_format, scale):
         scaled_tensor(a, 1), scaled_tensor(scale_a, 1), a_format, scaled_tensor(b, 0), scaled_tensor(scale_b, 1), b_format
     )  # fmt: skip
     if arch == "sm_80" and "e4m3" in f"{a_format} {b_format} {scale}":
-        with mmabits.emulate(arch, frameworks=["triton"]), pytest.raises(mmabits.MmabitsError, match="fp8e4nv"):
+        with emulate(arch), pytest.raises(mmabits.MmabitsError, match="fp8e4nv"):
             scaled_matmul(*arguments)
         return
     if scale == "ue4m3" and VERSION < (3, 8) and arch not in ("sm_100a", "sm_120a"):  # a failed assertion in the compiler
-        with mmabits.emulate(arch, frameworks=["triton"]), pytest.raises(mmabits.MmabitsError, match="compiler rejects it"):
+        with emulate(arch), pytest.raises(mmabits.MmabitsError, match="compiler rejects it"):
             scaled_matmul(*arguments)
         return
-    with mmabits.emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch) as session:
         got = scaled_matmul(*arguments)
     native = NATIVE.get((arch, a_format, b_format, scale))
     if native is not None:

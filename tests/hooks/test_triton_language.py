@@ -22,7 +22,7 @@ BLOCK = tl.constexpr(32)
 
 
 def emulate(arch="sm_90a"):
-    return mmabits.emulate(arch, frameworks=["triton"])
+    return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
 
 
 # Constants, tuples, the target -------------------------------------------------------------------------------------------

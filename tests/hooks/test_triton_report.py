@@ -19,6 +19,10 @@ from triton.compiler import ASTSource  # noqa: E402
 THIRD = tl.constexpr(3)
 
 
+def emulate(arch):
+    return mmabits.emulate(arch, frameworks=["triton"], triton="interpreted")
+
+
 @triton.jit
 def times(x, y):
     return x * y
@@ -240,7 +244,7 @@ def run(mode, grid=2, edit=None, **options):
     if edit is not None:
         x[3] = edit
     out = torch.zeros(64)
-    with mmabits.emulate("sm_90a", frameworks=["triton"]) as session:
+    with emulate("sm_90a") as session:
         kernel[(grid,)](x, y, z, x.half(), torch.arange(64, dtype=torch.int32), out, 1.7, 3, N=64, MODE=mode, **options)
     return session.report().skipped
 
@@ -286,7 +290,7 @@ def rows(x_ptr, o_ptr, N: tl.constexpr):
 
 
 def test_lines_are_counted_and_placed():
-    with mmabits.emulate("sm_90a", frameworks=["triton"]) as session:
+    with emulate("sm_90a") as session:
         rows[(5,)](torch.ones(5, 64), torch.zeros(5, 64), N=64)
     first = rows.starting_line_number
     lines = [(line.site, line.operation, line.count) for line in session.report().skipped]
@@ -298,7 +302,7 @@ def test_lines_are_counted_and_placed():
 
 
 def test_the_inner_of_two_sessions_tells():
-    with mmabits.emulate("sm_90a", frameworks=["triton"]) as outer, mmabits.emulate("sm_80", frameworks=["triton"]) as inner:
+    with emulate("sm_90a") as outer, emulate("sm_80") as inner:
         rows[(5,)](torch.ones(5, 64), torch.zeros(5, 64), N=64)
     assert [line.count for line in inner.report().skipped] == [5, 5, 5]
     assert outer.report().skipped == ()
@@ -312,7 +316,7 @@ def f64_kernel(x_ptr, o_ptr, N: tl.constexpr):
 
 
 def test_division_and_roots_of_f64_are_ieee():
-    with mmabits.emulate("sm_90a", frameworks=["triton"]) as session:
+    with emulate("sm_90a") as session:
         f64_kernel[(1,)](torch.ones(64, dtype=torch.float64), torch.zeros(64, dtype=torch.float64), N=64)
     assert session.report().skipped == ()
 
@@ -331,7 +335,7 @@ def accumulated(a_ptr, b_ptr, c_ptr, scale, FOLDED: tl.constexpr):
 @pytest.mark.parametrize("folded", [True, False])
 def test_a_product_that_becomes_an_accumulator_is_not_fused(folded):
     a, b, c = (torch.ones(64, 64, dtype=dtype) for dtype in (torch.float16, torch.float16, torch.float32))
-    with mmabits.emulate("sm_90a", frameworks=["triton"]) as session:
+    with emulate("sm_90a") as session:
         accumulated[(1,)](a, b, c, 1.3, FOLDED=folded)
     assert [line.operation for line in session.report().skipped] == ([] if folded else [*FUSED])
 

@@ -208,7 +208,7 @@ def test_products_of_nothing_are_zeros_of_their_shape(
     from mmabits import emulate
 
     m, n, k = size
-    with emulate(arch, frameworks=["triton", "jax"]):
+    with emulate(arch, frameworks=["triton", "jax"], triton="interpreted"):
         for name, found in product(m, n, k, arch):
             result = np.asarray(found)
             assert (result.shape, result.dtype) == ((m, n), np.dtype(F32)), name
@@ -242,7 +242,7 @@ def test_attention_over_nothing(heads: int, queries: int, keys: int, width: int)
     v16, v8 = values(key_heads, keys, width).astype(F16), attention.quantize_values(values(key_heads, keys, width))
     found = [attention.sage_attention(q, k, v16, arch="sm_90a"), attention.sage2_attention(q, k, v8, arch="sm_90a")]
     parts = [tensor(each) for each in (q.codes, q.scales, k.codes, k.scales)]
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         found.append(in_triton.sage_attention(*parts, tensor(v16)).numpy())
         found.append(in_triton.sage2_attention(*parts, tensor(v8.codes), tensor(attention.sage2_output_scales(v8))).numpy())
     for result in found:
@@ -262,7 +262,7 @@ def test_cached_attention_of_nothing(sequences: int, heads: int, new: int, lengt
     queries = np.zeros((sequences, heads, new, 64), ml_dtypes.float8_e4m3fn)
     tables, lengths = np.zeros((sequences, 1), np.int32), np.full(sequences, length, np.int32)
     wanted = attention.fp8_attention(queries, cache, tables, lengths, query_scale=1.0, arch="sm_90a")
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         got = in_triton.fp8_attention(
             tensor(queries), tensor(zeros), tensor(zeros), tensor(tables), tensor(lengths), torch.ones(1), torch.ones(1)
         )  # fmt: skip

@@ -453,7 +453,7 @@ def one_program(monkeypatch: Any) -> Iterator[Callable[[Place, Any], None]]:
         place[0] = at.program
         kernel[(1, 1, 1)](*arguments, **constants, enable_fp_fusion=False)
 
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         yield run
 
 

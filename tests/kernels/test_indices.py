@@ -73,7 +73,7 @@ def put(name: str, index: int, value: int) -> Change:
     ],
 )
 def test_experts_and_choices(kernel: str, change: Change, text: str) -> None:
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         assert experts(kernel, lambda tables: None).shape == (3, N)
         with pytest.raises(OperandError, match=text):
             experts(kernel, change)
@@ -84,7 +84,7 @@ def test_groups_of_gptq(wrong: int) -> None:
     packed = packing_awq_gptq.GptqTensors.pack(w4a16.quantize_int4(values(K, N), group=32, symmetric=True))
     groups = T(packed.g_idx.copy())
     parts = T(values(2, K)).half(), T(packed.qweight), T(packed.qzeros), T(packed.scales), groups
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         triton_w4a16.gptq_matmul(*parts)
         groups[5] = wrong
         with pytest.raises(OperandError, match=rf"groups of g_idx are 0 to 1, got {wrong} at index \(5,\)"):
@@ -104,7 +104,7 @@ def test_groups_of_gptq(wrong: int) -> None:
 def test_pages_and_lengths(table: list[list[int]], lengths: list[int], text: str) -> None:
     queries, keys, values_ = eight(1, 1, 2, 32), eight(4, 16, 1, 32), eight(4, 16, 1, 32)
     one = torch.ones(1)
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         for good in ([[0, 3]], [17]), ([[3, 2**31 - 1]], [16]):  # what no token needs may be anything
             triton_attention.fp8_attention(queries, keys, values_, T(np.array(good[0], np.int32)), T(np.array(good[1], np.int32)), one, one)
         with pytest.raises(OperandError, match=text):
@@ -120,7 +120,7 @@ def test_outlier_columns(wrong: int) -> None:
     w = w8a8.quantize_int8(values(K, N), axis=1)
     columns = split.columns.copy()
     parts = split.regular.codes, split.regular.scales, w.codes, w.scales, split.outliers, columns, values(K, N).astype(np.float16)
-    with emulate("sm_90a", frameworks=["triton", "jax"]):
+    with emulate("sm_90a", frameworks=["triton", "jax"], triton="interpreted"):
         triton_w8a8.llm_int8_matmul(*map(T, parts))
         jax_w8a8.llm_int8_matmul(*parts)
         columns[0] = wrong
@@ -135,7 +135,7 @@ def test_scales_to_divide_by(wrong: float) -> None:
     from mmabits.kernels.jax import fp8 as jax_fp8
 
     pytest.importorskip("jax")
-    with emulate("sm_90a", frameworks=["triton", "jax"]):
+    with emulate("sm_90a", frameworks=["triton", "jax"], triton="interpreted"):
         with pytest.raises(OperandError, match="scale must be positive and finite, got"):
             triton_nvfp4.quantize(T(values(2, 16)), scale=torch.full((1,), wrong))
         with pytest.raises(OperandError, match="scale must be positive and finite, got"):

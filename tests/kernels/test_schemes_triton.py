@@ -44,7 +44,7 @@ def data() -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def emulated(arch: str) -> Iterator[Session]:
-    with emulate(arch, frameworks=["triton"]) as session:
+    with emulate(arch, frameworks=["triton"], triton="interpreted") as session:
         yield session
     report = session.report()
     assert not report.skipped
@@ -141,7 +141,7 @@ def test_fma_rounds_once() -> None:
     x = np.full(16, 1 + 2.0**-12, np.float32)
     z = np.full(16, -1 - 2.0**-11, np.float32)
     out = torch.empty(16)
-    with emulate("sm_90a", frameworks=["triton"]):
+    with emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
         fma_kernel[(1,)](tensor(x), tensor(x), tensor(z), out, SIZE=16)
     assert out.tolist() == [2.0**-24] * 16
 

@@ -34,7 +34,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def answer(text: str, opt: int = 0) -> int:
-    address, _owner = compiler.compiled(text, "answer", opt=opt)
+    address, _owner, _was_kept = compiler.compiled(text, "answer", opt=opt)
     return int(ctypes.CFUNCTYPE(ctypes.c_int32)(address)())
 
 

@@ -147,6 +147,14 @@ CHANGES: Final = (
     Change("fusion: the first operand first", "at = left if left is not None else product_of(second, rest)",
            "at = product_of(second, rest) if left is None or product_of(second, rest) is not None else left", (FUSION,)),
     Change("fusion: a difference's sign", "if minus and is_left:\n", "if minus and not is_left:\n", (FUSION,)),
+    Change("fusion: of another round of a loop", "return all(dominators.passes(each, place) for each in factors) and", "return", (FUSION,)),
+    Change("fusion: on every way", "all(dominators.passes(place, use) for use in uses)", "True", (FUSION,)),
+    Change("zeros: registers", "range(launch[_CLEARED] // 8):", "range(0):", (f"{RULES}::test_what_was_never_written_is_zero",)),
+    Change("zeros: local memory", "range(4 * context[_LOCAL_SIZE]):", "range(0):", (f"{RULES}::test_what_was_never_written_is_zero",)),
+    Change("zeros: registers of other lanes", 'if any(each.opcode.startswith("shfl")', "if any(False",
+           (f"{RULES}::test_what_was_never_written_is_zero",)),
+    Change("tables of targets: the end", 'self.compare("uge", value, self.constant(count, 32))',
+           'self.compare("ugt", value, self.constant(count, 32))', (f"{RULES}::test_an_index_outside_the_table_of_a_branch",)),
     Change("fusion: products that others need", "if places == set(used[register])", "if places", (RANDOM, FUSION)),
     # Special registers.
     Change("special: lanes below", "below, up_to = (1 << lane) - 1, (2 << lane) - 1", "below, up_to = (1 << lane) - 1, (1 << lane) - 1",
@@ -185,7 +193,7 @@ CHANGES: Final = (
     Change("atom: signs of 32 bits", "if bits == 32 and kind == 1:", "if bits == 32 and kind == 3:", (f"{RULES}::test_atomic_operations",)),
     Change("atom: 64 bits without sign", "if bits == 64 and kind == 0 else old < value", "if bits == 63 and kind == 0 else old < value",
            (f"{RULES}::test_atomic_operations",)),
-    Change("atom: subnormal sums", "flushes = addresses[lane] >> TAG_SHIFT == 0", "flushes = addresses[lane] >> TAG_SHIFT != 0",
+    Change("atom: subnormal sums", "flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG", "flushes = addresses[lane] >> TAG_SHIFT == SHARED_TAG",
            (f"{KERNEL}::test_sums_of_f32_in_global_memory_flush_subnormal_numbers",)),
     # Addresses.
     Change("address: aligned", "if size & (size - 1) == 0 and address & (size - 1) != 0:",

@@ -1,11 +1,12 @@
-"""The hook for Triton: kernels run in Triton's interpreter, and their dots with the instructions that its compiler emits.
+"""The hook for Triton: kernels run as its compiler makes them, or in its interpreter with the instructions that the compiler emits.
 
-Kernels are decorated and launched as for a GPU, on CPU tensors. While a session lasts, launches go to the interpreter; what it needs
-otherwise than Triton has it is set for the time of each launch only, so that `triton.compile` keeps working beside it.
+Kernels are decorated and launched as for a GPU, on CPU tensors. What the interpreter needs otherwise than Triton has it is set for the
+time of each launch only, so that `triton.compile` keeps working beside it.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from contextlib import ExitStack
 
@@ -28,16 +29,29 @@ def hook(session: Session) -> ExitStack:
     # Before anything is patched: it keeps the functions of the language as it finds them at its import.
     import triton.compiler.code_generator
 
-    undo = ExitStack()
-    if session.triton == "compiled":
-        from mmabits.emulator.hooks.triton import compiled
+    from mmabits.emulator.hooks.triton import compiled, dispatch, launches
 
+    with ExitStack() as undo:
         undo.callback(compiled.install(session))
-        return undo
-    from mmabits.emulator.hooks.triton.launches import install
+        if session.triton != "compiled":
+            undo.callback(launches.install(session, triton.__version__))
+        undo.callback(dispatch.install())
+        return undo.pop_all()
 
-    undo.callback(install(session, triton.__version__))
-    return undo
+
+def why_not_compiled() -> str:
+    """What keeps Triton's kernels from being compiled here; empty: nothing."""
+    import triton
+
+    from mmabits.emulator.machine.compiler import why_unusable
+
+    if triton.knobs.runtime.interpret:
+        return "TRITON_INTERPRET is set, and kernels are decorated for the interpreter"
+    try:
+        importlib.import_module("triton.backends.nvidia.compiler")
+    except ImportError as error:
+        return f"Triton {triton.__version__} has no compiler for NVIDIA's GPUs ({error})"
+    return why_unusable()
 
 
 def _check_version(version: str) -> None:

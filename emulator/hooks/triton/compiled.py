@@ -1,4 +1,4 @@
-"""Triton kernels as Triton's compiler makes them: a driver that takes the GPU's place, and the machine that runs their PTX.
+"""Triton kernels as Triton's compiler makes them, whole: a driver that takes the GPU's place, and the machine that runs their PTX.
 
 Triton's own launch path compiles, specialises and chooses; what it asks of a driver is here. No kernel is rewritten and nothing of
 Triton is patched but which driver is active.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,17 +20,22 @@ from triton.runtime import driver
 from triton.runtime.cache import get_cache_manager
 
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.launched import NOT_ASKED, Duration, LaunchedKernel
 from mmabits.emulator.hooks.session import Session
+from mmabits.emulator.hooks.triton import ptxas
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
-from mmabits.emulator.machine.program import base_of
+from mmabits.emulator.machine.summary import adds_floats_by_atomics, families, schedule, weak_points
 from mmabits.emulator.machine.tensormaps import tensor_map
-from mmabits.isa import EmulationError, Evidence, architecture
+from mmabits.isa import EmulationError, Evidence, InsufficientEvidence, MmabitsError, architecture, lower
 from mmabits.isa.devices import device_of
-from mmabits.isa.opcodes import opcode_table
 
 _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
+_REFUSALS: dict[tuple[str, str, int, bool], MmabitsError] = {}
+"""Why others are not, likewise."""
+TRANSLATIONS: dict[str, Duration] = {}
+"""How long Triton took for a kernel, by its hash."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
 _DEVICES: dict[str, int] = {}
 _FIRST_DEVICE: Final = 1000
@@ -58,8 +64,8 @@ class _Utilities:
 
     @staticmethod
     def load_binary(name: str, _kernel: bytes, _shared: int, _device: int) -> tuple[Any, Any, int, int, int]:
-        """Module, function, registers, spills, and the most threads of a CTA."""
-        return name, name, 0, 0, 1024
+        """Module, function, registers, spills, and the most threads of a CTA: no module, since none has to be unloaded."""
+        return None, name, 0, 0, 1024
 
     def get_device_properties(self, _device: int) -> dict[str, int]:
         """Of the GPU that stands for the architecture, as far as kernels ask."""
@@ -118,11 +124,20 @@ class Launcher:
         text = _ptx(source, metadata)
         contracts = bool(getattr(metadata, "enable_fp_fusion", True))
         key = (hashlib.sha256(text.encode()).hexdigest(), arch, int(metadata.shared), contracts)
-        kernel = _KERNELS.get(key)
+        kernel, began = _KERNELS.get(key), time.perf_counter()
+        was_known = kernel is not None
         if kernel is None:
+            if key in _REFUSALS:
+                raise _REFUSALS[key].with_traceback(None)
             cluster = (self.ctas, 1, 1) if self.ctas != 1 else None
-            kernel = _KERNELS[key] = Kernel(text, arch=arch, shared=int(metadata.shared), cluster=cluster, contracts=contracts)
-        self.kernel = kernel
+            try:
+                kernel = _KERNELS[key] = Kernel(text, arch=arch, shared=int(metadata.shared), cluster=cluster, contracts=contracts)
+            except MmabitsError as error:
+                _REFUSALS[key] = error
+                raise
+        self.compilation = Duration(seconds=time.perf_counter() - began, was_cached=was_known or kernel.was_kept)
+        self.kernel, self.text = kernel, text
+        self.weak = weak_points(kernel)
 
     def __call__(
         self,
@@ -161,8 +176,9 @@ class Launcher:
         sizes = [variable.size for variable in self.kernel.entry.parameters]
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
-        name = self.metadata.name
+        name, began = self.metadata.name, time.perf_counter()
         executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
+        session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
@@ -170,7 +186,7 @@ class Launcher:
     def _session(self) -> Session:
         """That of the block around the launch: a kernel outlives the block that it was compiled in."""
         block = scope.current("triton")
-        if block is None or block.session.arch != self.arch or block.session.triton != "compiled":
+        if block is None or block.session.arch != self.arch or block.session.triton == "interpreted":
             raise EmulationError(f"{self.metadata.name}: compiled for {self.arch} inside an emulate block, and launched outside of it")
         found: Session = block.session
         return found
@@ -211,39 +227,44 @@ class Launcher:
         """Refuse, before the launch, what is known less well than the session requires."""
         for matrix in self.kernel.matrices:
             session.ready(self.metadata.name, matrix)
-        if session.require > Evidence.INFERRED:
-            if self.kernel.fused:
-                reason = f"by a rule that is inferred, but {session.require} evidence is required; enable_fp_fusion=False does without"
-                session.refuse(self.metadata.name, "fusing products and sums", reason)
-            for name in self.kernel.opcodes:
-                row = opcode_table().get(name)
-                if row is not None and row.evidence < session.require:
-                    session.refuse(self.metadata.name, name, f"it rests on {row.evidence} evidence, but {session.require} is required")
+        for each in self.weak:
+            if each.evidence < session.require:
+                raise InsufficientEvidence(
+                    f"{self.metadata.name}: {each} rests on {each.evidence} evidence, but {session.require} is required ({each.reason})"
+                )
 
     def _report(self, session: Session, executed: dict[Any, int]) -> None:
-        import triton
-
-        note = f"as compiled by Triton {triton.__version__}"
+        name, note = self.metadata.name, f"as compiled by {_compiler()}"
         for matrix, count in executed.items():
-            session.ready(self.metadata.name, matrix, note=note).count(matrix.m, matrix.n, matrix.k, count=count)
-        for name in self.kernel.opcodes:
-            row = opcode_table().get(name)
-            if row is not None and row.evidence < Evidence.PUBLISHED:
-                session.skip(self.metadata.name, name, f"{row.evidence}: {row.note or 'what it does is carried over from its neighbours'}")
-        if self.kernel.fused:
-            reason = f"inferred: {self.kernel.fused} sums of the text are fused with products by a rule; the machine code was not looked at"
-            session.skip(self.metadata.name, "fused multiply-adds", reason)
-        if self.kernel.contracts and any(name.startswith(("div.full", "div.approx")) for name in self.kernel.opcodes):
-            reason = "ptxas fuses the product inside with a sum that follows; here each is rounded"
-            session.skip(self.metadata.name, "sums of quotients", reason)
-        if any(name.startswith("cp.reduce") for name in self.kernel.opcodes):
-            reason = "inferred: in ascending order of programs; sums of f32 flush subnormal numbers, as atomics do"
-            session.skip(self.metadata.name, "bulk reductions", reason)
-        for kind in ("atom", "red"):
-            if any(base_of(name) == kind and name.rpartition(".")[2][0] == "f" for name in self.kernel.opcodes):
-                session.skip(
-                    self.metadata.name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined"
-                )
+            session.ready(name, matrix, note=note).count(matrix.m, matrix.n, matrix.k, count=count)
+        for each in self.weak:
+            if each.evidence < Evidence.PUBLISHED:
+                session.skip(name, each.what, each.reason)
+        if adds_floats_by_atomics(self.kernel):
+            session.skip(name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined")
+
+    def described(self, session: Session, spills: bool) -> LaunchedKernel:
+        """For the report."""
+        kernel, shared = self.kernel, int(self.metadata.shared)
+        return LaunchedKernel(
+            name=self.metadata.name, compiler=_compiler(), warps=kernel.warps, cluster=kernel.cluster_size, shared=shared,
+            opcodes=dict(kernel.text_opcodes), families=dict(families(kernel.text_opcodes)),
+            tensor=tuple((matrix, lower(matrix, session.arch).evidence) for matrix in kernel.matrices), weak=self.weak,
+            contracts=kernel.contracts, fused=kernel.fused, schedule=schedule(kernel),
+            translation=TRANSLATIONS.get(self.metadata.hash), compilation=self.compilation, ptx=self.text,
+            spills=ptxas.spills(self.text, session.target, contracts=kernel.contracts) if spills else NOT_ASKED,
+        )  # fmt: skip
+
+
+def _compiler() -> str:
+    import triton
+
+    return f"Triton {triton.__version__}"
+
+
+def is_refusal(error: MmabitsError) -> bool:
+    """Whether an error says that a kernel cannot be compiled for the processor, before anything of it ran."""
+    return any(error is each for each in _REFUSALS.values())
 
 
 def _ptx(source: Any, metadata: Any) -> str:
@@ -289,8 +310,17 @@ class _Active:
         block = scope.current("triton")
         found = None if block is None else _DRIVERS.get(id(block.session))
         if found is None:
-            found = self._stock if self._stock is not None else driver.default
+            found = self._stock if self._stock is not None else _default()
         return getattr(found, name)
+
+
+def _default() -> Any:
+    """Triton's own driver."""
+    try:
+        return driver.default
+    except RuntimeError as error:
+        error.add_note("An emulate block holds for the thread and the task that entered it; what asks for a GPU here lies outside of it.")
+        raise
 
 
 _DRIVERS: dict[int, MachineDriver] = {}

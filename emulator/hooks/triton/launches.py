@@ -1,27 +1,21 @@
-"""Launches of kernels, the choice of an autotuner, and calls from kernel to kernel."""
+"""Kernels through Triton's interpreter: their launches, and calls from kernel to kernel."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import interpreter
-from triton.runtime.autotuner import Autotuner
-from triton.runtime.interpreter import InterpretedFunction
-from triton.runtime.jit import JITFunction
 
-from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import builder
 from mmabits.emulator.hooks.triton.arguments import Grid, parameters
@@ -104,13 +98,6 @@ class Runner:
             if str(getattr(argument, "dtype", "")) == "torch.float8_e4m3fn" and "fp8e4nv" not in allowed:
                 self.session.refuse(name, "a tensor of fp8e4nv", f"Triton's compiler has {', '.join(allowed)} for it")
 
-    def pick(self, tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """The configuration of an autotuned kernel: the one tuned on a GPU, else the first. Nothing is measured."""
-        if len(tuner.configs) == 1:
-            return tuner.configs[0]
-        tuned = tuner.cache.get(_tuning_key(tuner, arguments, keywords)) or getattr(tuner, "best_config", None)
-        return tuned or tuner.prune_configs(keywords)[0]
-
 
 def _constants(known: dict[str, Any], arguments: dict[str, Any]) -> frozenset[str]:
     """Parameters that the compiler knows the value of: those declared so, and integers that are 1."""
@@ -126,23 +113,12 @@ def _fuses(requested: bool | None) -> bool:
     return bool(knobs.language.default_fp_fusion if requested is None else requested)
 
 
-def _tuning_key(tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
-    given = {**dict(zip(tuner.arg_names, arguments, strict=False)), **keywords}
-    known = {name: value for name, value in given.items() if name in tuner.arg_names}
-    return (
-        *(known[name] for name in tuner.keys if name in known),
-        *(str(value.dtype) for value in known.values() if hasattr(value, "dtype")),
-    )
-
-
 _RUNNERS: dict[int, Runner] = {}
-"""Of the open blocks, by the `id` of their sessions."""
-_LAUNCHES: Final = Patches()
-"""In place while there are any."""
+"""Of the open blocks whose kernels are interpreted, or may be, by the `id` of their sessions."""
 
 
 def install(session: Session, version: str) -> Callable[[], None]:
-    """Take a session's launches to the interpreter; what is returned ends that, in whichever order."""
+    """Get the interpreter ready for a session's launches; what is returned ends that, in whichever order."""
     plans = planner(session.arch, version, compiler(version))
     numbers = tuple(map(int, version.split(".")[:2]))
     operations = Operations(
@@ -153,34 +129,52 @@ def install(session: Session, version: str) -> Callable[[], None]:
     backend = make_backend(GPUTarget("cuda", plans.capability, 32))
     options = backend.parse_options({"enable_fp_fusion": True})
     changes = _interpreter_changes(operations, backend, options)
-    if not _RUNNERS:
-        _install_launches(_LAUNCHES)
-        _install_target(_LAUNCHES)
     _RUNNERS[id(session)] = Runner(
         session=session, operations=operations, options=options, changes=changes, thread=threading.get_ident()
     )  # fmt: skip
 
     def end() -> None:
         del _RUNNERS[id(session)]
-        if not _RUNNERS:
-            _LAUNCHES.undo()
 
     return end
 
 
-def _runner(name: str) -> Runner | None:
-    """Who runs what the program launches or calls now; None for Triton.
+def check_thread(name: str) -> None:
+    """Of the code that launches a kernel or calls one.
 
     Raises:
-        EmulationError: on another thread: what a running kernel needs is set for the whole process.
+        EmulationError: another thread than the one whose kernels are interpreted: what a running one needs is set for the whole process.
     """
     if any(runner.thread != threading.get_ident() for runner in _RUNNERS.values()):
         raise EmulationError(f"{name}: launched from another thread than the one inside the emulate block")
-    block = scope.current("triton")
-    if block is None:
-        scope.tell_of_missed("triton", name, "a launch")
-        return None
-    return _RUNNERS.get(id(block.session))  # none in a block whose kernels are compiled
+
+
+def interprets(session: Session) -> bool:
+    """Whether a session's kernels are interpreted, or one of them just now."""
+    runner = _RUNNERS.get(id(session))
+    return runner is not None and (session.triton == "interpreted" or runner.operations.launch is not None)
+
+
+def interpret(
+    session: Session, kernel: Any, hooks: list[Any], arguments: tuple[Any, ...], grid: Any, warmup: bool, keywords: dict[str, Any]
+) -> None:  # fmt: skip
+    """Launch a kernel."""
+    if session.not_compiled and not warmup:
+        session.skip(kernel.fn.__name__, "the compiled way", f"interpreted instead: {session.not_compiled}")
+    _RUNNERS[id(session)].run(kernel, hooks, arguments, grid, warmup, keywords)
+
+
+def call(session: Session, kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """What a kernel that is interpreted calls.
+
+    Raises:
+        EmulationError: none is.
+    """
+    name = kernel.fn.__name__
+    if _RUNNERS[id(session)].operations.launch is None:
+        raise EmulationError(f"{name} is called outside a kernel; launch it with a grid: {name}[grid](...)")
+    keywords.pop("_semantic", None)
+    return KERNELS.kernel(kernel.fn).run(*arguments, **keywords)
 
 
 def _interpreter_changes(operations: Operations, backend: Any, options: Any) -> tuple[Change, ...]:
@@ -224,80 +218,3 @@ def _install_builder(patches: Patches, operations: Operations, backend: Any, opt
             operations.session.refuse(site, "the type fp8e4nv", f"Triton's compiler has {', '.join(options.supported_fp8_dtypes)} for it")
 
         patches.set(interpreter.InterpreterBuilder, "get_fp8e4nv_ty", refused)
-
-
-class _Targets:
-    """Triton's `driver` as its language sees it: questions for the target are answered with the architecture of the block around them."""
-
-    def __init__(self, stock: Any) -> None:
-        self.stock = stock
-
-    @property
-    def active(self) -> Any:
-        """The driver."""
-        block = scope.current("triton")
-        runner = None if block is None else _RUNNERS.get(id(block.session))
-        if runner is None:
-            return self.stock.active
-        target = GPUTarget("cuda", runner.operations.planner.capability, 32)
-        return SimpleNamespace(get_current_target=lambda: target)
-
-
-def _install_target(patches: Patches) -> None:
-    for name in ("triton.language.target_info", "triton.language.semantic"):
-        module = sys.modules.get(name)
-        if hasattr(module, "driver"):
-            patches.set(module, "driver", _Targets(vars(module)["driver"]))
-
-
-def _install_launches(patches: Patches) -> None:
-    stock_run, stock_call, stock_autotuned = JITFunction.run, JITFunction.__call__, Autotuner.run
-    stock_run_interpreted, stock_call_interpreted = InterpretedFunction.run, InterpretedFunction.__call__
-
-    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
-        runner = _runner(self.fn.__name__)
-        if runner is None:
-            return stock_run(self, *arguments, grid=grid, warmup=warmup, **keywords)
-        if self.is_gluon():
-            runner.session.refuse(self.fn.__name__, "a Gluon kernel", "Triton cannot interpret Gluon")
-        return runner.run(self, list(self.pre_run_hooks), arguments, grid, warmup, keywords)
-
-    def run_interpreted(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
-        runner = _runner(self.fn.__name__)
-        if runner is None:
-            return stock_run_interpreted(self, *arguments, grid=grid, warmup=warmup, **keywords)
-        return runner.run(self, list(getattr(self, "pre_run_hooks", ())), arguments, grid, warmup, keywords)
-
-    def calling(stock: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
-            runner = _runner(self.fn.__name__)
-            if runner is None:
-                return stock(self, *arguments, **keywords)
-            if runner.operations.launch is None:
-                raise EmulationError(f"{self.fn.__name__} is called outside a kernel; launch it with a grid: {self.fn.__name__}[grid](...)")
-            keywords.pop("_semantic", None)
-            return KERNELS.kernel(self.fn).run(*arguments, **keywords)
-
-        return call
-
-    def run_autotuned(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        runner = _runner(self.base_fn.__name__)
-        if runner is None:
-            return stock_autotuned(self, *arguments, **keywords)
-        self.nargs = dict(zip(self.arg_names, arguments, strict=False))
-        config = runner.pick(self, arguments, keywords)
-        values = config.all_kwargs()
-        clash = sorted(keywords.keys() & config.kwargs.keys())
-        if clash:
-            raise OperandError(f"{self.base_fn.__name__}: {', '.join(clash)} is chosen by its autotuner and cannot be given")
-        if config.pre_hook is not None:
-            config.pre_hook({**self.nargs, **keywords, **values})
-        result = self.fn.run(*arguments, **keywords, **values)
-        self.nargs = None
-        return result
-
-    patches.set(JITFunction, "run", run)
-    patches.set(JITFunction, "__call__", calling(stock_call))
-    patches.set(InterpretedFunction, "run", run_interpreted)
-    patches.set(InterpretedFunction, "__call__", calling(stock_call_interpreted))
-    patches.set(Autotuner, "run", run_autotuned)
