@@ -189,13 +189,14 @@ def _chosen(asked: _Asked, path: Path, changed: int) -> Choice:
     config = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum))
     if config is None:
         return _known(asked)
+    level = Evidence.INFERRED if data.get("kind") == "emulator" else Evidence.RECORDED
     asked_where = f"asked on {data['gpu']}, workspace {data['workspace']:,} bytes"
     try:
         one = Candidate(schedule=asked.planned(config), why="the library's answer")
     except NoSchedule as reason:
         known = _known(asked)
         return replace(known, rule=f"no plan for the library's answer ({asked_where}): {reason}; then {known.rule}")
-    return asked.choice([one], Evidence.RECORDED, asked_where)
+    return asked.choice([one], level, asked_where)
 
 
 def _mmaemu(asked: _Asked) -> int | None:
