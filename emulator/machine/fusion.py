@@ -260,9 +260,9 @@ def _choice(entry: Entry, values: _Values) -> dict[int, Fused]:
 
     for several in (False, True):
         for place, found in sums.items():
-            for each in found if place not in chosen else ():
-                if (several or len(values.uses[Root(each.product)]) == 1) and may(each.product):
-                    chosen[place] = each
+            for one in found if place not in chosen else ():
+                if (several or len(values.uses[Root(one.product)]) == 1) and may(one.product):
+                    chosen[place] = one
                     break
     return chosen
 

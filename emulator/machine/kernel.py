@@ -410,7 +410,8 @@ class _ThreadState:
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
             "ctas": self.ctas.ctypes.data, "cluster": kernel.cluster_size, "cluster_x": kernel.cluster[0],
             "cluster_y": kernel.cluster[1], "shared_size": _rounded(kernel.memory.shared_size, 8),
-            "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data, "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
+            "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data,
+            "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():

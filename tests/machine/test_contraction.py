@@ -35,9 +35,6 @@ def after(body: str) -> list[str]:
     # a product that one of two sums takes stays for the other
     ("mul.f32 %r1, %r2, %r3; mul.f32 %r6, %r7, %r8; add.f32 %r4, %r1, %r5; add.f32 %r9, %r6, %r1;",
      ["mul.f32 %r1 %r2 %r3", "fma.rn.f32 %r4 %r2 %r3 %r5", "fma.rn.f32 %r9 %r7 %r8 %r1"]),
-    # in a loop, and in another block that it leads to
-    ("mov.f32 %r2, 0f3F800000; loop: mul.f32 %r1, %r2, %r3; @%p2 bra over; mov.b32 %r9, %r8; over: add.f32 %r4, %r1, %r5; @%p1 bra loop;",
-     ["mov.f32 %r2 Immediate(number=1065353216, form='f32')", "bra over", "mov.b32 %r9 %r8", "fma.rn.f32 %r4 %r2 %r3 %r5", "bra loop"]),
     ("mul.f32x2 %rd1, %rd2, %rd3; add.f32x2 %rd4, %rd1, %rd5;", ["fma.rn.f32x2 %rd4 %rd2 %rd3 %rd5"]),
     ("mul.f16x2 %r1, %r2, %r3; add.f16x2 %r4, %r1, %r5;", ["fma.rn.f16x2 %r4 %r2 %r3 %r5"]),
 ])  # fmt: skip
@@ -55,11 +52,6 @@ def test_fused(body: str, wanted: list[str]) -> None:
     "@%p1 mul.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5;",
     "mul.f32 %r1, %r2, %r3; @%p1 add.f32 %r4, %r1, %r5;",
     "mul.f32 %r1, %r2, %r3; mul.f32 %r1, %r6, %r7; add.f32 %r4, %r1, %r5;",  # the product is written twice
-    # the sum of a round takes the product of the one before
-    "loop: add.f32 %r4, %r1, %r5; mul.f32 %r1, %r2, %r3; @%p1 bra loop;",
-    "@%p1 bra over; mul.f32 %r1, %r2, %r3; over: add.f32 %r4, %r1, %r5;",
-    # a factor is another one after the loop
-    "loop: mul.f32 %r1, %r2, %r3; ld.global.f32 %r2, [%rd1]; @%p1 bra loop; add.f32 %r4, %r1, %r5;",
     "mov.b32 %r2, 0; mov.b32 %r2, 1; mul.f32 %r1, %r2, %r3; add.f32 %r4, %r1, %r5;",  # a factor is
 ])  # fmt: skip
 def test_left(body: str) -> None:

@@ -384,8 +384,8 @@ def test_a_carry_lives_until_it_is_read(between: str) -> None:
     # a register that only a later round writes
     ("mov.b32 %r3, 0; loop: mov.b32 %r5, %r4; add.u32 %r4, %r1, 9; add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, %r6; @%p1 bra loop;", "%r5"),
     # one that only some lanes write
-    ("setp.eq.u32 %p1, %r1, 3; @%p1 bra over; mov.b32 %r3, 0; bra done; over: add.u32 %r4, %r1, 7; mov.b32 %r3, 1; done: add.u32 %r5, %r4, 0;",
-     "%r5"),
+    ("setp.eq.u32 %p1, %r1, 3; @%p1 bra over; mov.b32 %r3, 0; bra done; over: add.u32 %r4, %r1, 7; mov.b32 %r3, 1; "
+     "done: add.u32 %r5, %r4, 0;", "%r5"),
     # one of a lane that went another way
     ("setp.lt.u32 %p1, %r1, 4; @%p1 bra over; mov.b32 %r4, 5; shfl.sync.idx.b32 %r5, %r4, 0, 31, 0xFFFFFFF0; bra done;"
      " over: mov.b32 %r4, 6; mov.b32 %r5, 0; done: add.u32 %r5, %r5, %r4;", "%r5"),

@@ -193,7 +193,8 @@ CHANGES: Final = (
     Change("atom: signs of 32 bits", "if bits == 32 and kind == 1:", "if bits == 32 and kind == 3:", (f"{RULES}::test_atomic_operations",)),
     Change("atom: 64 bits without sign", "if bits == 64 and kind == 0 else old < value", "if bits == 63 and kind == 0 else old < value",
            (f"{RULES}::test_atomic_operations",)),
-    Change("atom: subnormal sums", "flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG", "flushes = addresses[lane] >> TAG_SHIFT == SHARED_TAG",
+    Change("atom: subnormal sums", "flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG",
+           "flushes = addresses[lane] >> TAG_SHIFT == SHARED_TAG",
            (f"{KERNEL}::test_sums_of_f32_in_global_memory_flush_subnormal_numbers",)),
     # Addresses.
     Change("address: aligned", "if size & (size - 1) == 0 and address & (size - 1) != 0:",
