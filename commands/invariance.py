@@ -11,7 +11,7 @@ import typer
 from mmabits.isa.errors import OperandError
 
 if TYPE_CHECKING:
-    from mmabits.research.invariance import InvarianceReport, Shape
+    from mmabits.research.invariance import InvarianceReport, LinearShape
 
 EXIT_CHANGES: Final = 1
 _LAYER: Final = re.compile(r"(?:([\w., -]+)=)?(\d{1,9})x(\d{1,9})")
@@ -62,17 +62,17 @@ def invariance(
     raise typer.Exit(0 if (found.is_settled if strict else found.is_invariant) else EXIT_CHANGES)
 
 
-def _layers(given: list[str]) -> str | list[Shape]:
-    from mmabits.research.invariance import MODELS, Shape
+def _layers(given: list[str]) -> str | list[LinearShape]:
+    from mmabits.research.invariance import MODELS, LinearShape
 
     if len(given) == 1 and given[0] in MODELS:
         return given[0]
-    shapes: list[Shape] = []
+    shapes: list[LinearShape] = []
     for text in given:
         match = _LAYER.fullmatch(text)
         if match is None:
             raise OperandError(f"a layer is NxK or NAME=NxK, and a model one of {', '.join(MODELS)}; got {text!r}")
-        shapes.append(Shape(name=match[1] or f"layer {len(shapes) + 1}", n=int(match[2]), k=int(match[3])))
+        shapes.append(LinearShape(name=match[1] or f"layer {len(shapes) + 1}", n=int(match[2]), k=int(match[3])))
     return shapes
 
 

@@ -33,10 +33,10 @@ def mismatch(
         raise EmulationError("torch is not installed: pip install 'mmabits[torch]'")
     if width % 16:
         raise OperandError(f"width must be a multiple of 16, got {width}")
-    from mmabits.research.mismatch import Setting, SmallModel
+    from mmabits.research.mismatch import ModelSetting, SmallModel
     from mmabits.research.mismatch import mismatch as run
 
-    settings = Setting.of(a), Setting.of(b)
+    settings = ModelSetting.of(a), ModelSetting.of(b)
     model = SmallModel(layers=layers, width=width, inner=width * 11 // 4 // 16 * 16, seed=seed)
     found = run(*settings, model=model)
     if report is not None:

@@ -27,7 +27,7 @@ from mmabits.isa.errors import nearest
 
 Array = npt.NDArray[Any]
 
-__all__ = ["BATCHES", "MODELS", "REDUCTIONS", "Finding", "InvarianceReport", "Shape", "invariance", "invariance_of"]
+__all__ = ["BATCHES", "MODELS", "REDUCTIONS", "InvarianceFinding", "InvarianceReport", "LinearShape", "invariance", "invariance_of"]
 
 ROWS: Final = 4
 """Rows of a batch that are computed; the rows of a product do not see each other."""
@@ -41,7 +41,7 @@ SAME, OPEN, CHANGES = "same", "open", "changes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class LinearShape:
     """A linear layer: N outputs of K inputs."""
 
     name: str
@@ -52,15 +52,20 @@ class Shape:
         return f"{self.name} ({self.n} x {self.k})"
 
 
-def _llama(hidden: int, key_value: int, inner: int, vocabulary: int) -> tuple[Shape, ...]:
+def _llama(hidden: int, key_value: int, inner: int, vocabulary: int) -> tuple[LinearShape, ...]:
     return (
-        Shape(name="q, o", n=hidden, k=hidden), Shape(name="k, v", n=key_value, k=hidden), Shape(name="gate, up", n=inner, k=hidden),
-        Shape(name="down", n=hidden, k=inner), Shape(name="lm_head", n=vocabulary, k=hidden),
+        LinearShape(name="q, o", n=hidden, k=hidden), LinearShape(name="k, v", n=key_value, k=hidden),
+        LinearShape(name="gate, up", n=inner, k=hidden),
+        LinearShape(name="down", n=hidden, k=inner), LinearShape(name="lm_head", n=vocabulary, k=hidden),
     )  # fmt: skip
 
 
-MODELS: Final[dict[str, tuple[Shape, ...]]] = {
-    "minilm": (Shape(name="q, k, v, o", n=384, k=384), Shape(name="up", n=1536, k=384), Shape(name="down", n=384, k=1536)),
+MODELS: Final[dict[str, tuple[LinearShape, ...]]] = {
+    "minilm": (
+        LinearShape(name="q, k, v, o", n=384, k=384),
+        LinearShape(name="up", n=1536, k=384),
+        LinearShape(name="down", n=384, k=1536),
+    ),
     "llama-8b": _llama(4096, 1024, 14336, 128256),
     "llama-70b": _llama(8192, 1024, 28672, 128256),
 }
@@ -68,7 +73,7 @@ MODELS: Final[dict[str, tuple[Shape, ...]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class InvarianceFinding:
     """What one setting does to the rows of one layer."""
 
     layer: str
@@ -94,7 +99,7 @@ class Finding:
 class InvarianceReport:
     """All findings."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[InvarianceFinding, ...]
     reference: str
     arch: str = ""
     library: str = ""
@@ -128,7 +133,7 @@ class InvarianceReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Setting:
+class _LayerSetting:
     """One way to come by the rows of a layer."""
 
     kind: str
@@ -142,10 +147,12 @@ class _Setting:
     schedule: Schedule | None = None
 
 
-class _Layer:
+class _ComputedLayer:
     """A layer with operands, and the results of every schedule that was asked for."""
 
-    def __init__(self, shape: Shape, types: tuple[str, str, str], seed: int, file: Path | None, fast_accum: bool, workspace: int) -> None:
+    def __init__(
+        self, shape: LinearShape, types: tuple[str, str, str], seed: int, file: Path | None, fast_accum: bool, workspace: int
+    ) -> None:
         self.shape, self.types, self.file, self.fast_accum, self.workspace = shape, types, file, fast_accum, workspace
         rng = np.random.default_rng([seed, shape.n, shape.k])
         columns = min(COLUMNS, shape.n)
@@ -153,19 +160,19 @@ class _Layer:
         self.b = _operand(rng.standard_normal((shape.k, columns)) * (4 / np.sqrt(shape.k) if types[1] in NARROW else 1), types[1])
         self._results: dict[Any, Array] = {}
 
-    def choice(self, setting: _Setting) -> Choice:
+    def choice(self, setting: _LayerSetting) -> Choice:
         return choice(
             setting.m, setting.n, setting.k // setting.ranks, self.types, arch=setting.arch, library=setting.library, file=self.file,
             workspace=self.workspace, fast_accum=self.fast_accum,
         )  # fmt: skip
 
-    def schedules(self, setting: _Setting) -> list[Schedule]:
+    def schedules(self, setting: _LayerSetting) -> list[Schedule]:
         """The best known first."""
         if setting.schedule is not None:
             return [setting.schedule]
         return [candidate.schedule for candidate in self.choice(setting).candidates]
 
-    def results(self, schedule: Schedule, setting: _Setting, reduction: str) -> Array:
+    def results(self, schedule: Schedule, setting: _LayerSetting, reduction: str) -> Array:
         """The rows by a schedule, as bits."""
         k = setting.k // setting.ranks
         key = (signature(schedule, k), setting.arch, setting.k, setting.ranks, reduction if setting.ranks > 1 else "")
@@ -173,7 +180,7 @@ class _Layer:
             self._results[key] = self._computed(schedule, setting, k, reduction)
         return self._results[key]
 
-    def _computed(self, schedule: Schedule, setting: _Setting, k: int, reduction: str) -> Array:
+    def _computed(self, schedule: Schedule, setting: _LayerSetting, k: int, reduction: str) -> Array:
         pad = setting.k - self.shape.k
         a = np.pad(self.a, ((0, 0), (0, pad))) if pad > 0 else self.a
         b = np.pad(self.b, ((0, pad), (0, 0))) if pad > 0 else self.b
@@ -229,7 +236,7 @@ def _reduced(parts: list[Array], output: str | None, reduction: str) -> Array:
 
 
 def invariance(
-    layers: str | Sequence[Shape], *, types: str | Sequence[str] = "bf16", arch: str = "sm_90a", library: str = "cublaslt-13.1",
+    layers: str | Sequence[LinearShape], *, types: str | Sequence[str] = "bf16", arch: str = "sm_90a", library: str = "cublaslt-13.1",
     file: str | Path | None = None, reference: int | None = None, batches: Sequence[int] = BATCHES, chunks: Sequence[int] = (),
     pads: Sequence[int] = (), ranks: Sequence[int] = (), reduction: str = "ring", archs: Sequence[str] = (), libraries: Sequence[str] = (),
     schedules: Mapping[str, Schedule] | None = None, workspace: int = 32 << 20, fast_accum: bool = False, seed: int = 0,
@@ -273,11 +280,11 @@ def invariance(
             raise OperandError(f"{name} are whole numbers from 1 on, got {list(sizes)}")
     most = reference if reference is not None else max(batches, default=1)
     target = architecture(arch).name
-    findings: list[Finding] = []
+    findings: list[InvarianceFinding] = []
     plans = {}
     for shape in shapes:
-        layer = _Layer(shape, forms, seed, None if file is None else Path(file), fast_accum, workspace)
-        base = _Setting(kind="batch", words=f"{most} rows", m=most, arch=target, library=library, n=shape.n, k=shape.k)
+        layer = _ComputedLayer(shape, forms, seed, None if file is None else Path(file), fast_accum, workspace)
+        base = _LayerSetting(kind="batch", words=f"{most} rows", m=most, arch=target, library=library, n=shape.n, k=shape.k)
         plans[str(shape)] = layer.choice(base).words
         settings = _settings(base, shape, batches, chunks, pads, ranks, archs, libraries, schedules or {})
         findings += [_compared(layer, base, setting, reduction) for setting in settings]
@@ -286,20 +293,20 @@ def invariance(
     )
 
 
-def _shapes(layers: str | Sequence[Shape]) -> tuple[Shape, ...]:
+def _shapes(layers: str | Sequence[LinearShape]) -> tuple[LinearShape, ...]:
     if isinstance(layers, str):
         if layers not in MODELS:
             raise OperandError(f"unknown model {layers!r}{nearest(layers, MODELS)}; known: {', '.join(MODELS)}")
         return MODELS[layers]
-    if not layers or not all(isinstance(shape, Shape) for shape in layers):
-        raise OperandError("layers are the name of a model or a sequence of Shape")
+    if not layers or not all(isinstance(shape, LinearShape) for shape in layers):
+        raise OperandError("layers are the name of a model or a sequence of LinearShape")
     return tuple(layers)
 
 
 def _settings(
-    base: _Setting, shape: Shape, batches: Sequence[int], chunks: Sequence[int], pads: Sequence[int], ranks: Sequence[int],
+    base: _LayerSetting, shape: LinearShape, batches: Sequence[int], chunks: Sequence[int], pads: Sequence[int], ranks: Sequence[int],
     archs: Sequence[str], libraries: Sequence[str], schedules: Mapping[str, Schedule],
-) -> list[_Setting]:  # fmt: skip
+) -> list[_LayerSetting]:  # fmt: skip
     found = [replace(base, words=f"{m} rows", m=m) for m in batches if m != base.m]
     found.append(replace(base, kind="position", words="another row of the same batch"))
     for size in chunks:
@@ -323,7 +330,7 @@ def _settings(
     return found
 
 
-def _compared(layer: _Layer, base: _Setting, setting: _Setting, reduction: str) -> Finding:
+def _compared(layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting, reduction: str) -> InvarianceFinding:
     ours, theirs = layer.schedules(base), layer.schedules(setting)
     wanted = [layer.results(each, base, reduction) for each in ours]
     got = [layer.results(each, setting, reduction) for each in theirs]
@@ -332,13 +339,15 @@ def _compared(layer: _Layer, base: _Setting, setting: _Setting, reduction: str) 
     counts = [int(np.count_nonzero(x != y)) for x, y in pairs]
     causes = [] if is_one else _causes(layer, base, setting, ours, theirs)
     changed, most = counts[0], max(counts)
-    return Finding(
+    return InvarianceFinding(
         layer=str(layer.shape), setting=setting.words, kind=setting.kind, status=CHANGES if changed else OPEN if causes else SAME,
         changed=changed, most=most, results=wanted[0].size, candidates=len(theirs), cause=", ".join(causes), plan=theirs[0].words,
     )  # fmt: skip
 
 
-def _causes(layer: _Layer, base: _Setting, setting: _Setting, ours: Sequence[Schedule], theirs: Sequence[Schedule]) -> list[str]:
+def _causes(
+    layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting, ours: Sequence[Schedule], theirs: Sequence[Schedule]
+) -> list[str]:
     """What is not the same: sums over ranks, the arithmetic of the instructions, the order of K of any two candidates."""
     found = []
     if setting.ranks > 1:
@@ -352,7 +361,7 @@ def _causes(layer: _Layer, base: _Setting, setting: _Setting, ours: Sequence[Sch
     return found
 
 
-def _arithmetic(layer: _Layer, arch: str) -> tuple[Any, ...]:
+def _arithmetic(layer: _ComputedLayer, arch: str) -> tuple[Any, ...]:
     """The numbers that decide what one instruction of the library gives."""
     lowering = lower(library_instruction(arch, layer.types[0], layer.types[1]), arch)
     path = lowering.datapath
@@ -386,7 +395,7 @@ def invariance_of(
     def hold(kind: str, words: str, got: Array, due: Array) -> None:
         changed = int(np.count_nonzero(got != due))
         findings.append(
-            Finding(
+            InvarianceFinding(
                 layer=name, setting=words, kind=kind, status=CHANGES if changed else SAME, changed=changed, most=changed, results=due.size,
                 cause="function" if changed else "", plan="", candidates=1,
             )

@@ -31,7 +31,7 @@ _LARGEST: Final = 448.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ModelSetting:
     """How one side runs the model."""
 
     arch: str
@@ -49,7 +49,7 @@ class Setting:
             raise OperandError(f"rows must be a whole number from 1 on, got {self.rows!r}")
 
     @classmethod
-    def of(cls, text: str) -> Setting:
+    def of(cls, text: str) -> ModelSetting:
         """`h100:bf16`, `b200:fp8:library=cublaslt-13.1:rows=1`.
 
         Raises:
@@ -115,8 +115,8 @@ class CauseShare:
 class Mismatch:
     """What two settings make of one model."""
 
-    a: Setting
-    b: Setting
+    a: ModelSetting
+    b: ModelSetting
     layers: tuple[LayerMismatch, ...]
     tokens: int
     changed: int
@@ -163,7 +163,7 @@ class Mismatch:
 # The model ----------------------------------------------------------------------------------------------------------------
 
 
-class _Block(nn.Module):
+class _DecoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
         self.heads = heads
@@ -192,7 +192,7 @@ class SmallModel(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.embedding, self.positions = nn.Embedding(256, width), nn.Embedding(512, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, inner) for _ in range(layers))
+        self.blocks = nn.ModuleList(_DecoderLayer(width, heads, inner) for _ in range(layers))
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, 256, bias=False)
         with torch.no_grad():
             for name, weight in self.named_parameters():
@@ -209,10 +209,10 @@ class SmallModel(nn.Module):
         return result
 
 
-class _Linear(nn.Module):
+class _EmulatedLinear(nn.Module):
     """A linear layer as a setting multiplies it; it keeps what went in and came out."""
 
-    def __init__(self, linear: nn.Linear, setting: Setting) -> None:
+    def __init__(self, linear: nn.Linear, setting: ModelSetting) -> None:
         super().__init__()
         self.setting, self.dtype = setting, FORMATS[setting.format]
         self.weight, self.bias = linear.weight.detach().to(self.dtype), None if linear.bias is None else linear.bias.detach().to(self.dtype)
@@ -245,14 +245,14 @@ def _fp8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (values.float() / scale).clamp(-_LARGEST, _LARGEST).to(E4M3), scale
 
 
-def _prepared(model: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, _Linear]]:
+def _prepared(model: nn.Module, setting: ModelSetting) -> tuple[nn.Module, dict[str, _EmulatedLinear]]:
     """A copy of the model in a setting, and its linear layers by name."""
     made = copy.deepcopy(model).eval().to(FORMATS[setting.format])
     layers = {}
     sources = dict(model.named_modules())
     for name, module in list(made.named_modules()):
         if isinstance(module, nn.Linear):
-            layers[name] = _Linear(sources[name], setting)
+            layers[name] = _EmulatedLinear(sources[name], setting)
             parent, _, last = name.rpartition(".")
             setattr(made.get_submodule(parent), last, layers[name])
     if not layers:
@@ -261,15 +261,15 @@ def _prepared(model: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, 
 
 
 @contextmanager
-def _in(setting: Setting) -> Iterator[None]:
+def _in(setting: ModelSetting) -> Iterator[None]:
     with torch.no_grad(), emulate(setting.arch, frameworks=["torch"], library=setting.library):
         yield
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    setting: Setting
-    layers: dict[str, _Linear]
+class _ModelRun:
+    setting: ModelSetting
+    layers: dict[str, _EmulatedLinear]
     logits: torch.Tensor
     """In the setting's type."""
 
@@ -277,18 +277,18 @@ class _Run:
         return self.logits.double().log_softmax(-1)
 
 
-def _run(model: nn.Module, tokens: torch.Tensor, setting: Setting) -> _Run:
+def _run(model: nn.Module, tokens: torch.Tensor, setting: ModelSetting) -> _ModelRun:
     made, layers = _prepared(model, setting)
-    order: dict[str, _Linear] = {}
+    order: dict[str, _EmulatedLinear] = {}
     for name, layer in layers.items():
         layer.register_forward_hook(_noting(order, name))
     with _in(setting):
         logits = _logits(made(tokens))
-    return _Run(setting=setting, layers=order, logits=logits)
+    return _ModelRun(setting=setting, layers=order, logits=logits)
 
 
-def _noting(order: dict[str, _Linear], name: str) -> Any:
-    def note(module: _Linear, given: Any, got: Any) -> None:
+def _noting(order: dict[str, _EmulatedLinear], name: str) -> Any:
+    def note(module: _EmulatedLinear, given: Any, got: Any) -> None:
         order.setdefault(name, module)
 
     return note
@@ -300,12 +300,12 @@ def _logits(result: Any) -> torch.Tensor:
 
 
 def mismatch(
-    a: Setting | str, b: Setting | str, *, model: nn.Module | None = None, tokens: torch.Tensor | None = None, seed: int = 0
+    a: ModelSetting | str, b: ModelSetting | str, *, model: nn.Module | None = None, tokens: torch.Tensor | None = None, seed: int = 0
 ) -> Mismatch:  # fmt: skip
     """Run a causal model in two settings and compare layers, log-probabilities and causes.
 
     Args:
-        a: the first, a Setting or `"h100:bf16"`; log-probabilities are taken relative to it.
+        a: the first, a ModelSetting or `"h100:bf16"`; log-probabilities are taken relative to it.
         b: the second.
         model: with torch.nn.Linear layers, weights in f32; (batch, length) tokens in, logits or an object with `logits` out. None:
             SmallModel.
@@ -315,7 +315,7 @@ def mismatch(
     Raises:
         OperandError: no such setting, a model without linear layers, layers that run in one setting only.
     """
-    first, second = (Setting.of(each) if isinstance(each, str) else each for each in (a, b))
+    first, second = (ModelSetting.of(each) if isinstance(each, str) else each for each in (a, b))
     model = SmallModel(seed=seed) if model is None else model
     if tokens is None:
         tokens = torch.tensor(list(SENTENCE.encode()[:96])).reshape(2, 48)
@@ -344,14 +344,14 @@ def _of_tokens(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> torch.T
     return log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
 
 
-def _alone(run: _Run, source: _Run, name: str) -> torch.Tensor:
+def _alone(run: _ModelRun, source: _ModelRun, name: str) -> torch.Tensor:
     """A layer of one run with the inputs of another."""
     layer = run.layers[name]
     with _in(run.setting):
         return layer.multiplied(source.layers[name].given.to(layer.dtype))
 
 
-def _causes(model: nn.Module, tokens: torch.Tensor, ours: _Run, other: Setting, first: str | None) -> Iterator[CauseShare]:
+def _causes(model: nn.Module, tokens: torch.Tensor, ours: _ModelRun, other: ModelSetting, first: str | None) -> Iterator[CauseShare]:
     for name, cause in CAUSES.items():
         if getattr(ours.setting, name) == getattr(other, name):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.reports.pages.report import Cell, Count, NoteBlock, Report, Section, TableBlock, plural, report_page
-from mmabits.research.invariance import CHANGES, OPEN, SAME, Finding, InvarianceReport
+from mmabits.research.invariance import CHANGES, OPEN, SAME, InvarianceFinding, InvarianceReport
 
 TONES: Final = {SAME: "good", OPEN: "soft", CHANGES: "bad"}
 KNOWN: Final = (
@@ -52,7 +52,7 @@ WORDS: Final = (
 )
 
 
-def _table(findings: list[Finding]) -> TableBlock:
+def _table(findings: list[InvarianceFinding]) -> TableBlock:
     rows = tuple(
         (
             found.layer, found.setting, Cell(text=found.status, tone=TONES[found.status]), found.changed, found.most, found.results,

@@ -54,7 +54,7 @@ _SHAPE: Final = re.compile(r"(\d{1,9})x(\d{1,9})x(\d{1,9})(?::([\w,]+))?(?::(fas
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ShapeQuestion:
     """A product whose algorithm is asked for."""
 
     m: int
@@ -68,7 +68,7 @@ class Question:
 class Answer:
     """What the library says."""
 
-    question: Question
+    question: ShapeQuestion
     config: tuple[int, ...] | None
     """The nine attributes; None: it has no algorithm."""
     workspace: int = 0
@@ -86,7 +86,7 @@ class Answer:
         }  # fmt: skip
 
 
-def questions(texts: Iterable[str]) -> list[Question]:
+def questions(texts: Iterable[str]) -> list[ShapeQuestion]:
     """Shapes as MxNxK, MxNxK:f16, MxNxK:e4m3,e4m3,bf16 or MxNxK:e4m3:fast; or files with one on each line.
 
     Raises:
@@ -103,7 +103,7 @@ def questions(texts: Iterable[str]) -> list[Question]:
                 raise OperandError(f"{line}: cuBLASLt is asked about {', '.join(_TYPES)}, FP8 by FP8, got {' x '.join(types)}")
             if match[5] and types[0] not in FP8:
                 raise OperandError(f"{line}: fast accumulation is for FP8")
-            found.append(Question(m=m_n_k[0], n=m_n_k[1], k=m_n_k[2], types=types, fast_accum=bool(match[5])))
+            found.append(ShapeQuestion(m=m_n_k[0], n=m_n_k[1], k=m_n_k[2], types=types, fast_accum=bool(match[5])))
     if not found:
         raise OperandError("no shapes to ask about")
     return list(dict.fromkeys(found))
@@ -164,7 +164,7 @@ class CublasLtLibrary:
     def _set(self, setter: str, what: Any, attribute: int, value: Any) -> None:
         self._call(setter, what, ctypes.c_int(attribute), ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)))
 
-    def ask(self, asked: Question, *, workspace: int = WORKSPACE, layout: str = "source") -> Answer:
+    def ask(self, asked: ShapeQuestion, *, workspace: int = WORKSPACE, layout: str = "source") -> Answer:
         """The first answer of the heuristic.
 
         Args:
@@ -208,7 +208,7 @@ class CublasLtLibrary:
             self._set("cublasLtMatrixLayoutSetAttribute", made, _LAYOUT_ORDER, ctypes.c_int32(_ORDER_ROW))
         return made
 
-    def _matrices(self, undo: ExitStack, desc: ctypes.c_void_p, asked: Question, layout: str) -> tuple[ctypes.c_void_p, ...]:
+    def _matrices(self, undo: ExitStack, desc: ctypes.c_void_p, asked: ShapeQuestion, layout: str) -> tuple[ctypes.c_void_p, ...]:
         """Layouts of the library's A, B, C and D."""
         m, n, k = asked.m, asked.n, asked.k
         a, b, d = asked.types
@@ -266,7 +266,7 @@ class RulesLibrary:
     def __init__(self, arch: str) -> None:
         self._arch = arch
 
-    def ask(self, asked: Question, *, workspace: int = WORKSPACE, layout: str = "source") -> Answer:
+    def ask(self, asked: ShapeQuestion, *, workspace: int = WORKSPACE, layout: str = "source") -> Answer:
         """What `mmabits.choice` holds best."""
         known = choice(
             asked.m, asked.n, asked.k, asked.types, arch=self._arch, workspace=workspace, fast_accum=asked.fast_accum
@@ -278,7 +278,7 @@ class RulesLibrary:
 
 
 def record_choices(
-    library: CublasLtLibrary | RulesLibrary, info: DeviceInfo, asked: Sequence[Question], out: Path, *, workspace: int = WORKSPACE,
+    library: CublasLtLibrary | RulesLibrary, info: DeviceInfo, asked: Sequence[ShapeQuestion], out: Path, *, workspace: int = WORKSPACE,
     layout: str = "source", command: str = "", advance: Callable[[], None] = lambda: None,
 ) -> list[Answer]:  # fmt: skip
     """Ask about every shape and write the file of choices; it is written once all are answered.

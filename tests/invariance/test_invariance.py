@@ -11,10 +11,10 @@ from mmabits.commands.main import main
 from mmabits.commands.pages.invariance import invariance_page
 from mmabits.emulator.schedules import Chains, Schedule
 from mmabits.isa import OperandError
-from mmabits.research.invariance import InvarianceReport, Shape, invariance_of
+from mmabits.research.invariance import InvarianceReport, LinearShape, invariance_of
 
-LAYER = (Shape(name="up", n=512, k=1024),)
-DEEP = (Shape(name="down", n=256, k=8192),)
+LAYER = (LinearShape(name="up", n=512, k=1024),)
+DEEP = (LinearShape(name="down", n=256, k=8192),)
 
 
 def by_setting(report: InvarianceReport) -> dict:
@@ -65,7 +65,7 @@ def test_a_recorded_answer_settles_it(tmp_path):
 
 @pytest.mark.parametrize("reduction", ["order", "ring", "tree"])
 def test_reductions_round_every_sum(reduction):
-    layer = (Shape(name="x", n=64, k=256),)
+    layer = (LinearShape(name="x", n=64, k=256),)
     found = by_setting(mmabits.invariance(layer, reference=64, batches=(), ranks=(4,), types="f16", reduction=reduction))["K over 4 ranks"]
     assert found.changed > 0
 

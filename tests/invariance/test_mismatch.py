@@ -10,7 +10,7 @@ import mmabits  # noqa: E402
 from mmabits.commands.main import main  # noqa: E402
 from mmabits.emulator.interop import torch_to_numpy  # noqa: E402
 from mmabits.isa import OperandError, UnknownArchitecture  # noqa: E402
-from mmabits.research.mismatch import Setting, SmallModel, _ulps, mismatch  # noqa: E402
+from mmabits.research.mismatch import ModelSetting, SmallModel, _ulps, mismatch  # noqa: E402
 
 TOKENS = torch.arange(24).reshape(2, 12) * 7 % 256
 
@@ -58,7 +58,7 @@ def test_rows_at_a_time_take_the_librarys_choice_for_so_many(tmp_path):
     head = {"format": "mmabits-choices-1", "arch": "sm_90a", "library": "cublaslt-13.1", "gpu": "H100", "workspace": 33554432}
     answers = [{"m": 1, "n": 288, "k": 96, "types": "bf16", "config": [21, None, 2, 0, None, 0, 13, None, None]}]
     path.write_text(json.dumps({**head, "answers": answers}))
-    a, b = Setting(arch="sm_90a", library=str(path)), Setting(arch="sm_90a", library=str(path), rows=1)
+    a, b = ModelSetting(arch="sm_90a", library=str(path)), ModelSetting(arch="sm_90a", library=str(path), rows=1)
     found = mismatch(a, b, model=SmallModel(layers=1, width=96, heads=2, inner=96), tokens=TOKENS)
     assert [share.cause for share in found.causes] == ["batch"]
     assert found.first_cause == "blocks.0.qkv: batch" and found.layers[0].own_changed > 100  # the total is rounded after each slice
@@ -81,12 +81,14 @@ def test_ulps_are_those_of_the_first():
 )
 def test_what_is_no_setting(text, error, why):
     with pytest.raises(error, match=why):
-        Setting.of(text)
+        ModelSetting.of(text)
 
 
 def test_settings_are_read():
-    assert Setting.of("h100") == Setting(arch="sm_90a")
-    assert Setting.of("b200:fp8:library=cublaslt-13.1:rows=2") == Setting(arch="sm_100a", format="fp8", library="cublaslt-13.1", rows=2)
+    assert ModelSetting.of("h100") == ModelSetting(arch="sm_90a")
+    assert ModelSetting.of("b200:fp8:library=cublaslt-13.1:rows=2") == ModelSetting(
+        arch="sm_100a", format="fp8", library="cublaslt-13.1", rows=2
+    )
     with pytest.raises(OperandError, match=r"no torch\.nn\.Linear"):
         mismatch("h100", "h100", model=torch.nn.Embedding(4, 4), tokens=TOKENS % 4)
 

@@ -13,14 +13,14 @@ from mmabits.commands import record as command
 from mmabits.commands.main import main
 from mmabits.conformance.record import choices as asking
 from mmabits.conformance.record import driver
-from mmabits.conformance.record.choices import CublasLtLibrary, Question, questions, record_choices
+from mmabits.conformance.record.choices import CublasLtLibrary, ShapeQuestion, questions, record_choices
 from mmabits.conformance.record.device import EmulatedDevice
 from mmabits.isa import DeviceUnavailable, Evidence, OperandError
 
 SOURCE = Path(__file__).parent / "cublaslt_stand_in.c"
 COMPILER = shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler for the stand-in")
-DEEP = Question(m=16, n=64, k=8192)
+DEEP = ShapeQuestion(m=16, n=64, k=8192)
 
 
 def compiled(folder, *options):
@@ -45,20 +45,20 @@ def test_answers_have_the_nine_attributes(stand_in):
     assert (found.config, found.workspace) == ((66, 101, 4, 0, 1, 0, 35, 7, 3), 4096)
     assert library.ask(DEEP, workspace=0).config[2] == 1
     assert library.ask(DEEP, layout="torch").config[1] == 100  # by columns
-    fp8 = Question(m=16, n=64, k=8192, types=("e4m3", "e4m3", "bf16"), fast_accum=True)
+    fp8 = ShapeQuestion(m=16, n=64, k=8192, types=("e4m3", "e4m3", "bf16"), fast_accum=True)
     assert library.ask(fp8).config == (66, 100, 4, 0, 1, 1, 36, 7, 3)
     assert live(library) == 0
 
 
 def test_no_algorithm_is_an_answer_and_a_refused_descriptor_an_error(stand_in, monkeypatch):
     library = CublasLtLibrary(stand_in)
-    found = library.ask(Question(m=1, n=2, k=13))
+    found = library.ask(ShapeQuestion(m=1, n=2, k=13))
     assert found.config is None and found.status == "CUBLAS_STATUS_NOT_SUPPORTED"
     with pytest.raises(OperandError, match="unknown layout 'rows'"):
         library.ask(DEEP, layout="rows")
     monkeypatch.setattr(asking, "_DESC_TRANSA", 99)
     with pytest.raises(DeviceUnavailable, match="cublasLtMatmulDescSetAttribute says CUBLAS_STATUS_INVALID_VALUE"):
-        library.ask(Question(m=1, n=16, k=16, types=("e4m3", "e4m3", "f16")))
+        library.ask(ShapeQuestion(m=1, n=16, k=16, types=("e4m3", "e4m3", "f16")))
     assert live(library) == 0
 
 
@@ -80,7 +80,8 @@ def test_shapes(tmp_path):
     file = tmp_path / "shapes.txt"
     file.write_text("# a model\n16x64x8192\n\n1x8x64:bf16  # a vector\n16x64x8192:f16\n")
     assert questions([str(file), "4x16x32:e4m3,e4m3,bf16:fast"]) == [
-        DEEP, Question(m=1, n=8, k=64, types=("bf16",) * 3), Question(m=4, n=16, k=32, types=("e4m3", "e4m3", "bf16"), fast_accum=True),
+        DEEP, ShapeQuestion(m=1, n=8, k=64, types=("bf16",) * 3),
+        ShapeQuestion(m=4, n=16, k=32, types=("e4m3", "e4m3", "bf16"), fast_accum=True),
     ]  # fmt: skip
     for text, why in (
         ("16x64", "a shape is MxNxK"), ("0x1x1", "a shape is MxNxK"), ("1x1x1:s8", "D must be one of"), ("1x1x1:f16:fast", "is for FP8"),
@@ -97,7 +98,7 @@ def test_shapes(tmp_path):
 def test_the_file_is_taken_by_choice(tmp_path, stand_in):
     out = tmp_path / "choices.json"
     info = EmulatedDevice("sm_90a").info
-    answers = record_choices(CublasLtLibrary(stand_in), info, [DEEP, Question(m=1, n=2, k=13)], out, command="mmabits record")
+    answers = record_choices(CublasLtLibrary(stand_in), info, [DEEP, ShapeQuestion(m=1, n=2, k=13)], out, command="mmabits record")
     assert [answer.config is None for answer in answers] == [False, True]
     data = json.loads(out.read_text())
     assert (data["library"], data["version"], data["workspace"]) == ("cublaslt-13.1", "13.1.1", 33554432)
