@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmabits.research.explain import explain
     from mmabits.research.follow import explain_result
     from mmabits.research.functions import explain_function
+    from mmabits.research.invariance import invariance
     from mmabits.research.kernels import describe_kernel
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "study",
-    "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify",
+    "invariance", "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
     "MmabitsError", "__version__",
 ]  # fmt: skip
 
@@ -34,7 +35,8 @@ _ON_DEMAND = {
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
-    "identify": "mmabits.conformance.identify", "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
+    "identify": "mmabits.conformance.identify", "invariance": "mmabits.research.invariance",
+    "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
 """Functions and types whose modules are imported at the first use, so that `import mmabits` stays quick."""
 
