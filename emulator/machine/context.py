@@ -111,6 +111,8 @@ class Context(NamedTuple):
     """Lanes that were counted at the barrier that let it go."""
     returns: int
     """1 while it is at a barrier with a reduction, whose result it comes back for."""
+    trace: int
+    """Address of two words: where the next note goes, and where there is no more room (trace.py); 0 where nothing is noted."""
 
 
 class Cta(NamedTuple):
@@ -213,6 +215,7 @@ FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
     OUTSIDE, MISALIGNED, BAD_BARRIER, PARTIAL, TRAPPED, NO_MBARRIER, MBARRIER_COUNT, MBARRIER_BYTES, MBARRIER_COMPLETES,
     NO_MAP, BAD_MAP, BAD_REDUCTION, NO_TARGET,
 ) = range(1, 14)  # fmt: skip
+TRACE_FULL = 99
 """Errors."""
 RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""

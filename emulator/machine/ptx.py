@@ -7,6 +7,7 @@ source.
 from __future__ import annotations
 
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -184,6 +185,7 @@ _SPACE: Final = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.S)
 _LABEL: Final = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b([^\n;]*)")
 _NUMBER: Final = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]+|0[bB][01]+|\d+)U?$")
+_DECIMAL: Final = re.compile(r"-?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
 _FLOAT: Final = re.compile(r"(-?)0([fFdD])([0-9a-fA-F]{8}(?:[0-9a-fA-F]{8})?)$")
 _GUARD: Final = re.compile(r"@\s*(!?)\s*([%\w$]+)\s+")
 _DECLARED: Final = re.compile(r"\.(extern|visible|weak|common|const|global|shared|local|param|reg)\b")
@@ -515,6 +517,8 @@ class _Reader:
             value = int(code[3], 16)
             bits = 64 if code[2] in "dD" else 32
             return Immediate(value ^ (bool(code[1]) << (bits - 1)), f"f{bits}")
+        if _DECIMAL.match(text):
+            return Immediate(int.from_bytes(struct.pack("<d", float(text)), "little"), "f64")
         if text == "WARP_SZ":
             return Immediate(32)
         if _SPECIALS.match(text):

@@ -29,6 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Symbol,
     Vector,
 )  # fmt: skip
+from mmabits.emulator.machine.trace import accumulators, noted
 from mmabits.emulator.machine.vectors import LANES, Code, Value
 from mmabits.isa.opcodes import REFUSED, Opcode, form_of, opcode_table, width
 
@@ -93,6 +94,9 @@ class WarpCode(Code):
         """Instructions before which those must be done."""
         self.products: Any = None
         """Products put off (tensor.py)."""
+        self.traces = False
+        """Whether everything is written down (trace.py)."""
+        self.late = accumulators(program.entry.instructions)
         self.tensor_cores: Any = None
         """Products of tensor memory (tcgen05.py)."""
 
@@ -166,6 +170,11 @@ class WarpCode(Code):
                     found = self.convert("trunc", found, "i1")
             self.values[register] = found
         return self.opposite(found) if negated else found
+
+    def kept(self, register: Register) -> Value:
+        """What lies in a register's place, which products may still write."""
+        place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
+        return self.value(f"i{register.bits}", f"load <{LANES} x i{register.bits}>, ptr {place}, align 8")
 
     def put(self, register: Register, value: Value, guard: Value | None = None) -> None:
         """Write a register where lanes run and the guard holds."""
@@ -505,9 +514,36 @@ class WarpCode(Code):
         else:
             if self.diverged and self.index in self.program.meetings:
                 self.members_come(instruction)
+            lanes = self.lanes(self.guard(instruction)) if self.traces else ""
             self.write(instruction)
+            if self.traces:
+                self.note(instruction, lanes)
             return False
         return True
+
+    def note(self, instruction: PtxInstruction, lanes: str) -> None:
+        """Write down what an instruction did (trace.py)."""
+        registers, size = noted(instruction, self.late)
+        late = instruction.opcode.startswith("wgmma.")
+        values = [self.kept(each.register) if late else self.get(each.register) for each in registers]
+        log = self.named(f"inttoptr i64 {self.context_word('trace')} to ptr")
+        start = self.named(f"load i64, ptr {log}")
+        end = self.named(f"add i64 {start}, {size}")
+        most = self.named(f"load i64, ptr {self.named(f'getelementptr i8, ptr {log}, i64 8')}")
+        name = self.fresh("noted")[1:]
+        self.line(f"br i1 {self.named(f'icmp ule i64 {end}, {most}')}, label %{name}, label %{name}.full")
+        self.label(f"{name}.full")
+        self.fail(words.TRACE_FULL)
+        self.label(name)
+        place = self.named(f"inttoptr i64 {start} to ptr")
+        owner = self.context_word("cta")
+        cta = self.named(f"load i64, ptr {self.named(f'inttoptr i64 {owner} to ptr')}")
+        for number, word in enumerate((str(self.index), "%context_number", lanes, cta)):
+            self.line(f"store i64 {word}, ptr {self.named(f'getelementptr i8, ptr {place}, i64 {8 * number}')}")
+        for each, value in zip(registers, values, strict=True):
+            held = self.convert("zext", value, "i8") if value.element == "i1" else value
+            self.line(f"store {held.typed}, ptr {self.named(f'getelementptr i8, ptr {place}, i64 {each.offset}')}, align 8")
+        self.line(f"store i64 {end}, ptr {log}")
 
     def members_come(self, instruction: PtxInstruction) -> None:
         """Of a parted warp: wait until the lanes that the instruction names have come, as far as they have not ended."""
