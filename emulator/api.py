@@ -203,6 +203,15 @@ def prepare(
     )  # fmt: skip
 
 
+def by_schedule(a: Array, b: Array, schedule: Schedule, *, arch: str, bugs: bool = False) -> Array:
+    """`gemm` by a schedule on NumPy arrays, without the warning of what the library leaves out: for callers that say so themselves.
+
+    Raises:
+        MmabitsError: as `gemm`.
+    """
+    return _ScheduledCall(schedule, None, arch, Evidence.INFERRED, a, b, "cpu").run(None, bugs, warns=False)
+
+
 def dot_rows(
     instruction: str | Instruction, arch: str, a: Array, b: Array, c: Array, *, scale_a: Array | None = None, scale_b: Array | None = None
 ) -> Array:
@@ -616,14 +625,14 @@ class _ScheduledCall:
                     f"the schedule was planned for {what} {wanted}, got {given}; dataclasses.replace(schedule, planned=None) lets it be"
                 )
 
-    def run(self, factor: np.float32 | None, bugs: bool) -> Array:
+    def run(self, factor: np.float32 | None, bugs: bool, *, warns: bool = True) -> Array:
         """The product, scaled and rounded."""
         from mmabits.emulator.schedules import LibraryBug
         from mmabits.emulator.schedules.run import rounded, sums
 
         if not isinstance(bugs, bool):
             raise OperandError(f"bugs must be True or False, got {bugs!r}")
-        if self.schedule.lost_tail and not bugs:
+        if self.schedule.lost_tail and warns and not bugs:
             warnings.warn(f"{self.schedule.bug}; bugs=True leaves it out too", LibraryBug, stacklevel=3)
         if 0 in (*self.batch, self.m, self.n, self.k):
             total = np.zeros((*self.batch, self.m, self.n), np.float32)

@@ -13,13 +13,15 @@ tests/unit/emulator/test_rounding_mode.py holds the machine code of every functi
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 import numba
 from llvmlite import ir
-from numba import types
+from numba import _dynfunc, types  # type: ignore[attr-defined]
 from numba.core import cgutils
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic as numba_intrinsic
@@ -50,29 +52,90 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba_intrinsic(function)
 
 
+class _Callee(JITCodeLibrary):
+    """A function on its way into one that is compiled as a whole: neither optimized nor made executable by itself.
+
+    Once no such compilation runs it is like any other: Numba's own functions, among them, may be called by others later.
+    """
+
+    waits = False
+    """Whether a compilation as a whole runs. Changed under Numba's lock."""
+    environment: tuple[str, Any] | None = None
+
+    def _ensure_finalized(self) -> None:
+        if not _Callee.waits:
+            super()._ensure_finalized()
+
+    def _finalize_specific(self) -> None:
+        super()._finalize_specific()
+        if self.environment is not None:
+            codegen: Any = self._codegen
+            codegen.set_env(*self.environment)
+
+
+@contextmanager
+def _parts(context: Any) -> Iterator[None]:
+    """Have Numba make parts of all that it compiles."""
+
+    def get_executable(library: Any, description: Any, environment: Any) -> Any:
+        if not isinstance(library, _Callee):
+            return type(context).get_executable(context, library, description, environment)
+        library.environment = context.get_env_name(description), environment
+        return _dynfunc.make_function(
+            description.lookup_module(), description.qualname.rpartition(".")[2], "a part", 0, environment, (library,)
+        )
+
+    codegen = context.codegen()
+    _Callee.waits, codegen._library_class, context.get_executable = True, _Callee, get_executable
+    try:
+        yield
+    finally:
+        _Callee.waits = False
+        del codegen._library_class, context.get_executable
+
+
+def _needed(library: Any, found: dict[Any, None]) -> dict[Any, None]:
+    """A library and those that it calls, each once."""
+    if library not in found:
+        found[library] = None
+        for each in library._linking_libraries if isinstance(library, _Callee) and not library._finalized else ():
+            _needed(each, found)
+    return found
+
+
 @global_compiler_lock
 def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
     """Compile a function of one address to the object code of `void symbol(void *)`.
+
+    All that it calls is optimized with it, once: Numba would do so for each function, and make machine code of each.
 
     Returns:
         The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
     """
     dispatcher = jit(function)
-    dispatcher.compile((types.voidptr,))
-    (compiled,) = dispatcher.overloads.values()
     context = cpu_target.target_context
-    module = context.create_module(f"{symbol}.wrapper")
-    callee = ir.Function(
-        module, context.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes), compiled.fndesc.llvm_func_name
-    )
-    wrapper = ir.Function(module, ir.FunctionType(ir.VoidType(), [context.get_value_type(types.voidptr)]), symbol)
-    builder = ir.IRBuilder(wrapper.append_basic_block("entry"))
-    context.call_conv.call_function(builder, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, wrapper.args)
-    builder.ret_void()
+    with _parts(context):
+        dispatcher.compile((types.voidptr,))
+        (compiled,) = dispatcher.overloads.values()
+        module = context.create_module(f"{symbol}.wrapper")
+        callee = ir.Function(
+            module, context.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes), compiled.fndesc.llvm_func_name
+        )
+        wrapper = ir.Function(module, ir.FunctionType(ir.VoidType(), [context.get_value_type(types.voidptr)]), symbol)
+        builder = ir.IRBuilder(wrapper.append_basic_block("entry"))
+        context.call_conv.call_function(builder, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, wrapper.args)
+        builder.ret_void()
     library = context.codegen().create_library(symbol)
     library.enable_object_caching()
     library.add_ir_module(module)
-    library.add_linking_library(compiled.library)
+    for each in _needed(compiled.library, {}):
+        if isinstance(each, _Callee) and not each._finalized:
+            library._final_module.link_in(each._final_module, preserve=True)
+        else:
+            library.add_linking_library(each)
+    for each in library._final_module.functions:
+        if not each.is_declaration and each.name != symbol:
+            each.linkage = "linkonce_odr"  # it goes where it is called
     library.finalize()
     expected = [each.name for each in library._final_module.functions if each.is_declaration and not each.name.startswith("llvm.")]
     expected += [each.name for each in library._final_module.global_variables if each.is_declaration]

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
+from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.isa import (
     EmulationError,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmabits.emulator.engine.native import NativeProduct
+    from mmabits.emulator.schedules import Schedule
 
 __all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
 
@@ -273,6 +276,10 @@ class Session:
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     cuda: bool = False
     """Whether host code finds a GPU."""
+    library: Library | None = None
+    """What a matrix library is taken to do; None: one chain of instructions, K upward."""
+    watch: Any = field(default=None, repr=False)
+    """What compiled kernels tell of their steps (research/follow.py)."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -536,6 +543,8 @@ def emulate(
     triton: str | None = None,
     autotune: Autotune = "best",
     cuda: bool = False,
+    library: str | os.PathLike[str] | Schedule | None = None,
+    bugs: bool = False,
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -562,6 +571,10 @@ def emulate(
             name, which returns one of them. The report has it.
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
+        library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
+            of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
+            chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
+        bugs: whether to leave out what the library is known to leave out.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -585,6 +598,8 @@ def emulate(
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
+    sums = Library.of(library, bugs=bugs)
+
     def session() -> Session:
         wanted = _wanted(frameworks)
         way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
@@ -592,7 +607,7 @@ def emulate(
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda,
+            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

@@ -34,7 +34,7 @@ _C = Context._fields
     _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
     _TABLES, _COUNTS, _LAUNCH, _CTA, _ARRIVES, _HELD, _PARKED, _WAITED, _HURRY, _EVENTS, _BULK_GROUPS, _CLUSTER_PHASE,
-    _OWN, _TENSOR, _WARPGROUP, _WORK_ROOM,
+    _OWN, _TENSOR, _WARPGROUP, _WORK_ROOM, _WARPGROUP_TABLES, _COUNTED, _REDUCED, _RETURNS, _TRACE,
 ) = range(len(_C))  # fmt: skip
 _WORDS = len(_C)
 _LAUNCH_WORDS = len(Launch._fields)
@@ -209,7 +209,7 @@ def _atomic(words: Any) -> None:
             array_at(words[6], 32, np.uint32)[lane] = old
             value = array_at(words[4], 32, np.uint32)[lane]
             if kind == 2:
-                flushes = addresses[lane] >> TAG_SHIFT == 0
+                flushes = addresses[lane] >> TAG_SHIFT != SHARED_TAG
                 terms = array_at(words[5], 32, np.float32)
                 words_of_terms = array_at(words[5], 32, np.uint32)
                 words_of_terms[0], words_of_terms[1] = _flushed(old, flushes), _flushed(value, flushes)

@@ -54,6 +54,8 @@ def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
     """Operands that are written."""
     if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
         return ()
+    if base_of(instruction.opcode) in ("bar", "barrier") and ".red." in instruction.opcode:
+        return instruction.operands[:1]
     if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
@@ -149,13 +151,24 @@ class Program:
         return found
 
     @cached_property
+    def cleared(self) -> frozenset[Register]:
+        """Registers kept across segments that may be read where they were never written: all where lanes read those of others."""
+        if any(each.opcode.startswith("shfl") for each in self.entry.instructions):
+            return frozenset(self._kept)
+        return self.live_in[0] if self.live_in else frozenset()
+
+    @cached_property
     def kept(self) -> tuple[Register, ...]:
-        """Registers that live across segments, and accumulators of wgmma, the widest first."""
+        """Registers that live across segments, and accumulators of wgmma: those that are cleared first, the widest first."""
+        return tuple(sorted(self._kept, key=lambda each: (each not in self.cleared, -each.bits, each.name)))
+
+    @cached_property
+    def _kept(self) -> set[Register]:
         names = set().union(*self.live_in) if self.live_in else set()
         for instruction in self.entry.instructions:
             if instruction.opcode.startswith("wgmma.mma_async"):
                 names.update(written(instruction))
-        return tuple(sorted(names, key=lambda each: (-each.bits, each.name)))
+        return names
 
 
 def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
@@ -168,6 +181,12 @@ def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     Raises:
         PtxError: a branch to nowhere.
     """
+    segments = _segments(entry, stops)
+    live_in, live_out = _lives(entry.instructions, segments)
+    return Program(entry, tuple(segments), live_in, live_out)
+
+
+def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:
     instructions = entry.instructions
     count = len(instructions)
     leaders = {0} | stops | {place for place in entry.labels.values() if place < count}
@@ -183,8 +202,7 @@ def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
     for place, start in enumerate(starts):
         end = starts[place + 1] if place + 1 < len(starts) else count
         segments.append(Segment(start, end, tuple(_targets(entry, instructions[end - 1], place, len(starts), number))))
-    live_in, live_out = _lives(instructions, segments)
-    return Program(entry, tuple(segments), live_in, live_out)
+    return segments
 
 
 def _targets(entry: Entry, last: PtxInstruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:

@@ -303,13 +303,14 @@ def test_groups_that_may_stay_under_way_stay() -> None:
     assert found[:32].tolist() == [56] * 32
 
 
-@pytest.mark.parametrize(("space", "end"), [("local", 64), ("shared", 64), ("const", 80), ("global", 512)])
+@pytest.mark.parametrize(("space", "end"), [("local", 64), ("shared", 64), ("const", 64), ("variable", 64), ("global", 512)])
 def test_each_space_has_an_end(space: str, end: int) -> None:
-    """Of constants 16 bytes further than they go."""
-    declared = f".{space} .align 16 .b8 room[64];" if space != "global" else ""
-    before = declared if space == "const" else ""
+    """`variable` is one of the module."""
+    named = {"variable": "global"}.get(space, space)
+    declared = f".{named} .align 16 .b8 room[64];" if space != "global" else ""
+    before = declared if space in ("const", "variable") else ""
     start = "" if space == "global" else "mov.b64 %rd1, room;"
-    body = f"{'' if before else declared} {start} ld.{space}.b32 %r2, [%rd1+PLACE]; ret;"
+    body = f"{'' if before else declared} {start} ld.{named}.b32 %r2, [%rd1+PLACE]; ret;"
     launched(body.replace("PLACE", str(end - 4)), before=before)
     with pytest.raises(KernelError, match="outside"):
         launched(body.replace("PLACE", str(end)), before=before)
@@ -373,3 +374,130 @@ def test_a_carry_lives_until_it_is_read(between: str) -> None:
 	st.global.b32 [%rd2], %r5;
 	ret;""")  # fmt: skip
     assert found[:32].tolist() == [10, *[11] * 31]
+
+
+# --------------------------------------------------------------------------------------------------------------- what begins as zeros
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("body", "found"), [
+    # a register that only a later round writes
+    ("mov.b32 %r3, 0; loop: mov.b32 %r5, %r4; add.u32 %r4, %r1, 9; add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, %r6; @%p1 bra loop;", "%r5"),
+    # one that only some lanes write
+    ("setp.eq.u32 %p1, %r1, 3; @%p1 bra over; mov.b32 %r3, 0; bra done; over: add.u32 %r4, %r1, 7; mov.b32 %r3, 1; "
+     "done: add.u32 %r5, %r4, 0;", "%r5"),
+    # one of a lane that went another way
+    ("setp.lt.u32 %p1, %r1, 4; @%p1 bra over; mov.b32 %r4, 5; shfl.sync.idx.b32 %r5, %r4, 0, 31, 0xFFFFFFF0; bra done;"
+     " over: mov.b32 %r4, 6; mov.b32 %r5, 0; done: add.u32 %r5, %r5, %r4;", "%r5"),
+    # local memory
+    (".local .align 16 .b8 stack[16]; ld.local.b32 %r5, [stack+4]; st.local.b32 [stack+4], %r1;", "%r5"),
+])  # fmt: skip
+def test_what_was_never_written_is_zero(body: str, found: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever programs ran before on the same thread."""
+    monkeypatch.setattr("mmabits.emulator.engine.products.threads_wanted", lambda: threads)
+    text = f"""
+.version 8.8
+.target sm_80
+.visible .entry k(.param .u64 k_0) .reqntid 32 {{
+	.reg .pred %p<10>; .reg .b32 %r<40>; .reg .b64 %rd<10>;
+	ld.param.b64 %rd1, [k_0];
+	mov.u32 %r1, %tid.x;
+	mov.u32 %r2, %ctaid.x;
+	mad.lo.u32 %r7, %r2, 32, %r1;
+	mad.wide.u32 %rd2, %r7, 4, %rd1;
+	ld.global.b32 %r6, [%rd2];
+{body}
+	st.global.b32 [%rd2], {found};
+	ret;
+}}"""
+    rounds = np.repeat(np.arange(40, dtype=np.uint32) % 2 + 1, 32)
+    cells = rounds.copy()
+    Kernel(text, arch="sm_80").launch((40,), [cells.ctypes.data], [(cells.ctypes.data, cells.ctypes.data + cells.nbytes)])
+    lanes = np.tile(np.arange(32, dtype=np.uint32), 40)
+    wanted = {
+        "loop": np.where(rounds == 2, lanes + 9, 0), "over": np.where(lanes == 3, lanes + 7, 0), "shfl": np.where(lanes < 4, 6, 5),
+    }  # fmt: skip
+    name = next((each for each in ("shfl", "loop", "over") if each in body), "")
+    np.testing.assert_array_equal(cells, wanted.get(name, np.zeros(1280, np.uint32)))
+
+
+def test_an_index_outside_the_table_of_a_branch() -> None:
+    body = """
+	ways: .branchtargets one, two;
+	add.u32 %r3, %r1, {first};
+	shr.u32 %r3, %r3, 4;
+	brx.idx %r3, ways;
+one:
+	mov.b32 %r4, 1;
+	bra done;
+two:
+	mov.b32 %r4, 2;
+done:
+	st.global.b32 [%rd2], %r4;
+	ret;"""
+    assert launched(body.replace("{first}", "0"))[:32].tolist() == [1] * 16 + [2] * 16
+    with pytest.raises(KernelError, match=r"the index 2 of a branch, outside its table, .* lane 31, at `brx.idx"):
+        launched(body.replace("{first}", "1"))
+
+
+@pytest.mark.parametrize(("variable", "flushes"), [(".global", True), (".shared", False)])
+def test_sums_in_variables_flush_as_their_space_does(variable: str, flushes: bool) -> None:
+    space = variable[1:]
+    found = launched(f"""
+	{"" if space == "global" else f"{variable} .align 4 .b32 cell[1];"}
+	setp.ne.u32 %p1, %r1, 0;
+	@%p1 ret;
+	mov.b32 %r3, 0x00000003;
+	atom.{space}.add.f32 %r4, [cell], %r3;
+	atom.{space}.add.f32 %r5, [cell], 0f00000000;
+	st.global.b32 [%rd1], %r5;
+	ret;""", before=f"{variable} .align 4 .b32 cell[1];" if space == "global" else "")  # fmt: skip
+    assert found[0] == (0 if flushes else 3)
+
+
+# ------------------------------------------------------------------------------------------------- barriers that count as they meet
+
+
+@pytest.mark.parametrize("parted", [False, True])
+@pytest.mark.parametrize("threads", [96, 80])
+@pytest.mark.parametrize(("opcode", "limit"), [
+    ("bar.red.popc.u32", 70), ("barrier.cta.red.popc.aligned.u32", 3), ("bar.red.and.pred", 96), ("bar.red.and.pred", 40),
+    ("bar.red.or.pred", 0), ("bar.red.or.pred", 40),
+])  # fmt: skip
+def test_a_barrier_with_a_reduction(opcode: str, limit: int, threads: int, parted: bool) -> None:
+    """Of the threads below a limit, twice, with another sum the second time."""
+    target, taken = ("%r5", "") if "popc" in opcode else ("%p5", "selp.b32 %r5, 1, 0, %p5;")
+    other, more = ("%r6", "") if "popc" in opcode else ("%p6", "selp.b32 %r6, 1, 0, %p6;")
+    found = launched(f"""
+	{"setp.eq.u32 %p7, %r1, 5; @%p7 bra over; mov.b32 %r7, 0; over:" if parted else ""}
+	setp.lt.u32 %p1, %r1, {limit};
+	{opcode} {target}, 1, {(threads + 31) // 32 * 32}, %p1;
+	{taken}
+	{opcode} {other}, 0, !%p1;
+	{more}
+	mad.lo.u32 %r5, %r6, 1000, %r5;
+	st.global.b32 [%rd2], %r5;
+	ret;""", threads=threads)  # fmt: skip
+    below = min(limit, threads)
+    first, second = below, threads - below
+    if "and" in opcode:
+        first, second = int(first == threads), int(second == threads)
+    elif ".or." in opcode:
+        first, second = int(first > 0), int(second > 0)
+    assert found[:threads].tolist() == [1000 * second + first] * threads
+
+
+def test_a_barrier_with_a_reduction_in_a_loop() -> None:
+    """As a vote of the whole CTA ends it; its result lives on."""
+    found = launched("""
+	mov.b32 %r4, 0;
+loop:
+	add.u32 %r4, %r4, 1;
+	setp.lt.u32 %p1, %r4, %r1;
+	bar.red.popc.u32 %r5, 0, %p1;
+	setp.gt.u32 %p2, %r5, 10;
+	@%p2 bra loop;
+	mad.lo.u32 %r5, %r4, 100, %r5;
+	st.global.b32 [%rd2], %r5;
+	ret;""", threads=64)  # fmt: skip
+    assert found[:64].tolist() == [5310] * 64

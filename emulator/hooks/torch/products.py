@@ -36,6 +36,9 @@ KINDS: Final = {
     torch.int8: OperandKind(form="s8"),
 }
 
+OUTPUTS: Final = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
+"""Results of products whose sums a library's schedule says."""
+
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
 COMPLEX: Final = "complex products are not emulated"
@@ -116,10 +119,18 @@ def _activation(call: OperatorCall, result: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(result, approximate="tanh") if call.values["use_gelu"] else torch.relu(result)
 
 
-def compute(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, note: str) -> torch.Tensor:
-    """A B in the accumulator's type, entered into the report."""
-    result = call.session.dot(call.site, to_numpy(a), to_numpy(b), instruction=instruction, note=note)
-    return tensor_of(result, a)
+def compute(
+    call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, epilogue: str = "", output: torch.dtype | None = None
+) -> torch.Tensor:
+    """A B in the accumulator's type, entered into the report; as the session's library sums it where the result's type is given."""
+    left, right, library = to_numpy(a), to_numpy(b), call.session.library
+    if library is not None and output in OUTPUTS:
+        found = library.product(
+            call.session, call.site, left, right, instruction=instruction, output=OUTPUTS[output], note=epilogue
+        )  # fmt: skip
+        if found is not None:
+            return tensor_of(found, a)
+    return tensor_of(call.session.dot(call.site, left, right, instruction=instruction, note=joined(ASSUMED, epilogue)), a)
 
 
 def _not_plain(*tensors: torch.Tensor | None) -> str:
@@ -143,7 +154,7 @@ def _matmul(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, c: torch.Tenso
     found = route(call.session.arch, a.dtype, out_dtype)
     if found.instruction is None:
         return _without_instruction(call, found)
-    product = compute(call, a, b, found.instruction, ASSUMED if c is None else f"{ASSUMED}; {EPILOGUE}")
+    product = compute(call, a, b, found.instruction, "" if c is None else EPILOGUE, out_dtype)
     alpha, beta = call.values.get("alpha", 1), call.values.get("beta", 1)
     result = _activation(call, _combine(product, c, alpha, beta))
     if result.shape != product.shape:
@@ -192,7 +203,7 @@ def addbmm(call: OperatorCall) -> Any:
         return _without_instruction(call, found)
     total, beta = c, call.values["beta"]
     for left, right in zip(a, b, strict=True):
-        product = compute(call, left, right, found.instruction, f"{ASSUMED}; {EPILOGUE}")
+        product = compute(call, left, right, found.instruction, EPILOGUE, c.dtype)
         total, beta = store(_combine(product, total, call.values["alpha"], beta), c.dtype), 1
     return call.give(total)
 
@@ -205,4 +216,4 @@ def int_mm(call: OperatorCall) -> Any:
     found = route(call.session.arch, torch.int8)
     if found.instruction is None:
         return _without_instruction(call, found)
-    return call.give(compute(call, a, b, found.instruction, ASSUMED))
+    return call.give(compute(call, a, b, found.instruction))

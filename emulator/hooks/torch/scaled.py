@@ -18,7 +18,7 @@ import torch
 from mmabits.emulator.engine.fma import fma
 from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
-from mmabits.emulator.hooks.torch.products import ASSUMED, joined
+from mmabits.emulator.hooks.torch.products import ASSUMED, OUTPUTS, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
 from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture, lower
 from mmabits.isa.choices import library_instruction, library_promotion
@@ -102,7 +102,7 @@ PADDING_OPEN: Final = (
     "NaN in the padding of the scales past the last instruction's K: kernels that step through K by whole tiles multiply zeros by it, "
     "which gives NaN, others do not read it"
 )
-FAST_ACCUM: Final = "use_fast_accum=False promoted every {} of K as CUTLASS does; cuBLAS's interval is not documented"
+FAST_ACCUM: Final = "use_fast_accum=False promoted every {} of K: measured for cuBLASLt on Hopper, as CUTLASS does on Ada"
 
 
 def check_capability(call: OperatorCall, recipe: ScalingRecipe) -> None:
@@ -243,21 +243,31 @@ class ScaledOperands:
     """What else the report should say."""
 
 
-def _tensorwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
-    product = call.session.dot(
+def _product(call: OperatorCall, given: ScaledOperands, promote: int | None, *notes: str) -> Floats:
+    """A B before scales; as the session's library sums it where it is one of cuBLASLt's."""
+    library, (scales, *rest) = call.session.library, notes
+    is_library = given.recipe.a == (TENSOR,) or architecture(call.session.arch).capability[0] == _CUBLASLT_ROWWISE
+    if library is not None and is_library and "grouped" not in call.signature.name:
+        found = library.product(
+            call.session, call.site, given.a, given.b, instruction=given.instruction,
+            output=OUTPUTS.get(_out_dtype(call, call.values["self"]), "f32"), fast_accum=bool(call.values["use_fast_accum"]),
+            note=joined(scales, given.note),
+        )  # fmt: skip
+        if found is not None:
+            return found
+    return call.session.dot(
         call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
-        note=joined(ASSUMED, PER_TENSOR, note, given.note),
+        note=joined(ASSUMED, scales, *rest, given.note),
     )  # fmt: skip
-    scaled: Floats = product * np.float32(given.scale_a[0] * given.scale_b[0])
+
+
+def _tensorwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
+    scaled: Floats = _product(call, given, promote, PER_TENSOR, note) * np.float32(given.scale_a[0] * given.scale_b[0])
     return scaled
 
 
 def _rowwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
-    product = call.session.dot(
-        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
-        note=joined(ASSUMED, PER_ROW, note, given.note),
-    )  # fmt: skip
-    scaled: Floats = product * given.scale_a[0] * given.scale_b[0]
+    scaled: Floats = _product(call, given, promote, PER_ROW, note) * given.scale_a[0] * given.scale_b[0]
     return scaled
 
 

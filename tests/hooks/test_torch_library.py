@@ -1,0 +1,142 @@
+"""`emulate(..., library=...)`: PyTorch's products by a library's schedule."""
+
+import json
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import mmabits  # noqa: E402
+from mmabits.emulator.hooks.library import differing  # noqa: E402
+from mmabits.emulator.interop import torch_to_numpy  # noqa: E402
+from mmabits.emulator.schedules import Chains, Merge, Schedule  # noqa: E402
+from mmabits.isa import OperandError  # noqa: E402
+
+SPLIT = Schedule(sums=Chains(), slices=3, slice_k=128, merge=Merge.TOTAL, merge_type="f16", output="f16")
+
+
+def tensors(m, n, k, dtype=torch.float16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((m, k), generator=generator).to(dtype), torch.randn((k, n), generator=generator).to(dtype)
+
+
+def by(schedule, a, b, arch="sm_90a"):
+    return mmabits.gemm(torch_to_numpy(a, "a"), torch_to_numpy(b, "b"), arch=arch, schedule=schedule)
+
+
+def note(report):
+    (line,) = report.emulated
+    return line.note
+
+
+def test_a_schedule_of_the_user_is_followed_by_every_operator():
+    a, b = tensors(5, 8, 300)
+    want = by(SPLIT, a, b)
+    with mmabits.emulate("sm_90a", library=SPLIT) as session:
+        got = [torch.mm(a, b), torch.bmm(a[None], b[None])[0], torch.nn.functional.linear(a, b.T), a @ b]
+        plus = torch.addmm(torch.ones(8, dtype=torch.float16), a, b)
+    for each in got:
+        assert np.array_equal(each.numpy(), want)
+    wide = mmabits.gemm(a.numpy(), b.numpy(), arch="sm_90a", schedule=replace(SPLIT, output=None))
+    assert np.array_equal(plus.numpy(), (wide + np.float32(1)).astype(np.float16))
+    assert "plan given: tensor cores, K upward; slices of 128 of K" in session.report().emulated[0].note
+    with mmabits.emulate("sm_90a"):
+        assert not np.array_equal(torch.mm(a, b).numpy(), want)
+
+
+def test_the_default_is_one_chain_as_before():
+    a, b = tensors(5, 8, 301)
+    with mmabits.emulate("sm_90a") as session:
+        got = torch.mm(a, b)
+    assert np.array_equal(got.numpy(), by(Schedule(sums=Chains(), output="f16"), a, b))
+    assert "assumed" in note(session.report())
+
+
+def test_rules_name_plan_evidence_and_candidates():
+    a, b = tensors(5, 8, 1001)
+    with mmabits.emulate("sm_90a", library="cublaslt-13.1") as session:
+        got = torch.mm(a, b)
+    found = mmabits.choice(5, 8, 1001, "f16", arch="sm_90a")
+    assert np.array_equal(got.numpy(), by(found.best, a, b))
+    text = note(session.report())
+    assert "K mod 64 first" in text and "choice inferred" in text and "schedule published" in text
+    assert "other candidates give other bits, in up to" in text and "of 40 results of a sample" in text
+
+
+def test_cuda_cores_are_said_to_be_no_instruction():
+    a, b = tensors(1, 8, 100)
+    schedule = Schedule.cublaslt([13, None, 1, 0, None, 36, 0, None, None], 1, 8, 100, "f16", arch="sm_90a")
+    with mmabits.emulate("sm_90a", library=schedule) as session:
+        got = torch.mm(a, b)
+        with pytest.raises(OperandError, match="planned for M, N and K"):
+            torch.mm(*tensors(1, 8, 101))
+    assert np.array_equal(got.numpy(), by(schedule, a, b))
+    assert note(session.report()).startswith("on CUDA cores, not by this instruction; plan given")
+
+
+def test_a_file_of_choices(tmp_path):
+    path = tmp_path / "choices.json"
+    config = [66, None, 9, 0, None, 0, 35, None, None]
+    head = {"format": "mmabits-choices-1", "arch": "sm_90a", "library": "cublaslt-13.1", "gpu": "H100", "workspace": 33554432}
+    path.write_text(json.dumps({**head, "answers": [{"m": 1, "n": 8, "k": 11528, "types": ["f16", "f16", "f16"], "config": config}]}))
+    a, b = torch.ones((1, 11528), dtype=torch.float16), torch.ones((11528, 8), dtype=torch.float16)
+    with mmabits.emulate("sm_90a", library=path) as session:
+        assert torch.mm(a, b).tolist() == [[11528.0] * 8]
+    assert "asked on H100" in note(session.report()) and "summed here: bugs=True leaves it out" in note(session.report())
+    with mmabits.emulate("sm_90a", library=str(path), bugs=True) as session:
+        assert torch.mm(a, b).tolist() == [[11520.0] * 8]
+    assert "left out here too" in note(session.report())
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_scaled_mm(fast):
+    a, b = tensors(16, 32, 6000 // 16 * 16, torch.float32)
+    a, b = (a * 8).to(torch.float8_e4m3fn), (b * 8).T.contiguous().to(torch.float8_e4m3fn).T
+    scales = torch.tensor(0.37), torch.tensor(1.9)
+    with mmabits.emulate("sm_90a", library="cublaslt-12.8") as session:
+        got = torch._scaled_mm(a, b, *scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
+    found = mmabits.choice(16, 32, 6000, ("e4m3", "e4m3", "bf16"), arch="sm_90a", library="cublaslt-12.8", fast_accum=fast)
+    assert found.best.sums == Chains(promote_every=None if fast else 128)
+    left, right = torch_to_numpy(a, "a"), torch_to_numpy(b, "b")
+    want = mmabits.gemm(left, right, arch="sm_90a", schedule=found.best, scale_a=np.float32(0.37), scale_b=np.float32(1.9))
+    assert np.array_equal(torch_to_numpy(got, "d").view(np.uint16), want.view(np.uint16)) and want.dtype == ml_dtypes.bfloat16
+    assert "cublaslt-12.8" in note(session.report())
+
+
+def test_products_that_no_library_was_measured_for_are_as_before():
+    a, b = tensors(4, 4, 64, torch.float64)
+    with mmabits.emulate("sm_90a", library="cublaslt-13.1") as session:
+        torch.mm(a, b)
+    assert "assumed" in note(session.report())
+
+
+def test_merges_that_round():
+    a, b = tensors(4, 4, 256, torch.bfloat16)
+    schedule = Schedule(sums=Chains(), slices=2, slice_k=128, merge=Merge.PARTS, merge_type="bf16", output="bf16")
+    with mmabits.emulate("sm_100a", library=schedule):
+        got = torch.mm(a, b)
+    assert np.array_equal(torch_to_numpy(got, "d"), by(schedule, a, b, "sm_100a"))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"library": "cublas"}, "library must be"),
+        ({"library": "nowhere.json"}, "cannot be read"),
+        ({"library": 13.1}, "library must be"),
+        ({"bugs": True}, "name it in library="),
+        ({"library": "cublaslt-13.1", "bugs": "yes"}, "bugs must be"),
+    ],
+)
+def test_what_is_no_library(given, text):
+    with pytest.raises(OperandError, match=text):
+        mmabits.emulate("sm_90a", **given)
+
+
+def test_candidates_that_agree_are_said_to():
+    found = mmabits.choice(1, 8, 64, "f16", arch="sm_90a")
+    ones = np.ones((1, 64), np.float16), np.ones((64, 8), np.float16)
+    assert "candidates agree on a sample of 8 results" in differing(found, *ones).words
