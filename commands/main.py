@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mmabits.commands.cache import cache
+from mmabits.commands.campaign import campaign
 from mmabits.commands.diff import diff
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
@@ -233,6 +234,7 @@ def demo(
     raise typer.Exit(replay_paths([folder], 3, False))
 
 
+app.command(name="campaign", short_help="A few minutes with a GPU: what is most worth knowing, in one archive.")(campaign)
 app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
 app.command(name="function", short_help="Explain one result of a PTX function.")(function)
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)

@@ -150,7 +150,7 @@ class Archive:
 
 def is_archive(path: Path) -> bool:
     """Whether a path is an archive's first file, or a folder with one in it."""
-    return path.name.endswith(ENDING) and not path.is_dir() or (path / file_name(1)).is_file()
+    return (path.name.endswith(ENDING) and not path.is_dir()) or (path / file_name(1)).is_file()
 
 
 def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:

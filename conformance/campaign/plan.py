@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -60,6 +60,10 @@ class Step:
     def estimate(self) -> float:
         """Seconds."""
         return KINDS[self.kind][0]
+
+    def worth(self, shown: Set[str]) -> float:
+        """What it is worth where some facts have been shown before."""
+        return sum(worth * (_REPEATED if fact in shown else 1.0) for fact, worth in self.facts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +175,11 @@ def plan_for(arch: str, *, only: str | None = None) -> list[Step]:
 
 
 def _ordered(steps: Sequence[Step]) -> list[Step]:
-    """Greedy; the rate of a step only falls while others are taken, so the best of yesterday is looked at again, not all."""
-    left, shown, found = list(steps), set[str](), []
-
-    def rate(step: Step) -> float:
-        return sum(worth * (_REPEATED if fact in shown else 1.0) for fact, worth in step.facts) / step.estimate
-
+    """The best for its time, then the best beside it, and so on."""
+    left, found = list(steps), []
+    shown: set[str] = set()
     while left:
-        best = max(left, key=rate)
+        best = max(left, key=lambda step: step.worth(shown) / step.estimate)
         left.remove(best)
         shown.update(fact for fact, _ in best.facts)
         found.append(best)

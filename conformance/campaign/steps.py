@@ -41,7 +41,7 @@ class Result:
     """What became of a step."""
 
     state: str
-    """`done`; `failed`, which is tried again when the campaign is resumed; `left out`: it cannot run here at all."""
+    """`done`; `failed`, which is tried once more; `left out`: it cannot run here at all; `ended`: it took too long."""
     line: str
     results: int = 0
     differ: int = 0
@@ -112,7 +112,9 @@ def _instruction(bench: Bench, step: Step, folder: Path, _limit: float, command:
             found.files[row["whole"]] = outcome.path.read_bytes()
             classes = report.as_json["classes"]
             kinds = ", ".join(f"{name} {number}" for name, number in classes.items())
-            found.said.append(f"{what}: {report.differing:,} of {report.rows:,} differ ({kinds}; at most {report.as_json['largest_ulp']:,} ulp)")
+            found.said.append(
+                f"{what}: {report.differing:,} of {report.rows:,} differ ({kinds}; at most {report.as_json['largest_ulp']:,} ulp)"
+            )
             found.said += [
                 f"{what}, row {each.row}: recorded {each.recorded:#x}, emulated {each.computed:#x}, c {each.c:#x}"
                 for each in report.differences

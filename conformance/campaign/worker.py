@@ -98,7 +98,7 @@ class Worker:
         alive = self._process is not None and self._process.is_alive()
         self.stop()
         why = f"took more than {limit:.0f} s and was ended" if alive else "the process that ran it died"
-        return Result(state="failed", line=found if isinstance(found, str) else why)
+        return Result(state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why)
 
     def stop(self) -> None:
         """End the process."""
