@@ -17,6 +17,7 @@ from mmabits.commands.function import function
 from mmabits.commands.identify import identify
 from mmabits.commands.invariance import invariance
 from mmabits.commands.kernel import kernel
+from mmabits.commands.learn import learn
 from mmabits.commands.minilm import minilm
 from mmabits.commands.mismatch import mismatch
 from mmabits.commands.record import record
@@ -162,14 +163,20 @@ def show(
 
 def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
     """Replay, print, and return the exit status."""
+    from mmabits.conformance.campaign.archive import is_archive
     from mmabits.conformance.diff import counting
     from mmabits.conformance.recorded.reading import find_files
     from mmabits.reports.pages import check_page, write
     from mmabits.reports.progress import progress
 
     check_page(page)
-    files = find_files(paths)
-    reports = []
+    archives = [path for path in paths if is_archive(path)]
+    files = [] if archives == list(paths) and paths else find_files([path for path in paths if path not in archives])
+    reports: list[counting.FileReport] = []
+    for archive in archives:
+        from mmabits.conformance.campaign.learn import read_learned
+
+        reports += read_learned(archive).reports
     with progress(len(files), "replaying") as advance:
         for report in counting.count_files(files, limit=limit):
             reports.append(report)
@@ -241,6 +248,7 @@ app.command(name="diff", short_help="Compare a GPU, or a recording, with the emu
 app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
 app.command(name="kernel", short_help="Show what became of a Triton kernel, or of PTX.")(kernel)
 app.command(name="invariance", short_help="Which settings change the bits of linear layers, and why.")(invariance)
+app.command(name="learn", short_help="What an archive of a campaign teaches; a patch for isa/.")(learn)
 app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)
 app.command(name="mismatch", short_help="Two settings of one model: what differs, and why.")(mismatch)
 app.command(name="record")(record)

@@ -19,7 +19,7 @@ from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, Step, plan_for
 from mmabits.conformance.campaign.steps import SEED, Result, result_row
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.session import source_version
-from mmabits.isa import OperandError
+from mmabits.isa import OperandError, lower, parse
 
 PACKAGES: Final = (
     "mmabits", "numpy", "ml_dtypes", "numba", "llvmlite", "safetensors", "torch", "triton", "jax", "cuda-bindings", "nvidia-cuda-nvrtc",
@@ -33,6 +33,8 @@ _PATIENCE: Final = 6.0
 _RESERVE_S: Final = 2.0
 """For writing the archive."""
 _DIFFERS_WORTH: Final = 20.0
+_WHOLE_OF_A_ROW: Final = 3
+"""Instructions of one datapath whose differing recordings are kept whole."""
 _BUDGET: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(s|m|h|)")
 _UNITS: Final = {"s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _ASKED: Final = "name,driver_version,vbios_version,compute_cap,memory.total,ecc.mode.current,mig.mode.current,clocks.sm,clocks.max.sm"
@@ -133,8 +135,9 @@ class Campaign:
                "tries": tries, "at": datetime.now(UTC).isoformat(timespec="seconds"), **result_row(result), "files": []}  # fmt: skip
         for name, data in result.files.items():
             kept = name if name not in self.archive.members else _renamed(name, tries)
-            if kept in self.archive.members or not self.archive.has_room(kept, data):
-                row["said"].append(f"{name} ({len(data):,} bytes) is not kept: no room")
+            why = "no room" if not self.archive.has_room(kept, data) else self._why_not(step)
+            if kept in self.archive.members or why:
+                row["said"].append(f"{name} ({len(data):,} bytes) is not kept: {why or 'its name is taken'}")
                 kept = ""
             else:
                 row["files"].append(self.archive.add(kept, data))
@@ -147,6 +150,16 @@ class Campaign:
         self.rows.append(row)
         self.archive.manifest["open"] = [left.key for left in self.left()]
         self.archive.save()
+
+    def _why_not(self, step: Step) -> str:
+        """Why what differs is not kept whole: a datapath that is wrong would fill the archive by itself."""
+        if step.kind != "instruction":
+            return ""
+        arch = self.archive.manifest["device"]["arch"]
+        row = lower(parse(step.name), arch).datapath.name
+        there = [each["name"] for each in self.rows if each["kind"] == "instruction" and each["files"] and each["name"] != step.name]
+        alike = sum(lower(parse(each), arch).datapath.name == row for each in there)
+        return f"{alike} other instructions of {row} are" if alike >= _WHOLE_OF_A_ROW else ""
 
 
 def _may_be_tried(row: Mapping[str, Any]) -> bool:
@@ -262,7 +275,7 @@ def answers(rows: Iterable[Mapping[str, Any]], arch: str) -> Iterator[str]:
         found = [row for row in ended if question.is_settled_by(row["kind"], row["name"], arch)]
         if found:
             results, differ = (sum(row[name] for row in found) for name in ("results", "differ"))
-            yield f"{question.words}: {len(found)} steps, {results:,} results, {differ:,} differ"
+            yield f"{question.words}: {len(found)} {'step' if len(found) == 1 else 'steps'}, {results:,} results, {differ:,} differ"
 
 
 __all__ = ["PACKAGES", "Campaign", "Ended", "Runner", "answers", "fresh_manifest", "open_campaign", "run_campaign", "seconds_of"]

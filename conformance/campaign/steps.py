@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -231,23 +232,18 @@ def _case(bench: Bench, step: Step, folder: Path, _limit: float, _command: str) 
     return found
 
 
-class _triton_cache:  # noqa: N801 - reads as a function in `with`
+@contextmanager
+def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, bytes]]]]:
     """What Triton compiles in the block, in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._before: str | None = None
-
-    def __enter__(self) -> Callable[[], Iterator[tuple[str, bytes]]]:
-        self._before = os.environ.get("TRITON_CACHE_DIR")
-        os.environ["TRITON_CACHE_DIR"] = str(self._folder)
-        return lambda: ((path.name, path.read_bytes()) for path in sorted(self._folder.rglob("*.ptx")))
-
-    def __exit__(self, *_error: object) -> None:
-        if self._before is None:
+    before = os.environ.get("TRITON_CACHE_DIR")
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    try:
+        yield lambda: ((path.name, path.read_bytes()) for path in sorted(folder.rglob("*.ptx")))
+    finally:
+        if before is None:
             del os.environ["TRITON_CACHE_DIR"]
         else:
-            os.environ["TRITON_CACHE_DIR"] = self._before
+            os.environ["TRITON_CACHE_DIR"] = before
 
 
 def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: str) -> Result:
@@ -287,7 +283,7 @@ def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: 
     }  # fmt: skip
     return Result(
         state="done", line=f"{found.probes:,} probes, {found.contradictions} contradict what was found; {names}", results=found.probes,
-        said=list(found.lines()), recordings=[{"identified": step.name, **evidence}],
+        said=[" ".join(found.row.split()), *found.lines()], recordings=[{"identified": step.name, **evidence}],
     )  # fmt: skip
 
 
