@@ -82,7 +82,7 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
             name = f"{path}: {each.get('instruction')} {each.get('generator')} x{each.get('chain')}"
             try:
                 recording = _recording(each, members)
-                reports.append(_counted(recording, name, each))
+                reports.append(_report_of(recording, name, each))
                 recordings.append((_name_of(recording), recording))
             except MmabitsError as error:
                 reports.append(FileReport(path=name, error=f"{name}: {error}"))
@@ -130,7 +130,7 @@ def _file(data: bytes) -> Iterator[Path]:
         yield path
 
 
-def _counted(recording: Recording, name: str, row: Mapping[str, Any]) -> FileReport:
+def _report_of(recording: Recording, name: str, row: Mapping[str, Any]) -> FileReport:
     if row.get("whole"):
         return count(recording, path=name)
     spec = recording.instruction  # its results are the emulator's: the hash says so
@@ -208,7 +208,8 @@ class Lesson:
             return f"{self.row.name}: contradicted by {', '.join(self.contradicted[:3])}{' ...' if len(self.contradicted) > 3 else ''}"
         parts = [f"finite operands {self.row.evidence} -> recorded"] if self.raises else []
         parts += [f"special values {weakest(self.row.special_proofs)} -> recorded"] if self.raises_specials else []
-        return f"{self.row.name}: {', '.join(parts) or 'recorded already'} ({len(self.instructions)} instructions)"
+        unchanged = "recorded already" if self.instructions else "no instruction of it alone is whole"
+        return f"{self.row.name}: {', '.join(parts) or unchanged} ({_counted_words(len(self.instructions), 'instruction')})"
 
 
 def lessons(found: Learned) -> list[Lesson]:
@@ -226,9 +227,37 @@ def lessons(found: Learned) -> list[Lesson]:
         good, contradicted = rows.setdefault(lower(parse(step["name"]), arch).datapath.name, ([], []))
         if step["name"] in bad or step["differ"]:
             contradicted.append(step["name"])
-        elif there.get(step["name"], set()) >= whole:
+        elif there.get(step["name"], set()) >= whole and _is_plain(step["name"], arch):
             good.append(step["name"])
     return [Lesson(row=DATAPATHS[name], instructions=tuple(good), contradicted=tuple(bad_ones)) for name, (good, bad_ones) in rows.items()]
+
+
+def _is_plain(instruction: str, arch: str) -> bool:
+    """Whether an instruction is its datapath and nothing besides: no addition of its own, no operands made wider."""
+    found = lower(parse(instruction), arch)
+    return not found.separate_add and found.unpacked_to is None
+
+
+def claims(found: Learned) -> dict[str, list[str]]:
+    """What is claimed of instructions beyond their datapath and was below recorded: those of which no result differs."""
+    arch, there = found.device["arch"], {recording.instruction.ptx for _, recording in found.recordings}
+    bad = {report.instruction for report in found.reports if report.differing}
+    shown: dict[str, list[str]] = {}
+    for step in found.manifest["steps"]:
+        if step["kind"] == "instruction" and step["state"] == "done" and step["name"] in there - bad:
+            for proof in lower(parse(step["name"]), arch).proofs:
+                if proof.level < Evidence.RECORDED:
+                    shown.setdefault(f"{proof.covers} ({proof.level})", []).append(step["name"])
+    return shown
+
+
+def _claims_left(found: Learned) -> Iterator[str]:
+    for words, instructions in claims(found).items():
+        yield f"{words}: shown by {_counted_words(len(instructions), 'instruction')}; a claim of isa/lowering.py"
+
+
+def _counted_words(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def lines(found: Learned) -> Iterator[str]:
@@ -239,6 +268,8 @@ def lines(found: Learned) -> Iterator[str]:
         yield "the emulator stood in for a GPU: what follows is a rehearsal, and proves nothing about hardware"
     for lesson in lessons(found):
         yield f"row {lesson}"
+    for words, instructions in claims(found).items():
+        yield f"claim {words} -> recorded ({_counted_words(len(instructions), 'instruction')})"
     for step in found.manifest["steps"]:
         if step["kind"] == "identify" and step["state"] == "done" and step["said"]:
             asked = "; ".join(each.words for each in questions_of("identify", step["name"], device["arch"]))
@@ -259,6 +290,8 @@ def lines(found: Learned) -> Iterator[str]:
 # The patch ---------------------------------------------------------------------------------------------------------------
 
 _PROOF: Final = re.compile(r"_(?:published|recorded|inferred)\([^)]*\)|_FP8_CHAIN")
+_CITED: Final = re.compile(r"^(\S+)\s+= \{ gpu.*\n", re.MULTILINE)
+"""A recording in sources.toml."""
 _SPECIALS: Final = "infinities, NaN, signed zeros"
 
 
@@ -284,11 +317,11 @@ def patch_of(found: Learned) -> tuple[str, list[str]]:
 
     folder = Path(isa.__file__).resolve().parent
     rows, sources = ((folder / name).read_text(encoding="utf-8") for name in ("datapaths.py", "sources.toml"))
-    changed, cited, left = rows, sources.rstrip("\n"), []
+    changed, cited, left = rows, "", list(_claims_left(found))
     for lesson in lessons(found):
         if not lesson.raises and not lesson.raises_specials:
             continue
-        names = _recording_names(found, lesson, re.findall(r"^(\S+)\s+= \{ gpu", sources, re.MULTILINE))
+        names = _recording_names(found, lesson, _CITED.findall(sources))
         cited_now = [name for proof in lesson.row.proofs if proof.level is Evidence.RECORDED for name in proof.sources]
         edited = _edited(changed, lesson, [*cited_now, *(name for name in names if name not in cited_now)], list(names))
         if edited is None:
@@ -296,8 +329,9 @@ def patch_of(found: Learned) -> tuple[str, list[str]]:
             continue
         changed = edited
         for name, ptx in names.items():
-            cited += f'\n{name} = {{ gpu = "{found.device["name"]}", arch = "{lesson.row.arch}", instruction = "{ptx}" }}'
-    texts = (("isa/datapaths.py", rows, changed), ("isa/sources.toml", sources, cited + "\n"))
+            cited += f'{name} = {{ gpu = "{found.device["name"]}", arch = "{lesson.row.arch}", instruction = "{ptx}" }}\n'
+    end = max((match.end() for match in _CITED.finditer(sources)), default=len(sources))
+    texts = (("isa/datapaths.py", rows, changed), ("isa/sources.toml", sources, sources[:end] + cited + sources[end:]))
     parts = [
         "".join(difflib.unified_diff(old.splitlines(keepends=True), new.splitlines(keepends=True), f"a/{name}", f"b/{name}"))
         for name, old, new in texts
