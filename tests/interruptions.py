@@ -90,6 +90,16 @@ def by_jax() -> Iterator[tuple[Product, Product]]:
 
 @contextmanager
 def by_triton() -> Iterator[tuple[Product, Product]]:
+    yield from tiled("interpreted", 256, 128)
+
+
+@contextmanager
+def by_compiled() -> Iterator[tuple[Product, Product]]:
+    yield from tiled("compiled", 128, 64)
+
+
+def tiled(way: str, size: int, depth: int) -> Iterator[tuple[Product, Product]]:
+    """Triton's kernels, with tiles of size x size x depth."""
     import torch
     import triton
     import triton.language as tl
@@ -109,14 +119,14 @@ def by_triton() -> Iterator[tuple[Product, Product]]:
 
     def product(k: int) -> Any:
         left, right, c = a[:, :k].contiguous(), b[:k].contiguous(), torch.zeros(SIDE, SIDE)
-        kernel[SIDE // 256, SIDE // 256](left, right, c, k, SIDE=SIDE, M=256, BLOCK=128)
+        kernel[SIDE // size, SIDE // size](left, right, c, k, SIDE=SIDE, M=size, BLOCK=depth)
         return c
 
-    with mmabits.emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
+    with mmabits.emulate("sm_90a", frameworks=["triton"], triton=way):
         yield lambda: product(1 << 12), lambda: product(128)
 
 
-WAYS = {"gemm": by_gemm, "integers": by_integers, "torch": by_torch, "jax": by_jax, "triton": by_triton}
+WAYS = {"gemm": by_gemm, "integers": by_integers, "torch": by_torch, "jax": by_jax, "triton": by_triton, "compiled": by_compiled}
 GOES_ON = {"jax"}
 """Whose runtime ends what it has begun, in memory of its own."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +66,12 @@ class FieldCase:
     """Operands that a backward pass is run for; its results are `d` and the name."""
     architectures: tuple[str, ...] = ARCHITECTURES
 
+    def prepare(self) -> None:
+        """Import; inside an `emulate` block."""
+        loaded(self.module)
+
     def run(self, operands: Tensors) -> Tensors:
-        """Import and call; inside an `emulate` block."""
+        """Call; inside an `emulate` block."""
         module = loaded(self.module)
         held = {name: value.clone() if torch.is_tensor(value) else value for name, value in operands.items()}
         return _with_gradients(self, lambda each: self.call(module, each), held)
@@ -121,8 +124,7 @@ def compared(got: Tensors, want: Tensors) -> dict[str, float]:
 
 # Packages ----------------------------------------------------------------------------------------------------------------
 
-_ARCHITECTURE: list[str] = []
-_FIELD: Final = ("fla", "gemlite", "liger_kernel", "sageattention", "sglang", "triton_kernels", "vllm")
+_CAPABILITY: list[tuple[int, int]] = []
 
 
 def version(package: str) -> str | None:
@@ -134,14 +136,17 @@ def version(package: str) -> str | None:
 
 
 def loaded(name: str) -> Any:
-    """A module of a package, as it is for the GPU of the block: packages decide by it while they are imported."""
+    """A module of a package; packages decide by the block's GPU while they are imported, so a process serves one.
+
+    Raises:
+        RuntimeError: another GPU than the first time.
+    """
     from benchmarks.field.loading import load
 
-    capability = str(torch.cuda.get_device_capability())
-    if _ARCHITECTURE != [capability]:
-        for each in [each for each in sys.modules if each.partition(".")[0] in _FIELD]:
-            del sys.modules[each]
-        _ARCHITECTURE[:] = [capability]
+    capability = torch.cuda.get_device_capability()
+    if _CAPABILITY and _CAPABILITY[0] != capability:
+        raise RuntimeError(f"packages were imported for {_CAPABILITY[0]}, and are asked for {capability}: take another process")
+    _CAPABILITY[:] = [capability]
     return load(name)
 
 

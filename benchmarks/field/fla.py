@@ -45,7 +45,7 @@ def _recurrent(each: Tensors, scale: float) -> Tensors:
 
 
 def _selected(numbers: Numbers) -> Tensors:
-    """Sixteen query heads share a key's; each query sees the block it is in and one before."""
+    """Sixteen query heads share a key's; each query sees the block it is in and one before, those of the first block that one twice."""
     tokens = 128
     own = torch.arange(tokens) // 32
     before = torch.from_numpy(numbers.rng.integers(0, 4, tokens)).minimum((own - 1).clamp(min=0))
@@ -59,11 +59,14 @@ def _selection(each: Tensors) -> Tensors:
     key = torch.arange(tokens)
     blocks = each["blocks"][0, :, 0]
     seen = (key[None, :, None] // 32 == blocks[:, None, :]).any(-1) & (key[None, :] <= key[:, None])
-    counted = torch.where(blocks[:, 0] == blocks[:, 1], 2.0, 1.0)  # a block that is named twice is read twice: every weight alike
-    del counted
     q, k, v = (each[name].transpose(1, 2) for name in "qkv")
     k, v = k.expand(-1, 16, -1, -1), v.expand(-1, 16, -1, -1)
     return {"out": F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)}
+
+
+def _nsa(module: Any, t: Tensors) -> Tensors:
+    options = {"g_slc": t["gate"], "block_indices": t["blocks"], "block_counts": 2, "block_size": 32}
+    return {"out": module.parallel_nsa(t["q"], t["k"], t["v"], **options)}
 
 
 CASES = (
@@ -89,15 +92,17 @@ CASES = (
         reference=lambda t: _recurrent(t, 0.125), bound=2**-7, why=TF32, gradients=("q", "k", "v", "g", "beta"),
     ),
     FieldCase(
-        name="fla-gated-delta-rule-recurrent", package="fla-core", module="fla.ops.gated_delta_rule", kernel="gated delta rule, token by token",
+        name="fla-gated-delta-rule-recurrent", package="fla-core", module="fla.ops.gated_delta_rule",
+        kernel="gated delta rule, token by token",
         draw=_operands("g", "beta", normalized=True),
-        call=lambda m, t: {"out": m.fused_recurrent_gated_delta_rule(t["q"], t["k"], t["v"], t["g"], t["beta"], scale=0.125)[0]},
+        call=lambda m, t: {"out": m.fused_recurrent_gated_delta_rule(t["q"], t["k"], t["v"], g=t["g"], beta=t["beta"], scale=0.125)[0]},
         reference=lambda t: _recurrent(t, 0.125), bound=2**-10, why="state in f32, results in f16",
     ),
     FieldCase(
-        name="fla-nsa", package="fla-core", module="fla.ops.nsa.parallel", kernel="native sparse attention of given blocks, forward and backward",
+        name="fla-nsa", package="fla-core", module="fla.ops.nsa.parallel",
+        kernel="native sparse attention of given blocks, forward and backward",
         draw=_selected,
-        call=lambda m, t: {"out": m.parallel_nsa(t["q"], t["k"], t["v"], g_slc=t["gate"], block_indices=t["blocks"], block_counts=2, block_size=32)},
+        call=_nsa,
         reference=_selection, bound=2**-8, why=F16, gradients=("q", "k", "v"),
     ),
 )  # fmt: skip

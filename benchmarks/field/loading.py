@@ -1,7 +1,8 @@
 """Import one module of a big package without what the rest of the package needs.
 
-vllm and sglang import dozens of packages before a kernel is reached, and ask for a GPU through NVML. Their own folders are taken as bare packages, whose `__init__` does not
-run, and third-party modules that are not installed become stand-ins. Kernels and their launchers are the package's files as they are.
+vllm and sglang import dozens of packages before a kernel is reached, and ask for a GPU through NVML. Their own folders are taken as bare
+packages, whose `__init__` does not run, and modules that are not installed, or built for another PyTorch, become stand-ins, which refuse to
+decide anything. Kernels and their launchers are the package's files as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VENDORED: Final = "triton_kernels"
 class StandIn(types.ModuleType):
     """A module that is not installed: what it is asked for are stand-ins that do nothing."""
 
-    __path__: list[str] = []
+    __path__ = ()  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -119,6 +120,7 @@ class _Bare(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             if found.is_dir():
                 spec = importlib.machinery.ModuleSpec(name, self, is_package=True)
                 spec.submodule_search_locations = [str(found)]
+                spec.origin = str(found / "__init__.py")
                 return spec
         return None
 

@@ -22,7 +22,8 @@ def _product(dtype: Any) -> Any:
 
 def _experts(numbers: Numbers) -> Tensors:
     logits = torch.stack([torch.from_numpy(numbers.rng.permutation(EXPERTS).copy()) for _ in range(M)]).half()
-    return {"x": numbers.normal(M, K), "w": numbers.normal(EXPERTS, K, N, scale=0.2), "bias": numbers.normal(EXPERTS, N, dtype=torch.float32),
+    return {"x": numbers.normal(M, K), "w": numbers.normal(EXPERTS, K, N, scale=0.2),
+    "bias": numbers.normal(EXPERTS, N, dtype=torch.float32),
             "logits": logits}  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def _downcast(kind: str) -> Any:
 
 CASES = (
     FieldCase(
-        name="matmul-ogs", package="vllm", module="triton_kernels.matmul_ogs", kernel="matmul_ogs, f16, with bias", draw=_product(torch.float16),
+        name="matmul-ogs", package="vllm", module="triton_kernels.matmul_ogs",
+        kernel="matmul_ogs, f16, with bias", draw=_product(torch.float16),
         call=lambda m, t: {"out": m.matmul_ogs(t["x"], t["w"], t["bias"])}, reference=lambda t: {"out": t["x"] @ t["w"] + t["bias"]},
         bound=2**-10, why=F16, is_exact=True,
     ),

@@ -95,7 +95,19 @@ def _vllm_mixture(kind: str) -> Any:
         routed = (t["weights"].reshape(M, TOP), t["ids"], t["experts"], t["count"])
         if kind == "int4":
             module.invoke_fused_moe_wna16_triton_kernel(
-                t["a"], t["b"], out, t["sb"], t["zeros"], *routed, True, TOP, TILES | {"SPLIT_K": 1}, compute, use_int8_w8a16=False, use_int4_w4a16=True, block_shape=[0, 64]
+                t["a"],
+                t["b"],
+                out,
+                t["sb"],
+                t["zeros"],
+                *routed,
+                True,
+                TOP,
+                TILES | {"SPLIT_K": 1},
+                compute,
+                use_int8_w8a16=False,
+                use_int4_w4a16=True,
+                block_shape=[0, 64],
             )
         else:
             module.invoke_fused_moe_triton_kernel(
@@ -302,7 +314,8 @@ _SGLANG = "sglang.kernels.ops."
 
 CASES = (
     FieldCase(
-        name="vllm-fused-moe", package="vllm", module=_VLLM + "fused_moe.fused_moe", kernel="experts' products, f16", draw=_experts(torch.float16),
+        name="vllm-fused-moe", package="vllm", module=_VLLM + "fused_moe.fused_moe",
+        kernel="experts' products, f16", draw=_experts(torch.float16),
         call=_vllm_mixture("f16"), reference=_mixture, bound=2**-10, why=F16, is_exact=True,
     ),
     FieldCase(
@@ -310,16 +323,19 @@ CASES = (
         draw=_experts(torch.bfloat16), call=_vllm_mixture("bf16"), reference=_mixture, bound=2**-7, why=BF16, is_exact=True,
     ),
     FieldCase(
-        name="vllm-fused-moe-fp8", package="vllm", module=_VLLM + "fused_moe.fused_moe", kernel="experts' products, blockwise FP8", draw=_experts_fp8,
+        name="vllm-fused-moe-fp8", package="vllm", module=_VLLM + "fused_moe.fused_moe",
+        kernel="experts' products, blockwise FP8", draw=_experts_fp8,
         call=_vllm_mixture("fp8"), reference=_mixture, bound=2**-9, is_exact=True, architectures=FROM_ADA,
         why=QUANT + "; sums of FP8 products keep 13 bits on sm_90a",
     ),
     FieldCase(
         name="vllm-fused-moe-int4", package="vllm", module=_VLLM + "fused_moe.fused_moe", kernel="experts' products, 4-bit weights",
-        draw=_experts_int4, call=_vllm_mixture("int4"), reference=_mixture, bound=2**-9, why=QUANT + "; weights are rounded to f16", is_exact=True,
+        draw=_experts_int4, call=_vllm_mixture("int4"),
+        reference=_mixture, bound=2**-9, why=QUANT + "; weights are rounded to f16", is_exact=True,
     ),
     FieldCase(
-        name="vllm-blockwise-fp8", package="vllm", module=_VLLM + "quantization.utils.fp8_utils", kernel="blockwise FP8 product", draw=_blockwise,
+        name="vllm-blockwise-fp8", package="vllm", module=_VLLM + "quantization.utils.fp8_utils",
+        kernel="blockwise FP8 product", draw=_blockwise,
         call=lambda m, t: {"out": m.w8a8_triton_block_scaled_mm(t["a"], t["b"], t["sa"], t["sb"], [128, 128], torch.float16)},
         reference=_blockwise_reference, bound=2**-9, is_exact=True, architectures=FROM_ADA,
         why=QUANT + "; sums of FP8 products keep 13 bits on sm_90a",
@@ -336,12 +352,14 @@ CASES = (
         reference=lambda t: {"out": _awq_weights(t)}, bound=2**-11, why="one rounding to f16", is_exact=True,
     ),
     FieldCase(
-        name="vllm-scaled-mm-int8", package="vllm", module=_VLLM + "quantization.compressed_tensors.triton_scaled_mm", kernel="INT8 product with scales",
+        name="vllm-scaled-mm-int8", package="vllm", module=_VLLM + "quantization.compressed_tensors.triton_scaled_mm",
+        kernel="INT8 product with scales",
         draw=_scaled(torch.int8), call=lambda m, t: {"out": m.triton_scaled_mm(t["a"], t["b"], t["sa"], t["sb"], torch.float32, t["bias"])},
         reference=_scaled_reference, bound=1e-6, why="exact sums; scales in f32", is_exact=True,
     ),
     FieldCase(
-        name="vllm-scaled-mm-fp8", package="vllm", module=_VLLM + "quantization.compressed_tensors.triton_scaled_mm", kernel="FP8 product with scales",
+        name="vllm-scaled-mm-fp8", package="vllm", module=_VLLM + "quantization.compressed_tensors.triton_scaled_mm",
+        kernel="FP8 product with scales",
         draw=_scaled(E4M3), call=lambda m, t: {"out": m.triton_scaled_mm(t["a"], t["b"], t["sa"], t["sb"], torch.float16, t["bias"])},
         reference=_scaled_reference, bound=2**-9, is_exact=True, architectures=FROM_ADA,
         why=QUANT + "; sums of FP8 products keep 13 bits on sm_90a",
@@ -352,19 +370,23 @@ CASES = (
         reference=_row_quantized_reference, bound=1 / 250, why="half a step of the 254 between the greatest and its negative",
     ),
     FieldCase(
-        name="vllm-prefill-attention", package="vllm", module="vllm.v1.attention.ops.triton_prefill_attention", kernel="causal attention of two sequences",
+        name="vllm-prefill-attention", package="vllm", module="vllm.v1.attention.ops.triton_prefill_attention",
+        kernel="causal attention of two sequences",
         draw=_ragged, call=_prefill, reference=_ragged_reference, bound=2**-9, why=F16,
     ),
     FieldCase(
-        name="vllm-decode-attention", package="vllm", module="vllm.v1.attention.ops.triton_decode_attention", kernel="decoding over a paged cache, split",
+        name="vllm-decode-attention", package="vllm", module="vllm.v1.attention.ops.triton_decode_attention",
+        kernel="decoding over a paged cache, split",
         draw=_cache, call=_vllm_decode, reference=_decode_reference, bound=2**-9, why=F16,
     ),
     FieldCase(
-        name="vllm-unified-attention", package="vllm", module="vllm.v1.attention.ops.triton_unified_attention", kernel="attention over a paged cache",
+        name="vllm-unified-attention", package="vllm", module="vllm.v1.attention.ops.triton_unified_attention",
+        kernel="attention over a paged cache",
         draw=_unified, call=_vllm_unified, reference=_unified_reference, bound=2**-9, why=F16,
     ),
     FieldCase(
-        name="sglang-fused-moe", package="sglang", module=_SGLANG + "moe.fused_moe_triton_kernels", kernel="experts' products, f16", draw=_experts(torch.float16),
+        name="sglang-fused-moe", package="sglang", module=_SGLANG + "moe.fused_moe_triton_kernels",
+        kernel="experts' products, f16", draw=_experts(torch.float16),
         call=_sglang_mixture, reference=_mixture, bound=2**-10, why=F16, is_exact=True,
     ),
     FieldCase(
@@ -384,15 +406,18 @@ CASES = (
         reference=lambda t: {"out": _awq_weights(t)}, bound=2**-11, why="one rounding to f16", is_exact=True,
     ),
     FieldCase(
-        name="sglang-prefill-attention", package="sglang", module=_SGLANG + "attention.prefill_attention", kernel="causal attention of two sequences",
+        name="sglang-prefill-attention", package="sglang", module=_SGLANG + "attention.prefill_attention",
+        kernel="causal attention of two sequences",
         draw=_ragged, call=_prefill, reference=_ragged_reference, bound=2**-9, why=F16,
     ),
     FieldCase(
-        name="sglang-decode-attention", package="sglang", module=_SGLANG + "attention.decode_attention", kernel="decoding over scattered tokens, split",
+        name="sglang-decode-attention", package="sglang", module=_SGLANG + "attention.decode_attention",
+        kernel="decoding over scattered tokens, split",
         draw=_tokens, call=_sglang_decode, reference=_tokens_reference, bound=2**-9, why=F16,
     ),
     FieldCase(
-        name="sglang-extend-attention", package="sglang", module=_SGLANG + "attention.extend_attention", kernel="attention of new tokens over old ones",
+        name="sglang-extend-attention", package="sglang", module=_SGLANG + "attention.extend_attention",
+        kernel="attention of new tokens over old ones",
         draw=_extended, call=_sglang_extend, reference=_extended_reference, bound=2**-9, why=F16,
     ),
 )  # fmt: skip

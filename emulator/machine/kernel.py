@@ -24,10 +24,12 @@ from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted, folded
+from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
+from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
 from mmabits.isa import EmulationError, MmabitsError, OperandError
@@ -65,6 +67,7 @@ _ERRORS: Final = {
     words.BAD_REDUCTION: "a reduction in global memory of elements of type {address}, which is not emulated",
     words.NO_TARGET: "the index {address} of a branch, outside its table",
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
+    words.TRACE_FULL: "more steps than can be noted: trace a smaller launch",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
     tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
     tensorrecords.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
@@ -167,6 +170,7 @@ class Kernel:
         threads: of a CTA, where the text does not say; three numbers for x, y, z.
         cluster: CTAs of a cluster along x, y, z, likewise.
         contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
+        traces: whether launches can note what they do (trace.py); they are slower then.
 
     Raises:
         PtxError: the text is not understood; UnknownOpcode: an instruction is not emulated.
@@ -183,6 +187,7 @@ class Kernel:
         threads: tuple[int, int, int] | None = None,
         cluster: tuple[int, ...] | None = None,
         contracts: bool = True,
+        traces: bool = False,
     ) -> None:
         module = read_ptx(module) if isinstance(module, str) else module
         names = module.kernels
@@ -192,12 +197,12 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         began = time.perf_counter()
-        self.entry, self.arch = module.entries[name], arch
+        self.entry, self.arch = expanded(module, module.entries[name]), arch
         self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
         """Opcodes of the text, as it was given, with their numbers."""
         self.text_instructions = tuple(self.entry.instructions)
         """The same in order."""
-        self.contracts = contracts
+        self.contracts, self.traces = contracts, traces
         self.fused = 0
         """Sums that became fused multiply-adds."""
         rule = contraction(arch)
@@ -261,11 +266,10 @@ class Kernel:
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
         code.products, code.tensor_cores = products, self.tensor_cores
-        code.warpgroups, code.early_uses = self.warpgroups, self.early_uses
+        code.warpgroups, code.early_uses, code.traces = self.warpgroups, self.early_uses, self.traces
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        keep = not self.warpgroups.tables  # whose addresses it holds
-        made = compiled(text, "warp", what=f"the kernel {self.name}", keep=keep)
+        made = compiled(text, "warp", what=f"the kernel {self.name}", beside={each.symbol: each.text for each in code.outlined.values()})
         self.was_kept = self.was_kept and made.was_kept
         return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
@@ -290,7 +294,7 @@ class Kernel:
 
     def launch(
         self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
-        check: Callable[[Matrix], object] | None = None,
+        check: Callable[[Matrix], object] | None = None, trace: Callable[[Log], object] | None = None,
     ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
@@ -299,6 +303,7 @@ class Kernel:
             arguments: integers, or bytes, for each parameter.
             ranges: addresses, first and one past the last, of what the kernel may read and write.
             check: raises where an instruction is not wanted that the kernel puts together as it runs; `matrices` has the others.
+            trace: is given the notes of each cluster when it has ended, of a kernel that traces; they hold until the next.
 
         Returns:
             How often each tensor-core instruction was carried out by a warp.
@@ -313,7 +318,7 @@ class Kernel:
         if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
             raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics else min(products.threads_wanted(), total)
+        count = 1 if self.has_atomics or self.traces else min(products.threads_wanted(), total)
         stop = array("q", (0,))
         runs = [_ThreadState(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
@@ -322,11 +327,13 @@ class Kernel:
             run = idle.pop()  # there are as many as threads
             try:
                 run.go(first, last)
+                if trace is not None:
+                    trace(Log(self.entry.instructions, run.notes()))
             finally:
                 idle.append(run)
 
         each = self.cluster_size
-        clusters = [(0, total // each)] if self.program.spins else _shares(total // each, count)
+        clusters = [(0, total // each)] if self.program.spins else _shares(total // each, total // each if self.traces else count)
         shares = [(first * each, last * each) for first, last in clusters]
         SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
         executed: dict[Matrix, int] = {}
@@ -404,7 +411,10 @@ class _ThreadState:
         self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
+        self.warpgroup_tables = kernel.warpgroups.addresses()
         self.work_room = aligned(warpgrouprecords.ROOM if kernel.warpgroups.tables else 0)
+        self.log = np.empty(ROOM if kernel.traces else 0, np.uint8)
+        self.log_words = np.array([self.log.ctypes.data, self.log.ctypes.data + self.log.size], np.int64)
         launch = {
             "operation": words.RUN, "uniform": kernel._uniform.address, "diverged": parted, "warps": kernel.warps,
             "threads": kernel.threads, "grid_x": self.grid[0], "grid_y": self.grid[1], "grid_z": self.grid[2],
@@ -430,7 +440,7 @@ class _ThreadState:
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
         has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
         queue_size = _QUEUE if has_copies else 1
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
+        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(48, np.int64)
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
@@ -452,13 +462,22 @@ class _ThreadState:
                 "helper": helper_address(),
                 "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
                 "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
-                "tensor": tensor,
+                "tensor": tensor, "trace": self.log_words.ctypes.data,
             }  # fmt: skip
             if kernel.warpgroups.tables:
-                fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
+                fields |= {
+                    "warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data,
+                    "warpgroup_tables": self.warpgroup_tables.ctypes.data,
+                }  # fmt: skip
             for name, value in fields.items():
                 contexts[warp, _PLACE[name]] = value
         self.record[_RUN_PLACE["room"]] = place + 1
+
+    def notes(self) -> npt.NDArray[np.uint8]:
+        """What was noted since the last time."""
+        size = int(self.log_words[0]) - self.log.ctypes.data
+        self.log_words[0] = self.log.ctypes.data
+        return self.log[:size]
 
     def know(self, kernel: Kernel) -> None:
         """The function of a parted warp is there now."""

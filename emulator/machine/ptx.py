@@ -7,9 +7,10 @@ source.
 from __future__ import annotations
 
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from mmabits.isa import EmulationError
@@ -184,6 +185,7 @@ _SPACE: Final = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.S)
 _LABEL: Final = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b([^\n;]*)")
 _NUMBER: Final = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]+|0[bB][01]+|\d+)U?$")
+_DECIMAL: Final = re.compile(r"-?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
 _FLOAT: Final = re.compile(r"(-?)0([fFdD])([0-9a-fA-F]{8}(?:[0-9a-fA-F]{8})?)$")
 _GUARD: Final = re.compile(r"@\s*(!?)\s*([%\w$]+)\s+")
 _DECLARED: Final = re.compile(r"\.(extern|visible|weak|common|const|global|shared|local|param|reg)\b")
@@ -217,6 +219,7 @@ class _Scope:
     def __init__(self) -> None:
         self.single: dict[str, Register] = {}
         self.families: dict[str, int] = {}
+        self.variables: set[str] = set()
 
 
 class _Reader:
@@ -426,7 +429,7 @@ class _Reader:
             return
         if _DECLARED.match(text):
             for variable in self.variables(text):
-                entry.variables[variable.name] = variable
+                self.declare(entry, variable)
             return
         rest, guard = text, None
         found = _GUARD.match(text)
@@ -439,6 +442,18 @@ class _Reader:
         entry.instructions.append(
             PtxInstruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
         )
+
+    def declare(self, entry: Entry, variable: Variable) -> None:
+        """A variable of a function. One behind another of the same name may take its place: their scopes do not overlap."""
+        before = entry.variables.get(variable.name)
+        if any(variable.name in scope.variables for scope in self.scopes):
+            raise self.fail(f"{variable.name} is declared again inside its scope")
+        self.scopes[-1].variables.add(variable.name)
+        if before is not None:
+            if before.space != variable.space or variable.space == "shared":
+                raise self.fail(f"{variable.name} is declared in two scopes")
+            variable = replace(variable, size=max(before.size, variable.size), align=max(before.align, variable.align))
+        entry.variables[variable.name] = variable
 
     def registers(self, text: str) -> None:
         """`.reg .b32 %r<10>, a, b`."""
@@ -502,6 +517,8 @@ class _Reader:
             value = int(code[3], 16)
             bits = 64 if code[2] in "dD" else 32
             return Immediate(value ^ (bool(code[1]) << (bits - 1)), f"f{bits}")
+        if _DECIMAL.match(text):
+            return Immediate(int.from_bytes(struct.pack("<d", float(text)), "little"), "f64")
         if text == "WARP_SZ":
             return Immediate(32)
         if _SPECIALS.match(text):

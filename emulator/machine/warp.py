@@ -7,12 +7,13 @@ second takes over, which runs the lanes that are furthest behind under a mask un
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
+from mmabits.emulator.machine.outlined import Outlined, outlined
 from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
@@ -28,6 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Symbol,
     Vector,
 )  # fmt: skip
+from mmabits.emulator.machine.trace import accumulators, noted
 from mmabits.emulator.machine.vectors import LANES, Code, Value
 from mmabits.isa.opcodes import REFUSED, Opcode, form_of, opcode_table, width
 
@@ -84,12 +86,17 @@ class WarpCode(Code):
         """Bytes of the frame: records and what helpers work on."""
         self.later: list[str] = []
         """Blocks of a segment that stand behind it."""
+        self.outlined: dict[str, Outlined] = {}
+        """Functions of opcodes that it calls, by their symbols."""
         self.warpgroups: Any = None
         """Products of warpgroups (wgmma.py)."""
         self.early_uses: frozenset[int] = frozenset()
         """Instructions before which those must be done."""
         self.products: Any = None
         """Products put off (tensor.py)."""
+        self.traces = False
+        """Whether everything is written down (trace.py)."""
+        self.late = accumulators(program.entry.instructions)
         self.tensor_cores: Any = None
         """Products of tensor memory (tcgen05.py)."""
 
@@ -163,6 +170,11 @@ class WarpCode(Code):
                     found = self.convert("trunc", found, "i1")
             self.values[register] = found
         return self.opposite(found) if negated else found
+
+    def kept(self, register: Register) -> Value:
+        """What lies in a register's place, which products may still write."""
+        place = self.named(f"getelementptr i8, ptr %registers, i64 {self.slots[register]}")
+        return self.value(f"i{register.bits}", f"load <{LANES} x i{register.bits}>, ptr {place}, align 8")
 
     def put(self, register: Register, value: Value, guard: Value | None = None) -> None:
         """Write a register where lanes run and the guard holds."""
@@ -362,7 +374,8 @@ class WarpCode(Code):
         elif len(sources) != len(given):
             raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
         try:
-            results = emitted(self, row, operands)
+            function = outlined(row.name)
+            results = emitted(self, row, operands) if function is None else (self.called(function, operands),)
         except NoEmitter:
             raise self.refused(f"the opcode {row.name}") from None
         guard = self.guard(instruction)
@@ -374,6 +387,13 @@ class WarpCode(Code):
                 self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)
             elif not isinstance(place, Sink):
                 raise PtxError(f"no register to write in {instruction}")
+
+    def called(self, function: Outlined, operands: Sequence[Value]) -> Value:
+        """What a function of an opcode makes of operands."""
+        self.declared.add(function.declaration)
+        self.outlined[function.symbol] = function
+        given = ", ".join(each.typed for each in operands)
+        return self.value(function.result, f"call <{LANES} x {function.result}> @{function.symbol}({given})")
 
     # --------------------------------------------------------------------------------------------------------------- segments
 
@@ -494,9 +514,36 @@ class WarpCode(Code):
         else:
             if self.diverged and self.index in self.program.meetings:
                 self.members_come(instruction)
+            lanes = self.lanes(self.guard(instruction)) if self.traces else ""
             self.write(instruction)
+            if self.traces:
+                self.note(instruction, lanes)
             return False
         return True
+
+    def note(self, instruction: PtxInstruction, lanes: str) -> None:
+        """Write down what an instruction did (trace.py)."""
+        registers, size = noted(instruction, self.late)
+        late = instruction.opcode.startswith("wgmma.")
+        values = [self.kept(each.register) if late else self.get(each.register) for each in registers]
+        log = self.named(f"inttoptr i64 {self.context_word('trace')} to ptr")
+        start = self.named(f"load i64, ptr {log}")
+        end = self.named(f"add i64 {start}, {size}")
+        most = self.named(f"load i64, ptr {self.named(f'getelementptr i8, ptr {log}, i64 8')}")
+        name = self.fresh("noted")[1:]
+        self.line(f"br i1 {self.named(f'icmp ule i64 {end}, {most}')}, label %{name}, label %{name}.full")
+        self.label(f"{name}.full")
+        self.fail(words.TRACE_FULL)
+        self.label(name)
+        place = self.named(f"inttoptr i64 {start} to ptr")
+        owner = self.context_word("cta")
+        cta = self.named(f"load i64, ptr {self.named(f'inttoptr i64 {owner} to ptr')}")
+        for number, word in enumerate((str(self.index), "%context_number", lanes, cta)):
+            self.line(f"store i64 {word}, ptr {self.named(f'getelementptr i8, ptr {place}, i64 {8 * number}')}")
+        for each, value in zip(registers, values, strict=True):
+            held = self.convert("zext", value, "i8") if value.element == "i1" else value
+            self.line(f"store {held.typed}, ptr {self.named(f'getelementptr i8, ptr {place}, i64 {each.offset}')}, align 8")
+        self.line(f"store i64 {end}, ptr {log}")
 
     def members_come(self, instruction: PtxInstruction) -> None:
         """Of a parted warp: wait until the lanes that the instruction names have come, as far as they have not ended."""
@@ -662,10 +709,20 @@ class WarpCode(Code):
     def barrier(self, instruction: PtxInstruction, place: int) -> None:
         """bar.sync: the warp returns, and goes on when as many threads have come as it says; bar.arrive: it is counted, and goes on."""
         arrives = ".arrive" in instruction.opcode
-        if instruction.guard is not None or ".red" in instruction.opcode or not (arrives or ".sync" in instruction.opcode):
+        reduces = ".red" in instruction.opcode
+        if instruction.guard is not None or not (arrives or reduces or ".sync" in instruction.opcode):
             raise self.refused(f"the opcode {instruction.opcode}" + (" under a guard" if instruction.guard else ""))
-        number = self.operand(instruction.operands[0], 32)
-        expected = self.operand(instruction.operands[1], 32) if len(instruction.operands) > 1 else self.constant(0, 32)
+        given = list(instruction.operands)
+        target = given.pop(0) if reduces else None
+        truth = self.operand(given.pop(), 1) if reduces else None
+        number = self.operand(given[0], 32)
+        expected = self.operand(given[1], 32) if len(given) > 1 else self.constant(0, 32)
+        counted = self.counted(instruction, truth) if truth is not None else "0"
+        name = self.fresh("reduced")[1:]
+        if reduces:
+            returns = self.named(f"icmp ne i64 {self.context_word('returns')}, 0")
+            self.line(f"br i1 {returns}, label %{name}, label %{name}.not")
+            self.label(f"{name}.not")
         if self.diverged:
             self.others_come(place, aligned=instruction.opcode.startswith("bar.") or ".aligned" in instruction.opcode)
         self.leave(place)
@@ -673,11 +730,37 @@ class WarpCode(Code):
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
         self.set_context("error_instruction", self.index)
-        if self.diverged:
+        self.set_context("counted", counted)
+        if reduces:
+            self.set_context("returns", 1)
+        elif self.diverged:
             self.move_lanes(self.constant(place + 1, 32))
-        else:
-            self.set_context("segment", place + 1)
+        if not self.diverged:
+            self.set_context("segment", place if reduces else place + 1)
         self.line(f"ret i32 {words.AT_BARRIER}")
+        if target is not None:
+            self.label(name)
+            self.set_context("returns", 0)
+            self.reduced(instruction, target)
+            self.leave(place)
+            self.go(place + 1, place)
+
+    def counted(self, instruction: PtxInstruction, truth: Value) -> str:
+        """How many lanes the reduction of a barrier counts: those that are true; of `and` those that are not."""
+        lanes = self.opposite(truth) if ".and." in instruction.opcode else truth
+        alive = self.lanes_of(self.named(f"trunc i64 {self.context_word('alive')} to i32"))
+        lanes = self.both(lanes, alive if self.active is None else self.active)
+        self.declared.add("declare i32 @llvm.ctpop.i32(i32)")
+        return self.named(f"zext i32 {self.named(f'call i32 @llvm.ctpop.i32(i32 {self.as_word(lanes)})')} to i64")
+
+    def reduced(self, instruction: PtxInstruction, target: Operand) -> None:
+        """The result of the reduction of a barrier, which let the warp go."""
+        if not isinstance(target, Register):
+            raise self.refused("a result that is no register")
+        found = self.uniform("reduced")
+        if ".popc." not in instruction.opcode:
+            found = self.compare("eq" if ".and." in instruction.opcode else "ne", found, self.constant(0, 32))
+        self.put(target, self.resize(found, target.bits))
 
     def others_come(self, place: int, *, aligned: bool) -> None:
         """Some lanes come to a barrier: they wait for the others, as far as those have not ended."""

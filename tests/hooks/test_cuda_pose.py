@@ -93,6 +93,19 @@ def test_accelerator(hopper):
     torch.accelerator.synchronize()
 
 
+def test_inside_of_operators_written_in_python(hopper):
+    """PyTorch runs those of torch.library.custom_op without the mode."""
+
+    @torch.library.custom_op("mmabits_tests::posed", mutates_args=())
+    def posed(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.ones(1, device="cuda") * (x.device.index + 1) * x.is_cuda
+
+    for call in (posed, torch.ops.mmabits_tests.posed, torch.ops.mmabits_tests.posed.default):
+        found = call(torch.ones(2, device="cuda"))
+        assert found.is_cuda and found.tolist() == [2, 2]
+    assert torch.ones(1).is_cuda
+
+
 def test_all_is_undone_and_code_outside_sees_the_truth():
     before = stock()
     outer, inner = mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True), mmabits.emulate("sm_100a", frameworks=["torch"], cuda=True)

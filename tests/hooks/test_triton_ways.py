@@ -27,6 +27,16 @@ from mmabits.isa.opcodes import opcode_table  # noqa: E402
 N = 64
 
 
+ANYWHERE = ("llvm_is_too_old", "without_a_compiler", "wrong_way")
+"""In the names of tests that need nothing compiled."""
+
+
+@pytest.fixture(autouse=True)
+def compiles(request):
+    if compiler.why_unusable() and not any(words in request.node.name for words in ANYWHERE):
+        pytest.skip(compiler.why_unusable())
+
+
 def emulate(arch="sm_80", **options):
     return mmabits.emulate(arch, frameworks=["triton"], **options)
 
@@ -138,6 +148,7 @@ def no_sum(monkeypatch):
     monkeypatch.setattr(warp, "opcode_table", lambda: table)
     monkeypatch.setattr(compiled, "_KERNELS", {})
     monkeypatch.setattr(compiled, "_REFUSALS", {})
+    monkeypatch.setattr(compiled, "_LAUNCHERS", {})
 
 
 def test_an_opcode_without_a_row_is_an_error_before_the_launch(no_sum):
@@ -274,6 +285,15 @@ def test_the_report_says_what_a_kernel_is_made_of():
         assert words in text
 
 
+def test_launches_of_one_kernel_are_one_entry_however_triton_launches(monkeypatch):
+    """Triton asks for a launcher at each, in some versions only with a hook."""
+    heard = []
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda told: heard.append(told.get()["name"]))
+    with emulate() as session:
+        assert run_plus() and run_plus()
+    assert [(each.name, each.launches) for each in session.report().kernels] == [("plus", 2)] and heard == ["plus"] * 2
+
+
 def test_ptxas_is_asked_for_spills_on_demand():
     with emulate() as session:
         run_plus()
@@ -307,6 +327,19 @@ def test_atomic_sums_are_in_the_order_of_the_report():
     assert "floating-point atomics" in {line.operation for line in report.skipped}
 
 
+def test_poison_that_compiled_kernels_do_not_get_is_in_the_report():
+    with emulate(undefined="poison") as session:
+        run_plus()
+    (line,) = session.report().skipped
+    assert (line.site, line.operation) == ("plus", "poison")
+
+
+def test_measuring_in_a_block_is_told():
+    with emulate() as session:
+        assert triton.testing.do_bench(run_plus, warmup=1, rep=1) > 0
+    assert {(line.site, line.operation) for line in session.report().skipped} == {("triton.testing", "time")}
+
+
 # Autotuning ----------------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +367,11 @@ def test_how_a_configuration_is_chosen(way):
     assert number(kernel, triton=way) == (1, ["the first of 3"])
     assert number(kernel, triton=way, autotune=2) == (3, ["number 2 of 3, as asked"])
     assert kernel.cache == {} and not hasattr(kernel, "best_config")
+    with emulate(triton=way, autotune=1):
+        assert not hasattr(kernel, "best_config")
+        kernel[(1,)](torch.zeros(1, dtype=torch.int32), 7)
+        assert kernel.best_config is kernel.configs[1]
+    assert not hasattr(kernel, "best_config") and number(kernel, triton=way) == (1, ["the first of 3"])
 
     def largest(one, configs, arguments):
         assert one is kernel and arguments["count"] == 7
@@ -370,7 +408,7 @@ def test_pruning_and_heuristics_keep_working():
 def test_a_configuration_that_the_gpu_has_no_room_for_is_passed_over():
     """As the autotuner does, for the reasons of Triton's own launch path."""
 
-    @triton.autotune([triton.Config({"N": 128}, num_stages=3), triton.Config({"N": 32}, num_stages=3)], key=[])
+    @triton.autotune([triton.Config({"N": 64}, num_stages=5), triton.Config({"N": 32}, num_stages=2)], key=[])
     @triton.jit
     def product(a, b, c, K, N: tl.constexpr):
         i, j, k = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 2 * N)
@@ -389,7 +427,7 @@ def test_a_configuration_that_the_gpu_has_no_room_for_is_passed_over():
     assert torch.equal(c, a.float() @ b.float())
     (line,) = session.report().chosen
     assert line.configuration.startswith("N: 32") and line.count == 2
-    assert line.why.startswith("the first of 2 that can be; not N: 128") and "OutOfResources" in line.why
+    assert line.why.startswith("the first of 2 that can be; not N: 64") and "OutOfResources" in line.why
 
 
 def test_arguments_are_reset_as_after_tuning():

@@ -283,6 +283,19 @@ def test_a_sum_of_one_half_and_its_exchange() -> None:
     assert cells[32:].tolist() == [2.0, 1.0] * 16 and cells[:32].view(np.uint16).tolist() == [7, 0x3C00] * 16
 
 
+def test_constants_in_decimal() -> None:
+    """As inline assembly has them: of the type that the instruction reads."""
+    made = kernel(PLACE + """
+	createpolicy.fractional.L2::evict_last.b64 %rd15, 1.0;
+	ld.global.b32 %r5, [%rd11];
+	fma.rn.f32 %r6, %r5, -2.5, 1.25e-1;
+	st.global.b32 [%rd11], %r6;
+	ret;""")  # fmt: skip
+    x = np.arange(32, dtype=np.float32)
+    run(made, x)
+    assert np.array_equal(x, np.arange(32) * -2.5 + 0.125)
+
+
 @pytest.mark.parametrize("contracts", [True, False])
 def test_products_and_sums_are_contracted_or_not(contracts: bool) -> None:
     made = kernel(PLACE + """

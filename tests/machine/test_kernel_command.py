@@ -100,6 +100,7 @@ import beside
 
 @triton.jit
 def double(x, N: tl.constexpr):
+    "At PLACE: what Triton keeps of a kernel names its file."
     i = tl.arange(0, N)
     tl.store(x + i, tl.load(x + i) * 2)
 
@@ -119,7 +120,7 @@ def test_the_command_on_scripts_functions_and_kernels(tmp_path: Path, capsys: py
     pytest.importorskip("torch")
     pytest.importorskip("triton")
     script = tmp_path / "written.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("PLACE", str(tmp_path)))
     (tmp_path / "beside.py").write_text("SIZE = 128\n")
     assert run(str(script), "--arch", "sm_90a", "--", "--much") == 0
     as_script = capsys.readouterr().out

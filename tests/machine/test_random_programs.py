@@ -23,6 +23,7 @@ import pytest
 
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
 from mmabits.emulator.machine.kernel import Kernel
+from mmabits.emulator.machine.trace import Log
 from mmabits.emulator.machine.vectors import Code
 from mmabits.isa.opcodes import Opcode, opcode_table, width
 
@@ -514,15 +515,15 @@ def arrays_of(seed: int, count: int) -> list[npt.NDArray[Any]]:
     return [words, rng.integers(0, 1 << 32, count * OUT // 4, dtype=np.uint32), rng.integers(0, 1 << 32, 16, dtype=np.uint32)]
 
 
-def difference(seed: int) -> str:
+def difference(seed: int, trace: Callable[[Log], None] | None = None) -> str:
     """Where the machine and the interpreter differ on a program; nothing where they agree."""
     written = Writer(seed)
     text, contracts = written.text(), seed % 2 == 0
     arrays = arrays_of(seed, written.threads * int(np.prod(written.grid)))
     wanted = ptx_interpreter.run(text, written.grid, arrays, contracts=contracts)
-    made = Kernel(text, arch="sm_90a", contracts=contracts)
+    made = Kernel(text, arch="sm_90a", contracts=contracts, traces=trace is not None)
     ranges = [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in arrays]
-    made.launch(written.grid, [each.ctypes.data for each in arrays], ranges)
+    made.launch(written.grid, [each.ctypes.data for each in arrays], ranges, trace=trace)
     for name, found, bits in zip(("input", "output", "cells"), arrays, wanted, strict=True):
         wrong = np.flatnonzero(found != np.frombuffer(bits, np.uint32))
         if wrong.size:
@@ -536,6 +537,14 @@ def difference(seed: int) -> str:
 @pytest.mark.parametrize("seed", range(30))
 def test_random_program(seed: int) -> None:
     assert difference(seed) == ""
+
+
+@pytest.mark.parametrize("seed", range(30, 36))
+def test_random_program_traced(seed: int) -> None:
+    """A kernel that notes its steps computes the same."""
+    logs: list[int] = []
+    assert difference(seed, trace=lambda log: logs.append(len(log))) == ""
+    assert sum(logs) > 50
 
 
 @pytest.mark.slow

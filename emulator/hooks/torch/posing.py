@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.overrides import TorchFunctionMode
 
 from mmabits.emulator.hooks import scope
@@ -27,6 +28,8 @@ CUDA_VERSION: Final = "13.0"
 """What torch.version.cuda says in a block."""
 _CPU: Final = torch.device("cpu")
 _CUDA: Final = torch.device("cuda", 0)
+_PYTORCH: Final = ("prims::", "rngprims::", "debug_mode_ops::")
+"""Operators of PyTorch's own."""
 _IS: Final = {"is_cuda": True, "is_cpu": False, "device": _CUDA}
 """Attributes of tensors that say where they are."""
 
@@ -61,7 +64,26 @@ class _Pose(TorchFunctionMode):
         if name == "get_device":
             return 0
         kwargs = {key: _here(value) for key, value in kwargs.items() if not (key == "pin_memory" and value)}
+        written = _written_in_python(function)
+        if written is not None:
+            with self:
+                return written(*map(_here, args), **kwargs)
         return function(*map(_here, args), **kwargs)
+
+
+def _written_in_python(operator: Any) -> Callable[..., Any] | None:
+    """The function behind an operator of torch.library.custom_op: called by PyTorch it would run without the mode."""
+    if isinstance(operator, torch._ops.OpOverload):
+        name = str(operator.name())  # type: ignore[no-untyped-call]
+    elif isinstance(operator, torch._ops.OpOverloadPacket):
+        name = str(operator._qualified_op_name)
+    else:
+        return None
+    found = OPDEFS.get(name)
+    if found is None or found._backward_fn is not None or name.startswith(_PYTORCH):
+        return None
+    made: Callable[..., Any] = found._init_fn
+    return made
 
 
 def _holds(session: Session) -> bool:

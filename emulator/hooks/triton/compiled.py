@@ -25,6 +25,7 @@ from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import ptxas
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
+from mmabits.emulator.machine.sass import FusionCheck, check_fusion
 from mmabits.emulator.machine.summary import adds_floats_by_atomics, families, schedule, weak_points
 from mmabits.emulator.machine.tensormaps import tensor_map
 from mmabits.isa import EmulationError, Evidence, InsufficientEvidence, MmabitsError, architecture, lower
@@ -34,6 +35,8 @@ _KERNELS: dict[tuple[str, str, int, bool], Kernel] = {}
 """Compiled kernels, by PTX, architecture, shared memory and contraction."""
 _REFUSALS: dict[tuple[str, str, int, bool], MmabitsError] = {}
 """Why others are not, likewise."""
+_LAUNCHERS: dict[tuple[str, str], Launcher] = {}
+"""By the hash of what Triton compiled, and architecture: Triton asks at each launch."""
 TRANSLATIONS: dict[str, Duration] = {}
 """How long Triton took for a kernel, by its hash."""
 _FLOATS: Final = {"fp16": "<e", "fp32": "<f", "fp64": "<d"}
@@ -42,8 +45,31 @@ _FIRST_DEVICE: Final = 1000
 """Numbers of devices, by architecture, that no GPU has."""
 
 
+class _Event:
+    """A moment, for `triton.testing`. Times between two are those of the CPU, and say nothing of the GPU's."""
+
+    def __init__(self, enable_timing: bool = False, **_: Any) -> None:
+        self.at = 0.0
+
+    def record(self, *_: Any) -> None:
+        """Now."""
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """It has happened."""
+
+    def elapsed_time(self, end: _Event) -> float:
+        """Milliseconds from this one to another."""
+        block = scope.current("triton")
+        if block is not None:
+            block.session.skip("triton.testing", "time", "what is measured in a block is the CPU's time")
+        return 1e3 * (end.at - self.at)
+
+
 class _Interface:
     """Triton's idea of a device's module in PyTorch."""
+
+    Event = _Event
 
     @staticmethod
     def synchronize(*_: Any) -> None:
@@ -81,7 +107,14 @@ class MachineDriver:
         self.capability = architecture(session.arch).capability_number
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities(session.arch)
-        self.launcher_cls: Callable[[Any, Any], Launcher] = lambda source, metadata: Launcher(session.arch, source, metadata)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
+        """What launches a kernel."""
+        key = metadata.hash, self.arch
+        found = _LAUNCHERS.get(key)
+        if found is None:
+            found = _LAUNCHERS[key] = Launcher(self.arch, source, metadata)
+        return found
 
     def get_current_target(self) -> Any:
         """What Triton compiles for."""
@@ -105,6 +138,12 @@ class MachineDriver:
     def get_device_interface(self) -> type[_Interface]:
         """For host code that synchronises."""
         return _Interface
+
+    def get_empty_cache_for_benchmark(self) -> None:
+        """A GPU's cache is not there to be cleared."""
+
+    def clear_cache(self, _cache: None) -> None:
+        """Likewise."""
 
     def get_benchmarker(self) -> Callable[..., list[float]]:
         """Nothing is measured: every configuration is as fast as the first, which an autotuner then takes."""
@@ -177,11 +216,23 @@ class Launcher:
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
         name, began = self.metadata.name, time.perf_counter()
-        executed = self.kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix))
+        kernel, trace = self.kernel, None
+        if session.watch is not None:
+            kernel, trace = session.watch.begin(kernel, self.text, self._tensors(arguments))
+        executed = kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace)
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:
             leave(launch_metadata)
+
+    def _tensors(self, arguments: tuple[Any, ...]) -> list[tuple[str, Any]]:
+        """Tensors among the arguments, by their names."""
+        found = []
+        for name, value in zip(self.source.signature, arguments, strict=True):
+            held = getattr(value, "base", None) if hasattr(value, "block_shape") else value
+            if hasattr(held, "untyped_storage"):
+                found.append((name, held))
+        return found
 
     def _session(self) -> Session:
         """That of the block around the launch: a kernel outlives the block that it was compiled in."""
@@ -196,14 +247,20 @@ class Launcher:
             return (kind, value) if kind in (*_FLOATS, "bf16") else value
         if value is None:
             return 0
-        if hasattr(value, "data_ptr"):
-            if hasattr(value, "untyped_storage"):
-                storage = value.untyped_storage()
-                if str(storage.device) != "cpu":
-                    raise EmulationError(f"{self.metadata.name}: a tensor on {storage.device}; emulated kernels run on CPU tensors")
-                ranges.append((storage.data_ptr(), storage.data_ptr() + storage.nbytes()))
-            return int(value.data_ptr())
-        return int(value)
+        if not hasattr(value, "data_ptr"):
+            return int(value)
+        pointer = int(value.data_ptr())
+        found = False
+        for storage in _storages(value):
+            if str(storage.device) != "cpu":
+                raise EmulationError(f"{self.metadata.name}: a tensor on {storage.device}; emulated kernels run on CPU tensors")
+            first, last = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+            if first <= pointer <= last:
+                ranges.append((first, last))
+                found = True
+        if pointer and not found:
+            raise EmulationError(f"{self.metadata.name}: an argument of type {type(value).__name__} points to memory of unknown extent")
+        return pointer
 
     def _descriptor(self, value: Any, layout: Any, ranges: list[tuple[int, int]]) -> list[Any]:
         """A descriptor of the host: its map, as Triton's launcher makes it, or its parts, where the architecture has no TMA."""
@@ -240,10 +297,13 @@ class Launcher:
         for each in self.weak:
             if each.evidence < Evidence.PUBLISHED:
                 session.skip(name, each.what, each.reason)
+        if session.poisons:
+            reason = "masked loads give what Triton's compiler puts there, fresh shared memory zeros; triton='interpreted' poisons loads"
+            session.skip(name, "poison", reason)
         if adds_floats_by_atomics(self.kernel):
             session.skip(name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined")
 
-    def described(self, session: Session, spills: bool) -> LaunchedKernel:
+    def described(self, session: Session, spills: bool, fusion: bool) -> LaunchedKernel:
         """For the report."""
         kernel, shared = self.kernel, int(self.metadata.shared)
         return LaunchedKernel(
@@ -252,8 +312,15 @@ class Launcher:
             tensor=tuple((matrix, lower(matrix, session.arch).evidence) for matrix in kernel.matrices), weak=self.weak,
             contracts=kernel.contracts, fused=kernel.fused, schedule=schedule(kernel),
             translation=TRANSLATIONS.get(self.metadata.hash), compilation=self.compilation, ptx=self.text,
+            fusion=self._fusion(session.target) if fusion else NOT_ASKED,
             spills=ptxas.spills(self.text, session.target, contracts=kernel.contracts) if spills else NOT_ASKED,
         )  # fmt: skip
+
+    def _fusion(self, arch: str) -> FusionCheck | str:
+        try:
+            return check_fusion(self.text, arch=arch, contracts=self.kernel.contracts)
+        except MmabitsError as error:
+            return f"fusion was not checked: {error}"
 
 
 def _compiler() -> str:
@@ -284,6 +351,15 @@ def _flattened(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield from _flattened(kind, value)
         elif kind != "constexpr":
             yield kind, value
+
+
+def _storages(value: Any, depth: int = 3) -> Iterator[Any]:
+    """The storage of a tensor, or those of the tensors that an object with a `data_ptr` of its own holds."""
+    if hasattr(value, "untyped_storage"):
+        yield value.untyped_storage()
+    elif depth:
+        for held in getattr(value, "__dict__", {}).values():
+            yield from _storages(held, depth - 1)
 
 
 def _packed_value(value: Any, size: int) -> Any:

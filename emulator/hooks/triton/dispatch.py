@@ -134,3 +134,4 @@ def _install(patches: Patches) -> None:
     patches.set(InterpretedFunction, "run", run_interpreted)
     patches.set(InterpretedFunction, "__call__", calling(stock_call_interpreted))
     patches.set(Autotuner, "run", run_autotuned)
+    patches.set(Autotuner, "best_config", tuning.BestConfiguration())

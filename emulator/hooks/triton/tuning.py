@@ -10,13 +10,14 @@ from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.autotuner import Config
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.isa import OperandError
 
 _UNFIT: Final = (OutOfResources, CompileTimeAssertionFailure, PTXASError)
 """For these Triton's autotuner leaves a configuration out. They come before anything runs."""
 _SETTLED: WeakKeyDictionary[Session, dict[tuple[Any, ...], tuple[Any, str]]] = WeakKeyDictionary()
-"""Configurations that were found to be the first which can be, and why, by kernel and tuning key."""
+"""Configurations that were found to be the first which can be, and why, by kernel and tuning key; and what each kernel had last."""
 
 
 def run(session: Session, tuner: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -62,7 +63,19 @@ def _launched(session: Session, tuner: Any, arguments: tuple[Any, ...], keywords
         settled[id(tuner), *key] = configuration, why
     if len(tuner.configs) > 1:
         session.choose(name, str(configuration), why)
+    settled[id(tuner), "last"] = configuration, why
     return result
+
+
+class BestConfiguration:
+    """`kernel.best_config` of an autotuner that was never tuned: in a block, what the kernel was launched with last."""
+
+    def __get__(self, tuner: Any, _owner: Any) -> Any:
+        block = scope.current("triton")
+        settled = _SETTLED.get(block.session, {}) if block is not None else {}
+        if tuner is None or (id(tuner), "last") not in settled:
+            raise AttributeError("best_config")
+        return settled[id(tuner), "last"][0]
 
 
 def _candidates(session: Session, tuner: Any, key: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Sequence[Any], str]:
@@ -74,7 +87,7 @@ def _candidates(session: Session, tuner: Any, key: tuple[Any, ...], keywords: di
         if asked >= len(tuner.configs):
             raise OperandError(f"autotune={asked}: {name} has {len(tuner.configs)} configurations, counted from 0")
         return [tuner.configs[asked]], f"number {asked} of {len(tuner.configs)}, as asked"
-    tuned = tuner.cache.get(key) or getattr(tuner, "best_config", None)
+    tuned = tuner.cache.get(key) or vars(tuner).get("best_config")
     if asked == "best" and tuned is not None:
         return [tuned], "tuned on a GPU"
     left = tuner.prune_configs(keywords)

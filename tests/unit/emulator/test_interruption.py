@@ -26,6 +26,7 @@ from mmabits.emulator.engine import products, shares
 from mmabits.emulator.engine.native import native_product
 from mmabits.emulator.engine.record import CALLED, Call
 from mmabits.emulator.engine.shares import SharedWork
+from mmabits.emulator.machine.compiler import why_unusable
 from mmabits.isa import lower, parse
 
 # ------------------------------------------------------------------------------------------------------ the C functions
@@ -469,5 +470,7 @@ def test_200_products_interrupted_at_random(how: str) -> None:
 
 
 def skip_without(how: str) -> None:
-    if how in ("torch", "jax", "triton"):
-        pytest.importorskip(how)
+    if how in ("torch", "jax", "triton", "compiled"):
+        pytest.importorskip("triton" if how == "compiled" else how)
+    if how == "compiled" and why_unusable():
+        pytest.skip(why_unusable())
