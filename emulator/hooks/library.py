@@ -24,6 +24,11 @@ TYPES: Final = ("f16", "bf16", "e4m3", "e5m2")
 ON_CORES: Final = "on CUDA cores, not by this instruction"
 
 
+def not_followed(library: Library | None) -> str:
+    """What the report says of a product that is not summed as the block's library does; empty where none is named."""
+    return "library= is not followed here: nothing is known of such products" if library is not None else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateDifference:
     """How the candidates of a choice differ on a sample."""
