@@ -12,7 +12,7 @@ from schedule_cases import fields
 
 import mmabits
 from mmabits.emulator.codecs import as_codes, from_codes
-from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, LibraryBug, Merge, PartSums, RangeSums, Schedule
+from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, LibraryBug, PartSums, RangeSums, Schedule
 from mmabits.isa import InsufficientEvidence, OperandError, OperandTypeError, UnknownInstruction, format_spec
 
 FAMILIES = {"sm_90a": "wgmma", "sm_100a": "tcgen05", "sm_103a": "tcgen05"}
@@ -256,7 +256,14 @@ def test_what_a_schedule_does_not_take(changes, error, text):
 def test_a_plan_runs_on_a_what_if_of_its_architecture_and_elsewhere_when_let():
     a, b = ones(4, 4, 64)
     assert mmabits.gemm(a, b, arch="sm_100a", schedule=replace(PLANNED, planned=None))[0, 0] == 64
-    assert Merge("total") is Merge.TOTAL
+    name = "hopper-for-schedules"
+    mmabits.what_if(name, base="sm_90a", rows={"wgmma.f16.f32": {"fraction_bits": 10}}, promote_every=128)
+    rng = generator("what if")
+    a, b = rng.standard_normal((4, 256)).astype(np.float16), rng.standard_normal((256, 4)).astype(np.float16)
+    found = Schedule.cublaslt(NVJET, 4, 4, 256, ("f16", "f16", "f32"), arch=name)
+    got = mmabits.gemm(a, b, arch=name, schedule=found)
+    assert not np.array_equal(got, mmabits.gemm(a, b, arch="sm_90a", schedule=found))  # its own arithmetic
+    assert not np.array_equal(got, mmabits.gemm(a, b, arch=name, instruction="wgmma"))  # and not its own promotion
 
 
 def test_torch_and_jax_get_their_own_arrays_back():
