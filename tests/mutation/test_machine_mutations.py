@@ -265,7 +265,7 @@ CHANGES: Final = (
     # Barriers with reductions, stores that mbarriers count, reductions of halves.
     Change("barrier: what its reduction counts", "+= context[_COUNTED]", "+= 1", (f"{RULES}::test_a_barrier_with_a_reduction",)),
     Change("barrier: its reduction begins anew", "barriers[2 * number], barriers[2 * _BARRIER_COUNT + number] = 0, 0",
-           "barriers[2 * number] = 0", (f"{RULES}::test_a_barrier_with_a_reduction",)),
+           "barriers[2 * number] = 0", (f"{RULES}::test_a_barrier_with_a_reduction_in_a_loop",)),
     Change("barrier: and", "lanes = self.opposite(truth) if", "lanes = truth if", (f"{RULES}::test_a_barrier_with_a_reduction",)),
     Change("st.async: bytes", "carry_out_store(work)\n        error = change(work[_BARRIER], 0, -work[SIZE], 0, True)",
            "carry_out_store(work)\n        error = change(work[_BARRIER], 0, -4, 0, True)", (BULK,)),
