@@ -14,7 +14,7 @@ from mmabits.reports.output import complain, draw, say, say_json
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.comparison import Comparison
-    from mmabits.conformance.diff.recorder import Choice
+    from mmabits.conformance.diff.recorder import ChosenCases
 
 EXIT_DIFFER: Final = 1
 EXIT_ERROR: Final = 2
@@ -162,7 +162,7 @@ def _summary(found: Sequence[Comparison]) -> None:
     say(f"{len(found)} cases: {equal} equal, {len(found) - equal} different")
 
 
-def _say_left_out(chosen: Choice) -> dict[str, str]:
+def _say_left_out(chosen: ChosenCases) -> dict[str, str]:
     """The frameworks that are left out, named."""
     for name, why in chosen.left_out.items():
         _complain(name, why)

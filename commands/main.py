@@ -14,8 +14,10 @@ from mmabits.commands.diff import diff
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
 from mmabits.commands.identify import identify
+from mmabits.commands.invariance import invariance
 from mmabits.commands.kernel import kernel
 from mmabits.commands.minilm import minilm
+from mmabits.commands.mismatch import mismatch
 from mmabits.commands.record import record
 from mmabits.commands.study import study
 from mmabits.commands.vectors import vectors_pack, vectors_score
@@ -236,7 +238,9 @@ app.command(name="function", short_help="Explain one result of a PTX function.")
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
 app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
 app.command(name="kernel", short_help="Show what became of a Triton kernel, or of PTX.")(kernel)
+app.command(name="invariance", short_help="Which settings change the bits of linear layers, and why.")(invariance)
 app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)
+app.command(name="mismatch", short_help="Two settings of one model: what differs, and why.")(mismatch)
 app.command(name="record")(record)
 app.command(name="study", short_help="Run a study that ships, and write its page.")(study)
 vectors = typer.Typer(

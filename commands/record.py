@@ -85,6 +85,15 @@ def record(
     device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     emulated: Annotated[bool, typer.Option("--emulated", help="The emulator instead of a GPU; the files say so.")] = False,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead: ask cuBLASLt which algorithm it takes, for MxNxK:TYPES or files of such lines; --out is a file (.json)."
+        ),
+    ] = None,
+    workspace: Annotated[int, typer.Option(min=0, help="With --choices: bytes that the library may use.")] = 32 << 20,
+    layout: Annotated[str, typer.Option(help="With --choices: source, as the plans were compared, or torch.")] = "source",
+    library: Annotated[Path | None, typer.Option(help="With --choices: the file of cuBLASLt; that of PyTorch if left out.")] = None,
     list_kernels: Annotated[bool, typer.Option("--list-kernels", help="Compile one kernel of each form and list them; no GPU.")] = False,
     compile_only: Annotated[bool, typer.Option("--compile-only", help="Compile and list every kernel that would run; no GPU.")] = False,
 ) -> None:
@@ -97,6 +106,8 @@ def record(
         raise typer.Exit(_list_kernels(arch, only, spelled, report, every_n=every_n, every=compile_only))
     if out is None:
         raise OperandError("--out is missing: the folder for the recordings")
+    if choices:
+        raise typer.Exit(_record_choices(out, arch, choices, workspace, layout, library, device, emulated=emulated))
     raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, report, every_n=every_n, emulated=emulated))
 
 
@@ -143,6 +154,38 @@ def _record(
     if report is not None:
         say(f"wrote {report}")
     return status
+
+
+def _record_choices(
+    out: Path, arch: str, shapes: Sequence[str], workspace: int, layout: str, library: Path | None, index: int, *, emulated: bool
+) -> int:
+    """Ask for algorithms; the exit status."""
+    from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
+    from mmabits.conformance.record.device import Device, EmulatedDevice
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.reports.pages import check_page
+    from mmabits.reports.progress import progress
+
+    check_page(out, suffixes=(".json",))
+    asked = questions(shapes)
+    if emulated and arch == AUTO:
+        raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
+    device: Device = EmulatedDevice(arch) if emulated else CudaDevice(index)
+    if arch != AUTO and architecture(arch).name != device.info.arch:
+        raise OperandError(f"--arch {arch} asks for another architecture than that of {device.info.name}, {device.info.arch}")
+    found = RulesLibrary(device.info.arch) if emulated else CublasLtLibrary(library)
+    note(f"{device.info.name}, {device.info.arch}: {found.path}, cuBLASLt {found.version_words}, {len(asked)} shapes")
+    with progress(len(asked), "asking") as advance:
+        answers = record_choices(
+            found, device.info, asked, out, workspace=workspace, layout=layout, command=shlex.join(["mmabits", *sys.argv[1:]]),
+            advance=advance,
+        )  # fmt: skip
+    silent = [answer for answer in answers if answer.config is None]
+    for answer in silent:
+        row = answer.question
+        complain(f"{row.m}x{row.n}x{row.k} {' x '.join(row.types[:2])}: {answer.status}")
+    say(f"{len(answers) - len(silent)} of {len(answers)} shapes answered; wrote {out}")
+    return EXIT_FAILED if silent else 0
 
 
 def _write_page(report: Path, info: DeviceInfo, outcomes: Sequence[Outcome], out: Path, planned: int, broken: str = "") -> None:

@@ -52,11 +52,12 @@ def _row(assembler: str, capabilities: tuple[int, ...], *, splits_pairs: bool = 
 
 
 CONTRACTIONS: Final = (
-    _row("ptxas 12.9.86", (75, 80, 86, 87, 88, 89, 90)),
-    _row("ptxas 13.4.59", (100, 103, 110)),
+    _row("ptxas 12.9.86", (75, 80, 86, 87, 88, 89)),
+    _row("ptxas 13.4.59", (90, 100, 103, 110)),
     _row("ptxas 13.4.59", (120, 121), splits_pairs=True),
 )
-"""sm_80, sm_89, sm_90a, sm_100a and sm_120a were read; the others are taken to be as their neighbours."""
+"""sm_80, sm_89, sm_90a, sm_100a and sm_120a were read, each with the ptxas that Triton 3.9 takes, sm_90a with 12.9.86 too, which does the
+same; the others are taken to be as their neighbours."""
 
 
 def contraction(arch: str) -> ContractionSpec:

@@ -7,6 +7,7 @@ that it waits for have come. There are no masks, no segments and no vectors.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
@@ -28,7 +29,7 @@ from mmabits.emulator.machine.ptx import (
     Vector,
     read_ptx,
 )  # fmt: skip
-from mmabits.isa.opcodes import Opcode, opcode_table, width
+from mmabits.isa.opcodes import Opcode, OpcodeKind, opcode_table, width
 
 WORD = 0xFFFF_FFFF
 SHARED, LOCAL, MODULE = 1 << 56, 2 << 56, 3 << 56
@@ -101,93 +102,146 @@ def _extended(value: int, bits: int, kind: str, to: int) -> int:
 
 
 class Fused(NamedTuple):
-    """A sum that takes a product with it: the row of the fused opcode, operands, and the two signs that are turned."""
+    """A sum that takes a product with it: the row of the fused opcode, where the product stands, and what is added."""
 
     row: Opcode
-    operands: tuple[Operand, Operand, Operand]
+    product: int
+    other: Operand
     turned: tuple[bool, bool]
-    """Of the first factor and of what is added."""
+    """Signs of the product and of what is added."""
+
+
+class Value(NamedTuple):
+    """What a register holds: who wrote it, and whether copies on the way turned its sign."""
+
+    place: int
+    turned: bool = False
 
 
 _TOP = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
         "bf16x2": 1 << 31 | 1 << 15}  # fmt: skip
+_KEEPING = ("mov", "neg")
 
 
-def fused_sums(entry: Entry) -> dict[int, Fused]:
-    """Sums that ptxas fuses with a product: one that is written once, from what is written at most once, and of which every use is a
-    sum of its type; the left operand of the sum first. Every way to such a sum passes the product, and to that what it is made of."""
-    table = opcode_table()
-    writes, uses = defaultdict(list), defaultdict(list)
-    for place, each in enumerate(entry.instructions):
-        targets = _registers(each.operands[0]) if each.operands and not _only_reads(each) else []
-        for name in targets:
-            writes[name].append(place)
-        for operand in each.operands[0 if _only_reads(each) else 1 :]:
-            for name in _registers(operand):
-                uses[name].append(place)
-        if each.guard is not None:
-            for name in (each.guard.name, *targets):
-                uses[name].append(place)
+def _blocks(entry: Entry) -> list[range]:
+    """Basic blocks: they begin where something branches to, and after what branches."""
+    ends = ("bra", "brx", "ret", "exit", "trap")
+    starts = {0, *(place + 1 for place, each in enumerate(entry.instructions) if each.opcode.split(".")[0] in ends)}
+    for each in entry.instructions:
+        for operand in each.operands if each.opcode.startswith("br") else ():
+            if isinstance(operand, Symbol):
+                starts |= {entry.labels[name] for name in entry.tables.get(operand.name, (operand.name,))}
+    cuts = [*sorted(start for start in starts if start < len(entry.instructions)), len(entry.instructions)]
+    return [range(a, b) for a, b in itertools.pairwise(cuts)]
 
-    def is_free(place: int, *bases: str) -> bool:
-        each = entry.instructions[place]
-        row = table.get(each.opcode)
-        return row is not None and row.fusible and row.base in bases and each.guard is None and ".f32." not in each.opcode
 
-    def modifiers(place: int) -> str:
-        return entry.instructions[place].opcode.split(".", 1)[1]
-
-    def product(operand: Operand, place: int) -> PtxInstruction | None:
-        if not isinstance(operand, Register) or len(writes[operand.name]) != 1:
-            return None
-        (made,) = writes[operand.name]
-        if not is_free(made, "mul") or any(
-            len(writes[name]) > 1 for each in entry.instructions[made].operands[1:] for name in _registers(each)
-        ):
-            return None
-        fits = all(is_free(use, "add", "sub") and modifiers(use) == modifiers(made) for use in uses[operand.name])
-        for each in entry.instructions[made].operands[1:]:
-            fits = fits and all(_comes_before(entry, first, made) for name in _registers(each) for first in writes[name])
-        fits = fits and all(_comes_before(entry, made, use) for use in uses[operand.name])
-        return entry.instructions[made] if fits and modifiers(made) == modifiers(place) else None
-
-    found = {}
-    for place, each in enumerate(entry.instructions):
-        if not is_free(place, "add", "sub"):
-            continue
-        _, left, right = each.operands
-        made = product(left, place)
-        other, is_left = right, made is not None
-        if made is None:
-            made, other = product(right, place), left
-        if made is not None:
-            minus = each.opcode.startswith("sub")
-            a, b = made.operands[1:]
-            found[place] = Fused(table[f"fma.rn.{modifiers(place)}"], (a, b, other), (minus and not is_left, minus and is_left))
+def _read(each: PtxInstruction) -> list[tuple[int, str]]:
+    """Names that an instruction reads, by operand; -1 for what its guard and its old results are."""
+    first = 0 if _only_reads(each) else 1
+    found = [(at, name) for at, operand in enumerate(each.operands) if at >= first for name in _registers(operand)]
+    if each.opcode.split(".")[0] in ("addc", "subc", "madc"):
+        found.append((-1, "carry"))
+    if each.guard is not None:
+        found += [(-1, each.guard.name), *((-1, name) for name in _written(each))]
     return found
 
 
-def _comes_before(entry: Entry, first: int, second: int) -> bool:
-    """Whether there is no way to an instruction around another one."""
-    seen, ways = set[int](), [0]
-    while ways:
-        place = ways.pop()
-        if place in seen or place == first or place >= len(entry.instructions):
-            continue
-        if place == second:
-            return False
-        seen.add(place)
+def _written(each: PtxInstruction) -> list[str]:
+    names = _registers(each.operands[0]) if each.operands and not _only_reads(each) else []
+    return [*names, "carry"] if ".cc" in each.opcode else names
+
+
+def fused_sums(entry: Entry) -> dict[int, Fused]:
+    """Sums that ptxas fuses with a product of their basic block, every use of which is a sum of its type; copies and turned signs on the
+    way do not count. Products with one use go first, and of two in one sum the left one."""
+    blocks, table = _blocks(entry), opcode_table()
+    ends: dict[str, list[int]] = defaultdict(list)  # where blocks write a name last
+    came: list[dict[str, int]] = []  # where in its block an instruction's names were written
+    for block in blocks:
+        held: dict[str, int] = {}
+        for place in block:
+            each = entry.instructions[place]
+            came.append({name: held[name] for _, name in _read(each) if name in held})
+            held |= dict.fromkeys(_written(each), place)
+        for name, place in held.items():
+            ends[name].append(place)
+    alive = {place for place, each in enumerate(entry.instructions) if _acts(each)}
+    outside: set[str] = set()
+    while True:  # what something rests on
+        names = [(place, name) for place in alive for _, name in _read(entry.instructions[place])]
+        outside = {name for place, name in names if name not in came[place]}
+        more = {came[place][name] for place, name in names if name in came[place]} | {at for name in outside for at in ends[name]}
+        if more <= alive:
+            break
+        alive |= more
+
+    def value(place: int, name: str) -> Value | None:
+        at = came[place].get(name)
+        return None if at is None else source(at)
+
+    def source(at: int) -> Value:
+        each = entry.instructions[at]
+        words = each.opcode.split(".")
+        if words[0] in _KEEPING and each.guard is None and len(each.operands) == 2:
+            to, of = each.operands
+            if isinstance(to, Register) and isinstance(of, Register) and to.bits == of.bits and not of.negated:
+                before = value(at, of.name)
+                if before is not None:
+                    return Value(before.place, before.turned != (words[0] == "neg"))
+        return Value(at)
+
+    uses: dict[int, list[int]] = defaultdict(list)
+    for place in alive:
         each = entry.instructions[place]
-        base = each.opcode.split(".")[0]
-        names = [each.operands[0]] if base == "bra" else []
-        labels = [name.name for name in names if isinstance(name, Symbol)]
-        if base == "brx":
-            assert isinstance(each.operands[1], Symbol)
-            labels = list(entry.tables[each.operands[1].name])
-        ways += [entry.labels[label] for label in labels]
-        if base not in ("bra", "brx", "ret", "exit", "trap") or each.guard is not None:
-            ways.append(place + 1)
-    return True
+        plain = each.opcode.split(".")[0] in _KEEPING and each.guard is None and isinstance(each.operands[1], Register)
+        if plain and isinstance(each.operands[0], Register) and each.operands[0].bits == each.operands[1].bits:
+            continue
+        for _, name in _read(each):
+            held_by = value(place, name)
+            if held_by is not None:
+                uses[held_by.place].append(place)
+    for name in outside:
+        for at in ends[name]:
+            if at in alive:
+                uses[source(at).place].append(-1)
+
+    def free(place: int, *bases: str) -> bool:
+        row = table.get(entry.instructions[place].opcode)
+        return row is not None and row.fusible and row.base in bases and ".f32." not in entry.instructions[place].opcode
+
+    def kind(place: int) -> list[str]:
+        return [word for word in entry.instructions[place].opcode.split(".")[1:] if word != "sat"]
+
+    found: dict[int, Fused] = {}
+    offers: dict[int, list[tuple[int, Value]]] = {}
+    for place, each in enumerate(entry.instructions):
+        if free(place, "add", "sub"):
+            both = [(at, value(place, each.operands[at].name)) for at in (1, 2) if isinstance(each.operands[at], Register)]
+            fit = [(at, held_by) for at, held_by in both if held_by is not None and free(held_by.place, "mul")
+                   and entry.instructions[held_by.place].guard is None and "sat" not in entry.instructions[held_by.place].opcode
+                   and kind(held_by.place) == kind(place)]  # fmt: skip
+            factors = [(entry.instructions[each.place].opcode, {*entry.instructions[each.place].operands[1:]}) for _, each in fit]
+            if fit and not (len(fit) == 2 and factors[0] == factors[1]):
+                offers[place] = fit
+    for at_once in (True, False):
+        for place, fit in offers.items():
+            for at, held_by in fit:
+                made = held_by.place
+                others = [found[use].product for use in uses[made] if use in found]
+                if place in found or (at_once and len(uses[made]) > 1) or any(other != made for other in others):
+                    continue
+                if all(made in [each.place for _, each in offers.get(use, ())] for use in uses[made]):
+                    each = entry.instructions[place]
+                    minus = each.opcode.startswith("sub")
+                    signs = (held_by.turned != (minus and at == 2), minus and at == 1)
+                    found[place] = Fused(table[f"fma.rn.{each.opcode.split('.', 1)[1]}"], made, each.operands[3 - at], signs)
+    return found
+
+
+def _acts(each: PtxInstruction) -> bool:
+    """Whether an instruction does more than to compute its results."""
+    row = opcode_table().get(each.opcode)
+    return row is None or row.kind is not OpcodeKind.ELEMENTWISE
 
 
 def _only_reads(each: PtxInstruction) -> bool:
@@ -268,6 +322,7 @@ class Interpreter:
         self.entry = module.entries[name]
         self.block = tuple([*(self.entry.attributes.get("reqntid") or threads), 1, 1][:3])
         self.fused = fused_sums(self.entry) if contracts else {}
+        self.products = {each.product for each in self.fused.values()}
         self.module_memory, self.places = Memory(), dict[str, int]()
         self.sizes = {"shared": shared, "local": 0, "param": 0}
         for each in self.entry.parameters:
@@ -357,6 +412,7 @@ class _Lane:
         self.spaces["local"].add(0, kernel.sizes["local"])
         self.spaces["param"].pieces.append((0, parameters))
         self.registers: dict[str, int] = {}
+        self.factors: dict[int, list[int]] = {}
         self.copies: list[list[tuple[int, int, int, int]]] = [[]]
         """Asynchronous copies by their groups, the open one last: target, source, bytes, bytes read."""
 
@@ -443,6 +499,9 @@ class _Lane:
                 yield from getattr(self, parts[0])(here, each, parts)
             elif here in self.kernel.fused:
                 self.sum(each, self.kernel.fused[here])
+            elif here in self.kernel.products:
+                self.factors[here] = [self.read(operand, width(parts[-1])) for operand in each.operands[1:]]
+                self.row(each, parts)
             elif parts[0] == "mov" and isinstance(each.operands[0], Vector):
                 bits = width(parts[-1])
                 items, value = each.operands[0].items, self.read(each.operands[1], bits)
@@ -474,7 +533,7 @@ class _Lane:
 
     def sum(self, each: PtxInstruction, fused: Fused) -> None:
         kind = fused.row.name.rpartition(".")[2]
-        a, b, c = (self.read(operand, width(kind)) for operand in fused.operands)
+        (a, b), c = self.factors[fused.product], self.read(fused.other, width(kind))
         top = _TOP[kind]
         assert fused.row.reference is not None
         found = fused.row.reference(a ^ top * fused.turned[0], b, c ^ top * fused.turned[1])

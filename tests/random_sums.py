@@ -91,7 +91,7 @@ def text(seed: int, arch: str, *, weights: dict[str, int], count: int = 150, blo
             made.lines += [f"@%q1 bra L{k};", "bar.sync 0;", f"L{k}:"]
         made.put(made.draw.choices(opcodes, [weights[each] for each in opcodes])[0])
     place = 0
-    for kind, of, _ in (("f", "f32", 4), ("rd", "b64", 8), ("r", "b32", 4)):
+    for kind, of in (("f", "f32"), ("rd", "b64"), ("r", "b32")):
         for name in made.values[kind][-40:]:
             if made.draw.random() < 0.4:
                 place += 8

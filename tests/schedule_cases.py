@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmabits.emulator.schedules import Blocks, Chains, Lanes, Merge, Parts, Ranges, Schedule
+from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, Merge, PartSums, RangeSums, Schedule
 
 ROOT = Path(__file__).parent.parent.resolve()
 FOLDER = ROOT.parent / "shared" / "cublaslt"
@@ -28,13 +28,13 @@ def fields(schedule: Schedule) -> dict:
                 "mode": "splitk_groups", "k_chunk": schedule.slice_k, "block_k": sums.lead_block, "k_per_dot": sums.group,
                 "merge_scheme": _MERGES[schedule.merge],
             }  # fmt: skip
-        case Parts():
+        case PartSums():
             found = {"mode": "gemmsn", "simt": [sums.parts, sums.block]}
-        case Lanes():
+        case LaneSums():
             found = {"mode": "gemv13", "gemv": [[sums.vector, sums.lanes, sums.close_every, sums.halves], schedule.slices]}
-        case Ranges():
+        case RangeSums():
             found = {"mode": "gemv_cslice", "gemv": [sums.lanes, sums.close_every]}
-        case Blocks():
+        case BlockSums():
             found = {"mode": "gemv14", "gemv": [sums.blocks, sums.vector]}
     return {"algo_id": algo, **found}
 

@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.comparing import Difference, Differing, Kind, UlpBin, compare
-    from mmabits.conformance.diff.schedules import Fit, Schedule, fitting_schedules, recompute
+    from mmabits.conformance.diff.schedules import Fit, TriedSchedule, fitting_schedules, recompute
     from mmabits.conformance.recorded.calls import Run, read_run, write_run
 
 __all__ = [
-    "Difference", "Differing", "Fit", "Kind", "Run", "Schedule", "UlpBin", "compare", "fitting_schedules", "read_run", "recompute",
+    "Difference", "Differing", "Fit", "Kind", "Run", "TriedSchedule", "UlpBin", "compare", "fitting_schedules", "read_run", "recompute",
     "write_run",
 ]  # fmt: skip
 
 _HOMES = {
     "mmabits.conformance.diff.comparing": ("Difference", "Differing", "Kind", "UlpBin", "compare"),
-    "mmabits.conformance.diff.schedules": ("Fit", "Schedule", "fitting_schedules", "recompute"),
+    "mmabits.conformance.diff.schedules": ("Fit", "TriedSchedule", "fitting_schedules", "recompute"),
     "mmabits.conformance.recorded.calls": ("Run", "read_run", "write_run"),
 }
 

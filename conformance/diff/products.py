@@ -8,7 +8,7 @@ from typing import Any
 
 from mmabits.conformance.diff.comparing import Difference, compare
 from mmabits.conformance.diff.comparison import Comparison, Detail, Told, stand_in_line, stand_in_notice
-from mmabits.conformance.diff.schedules import Fit, Schedule, assumed_schedule, fitting_schedules, recompute
+from mmabits.conformance.diff.schedules import Fit, TriedSchedule, assumed_schedule, fitting_schedules, recompute
 from mmabits.conformance.diff.steps import along_k
 from mmabits.conformance.recorded.calls import Run
 from mmabits.isa import architecture
@@ -48,7 +48,7 @@ def compare_product(run: Run, *, arch: str | None = None) -> Comparison:
     )  # fmt: skip
 
 
-def _told(run: Run, schedule: Schedule, arch: str, found: Difference) -> Told:
+def _told(run: Run, schedule: TriedSchedule, arch: str, found: Difference) -> Told:
     ptx, (m, k), n = schedule.instruction.ptx, run.a.shape, run.b.shape[1]
     return Told(
         head=(f"{run.case}: {run.call}, {run.gpu}", *stand_in_line(run), f"against {ptx} on {arch}, {schedule.words}"),

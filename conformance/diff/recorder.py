@@ -27,7 +27,7 @@ ALL_CASES: Final[dict[str, AnyCase]] = {**CASES, **KERNEL_CASES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChosenCases:
     """What is to be run."""
 
     cases: tuple[AnyCase, ...]
@@ -35,7 +35,7 @@ class Choice:
     """Frameworks that cannot run theirs, and why."""
 
 
-def choose(names: Sequence[str], *, stand_in: str | None) -> Choice:
+def choose(names: Sequence[str], *, stand_in: str | None) -> ChosenCases:
     """Cases by name; without names all that the architecture can compute.
 
     Args:
@@ -61,7 +61,7 @@ def choose(names: Sequence[str], *, stand_in: str | None) -> Choice:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise DeviceUnavailable(f"{reasons}. Without a GPU, mmabits diff takes --against FILE, or --emulated --arch ARCH")
     able = [case for case in wanted if case.framework in arch_of]
-    return Choice(cases=tuple(case for case in able if names or is_possible(case, arch_of[case.framework])), left_out=left_out)
+    return ChosenCases(cases=tuple(case for case in able if names or is_possible(case, arch_of[case.framework])), left_out=left_out)
 
 
 def is_possible(case: AnyCase, arch: str) -> bool:
@@ -149,6 +149,6 @@ def case_row(case: AnyCase) -> dict[str, Any]:
 
 
 __all__ = [
-    "ALL_CASES", "AnyCase", "Choice", "Kept", "case_row", "choose", "is_possible", "keep",
+    "ALL_CASES", "AnyCase", "ChosenCases", "Kept", "case_row", "choose", "is_possible", "keep",
     "record_any", "record_into",
 ]  # fmt: skip

@@ -51,7 +51,7 @@ class Order(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TriedSchedule:
     """How a product is put together from instructions.
 
     Raises:
@@ -105,7 +105,7 @@ class Schedule:
 class Fit:
     """A schedule, and how many elements of the result it misses."""
 
-    schedule: Schedule
+    schedule: TriedSchedule
     differing: int
     elements: int
 
@@ -124,7 +124,7 @@ class Fit:
 def assumed_schedule(
     a: Array, b: Array, *, arch: str, instruction: str | Instruction | None = None, scale_a: Array | None = None,
     fast_accum: bool | None = None,
-) -> Schedule:  # fmt: skip
+) -> TriedSchedule:  # fmt: skip
     """What `emulate` takes a library to do: its newest instruction, promotion for FP8 without fast accumulation, no split of K.
 
     Raises:
@@ -136,11 +136,11 @@ def assumed_schedule(
     else:
         row = resolve(instruction, arch=arch, a_type=types[0], b_type=types[1], scale_type=scales)
     interval = library_promotion(arch) or None if fast_accum is False else None
-    return Schedule(instruction=row, promote_every=interval)
+    return TriedSchedule(instruction=row, promote_every=interval)
 
 
 def recompute(
-    a: Array, b: Array, *, schedule: Schedule, arch: str, scale_a: Array | None = None, scale_b: Array | None = None,
+    a: Array, b: Array, *, schedule: TriedSchedule, arch: str, scale_a: Array | None = None, scale_b: Array | None = None,
     dtype: npt.DTypeLike | None = None,
 ) -> Array:  # fmt: skip
     """A product by a schedule, scaled and rounded as PyTorch does.
@@ -193,7 +193,7 @@ def fitting_schedules(
     rows, columns = (np.unique(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int)) for size in result.shape)
     left, right, sample = a[rows], np.ascontiguousarray(b[:, columns]), np.ascontiguousarray(result[np.ix_(rows, columns)])
     scales = _rows_of(scale_a, rows, 0), _rows_of(scale_b, columns, 1)
-    found: list[tuple[int, int, Schedule]] = []
+    found: list[tuple[int, int, TriedSchedule]] = []
     for group in _candidates(a, b, arch, instruction, scale_a, _workspace_of(result.dtype)):
         parts = _parts(left, right, group[0], arch, *scales)
         for plan in group:
@@ -207,7 +207,7 @@ def fitting_schedules(
     return sorted(fits, key=lambda fit: (fit.differing, _complexity(fit.schedule)))
 
 
-def _complexity(plan: Schedule) -> tuple[bool, bool, bool, bool, int, int]:
+def _complexity(plan: TriedSchedule) -> tuple[bool, bool, bool, bool, int, int]:
     """What is rarer comes later: converted operands, then workspaces and trees, after all that add parts one by one in f32."""
     rare = (plan.converted is not None, plan.workspace is not None, plan.order.is_tree)
     return (*rare, plan.promote_every is not None, plan.split_k, _ORDERS.index(plan.order) + len(_ORDERS) * plan.keeps_total)
@@ -258,7 +258,7 @@ def _instructions(
 
 def _candidates(
     a: Array, b: Array, arch: str, instruction: str | Instruction | None, scale_a: Array | None, workspace: str | None
-) -> Iterator[tuple[Schedule, ...]]:
+) -> Iterator[tuple[TriedSchedule, ...]]:
     """Schedules in groups that share their partial sums."""
     k = a.shape[1]
     rows = tuple(_instructions(a, b, arch, instruction, scale_a))
@@ -272,7 +272,7 @@ def _candidates(
             if split > 1 and (row.d_type.is_integer or len(cuts) != split or (every is not None and every >= cuts[0].stop)):
                 continue
             yield tuple(
-                Schedule(
+                TriedSchedule(
                     instruction=row, promote_every=every, split_k=split, order=order, workspace=kept, keeps_total=keeps_total,
                     converted=converted,
                 )
@@ -314,7 +314,7 @@ def panels(k: int, row: Instruction, split: int) -> list[slice]:
     return [slice(start, min(start + size, k)) for start in range(0, k, size)]
 
 
-def _parts(a: Array, b: Array, plan: Schedule, arch: str, scale_a: Array | None, scale_b: Array | None) -> list[Array]:
+def _parts(a: Array, b: Array, plan: TriedSchedule, arch: str, scale_a: Array | None, scale_b: Array | None) -> list[Array]:
     """The sum of every part of K."""
     parts = []
     for panel in panels(a.shape[1], plan.instruction, plan.split_k):
@@ -327,7 +327,7 @@ def _parts(a: Array, b: Array, plan: Schedule, arch: str, scale_a: Array | None,
     return parts
 
 
-def add_parts(parts: Sequence[Array], plan: Schedule) -> Array:
+def add_parts(parts: Sequence[Array], plan: TriedSchedule) -> Array:
     """The sum of the parts of K, as a schedule adds them.
 
     Args:

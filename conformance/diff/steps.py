@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.diff.comparison import Detail
-from mmabits.conformance.diff.schedules import Fit, Schedule, add_parts, panels, recompute
+from mmabits.conformance.diff.schedules import Fit, TriedSchedule, add_parts, panels, recompute
 from mmabits.emulator.codecs import from_codes
 from mmabits.isa import Arithmetic, DatapathSpec, FormatSpec, OperandError
 from mmabits.reports.pages.charts import Bar, Line, Mark, bars, lines
@@ -57,7 +57,7 @@ class Point:
 class Course:
     """One element by one schedule: K from its first element to its last, then the sum of the parts where K is split."""
 
-    schedule: Schedule
+    schedule: TriedSchedule
     arch: str
     row: int
     column: int
@@ -109,7 +109,15 @@ class Parting:
 
 
 def course(
-    a: Array, b: Array, *, schedule: Schedule, arch: str, row: int, column: int, scale_a: Array | None = None, scale_b: Array | None = None
+    a: Array,
+    b: Array,
+    *,
+    schedule: TriedSchedule,
+    arch: str,
+    row: int,
+    column: int,
+    scale_a: Array | None = None,
+    scale_b: Array | None = None,
 ) -> Course:
     """Follow one element through a schedule, exactly.
 
@@ -144,10 +152,10 @@ def traced_course(found: Trace, *, k: int, row: int = 0, column: int = 0) -> Cou
         row: the element's, for `parting`.
         column: likewise.
     """
-    return _course((found,), [slice(0, k)], Schedule(instruction=found.instruction), found.arch, row, column)
+    return _course((found,), [slice(0, k)], TriedSchedule(instruction=found.instruction), found.arch, row, column)
 
 
-def _course(traces: tuple[Trace, ...], parts: Sequence[slice], schedule: Schedule, arch: str, row: int, column: int) -> Course:
+def _course(traces: tuple[Trace, ...], parts: Sequence[slice], schedule: TriedSchedule, arch: str, row: int, column: int) -> Course:
     points, stops = _walk(traces, parts)
     return Course(
         schedule=schedule, arch=arch, row=row, column=column, k=parts[-1].stop, points=tuple(_last_at_each_k(points)), stops=stops,
@@ -156,7 +164,7 @@ def _course(traces: tuple[Trace, ...], parts: Sequence[slice], schedule: Schedul
 
 
 def _part(
-    a: Array, b: Array, part: slice, schedule: Schedule, arch: str, row: int, column: int, scales: tuple[Array | None, Array | None]
+    a: Array, b: Array, part: slice, schedule: TriedSchedule, arch: str, row: int, column: int, scales: tuple[Array | None, Array | None]
 ) -> Trace:
     given: dict[str, Any] = {}
     block = schedule.instruction.block
@@ -223,7 +231,7 @@ def _last_at_each_k(points: Sequence[Point]) -> Iterator[Point]:
             yield now
 
 
-def _end(traces: Sequence[Trace], schedule: Schedule) -> Fraction | None:
+def _end(traces: Sequence[Trace], schedule: TriedSchedule) -> Fraction | None:
     """The sum of the parts."""
     if len(traces) == 1:
         return traces[0].result.value
@@ -338,9 +346,9 @@ class AlongK(Detail):
     k: int
     differing: int
     """Elements of the result."""
-    schedule: Schedule
+    schedule: TriedSchedule
     """As emulated."""
-    fitting: Schedule | None
+    fitting: TriedSchedule | None
     """The simplest that gives every bit; None: none of those tried."""
     followed: tuple[Followed, ...]
     """A sample of the differing elements, evenly over all of them, the first included."""
@@ -431,7 +439,7 @@ def binned(places: Sequence[int], *, size: int, unit: int, name: str = "k = ") -
 
 
 def along_k(
-    a: Array, b: Array, result: Array, *, schedule: Schedule, arch: str, fits: Sequence[Fit] = (), scale_a: Array | None = None,
+    a: Array, b: Array, result: Array, *, schedule: TriedSchedule, arch: str, fits: Sequence[Fit] = (), scale_a: Array | None = None,
     scale_b: Array | None = None,
 ) -> AlongK | None:  # fmt: skip
     """Where along K a result parts from the emulated one, as far as it can be told.
@@ -479,7 +487,7 @@ def along_k(
     )  # fmt: skip
 
 
-def _accumulators(result: Array, schedule: Schedule, scale_a: Array | None) -> Array | None:
+def _accumulators(result: Array, schedule: TriedSchedule, scale_a: Array | None) -> Array | None:
     """The result where its elements are accumulators as the instruction left them."""
     form = schedule.instruction.d_type
     is_scaled = scale_a is not None and schedule.instruction.block is None

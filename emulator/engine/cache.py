@@ -108,6 +108,29 @@ def append(folder: Path, name: str, content: bytes) -> None:
         file.write(content)
 
 
+def touch(folder: Path, name: str) -> None:
+    """A file was used."""
+    with suppress(OSError):
+        os.utime(folder / name)
+
+
+def prune(folder: Path, patterns: tuple[str, ...], most: int) -> None:
+    """Remove files of some patterns until they have at most so many bytes, those used longest ago first."""
+    found = []
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                status = path.lstat()
+                found.append((status.st_mtime_ns, path, status.st_size))
+    left = sum(size for _, _, size in found)
+    for _, path, size in sorted(found):
+        if left <= most:
+            break
+        with suppress(OSError):
+            path.unlink()
+            left -= size
+
+
 def problem(folder: Path) -> str:
     """Why nothing is kept in a folder; empty where it is, or could be made."""
     try:

@@ -50,6 +50,9 @@ _MACHINE = tuple(f"../machine/{name}" for name in (
     "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
 ))  # fmt: skip
 """Those that only the code of compiled kernels calls."""
+_OF_KERNELS: Final = ("mmabits_kernel_*.mmabits", "mmabits_opcode_*.mmabits")
+KEPT_BYTES: Final = 256 << 20
+"""Of the machine code of kernels: where a folder has more, what was used longest ago is removed."""
 _MAGIC: Final = b"mmabits machine code 1\n"
 _INDIFFERENT = {"NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_ENABLE_CUDASIM"}
 """Settings of Numba that change no machine code."""
@@ -190,13 +193,14 @@ _loaders: list[Any] = []
 """One for each function, kept as long as the process."""
 
 
-def loaded(code: bytes) -> Any:
-    """An object file, in memory: LLVM's loader, which owns the code. Names in it need not differ from those of others."""
+def loaded(*objects: bytes) -> Any:
+    """Object files, in memory: LLVM's loader, which owns the code. They find each other's names; those of other loaders may be the same."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
     loader = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    loader.add_object_file(llvm.ObjectFileRef.from_data(code))
+    for code in objects:
+        loader.add_object_file(llvm.ObjectFileRef.from_data(code))
     loader.finalize_object()
     return loader
 
@@ -279,7 +283,11 @@ def _read(symbol: str) -> _Object | None:
 def kept_code(symbol: str) -> bytes | None:
     """Object code that `keep_code` kept, here or in an earlier process of this processor and these versions; None where there is none."""
     found = _read(symbol)
-    return None if found is None else found.code
+    if found is None:
+        return None
+    for folder in cache.machine_code_folders():
+        cache.touch(folder, _file_name(symbol))
+    return found.code
 
 
 def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
@@ -293,6 +301,9 @@ def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
     reasons = _write(symbol, _Object(code, expected))
     if reasons is not None:
         cache.warn_uncached(reasons)
+        return
+    for folder in cache.machine_code_folders():
+        cache.prune(folder, _OF_KERNELS, KEPT_BYTES)
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:

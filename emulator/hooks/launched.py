@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from mmabits.isa import Evidence, Instruction
 
 if TYPE_CHECKING:
+    from mmabits.emulator.machine.sass import FusionCheck
     from mmabits.emulator.machine.summary import WeakPoint
 
 NOT_ASKED: Final = "not asked"
@@ -58,6 +59,8 @@ class LaunchedKernel:
     """To machine code of this processor."""
     ptx: str = field(repr=False)
     """The text."""
+    fusion: FusionCheck | str = NOT_ASKED
+    """What was fused, beside the machine code; or why that was not looked at."""
     spills: str = NOT_ASKED
     """Registers that ptxas keeps in memory."""
     launches: int = 0
@@ -83,13 +86,16 @@ class LaunchedKernel:
         mix = ", ".join(f"{family} {count}" for family, count in sorted(self.families.items(), key=lambda each: (-each[1], each[0])))
         tensor = ", ".join(f"{row.ptx} ({level})" for row, level in self.tensor)
         fused = f"on; {self.fused} sums by a rule that stands in for ptxas" if self.fused else "on; nothing is left to ptxas"
+        fused = f"fusing is {fused}" if self.contracts else "fusing is off"
+        if self.fusion != NOT_ASKED:
+            fused += f"; {self.fusion}" if isinstance(self.fusion, str) else f"; fusion checked: {self.fusion}"
         translated = "done before" if self.translation is None else str(self.translation)
         return (
             ("launches", f"{self.launches}, of {self.programs} programs of {self.warps} warps in all; {self.seconds:.2f} s"),
             ("PTX", f"{sum(self.opcodes.values())} instructions: {mix}"),
             ("tensor cores", tensor or "none"),
             ("weakest evidence", f"{self.evidence}: {', '.join(self.weakest)}" if self.evidence else "the PTX manual defines every bit"),
-            ("products and sums", f"fusing is {fused}" if self.contracts else "fusing is off"),
+            ("products and sums", fused),
             ("order", "; ".join(self.schedule)),
             ("spills", self.spills),
             ("compiled", f"by {self.compiler}: {translated}; to machine code: {self.compilation}"),

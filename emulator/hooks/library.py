@@ -25,7 +25,7 @@ ON_CORES: Final = "on CUDA cores, not by this instruction"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Differing:
+class CandidateDifference:
     """How the candidates of a choice differ on a sample."""
 
     results: int
@@ -45,7 +45,7 @@ class Differing:
         )
 
 
-def differing(found: Choice, a: Array, b: Array, *, rows: int = SAMPLE[0], columns: int = SAMPLE[1]) -> Differing:
+def differing(found: Choice, a: Array, b: Array, *, rows: int = SAMPLE[0], columns: int = SAMPLE[1]) -> CandidateDifference:
     """Compute a sample of a product by every candidate of a choice.
 
     Args:
@@ -60,7 +60,7 @@ def differing(found: Choice, a: Array, b: Array, *, rows: int = SAMPLE[0], colum
     ]
     left, right = np.ascontiguousarray(a[picked[0]]), np.ascontiguousarray(b[:, picked[1]])
     results = [_bits(by_schedule(left, right, replace(each.schedule, planned=None), arch=found.arch)) for each in found.candidates]
-    return Differing(results=results[0].size, by_candidate=tuple(int(np.count_nonzero(each != results[0])) for each in results))
+    return CandidateDifference(results=results[0].size, by_candidate=tuple(int(np.count_nonzero(each != results[0])) for each in results))
 
 
 def _bits(array: Array) -> Array:

@@ -253,8 +253,8 @@ class ReadyProduct:
         self.session.count(self.site, self.instruction, m, n, k, count=count, note=self.note)
 
 
-Describe = Callable[["Session", bool], LaunchedKernel]
-"""What the report says of a kernel, but its launches; whether ptxas is asked for its spills."""
+Describe = Callable[["Session", bool, bool], LaunchedKernel]
+"""What the report says of a kernel, but its launches; whether ptxas is asked for its spills, and for what it fuses."""
 Autotune = str | int | Callable[[Any, Sequence[Any], dict[str, Any]], Any]
 """How an autotuner chooses: see `emulate`."""
 
@@ -414,12 +414,14 @@ class Session:
         """Have a function called before a report is made, for hooks that count outside Python."""
         self._counters.append(counter)
 
-    def report(self, *, spills: bool = False) -> SessionReport:
+    def report(self, *, spills: bool = False, fusion: bool = False) -> SessionReport:
         """What was emulated so far, in order of first appearance, and what was not.
 
         Args:
             spills: ask ptxas, the assembler that comes with Triton, how many registers of compiled kernels it keeps in memory: it takes as
                 long as Triton's own compilation.
+            fusion: compare the machine code that ptxas makes of compiled kernels with what was executed: which sums take which products
+                (`mmabits.check_fusion`). It takes as long again.
         """
         for counter in self._counters:
             counter()
@@ -436,7 +438,7 @@ class Session:
             for (site, operation, what, here), count in self._undefined.items()
         )
         kernels = tuple(
-            replace(kernel(self, spills), launches=launches, programs=programs, seconds=seconds)
+            replace(kernel(self, spills, fusion), launches=launches, programs=programs, seconds=seconds)
             for kernel, (launches, programs, seconds) in self._kernels.items()
         )
         chosen = tuple(

@@ -11,13 +11,19 @@ from typing import Final
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.barriers import barrier_address
 from mmabits.emulator.machine.memory import generic, together
-from mmabits.emulator.machine.ptx import Address, Immediate, PtxInstruction
-from mmabits.emulator.machine.tensormaps import COPY_MAP, FIELDS
+from mmabits.emulator.machine.ptx import Address, Immediate, PtxInstruction, Vector
+from mmabits.emulator.machine.tensormaps import COPY_MAP, ELEMENTS, FIELDS
 from mmabits.emulator.machine.warp import Handler, WarpCode
+from mmabits.isa.opcodes import width
 
 _RECORD, _FIRST, _SECOND, _THIRD, _MORE, _MASKS = 0, 256, 512, 768, 1024, 2048
 """Places in the frame."""
 _OPERATIONS: Final = {"add": 1, "min": 2, "max": 3, "and": 4, "or": 5, "xor": 6}
+_REDUCED: Final = {
+    "u32": 2, "s32": 3, "b32": 2, "u64": 4, "s64": 5, "b64": 4,
+    **{row.name: code for code, row in ELEMENTS.items() if row.name in ("f16", "bf16", "f32", "f64")},
+}  # fmt: skip
+"""Codes of the types of reductions."""
 _SPACES: Final = ("global", "shared", "shared::cta", "shared::cluster")
 _IGNORED: Final = (
     "L2::cache_hint", "mbarrier::complete_tx::bytes", "bulk_group", "tile", "multicast::cluster", "cta_group::1",
@@ -79,9 +85,16 @@ def _box(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
 
 
 def _bytes(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
-    target, source = _spaces(code, instruction, parts, ())
+    element = operation = 0
+    known: tuple[str, ...] = ()
     if "reduce" in parts:
-        raise code.refused(f"the opcode {instruction.opcode}")
+        operation = next((_OPERATIONS[word] for word in parts if word in _OPERATIONS), 0)
+        element = _REDUCED.get(parts[-1], 0)
+        known = (*_OPERATIONS, "noftz", parts[-1])
+        most = {"f32": 1, "f64": 1, "f16": 3, "bf16": 3}.get(parts[-1], len(_OPERATIONS))
+        if not element or not 0 < operation <= most:
+            raise code.refused(f"the opcode {instruction.opcode}")
+    target, source = _spaces(code, instruction, parts, known)
     code.put_down(generic(code, instruction.operands[0], target), _FIRST)
     code.put_down(generic(code, instruction.operands[1], source), _SECOND)
     code.put_down(code.operand(instruction.operands[2], 32), _MORE)
@@ -90,7 +103,7 @@ def _bytes(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> Non
         code.put_down(barrier_address(code, instruction.operands[3], ".shared."), _THIRD)
         barrier = code.frame_number(_THIRD)
     places = (code.frame_number(_FIRST), code.frame_number(_SECOND), barrier, code.frame_number(_MORE))
-    _ask(code, words.ASK_BYTES, *places, 0, 0, _masks(code, instruction, parts, 4))
+    _ask(code, words.ASK_BYTES, *places, element, operation, _masks(code, instruction, parts, 4))
 
 
 def _masks(code: WarpCode, instruction: PtxInstruction, parts: list[str], place: int) -> int | str:
@@ -99,6 +112,25 @@ def _masks(code: WarpCode, instruction: PtxInstruction, parts: list[str], place:
         return 0
     code.put_down(code.resize(code.operand(instruction.operands[place], 16), 32), _MASKS)
     return code.frame_number(_MASKS)
+
+
+def _store(code: WarpCode, instruction: PtxInstruction) -> None:
+    """st.async: a store to shared memory of the cluster that an mbarrier counts."""
+    parts = instruction.opcode.split(".")
+    vector = next((word for word in parts if word in ("v2", "v4")), "")
+    rest = [word for word in parts[2:-1] if word not in ("weak", "shared::cluster", "mbarrier::complete_tx::bytes", vector)]
+    place, data, barrier = instruction.operands
+    items = data.items if isinstance(data, Vector) else (data,)
+    if rest or "mbarrier::complete_tx::bytes" not in parts or len(items) != int(vector[1:] or 1) or width(parts[-1]) < 32:
+        raise code.refused(f"the opcode {instruction.opcode}")
+    bits = width(parts[-1])
+    code.reserve(_MORE + len(items) * 32 * bits // 8)
+    code.put_down(generic(code, place, "shared"), _FIRST)
+    code.put_down(barrier_address(code, barrier, ".shared."), _THIRD)
+    for number, each in enumerate(items):
+        code.put_down(code.operand(each, bits), _MORE + number * 32 * bits // 8)
+    places = (code.frame_number(_FIRST), code.frame_number(_MORE), code.frame_number(_THIRD))
+    _ask(code, words.ASK_STORE, *places, bits // 8, len(items))
 
 
 def _tensormap(code: WarpCode, instruction: PtxInstruction) -> None:
@@ -128,4 +160,4 @@ def _tensormap(code: WarpCode, instruction: PtxInstruction) -> None:
     ], _RECORD)  # fmt: skip
 
 
-HANDLERS: Final[dict[str, Handler]] = {"cp.async.bulk": _bulk, "cp.reduce.async.bulk": _bulk, "tensormap": _tensormap}
+HANDLERS: Final[dict[str, Handler]] = {"cp.async.bulk": _bulk, "cp.reduce.async.bulk": _bulk, "st.async": _store, "tensormap": _tensormap}

@@ -103,6 +103,14 @@ class Context(NamedTuple):
     """Address of the queue of the warp's warpgroup (warpgroups.py); 0 where the kernel has no wgmma."""
     work_room: int
     """Address of room for its products to work in."""
+    warpgroup_tables: int
+    """Address of the addresses of their tables (warpgrouprecords.WarpgroupProduct)."""
+    counted: int
+    """Of the barrier that it arrives at: lanes that its reduction counts."""
+    reduced: int
+    """Lanes that were counted at the barrier that let it go."""
+    returns: int
+    """1 while it is at a barrier with a reduction, whose result it comes back for."""
     trace: int
     """Address of two words: where the next note goes, and where there is no more room (trace.py); 0 where nothing is noted."""
 
@@ -117,7 +125,7 @@ class Cta(NamedTuple):
     shared: int
     """Address of its shared memory."""
     barriers: int
-    """Address of 16 barriers: threads that have come, threads expected."""
+    """Address of 16 barriers: threads that have come, threads expected; then what the reductions of each counted."""
     cluster: int
     """Address of the first Cta of its cluster; they lie one after another."""
     rank: int
@@ -211,9 +219,9 @@ TRACE_FULL = 99
 """Errors."""
 RUN, MOVE, ASYNC, MATRIX, PRODUCT, SHUFFLE, ATOMIC, MBARRIER, CLUSTER_BARRIER, BULK, MAP_FIELD = range(11)
 """Operations of the helper."""
-NOTHING, COPIES_ARRIVE, BOX_TO_SHARED, BOX_TO_GLOBAL, BYTES_COPY = range(5)
-"""Kinds of asynchronous work: cp.async.mbarrier.arrive, boxes of tensors, runs of bytes."""
-ASK_BOX, ASK_BYTES, CLOSE_GROUP, WAIT_GROUP = range(4)
+NOTHING, COPIES_ARRIVE, BOX_TO_SHARED, BOX_TO_GLOBAL, BYTES_COPY, STORE = range(6)
+"""Kinds of asynchronous work: cp.async.mbarrier.arrive, boxes of tensors, runs of bytes, st.async."""
+ASK_BOX, ASK_BYTES, CLOSE_GROUP, WAIT_GROUP, ASK_STORE = range(5)
 """What BULK does."""
 INIT, INVALIDATE, EXPECT, COMPLETE, ARRIVE, ARRIVE_EXPECT, TEST, TRY, ARRIVE_AFTER_COPIES = range(9)
 """What MBARRIER does."""

@@ -260,9 +260,9 @@ def _choice(entry: Entry, values: _Values) -> dict[int, Fused]:
 
     for several in (False, True):
         for place, found in sums.items():
-            for one in found if place not in chosen else ():
-                if (several or len(values.uses[Root(one.product)]) == 1) and may(one.product):
-                    chosen[place] = one
+            for taken in found if place not in chosen else ():
+                if (several or len(values.uses[Root(taken.product)]) == 1) and may(taken.product):
+                    chosen[place] = taken
                     break
     return chosen
 
@@ -278,6 +278,8 @@ class _Rewriting:
     """A kernel on the way to its contracted form."""
 
     entry: Entry
+    prefix: str
+    """Of the names of new registers."""
     before: dict[int, list[PtxInstruction]] = field(default_factory=lambda: defaultdict(list))
     """Instructions put in front of others."""
     changed: dict[int, PtxInstruction] = field(default_factory=dict)
@@ -287,7 +289,7 @@ class _Rewriting:
     def fresh(self, bits: int) -> Register:
         """A register that the text does not name."""
         self.named += 1
-        return Register(f"%fused{self.named}", bits)
+        return Register(f"%{self.prefix}{self.named}", bits)
 
     def put(self, place: int, opcode: str, *operands: Operand, bits: int = 32) -> Register:
         """An instruction before another, of whose line it is; its result."""
@@ -360,18 +362,18 @@ def _contracted(entry: Entry, rule: ContractionSpec) -> tuple[Entry, int]:
     chosen = _choice(entry, values)
     if not chosen:
         return entry, 0
-    rewriting = _Rewriting(entry)
+    rewriting = _Rewriting(entry, "fused")
     takers: dict[int, set[int]] = defaultdict(set)
     for place, each in chosen.items():
         takers[each.product].add(place)
     for product, places in takers.items():
         a, b = _factors(rewriting, values, product, max(places))
         for place in places:
-            made, each = entry.instructions[place], chosen[place]
-            other = made.operands[3 - each.operand]
+            made, taken = entry.instructions[place], chosen[place]
+            other = made.operands[3 - taken.operand]
             is_difference = base_of(made.opcode) == "sub"
-            minus = each.minus != (is_difference and each.operand == 2)
-            if is_difference and each.operand == 1:
+            minus = taken.minus != (is_difference and taken.operand == 2)
+            if is_difference and taken.operand == 1:
                 other = Negative(other)
             opcode = "fma.rn." + made.opcode.partition(".")[2]
             rewriting.changed[place] = replace(made, opcode=opcode, operands=(made.operands[0], Negative(a) if minus else a, b, other))
@@ -396,19 +398,24 @@ def _factors(rewriting: _Rewriting, values: _Values, product: int, last: int) ->
 
 
 def _drop(rewriting: _Rewriting, values: _Values) -> None:
-    """What reads products that are gone, and is not needed: copies on their way, and what nothing rests on."""
+    """What nothing rests on goes, and copies that nothing reads any more."""
     rewriting.gone |= {*range(len(values.instructions))} - values.needed
-    leaving = {place for place, _ in values.leaving}
-    for place, made in enumerate(values.instructions):
-        source = values.copied(made)
-        at = None if source is None else values.reads[place].get(source)
-        if at in rewriting.gone and place not in leaving:
-            rewriting.gone.add(place)
+    idle = True
+    while idle:
+        kept = [rewriting.changed.get(place, each) for place, each in enumerate(values.instructions) if place not in rewriting.gone]
+        kept += [each for place in rewriting.before for each in rewriting.before[place]]
+        wanted = {register for each in kept for register in read(each)}
+        idle = False
+        for place, made in enumerate(values.instructions):
+            is_copy = base_of(made.opcode) in values.rule.copies and made.guard is None
+            if place not in rewriting.gone and place not in rewriting.changed and is_copy and wanted.isdisjoint(written(made)):
+                rewriting.gone.add(place)
+                idle = True
 
 
 def _without_pairs(entry: Entry) -> Entry:
     """A kernel with two operations of f32 for each of f32x2."""
-    rewriting = _Rewriting(entry)
+    rewriting = _Rewriting(entry, "half")
     for place, each in enumerate(entry.instructions):
         if not each.opcode.endswith("f32x2") or base_of(each.opcode) not in (*_SUMS, "mul", "fma") or each.guard is not None:
             continue
@@ -446,7 +453,7 @@ def folded(entry: Entry, rule: ContractionSpec = CONTRACTIONS[0], *, contracts: 
         contracts: whether a product by a reciprocal may be fused.
     """
     constants = _constants(entry)
-    rewriting = _Rewriting(entry)
+    rewriting = _Rewriting(entry, "constant")
     for place, each in enumerate(entry.instructions):
         if not each.opcode.startswith(rule.folded) or not each.opcode.endswith(".f32"):
             continue

@@ -24,6 +24,7 @@ from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted, folded
+from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
@@ -196,7 +197,7 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         began = time.perf_counter()
-        self.entry, self.arch = module.entries[name], arch
+        self.entry, self.arch = expanded(module, module.entries[name]), arch
         self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
         """Opcodes of the text, as it was given, with their numbers."""
         self.text_instructions = tuple(self.entry.instructions)
@@ -268,8 +269,7 @@ class Kernel:
         code.warpgroups, code.early_uses, code.traces = self.warpgroups, self.early_uses, self.traces
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
-        keep = not self.warpgroups.tables  # whose addresses it holds
-        made = compiled(text, "warp", what=f"the kernel {self.name}", keep=keep)
+        made = compiled(text, "warp", what=f"the kernel {self.name}", beside={each.symbol: each.text for each in code.outlined.values()})
         self.was_kept = self.was_kept and made.was_kept
         return _WarpFunction(made.address, made.owner, text, code.register_bytes, code.cleared_bytes, products)
 
@@ -411,6 +411,7 @@ class _ThreadState:
         self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
+        self.warpgroup_tables = kernel.warpgroups.addresses()
         self.work_room = aligned(warpgrouprecords.ROOM if kernel.warpgroups.tables else 0)
         self.log = np.empty(ROOM if kernel.traces else 0, np.uint8)
         self.log_words = np.array([self.log.ctypes.data, self.log.ctypes.data + self.log.size], np.int64)
@@ -439,7 +440,7 @@ class _ThreadState:
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
         has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
         queue_size = _QUEUE if has_copies else 1
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(32, np.int64)
+        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(48, np.int64)
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
@@ -464,7 +465,10 @@ class _ThreadState:
                 "tensor": tensor, "trace": self.log_words.ctypes.data,
             }  # fmt: skip
             if kernel.warpgroups.tables:
-                fields |= {"warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data}
+                fields |= {
+                    "warpgroup": queues_of_products[warp // 4].ctypes.data, "work_room": self.work_room.ctypes.data,
+                    "warpgroup_tables": self.warpgroup_tables.ctypes.data,
+                }  # fmt: skip
             for name, value in fields.items():
                 contexts[warp, _PLACE[name]] = value
         self.record[_RUN_PLACE["room"]] = place + 1

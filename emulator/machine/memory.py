@@ -79,6 +79,8 @@ def _parameter(code: WarpCode, instruction: PtxInstruction, place: Operand, data
     """ld.param: the same for all lanes."""
     if not (isinstance(place, Address) and isinstance(place.base, Symbol)):
         raise code.refused("a parameter at an address")
+    if instruction.opcode.startswith("st"):
+        raise code.refused("a store to a parameter")
     bits, kind = width(_kind(instruction)), _kind(instruction)
     guard = code.guard(instruction)
     start = code.layout.address_of(place.base.name) + place.offset

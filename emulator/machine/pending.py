@@ -18,6 +18,7 @@ from mmabits.emulator.machine.context import (
     BYTES_COPY,
     COPIES_ARRIVE,
     NOTHING,
+    STORE,
     WORK_WORDS,
     Context,
     Launch,
@@ -27,7 +28,7 @@ from mmabits.emulator.machine.helpers import _asynchronous_wait, _fail
 from mmabits.emulator.machine.phases import change, phase_of
 from mmabits.emulator.machine.tensorrecords import TENSOR_COMMIT
 from mmabits.emulator.machine.tensorwork import carry_out_tensor
-from mmabits.emulator.machine.transfers import MAP, SIZE, carry_out_box, carry_out_bytes, counted_bytes
+from mmabits.emulator.machine.transfers import MAP, SIZE, carry_out_box, carry_out_bytes, carry_out_store, counted_bytes
 
 _WORDS, _LAUNCH_WORDS = len(Context._fields), len(Launch._fields)
 _EVENTS, _LAUNCH = Context._fields.index("events"), Context._fields.index("launch")
@@ -104,6 +105,9 @@ def carry_out(launch: Any, number: int) -> None:
         carry_out_bytes(work)
         if work[_BARRIER] != 0:
             error = change(work[_BARRIER], 0, -work[SIZE], 0, True)
+    elif kind == STORE:
+        carry_out_store(work)
+        error = change(work[_BARRIER], 0, -work[SIZE], 0, True)
     if kind != NOTHING:
         context[_EVENTS] += 1
     if error != 0:

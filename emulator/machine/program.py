@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +54,8 @@ def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
     """Operands that are written."""
     if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
         return ()
+    if base_of(instruction.opcode) in ("bar", "barrier") and ".red." in instruction.opcode:
+        return instruction.operands[:1]
     if base_of(instruction.opcode) in _NO_RESULT or not instruction.operands or isinstance(instruction.operands[0], Address):
         return ()
     return instruction.operands[:1]
@@ -202,38 +203,6 @@ def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:
         end = starts[place + 1] if place + 1 < len(starts) else count
         segments.append(Segment(start, end, tuple(_targets(entry, instructions[end - 1], place, len(starts), number))))
     return segments
-
-
-class Dominators:
-    """Which instructions every way to another one passes."""
-
-    def __init__(self, entry: Entry) -> None:
-        segments = _segments(entry, frozenset())
-        self._starts = [each.first for each in segments]
-        before: list[list[int]] = [[] for _ in segments]
-        for place, segment in enumerate(segments):
-            for target in segment.targets:
-                before[target].append(place)
-        self._passed = [1]
-        """Segments that every way to a segment passes, a bit each; all of them where there is no way."""
-        self._passed += [(1 << len(segments)) - 1] * (len(segments) - 1)
-        changed = True
-        while changed:
-            changed = False
-            for place in range(1, len(segments)):
-                found = -1
-                for each in before[place]:
-                    found &= self._passed[each]
-                found = found & (1 << len(segments)) - 1 | 1 << place
-                if found != self._passed[place]:
-                    self._passed[place], changed = found, True
-
-    def passes(self, first: int, second: int) -> bool:
-        """Whether every way to the second instruction passes the first, another one, before it."""
-        of_first, of_second = (bisect_right(self._starts, each) - 1 for each in (first, second))
-        if of_first == of_second:
-            return first < second
-        return bool(self._passed[of_second] >> of_first & 1)
 
 
 def _targets(entry: Entry, last: PtxInstruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:

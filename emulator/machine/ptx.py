@@ -10,7 +10,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from mmabits.isa import EmulationError
@@ -219,6 +219,7 @@ class _Scope:
     def __init__(self) -> None:
         self.single: dict[str, Register] = {}
         self.families: dict[str, int] = {}
+        self.variables: set[str] = set()
 
 
 class _Reader:
@@ -428,7 +429,7 @@ class _Reader:
             return
         if _DECLARED.match(text):
             for variable in self.variables(text):
-                entry.variables[variable.name] = variable
+                self.declare(entry, variable)
             return
         rest, guard = text, None
         found = _GUARD.match(text)
@@ -441,6 +442,18 @@ class _Reader:
         entry.instructions.append(
             PtxInstruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
         )
+
+    def declare(self, entry: Entry, variable: Variable) -> None:
+        """A variable of a function. One behind another of the same name may take its place: their scopes do not overlap."""
+        before = entry.variables.get(variable.name)
+        if any(variable.name in scope.variables for scope in self.scopes):
+            raise self.fail(f"{variable.name} is declared again inside its scope")
+        self.scopes[-1].variables.add(variable.name)
+        if before is not None:
+            if before.space != variable.space or variable.space == "shared":
+                raise self.fail(f"{variable.name} is declared in two scopes")
+            variable = replace(variable, size=max(before.size, variable.size), align=max(before.align, variable.align))
+        entry.variables[variable.name] = variable
 
     def registers(self, text: str) -> None:
         """`.reg .b32 %r<10>, a, b`."""

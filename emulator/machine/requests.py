@@ -10,12 +10,14 @@ from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import (
     ASK_BOX,
     ASK_BYTES,
+    ASK_STORE,
     BAD_REDUCTION,
     BOX_TO_GLOBAL,
     BOX_TO_SHARED,
     BYTES_COPY,
     CLOSE_GROUP,
     MISALIGNED,
+    STORE,
     WINDOW_SHIFT,
     WORK_WORDS,
     Context,
@@ -26,7 +28,10 @@ from mmabits.emulator.machine.pending import carry_out_groups, put_off
 from mmabits.emulator.machine.tensormaps import BYTES, COPY_MAP, ELEMENTS, FIELDS, MAGIC, TensorMap
 from mmabits.emulator.machine.transfers import (
     BOX_ALIGNMENT,
+    COMBINED,
     COORDINATES,
+    DATA,
+    ELEMENT,
     MAP,
     OFFSET,
     OPERATION,
@@ -41,7 +46,7 @@ from mmabits.emulator.machine.transfers import (
 _WORDS, _LAUNCH_WORDS = len(Context._fields), len(Launch._fields)
 _LAUNCH, _BULK_GROUPS, _OWN = (Context._fields.index(name) for name in ("launch", "bulk_groups", "own"))
 _ELEMENT = TensorMap._fields.index("element")
-_F32 = next(code for code, row in ELEMENTS.items() if row.name == "f32")
+_F32, _F16, _BF16 = (next(code for code, row in ELEMENTS.items() if row.name == name) for name in ("f32", "f16", "bf16"))
 
 
 @jit
@@ -50,7 +55,8 @@ def bulk(words: Any) -> None:
 
     Words: which, mask, context, instruction, then of a box: addresses of the maps, of shared memory, of mbarriers (0 of copies to global
     memory), coordinates (32 words for each dimension), dimensions, operation; of bytes: addresses of targets, sources, mbarriers (or 0),
-    sizes; of both, at 11, addresses of masks of CTAs that get a copy each, or 0; of a wait: how many groups may be left.
+    sizes, element, operation; of both, at 11, addresses of masks of CTAs that get a copy each, or 0; of a wait: how many groups may be
+    left; of a store: addresses of targets, data (register after register), mbarriers, bytes of a register, registers.
     """
     what, mask, instruction = words[1], words[2], words[4]
     context = array_at(words[3], _WORDS, np.int64)
@@ -62,6 +68,8 @@ def bulk(words: Any) -> None:
             _ask_box(context, words, lane, groups[lane], instruction)
         elif what == ASK_BYTES:
             _ask_bytes(context, words, lane, groups[lane], instruction)
+        elif what == ASK_STORE:
+            _ask_store(context, words, lane, groups[lane], instruction)
         elif what == CLOSE_GROUP:
             groups[lane] += 1
         else:
@@ -80,7 +88,8 @@ def _ask_box(context: Any, words: Any, lane: int, group: int, instruction: int) 
         return
     if words[10] != 0:
         element = array_at(place, 16, np.int64)[_ELEMENT]
-        if not (2 <= element <= 5 or (element == _F32 and words[10] == 1)):
+        is_integer, is_half = 2 <= element <= 5, element in (_F16, _BF16)
+        if not (is_integer or (element == _F32 and words[10] == 1) or (is_half and words[10] <= 3)):
             _fail(context, BAD_REDUCTION, instruction, lane, element)
             return
     if words[11] == 0:
@@ -131,17 +140,17 @@ def _ask_bytes(context: Any, words: Any, lane: int, group: int, instruction: int
         return
     if words[11] == 0:
         barrier = np.int64(0) if words[7] == 0 else array_at(words[7], 32, np.int64)[lane]
-        _put_bytes(context, target, source, size, barrier, lane, group, instruction)
+        _put_bytes(context, words, target, source, size, barrier, lane, group, instruction)
         return
     for rank in range(16):
         if array_at(words[11], 32, np.int32)[lane] >> rank & 1:
             barrier = in_cta(array_at(words[7], 32, np.int64)[lane], rank)
-            _put_bytes(context, in_cta(target, rank), source, size, barrier, lane, group, instruction)
+            _put_bytes(context, words, in_cta(target, rank), source, size, barrier, lane, group, instruction)
 
 
 @jit
 def _put_bytes(
-    context: Any, target: int, source: int, size: int, barrier_address: int, lane: int, group: int, instruction: int
+    context: Any, words: Any, target: int, source: int, size: int, barrier_address: int, lane: int, group: int, instruction: int
 ) -> None:  # fmt: skip
     to, of, barrier = _within(context, target, size, lane, instruction), _within(context, source, size, lane, instruction), np.int64(0)
     if barrier_address != 0:
@@ -151,7 +160,23 @@ def _put_bytes(
     if to == 0 or of == 0:
         return
     work = array_at(put_off(context, BYTES_COPY, barrier, lane, group, instruction), WORK_WORDS, np.int64)
-    work[TARGET], work[SOURCE], work[SIZE] = to, of, size
+    work[TARGET], work[SOURCE], work[SIZE], work[ELEMENT], work[COMBINED] = to, of, size, words[9], words[10]
+
+
+@jit
+def _ask_store(context: Any, words: Any, lane: int, group: int, instruction: int) -> None:
+    unit, count = words[8], words[9]
+    to = _resolved(context, array_at(words[5], 32, np.int64)[lane], unit * count, lane, instruction)
+    barrier = _resolved(context, array_at(words[7], 32, np.int64)[lane], 8, lane, instruction)
+    if to == 0 or barrier == 0:
+        return
+    work = array_at(put_off(context, STORE, barrier, lane, group, instruction), WORK_WORDS, np.int64)
+    work[TARGET], work[SIZE], work[DATA], work[DATA + 1] = to, unit * count, 0, 0
+    for number in range(count):
+        at = words[6] + (32 * number + lane) * unit
+        for byte in range(unit):
+            place = number * unit + byte
+            work[DATA + place // 8] |= np.int64(array_at(at, unit, np.uint8)[byte]) << 8 * (place % 8)
 
 
 _ADDRESS, _RANK, _, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATOM = (

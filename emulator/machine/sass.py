@@ -25,6 +25,7 @@ from mmabits.isa.contraction import contraction
 from mmabits.isa.errors import DeviceUnavailable
 
 _TIMEOUT_S: Final = 120
+_MOST_SHOWN: Final = 12
 _LINE: Final = re.compile(r'\s*//## File "[^"]*", line (\d+)')
 _CODE: Final = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+\{?\s*(?:@!?U?P\w+\s+)?([^;]+?)\s*;")
 _FUNCTION: Final = re.compile(r"^\.text\.([\w$.]+):")
@@ -56,12 +57,12 @@ def tool(name: str) -> Path | None:
 
 
 def assembler(arch: str) -> Path:
-    """The ptxas for an architecture: Triton brings another one for Blackwell.
+    """The ptxas for an architecture: Triton brings an older one for those before Hopper.
 
     Raises:
         DeviceUnavailable: there is none.
     """
-    names = ("ptxas-blackwell", "ptxas") if architecture(arch).capability_number >= 100 else ("ptxas",)
+    names = ("ptxas-blackwell", "ptxas") if architecture(arch).capability_number >= 90 else ("ptxas",)
     found = next((path for path in map(tool, names) if path is not None), None)
     if found is None:
         raise DeviceUnavailable("no ptxas: it comes with the CUDA toolkit and with Triton")
@@ -99,6 +100,7 @@ def assemble(text: str, *, arch: str, contracts: bool = True) -> bytes:
         return cubin.read_bytes()
 
 
+@lru_cache(maxsize=4)
 def by_line(cubin: bytes) -> dict[str, dict[int, list[str]]]:
     """Machine instructions of each kernel of a cubin, by the line of the PTX that they come from; nothing where it names no lines.
 
@@ -128,28 +130,29 @@ def by_line(cubin: bytes) -> dict[str, dict[int, list[str]]]:
 # ------------------------------------------------------------------------------------------------------------------ comparison
 
 
-def kind_of(code: str) -> str | None:
-    """What a machine instruction computes: `product`, `sum` or `fused`; None of others.
+def kinds_of(code: str) -> tuple[str, ...]:
+    """What a machine instruction computes: `product`, `sum` or `fused`; nothing of others.
 
-    A fused multiply-add with zero for addend is a product, with one for factor a sum; HFMA2 of zeros moves a
+    HFMA2 stands for products too, with zero for addend, and for sums, with one for a factor: such a one is both. HFMA2 of zeros moves a
     constant, HADD2.F32 converts, and HADD2 with zero copies.
     """
     name, _, rest = code.partition(" ")
     words = name.split(".")
     kind = _KINDS.get(words[0])
     if kind is None:
-        return None
+        return ()
     operands = [each.strip() for each in rest.split(",")][1:]
-    if words[0] == "HADD2" and ("F32" in words or any(each.lstrip("-").startswith("RZ") for each in operands)):
-        return None
-    if kind == _FUSED and words[0] == "HFMA2":
-        if operands[0].lstrip("-").startswith("RZ") and operands[1].lstrip("-").startswith("RZ"):
-            return None
-        if operands[-1].lstrip("-").startswith("RZ"):
-            return _PRODUCT
+    is_zero = [each.lstrip("-").startswith("RZ") for each in operands]
+    if words[0] == "HADD2" and ("F32" in words or any(is_zero)):
+        return ()
+    if words[0] == "HFMA2":
+        if all(is_zero[:2]):
+            return ()
+        if is_zero[-1]:
+            return (_PRODUCT, _FUSED)
         if "1" in operands[:3]:
-            return _SUM
-    return kind
+            return (_SUM, _FUSED)
+    return (kind,)
 
 
 def _wanted(instruction: PtxInstruction) -> str | None:
@@ -208,7 +211,8 @@ class FusionCheck:
             text += f"; {self.missing} have no machine code of their own"
         if self.expanded:
             text += f"; {self.expanded.total()} expanded ones are not compared ({', '.join(sorted(self.expanded))})"
-        return "\n".join([text, *(f"  {each}" for each in self.parted)])
+        more = [f"  and {len(self.parted) - _MOST_SHOWN} more"] if len(self.parted) > _MOST_SHOWN else []
+        return "\n".join([text, *(f"  {each}" for each in self.parted[:_MOST_SHOWN]), *more])
 
 
 def check_fusion(text: str, *, arch: str, kernel: str | None = None, contracts: bool = True, cubin: bytes | None = None) -> FusionCheck:
@@ -261,15 +265,16 @@ def _compared(entry: Entry, after: Entry, lines: dict[int, list[str]], arch: str
             expanded[each.opcode] += 1
             continue
         wanted = Counter(kind for one in executed[each.line] if (kind := _wanted(one)) is not None)
-        machine = Counter(kind for one in lines.get(each.line, ()) if (kind := kind_of(one)) is not None)
+        machine = [kinds for one in lines.get(each.line, ()) if (kinds := kinds_of(one))]
         if not machine and wanted:
             missing += 1
             continue
         compared += 1
         here += wanted
-        found += machine
-        if set(machine) != set(wanted) and not any(map(_has_factor_one, executed[each.line])):
-            parted.append(FusionLine(instruction=each, here=_words(wanted), found=_words(machine)))
+        seen_there = Counter(next((kind for kind in kinds if kind in wanted), kinds[0]) for kinds in machine)
+        found += seen_there
+        if set(seen_there) != set(wanted) and not any(map(_has_factor_one, executed[each.line])):
+            parted.append(FusionLine(instruction=each, here=_words(wanted), found=_words(seen_there)))
     return FusionCheck(
         kernel=entry.name, arch=arch, assembler=assembled, here=here, found=found, compared=compared, parted=tuple(parted), missing=missing,
         expanded=expanded,

@@ -50,13 +50,10 @@ def weak_points(kernel: Kernel) -> tuple[WeakPoint, ...]:
             reason = f"{row.evidence}: {row.note or 'what it does is carried over from its neighbours'}"
             add(instruction.opcode, row.evidence, reason, instruction)
     if kernel.fused:
-        reason = f"inferred: {kernel.fused} sums of the text are fused with products by a rule; the machine code was not looked at"
+        reason = (
+            f"inferred: {kernel.fused} sums of the text are fused with products by a rule; report(fusion=True) looks at the machine code"
+        )
         add("fused multiply-adds", Evidence.INFERRED, reason)
-    if kernel.contracts:
-        quotient = next((each for each in kernel.entry.instructions if each.opcode.startswith(("div.full", "div.approx"))), None)
-        if quotient is not None:
-            reason = "inferred: ptxas fuses the product inside with a sum that follows; here each is rounded"
-            add("sums of quotients", Evidence.INFERRED, reason, quotient)
     return tuple(found.values())
 
 

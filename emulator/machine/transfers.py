@@ -12,6 +12,7 @@ import numpy as np
 
 from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.context import BAD_MAP, NO_MAP, Work
+from mmabits.emulator.machine.halves import sum_of_halves
 from mmabits.emulator.machine.helpers import _fail, _within
 from mmabits.emulator.machine.operands import swizzled
 from mmabits.emulator.machine.tensormaps import ATOMS, BYTES, ELEMENT_TABLE, MAGIC, SWIZZLES, TensorMap
@@ -20,8 +21,10 @@ OWN = len(Work._fields)
 MAP, SHARED, OFFSET, COORDINATES, OPERATION = OWN, OWN + 1, OWN + 2, OWN + 3, OWN + 8
 """Words of a box's record: addresses in this process of the map and of shared memory, the offset in it, five coordinates, and how it is
 combined with global memory: 0 to replace it."""
-TARGET, SOURCE, SIZE = OWN, OWN + 1, OWN + 2
-"""Words of a record of bytes."""
+TARGET, SOURCE, SIZE, ELEMENT, COMBINED = OWN, OWN + 1, OWN + 2, OWN + 3, OWN + 4
+"""Words of a record of bytes: type of an element, and how they are combined with what is there: 0 to replace it."""
+DATA = OWN + 3
+"""Of st.async: two words that are written, after TARGET and SIZE."""
 _ADDRESS, _RANK, _ELEMENT, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATOM = (
     TensorMap._fields.index(name)
     for name in ("address", "rank", "element", "swizzle", "fill", "sizes_01", "stride_1", "box", "steps", "atom")
@@ -140,7 +143,15 @@ def _fill(place: int, size: int, code: Any) -> None:
 @jit
 def _combine(operation: int, element: int, target: int, source: int) -> None:
     """A reduction of one element in global memory: 1 add, 2 min, 3 max, 4 and, 5 or, 6 xor."""
-    if element == 4 or element == 5:
+    if element == 6 or element == 10:
+        half = array_at(target, 1, np.uint16)
+        half[0] = _combined_halves(operation, np.int64(half[0]), np.int64(array_at(source, 1, np.uint16)[0]), 10 if element == 6 else 7)
+    elif element == 9:
+        total64 = array_at(target, 1, np.float64)[0] + array_at(source, 1, np.float64)[0]
+        array_at(target, 1, np.float64)[0] = total64
+        if total64 != total64:
+            array_at(target, 1, np.int64)[0] = np.int64(0x7FF8000000000000)
+    elif element == 4 or element == 5:
         cell, value = array_at(target, 1, np.int64), array_at(source, 1, np.int64)[0]
         signed = element == 5
         less = value < cell[0] if signed else np.uint64(value) < np.uint64(cell[0])
@@ -164,6 +175,19 @@ def _combine(operation: int, element: int, target: int, source: int) -> None:
             codes[0] = np.uint32(0x7FFFFFFF)
         elif codes[0] & np.uint32(0x7F800000) == 0:
             codes[0] &= np.uint32(0x80000000)
+
+
+@jit
+def _combined_halves(operation: int, old: int, new: int, fraction_bits: int) -> Any:
+    """Of f16 or bf16: the sum, or the less or greater one: -0 is less than +0, NaN gives way to a number."""
+    if operation == 1:
+        return sum_of_halves(old, new, fraction_bits)
+    infinity = ((1 << (15 - fraction_bits)) - 1) << fraction_bits
+    old_is_nan, new_is_nan = old & 0x7FFF > infinity, new & 0x7FFF > infinity
+    if old_is_nan or new_is_nan:
+        return (np.int64(0x7FFF) if new_is_nan else new) if old_is_nan else old
+    key_old, key_new = (-1 - (old & 0x7FFF) if old >> 15 else old), (-1 - (new & 0x7FFF) if new >> 15 else new)
+    return new if (key_new < key_old) == (operation == 2) else old
 
 
 @jit
@@ -212,7 +236,20 @@ def carry_out_box(context: Any, work: Any, loads: bool) -> None:
 
 @jit
 def carry_out_bytes(work: Any) -> None:
-    """Copy a run of bytes, 16 at a time."""
+    """Copy a run of bytes, 16 at a time, or combine it element by element with what is there."""
+    if work[COMBINED] != 0:
+        wide = ELEMENT_TABLE[4 * work[ELEMENT] + 1]
+        for at in range(0, work[SIZE], wide):
+            _combine(work[COMBINED], work[ELEMENT], work[TARGET] + at, work[SOURCE] + at)
+        return
     target, source = array_at(work[TARGET], work[SIZE] // 8, np.int64), array_at(work[SOURCE], work[SIZE] // 8, np.int64)
     for word in range(work[SIZE] // 8):
         target[word] = source[word]
+
+
+@jit
+def carry_out_store(work: Any) -> None:
+    """Write up to 16 bytes."""
+    target = array_at(work[TARGET], work[SIZE], np.uint8)
+    for byte in range(work[SIZE]):
+        target[byte] = work[DATA + byte // 8] >> 8 * (byte % 8) & 255

@@ -51,6 +51,7 @@ _ERROR, _ERROR_INSTRUCTION, _ARRIVES, _HELD, _PARKED, _HURRY, _EVENTS, _BULK_GRO
     for name in ("error", "error_instruction", "arrives", "held", "parked", "hurry", "events", "bulk_groups", "cluster_phase")
 )
 _OWN, _WARPGROUP = _C.index("own"), _C.index("warpgroup")
+_COUNTED, _REDUCED, _RETURNS = (_C.index(name) for name in ("counted", "reduced", "returns"))
 _REGISTERS, _LOCAL, _LOCAL_SIZE = (_C.index(name) for name in ("registers", "local", "local_size"))
 _UNIFORM, _PARTED, _WARPS, _THREADS, _NEXT, _LAST, _GRID_X, _GRID_Y = (
     _L.index(name) for name in ("uniform", "diverged", "warps", "threads", "next", "last", "grid_x", "grid_y")
@@ -95,8 +96,8 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     shared = array_at(cta[_SHARED], launch[_SHARED_SIZE] // 8, np.int64)
     for word in range(launch[_SHARED_SIZE] // 8):
         shared[word] = 0
-    barriers = array_at(cta[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
-    for word in range(2 * _BARRIER_COUNT):
+    barriers = array_at(cta[_BARRIERS], 3 * _BARRIER_COUNT, np.int64)
+    for word in range(3 * _BARRIER_COUNT):
         barriers[word] = 0
     begin_tensor(array_at(cta[_CONTEXTS], _WORDS, np.int64))
     cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE] = cluster, rank, 0, 0
@@ -120,7 +121,7 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
         context[_STATE] = READY
         context[_QUEUED] = 0
         context[_GROUP] = 0
-        context[_ARRIVES], context[_HURRY], context[_CLUSTER_PHASE] = 0, 0, 0
+        context[_ARRIVES], context[_HURRY], context[_CLUSTER_PHASE], context[_RETURNS] = 0, 0, 0, 0
         registers = array_at(context[_REGISTERS], launch[_CLEARED] // 8, np.int64)
         for word in range(launch[_CLEARED] // 8):
             registers[word] = 0
@@ -140,7 +141,7 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
 @jit
 def _arrive(cta: Any, context: Any) -> bool:
     """A warp comes to a barrier. False where the barrier is misused."""
-    barriers = array_at(cta[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
+    barriers = array_at(cta[_BARRIERS], 3 * _BARRIER_COUNT, np.int64)
     number, expected = context[_BARRIER], context[_EXPECTED]
     if number < 0 or number >= _BARRIER_COUNT or expected % 32 != 0:
         return False
@@ -148,13 +149,14 @@ def _arrive(cta: Any, context: Any) -> bool:
         return False
     barriers[2 * number + 1] = expected
     barriers[2 * number] += 32
+    barriers[2 * _BARRIER_COUNT + number] += context[_COUNTED]
     return True
 
 
 @jit
 def _release(launch: Any, cta: Any) -> bool:
     """Let go the warps of every barrier that is complete."""
-    barriers = array_at(cta[_BARRIERS], 2 * _BARRIER_COUNT, np.int64)
+    barriers = array_at(cta[_BARRIERS], 3 * _BARRIER_COUNT, np.int64)
     found = False
     for number in range(_BARRIER_COUNT):
         come, expected = barriers[2 * number], barriers[2 * number + 1]
@@ -164,12 +166,14 @@ def _release(launch: Any, cta: Any) -> bool:
             expected = (_live_threads(launch, cta) + 31) // 32 * 32
         if come < expected:
             continue
-        barriers[2 * number] = 0
+        counted = barriers[2 * _BARRIER_COUNT + number]
+        barriers[2 * number], barriers[2 * _BARRIER_COUNT + number] = 0, 0
         found = True
         for warp in range(launch[_WARPS]):
             context = array_at(cta[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
             if context[_STATE] & 3 == BLOCKED and context[_BARRIER] == number:
                 context[_STATE] = context[_STATE] >> 2
+                context[_REDUCED] = counted
     return found
 
 

@@ -7,12 +7,13 @@ second takes over, which runs the lanes that are furthest behind under a mask un
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.elementwise import NoEmitter, emitted
+from mmabits.emulator.machine.outlined import Outlined, outlined
 from mmabits.emulator.machine.program import CARRY, Program, base_of
 from mmabits.emulator.machine.ptx import (
     Address,
@@ -85,6 +86,8 @@ class WarpCode(Code):
         """Bytes of the frame: records and what helpers work on."""
         self.later: list[str] = []
         """Blocks of a segment that stand behind it."""
+        self.outlined: dict[str, Outlined] = {}
+        """Functions of opcodes that it calls, by their symbols."""
         self.warpgroups: Any = None
         """Products of warpgroups (wgmma.py)."""
         self.early_uses: frozenset[int] = frozenset()
@@ -127,7 +130,7 @@ class WarpCode(Code):
         """Say at which instruction the warp waits, unless one before has failed, which is then told of."""
         place = self.context_place("error_instruction")
         was = self.named(f"load i64, ptr {place}")
-        error = self.named(f"load i64, ptr {self.context_place('error')}")
+        error = self.context_word("error")
         failed = self.named(f"icmp ne i64 {error}, 0")
         self.line(f"store i64 {self.named(f'select i1 {failed}, i64 {was}, i64 {self.index}')}, ptr {place}")
 
@@ -379,7 +382,8 @@ class WarpCode(Code):
         elif len(sources) != len(given):
             raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
         try:
-            results = emitted(self, row, operands)
+            function = outlined(row.name)
+            results = emitted(self, row, operands) if function is None else (self.called(function, operands),)
         except NoEmitter:
             raise self.refused(f"the opcode {row.name}") from None
         guard = self.guard(instruction)
@@ -391,6 +395,13 @@ class WarpCode(Code):
                 self.put(place, self.resize(value, place.bits, signed=kind[0] == "s"), guard)
             elif not isinstance(place, Sink):
                 raise PtxError(f"no register to write in {instruction}")
+
+    def called(self, function: Outlined, operands: Sequence[Value]) -> Value:
+        """What a function of an opcode makes of operands."""
+        self.declared.add(function.declaration)
+        self.outlined[function.symbol] = function
+        given = ", ".join(each.typed for each in operands)
+        return self.value(function.result, f"call <{LANES} x {function.result}> @{function.symbol}({given})")
 
     # --------------------------------------------------------------------------------------------------------------- segments
 
@@ -706,10 +717,20 @@ class WarpCode(Code):
     def barrier(self, instruction: PtxInstruction, place: int) -> None:
         """bar.sync: the warp returns, and goes on when as many threads have come as it says; bar.arrive: it is counted, and goes on."""
         arrives = ".arrive" in instruction.opcode
-        if instruction.guard is not None or ".red" in instruction.opcode or not (arrives or ".sync" in instruction.opcode):
+        reduces = ".red" in instruction.opcode
+        if instruction.guard is not None or not (arrives or reduces or ".sync" in instruction.opcode):
             raise self.refused(f"the opcode {instruction.opcode}" + (" under a guard" if instruction.guard else ""))
-        number = self.operand(instruction.operands[0], 32)
-        expected = self.operand(instruction.operands[1], 32) if len(instruction.operands) > 1 else self.constant(0, 32)
+        given = list(instruction.operands)
+        target = given.pop(0) if reduces else None
+        truth = self.operand(given.pop(), 1) if reduces else None
+        number = self.operand(given[0], 32)
+        expected = self.operand(given[1], 32) if len(given) > 1 else self.constant(0, 32)
+        counted = self.counted(instruction, truth) if truth is not None else "0"
+        name = self.fresh("reduced")[1:]
+        if reduces:
+            returns = self.named(f"icmp ne i64 {self.context_word('returns')}, 0")
+            self.line(f"br i1 {returns}, label %{name}, label %{name}.not")
+            self.label(f"{name}.not")
         if self.diverged:
             self.others_come(place, aligned=instruction.opcode.startswith("bar.") or ".aligned" in instruction.opcode)
         self.leave(place)
@@ -717,11 +738,37 @@ class WarpCode(Code):
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
         self.waits_here()
-        if self.diverged:
+        self.set_context("counted", counted)
+        if reduces:
+            self.set_context("returns", 1)
+        elif self.diverged:
             self.move_lanes(self.constant(place + 1, 32))
-        else:
-            self.set_context("segment", place + 1)
+        if not self.diverged:
+            self.set_context("segment", place if reduces else place + 1)
         self.line(f"ret i32 {words.AT_BARRIER}")
+        if target is not None:
+            self.label(name)
+            self.set_context("returns", 0)
+            self.reduced(instruction, target)
+            self.leave(place)
+            self.go(place + 1, place)
+
+    def counted(self, instruction: PtxInstruction, truth: Value) -> str:
+        """How many lanes the reduction of a barrier counts: those that are true; of `and` those that are not."""
+        lanes = self.opposite(truth) if ".and." in instruction.opcode else truth
+        alive = self.lanes_of(self.named(f"trunc i64 {self.context_word('alive')} to i32"))
+        lanes = self.both(lanes, alive if self.active is None else self.active)
+        self.declared.add("declare i32 @llvm.ctpop.i32(i32)")
+        return self.named(f"zext i32 {self.named(f'call i32 @llvm.ctpop.i32(i32 {self.as_word(lanes)})')} to i64")
+
+    def reduced(self, instruction: PtxInstruction, target: Operand) -> None:
+        """The result of the reduction of a barrier, which let the warp go."""
+        if not isinstance(target, Register):
+            raise self.refused("a result that is no register")
+        found = self.uniform("reduced")
+        if ".popc." not in instruction.opcode:
+            found = self.compare("eq" if ".and." in instruction.opcode else "ne", found, self.constant(0, 32))
+        self.put(target, self.resize(found, target.bits))
 
     def others_come(self, place: int, *, aligned: bool) -> None:
         """Some lanes come to a barrier: they wait for the others, as far as those have not ended."""

@@ -74,7 +74,7 @@ class Queue(NamedTuple):
 HEAD = len(Queue._fields)
 ENTRIES = HEAD + 4 * GROUPS
 ENTRY = 4
-"""Words of a product: its table, the descriptors of A and B, whether C counts."""
+"""Words of a product: the number of its table, the descriptors of A and B, whether C counts."""
 FRAGMENTS = ENTRIES + ENTRY * QUEUE
 QUEUE_WORDS = FRAGMENTS + QUEUE * 4 * FRAGMENT // 8
 """Words of a warpgroup's queue."""

@@ -44,10 +44,11 @@ _P = WarpgroupProduct._fields
     _REGISTER_COUNT, _SLOTS,
 ) = range(len(_P))  # fmt: skip
 _WORDS, _CTA_WORDS = len(Context._fields), len(Cta._fields)
-_WARP, _REGISTERS, _SHARED, _SHARED_SIZE, _CTA, _COUNTS, _WARPGROUP, _WORK_ROOM, _EVENTS, _ERROR, _ERROR_INSTRUCTION = (
+_WARP, _REGISTERS, _SHARED, _SHARED_SIZE, _CTA, _COUNTS, _WARPGROUP, _WORK_ROOM, _EVENTS, _ERROR, _ERROR_INSTRUCTION, _TABLES = (
     Context._fields.index(name)
     for name in (
         "warp", "registers", "shared", "shared_size", "cta", "counts", "warpgroup", "work_room", "events", "error", "error_instruction",
+        "warpgroup_tables",
     )
 )  # fmt: skip
 _CONTEXTS = Cta._fields.index("contexts")
@@ -55,7 +56,7 @@ _CONTEXTS = Cta._fields.index("contexts")
 
 @jit
 def warpgroup(words: Any) -> None:
-    """What, context, instruction; of a product: its table, descriptors, whether C counts, A's fragment; of a wait: groups left, or -1.
+    """What, context, instruction; of a product: its table's number, descriptors, whether C counts, A's fragment; of a wait: groups, or -1.
 
     A wait writes whether the warp must wait behind them.
     """
@@ -128,7 +129,7 @@ def _chain(queue: Any, wanted: int) -> int:
 def _multiply(context: Any, queue: Any, first: int, steps: int, instruction: int) -> None:
     """Products first .. first + steps - 1."""
     entry = ENTRIES + ENTRY * (first % QUEUE)
-    table = array_at(queue[entry], len(_P), np.int64)
+    table = array_at(array_at(context[_TABLES], queue[entry] + 1, np.int64)[queue[entry]], len(_P), np.int64)
     n, k = table[_N], table[_K]
     whole, room = k * steps, context[_WORK_ROOM]
     a_size = 4 if table[_A_HELD] == 32 else 1 if table[_A_HELD] == 8 else 2

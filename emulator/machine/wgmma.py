@@ -50,7 +50,7 @@ class ProductTable:
 
     @property
     def counter(self) -> int:
-        """Its place among the counters."""
+        """Its place among the counters: its number behind FIRST_COUNTER."""
         return int(self.words[warpgrouprecords.WarpgroupProduct._fields.index("counter")])
 
 
@@ -77,6 +77,10 @@ class Warpgroups:
         if found is None:
             found = self.tables[form] = self._made(form)
         return found
+
+    def addresses(self) -> npt.NDArray[np.int64]:
+        """Of the tables, by their numbers."""
+        return np.array([each.words.ctypes.data for each in self.tables.values()] or [0], np.int64)
 
     @staticmethod
     def finish(code: WarpCode) -> None:
@@ -180,7 +184,7 @@ def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
         first = code.lane(code.operand(a, 64))
     second = code.lane(code.operand(b, 64))
     adds = code.named(f"zext i1 {code.lane(code.operand(scale_d, 1))} to i64")
-    _call(code, warpgrouprecords.ISSUE, table.words.ctypes.data, first, second, adds, fragment)
+    _call(code, warpgrouprecords.ISSUE, table.counter - warpgrouprecords.FIRST_COUNTER, first, second, adds, fragment)
 
 
 HANDLERS: Final[dict[str, Handler]] = {"wgmma": _wgmma}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmabits.emulator.schedules.cublaslt import FP8, operand_types
-from mmabits.emulator.schedules.schedule import Chains, NoSchedule, Schedule
+from mmabits.emulator.schedules.schedule import Schedule
+from mmabits.emulator.schedules.sums import Chains, NoSchedule
 from mmabits.isa import Evidence, OperandError, architecture
 from mmabits.isa.choices import library_promotion
 from mmabits.isa.cublaslt import ATTRIBUTES, ChoiceRules, cublaslt
@@ -93,7 +94,7 @@ def choice(
     for name, size in (("m", m), ("n", n), ("k", k)):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise OperandError(f"{name} must be a whole number from 1 on, got {size!r}")
-    asked = _Asked(m, n, k, operand_types(types), architecture(arch).target, library, workspace, fast_accum)
+    asked = _ChoiceRequest(m, n, k, operand_types(types), architecture(arch).target, library, workspace, fast_accum)
     if file is None:
         return _known(asked)
     path = Path(file)
@@ -101,7 +102,7 @@ def choice(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ChoiceRequest:
     m: int
     n: int
     k: int
@@ -179,7 +180,7 @@ def _changed(path: Path) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _chosen(asked: _Asked, path: Path, changed: int) -> Choice:
+def _chosen(asked: _ChoiceRequest, path: Path, changed: int) -> Choice:
     """With a file; what it has no answer for is known as without one."""
     data = _file(path, changed)
     if architecture(data["arch"]).target != asked.arch:
@@ -189,16 +190,17 @@ def _chosen(asked: _Asked, path: Path, changed: int) -> Choice:
     config = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum))
     if config is None:
         return _known(asked)
+    level = Evidence.INFERRED if data.get("kind") == "emulator" else Evidence.RECORDED
     asked_where = f"asked on {data['gpu']}, workspace {data['workspace']:,} bytes"
     try:
         one = Candidate(schedule=asked.planned(config), why="the library's answer")
     except NoSchedule as reason:
         known = _known(asked)
         return replace(known, rule=f"no plan for the library's answer ({asked_where}): {reason}; then {known.rule}")
-    return asked.choice([one], Evidence.RECORDED, asked_where)
+    return asked.choice([one], level, asked_where)
 
 
-def _mmaemu(asked: _Asked) -> int | None:
+def _mmaemu(asked: _ChoiceRequest) -> int | None:
     """The slices of K by the table of the package mmaemu, where it is installed and has the shape."""
     profile = {0: "hopper-ws0", 1 << 20: "hopper", 32 << 20: "hopper-te"}.get(asked.workspace)
     out = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}[asked.types[2]]
@@ -219,7 +221,7 @@ def _mmaemu(asked: _Asked) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _known(asked: _Asked) -> Choice:
+def _known(asked: _ChoiceRequest) -> Choice:
     rules = cublaslt()
     if rules.platform(asked.arch) is None or asked.types[:2] not in {row[:2] for row in rules.types}:
         interval = library_promotion(asked.arch) if asked.is_fp8 and not asked.fast_accum else 0
@@ -232,7 +234,7 @@ def _known(asked: _Asked) -> Choice:
     return _fp8(asked, rules.choices) if asked.is_fp8 else _narrow(asked, rules.choices)
 
 
-def _fp8(asked: _Asked, rules: ChoiceRules) -> Choice:
+def _fp8(asked: _ChoiceRequest, rules: ChoiceRules) -> Choice:
     recorded = _mmaemu(asked)
     if recorded is not None:
         one = Candidate(schedule=asked.plan(66, split=recorded, stages=36), why="the library's answer")
@@ -251,7 +253,7 @@ def _fp8(asked: _Asked, rules: ChoiceRules) -> Choice:
     return asked.choice(_distinct(found, asked.k), Evidence.INFERRED, rule)
 
 
-def _splits(asked: _Asked, stages: int, splits: Sequence[int]) -> Iterator[Candidate]:
+def _splits(asked: _ChoiceRequest, stages: int, splits: Sequence[int]) -> Iterator[Candidate]:
     for split in splits:
         try:
             yield Candidate(schedule=asked.plan(66, split=split, stages=stages), why=f"nvjet, SPLITK_NUM {split}")
@@ -259,7 +261,7 @@ def _splits(asked: _Asked, stages: int, splits: Sequence[int]) -> Iterator[Candi
             continue
 
 
-def _narrow(asked: _Asked, rules: ChoiceRules) -> Choice:
+def _narrow(asked: _ChoiceRequest, rules: ChoiceRules) -> Choice:
     found: list[Candidate] = []
     is_aligned = asked.n % rules.contiguous_multiple == 0 and asked.k % rules.contiguous_multiple == 0
     if is_aligned:
@@ -284,7 +286,7 @@ def _narrow(asked: _Asked, rules: ChoiceRules) -> Choice:
     return asked.choice(_distinct(found, asked.k), Evidence.INFERRED, f"{rule}; a rule in prose, without a count")
 
 
-def _cores(asked: _Asked, rules: ChoiceRules) -> Iterator[Candidate]:
+def _cores(asked: _ChoiceRequest, rules: ChoiceRules) -> Iterator[Candidate]:
     rows = cublaslt()
     if rules.gemmsn_rows[0] <= asked.m <= rules.gemmsn_rows[1] and asked.k <= rules.gemmsn_k:
         for algorithm, option in rows.gemmsn:

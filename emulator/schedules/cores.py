@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.engine.fma import fma
-from mmabits.emulator.schedules.schedule import Blocks, Lanes, Parts, Ranges
+from mmabits.emulator.schedules.sums import BlockSums, LaneSums, PartSums, RangeSums
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ _HIGHEST: Final = 126
 """Exponents between which a product of two numbers of 8 or 11 bits is exact in f32, and its sum with another f32 rounds once."""
 
 
-def product(sums: Parts | Lanes | Ranges | Blocks, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Floats:
+def product(sums: PartSums | LaneSums | RangeSums | BlockSums, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> Floats:
     """A B by a schedule of CUDA cores.
 
     Args:
@@ -76,16 +76,16 @@ class _Sums:
         self.shape = np.broadcast_shapes(left.shape[1:], right.shape[1:])
         self._scratch = np.empty((0, *self.shape), np.float32)
 
-    def of(self, sums: Parts | Lanes | Ranges | Blocks) -> Floats:
+    def of(self, sums: PartSums | LaneSums | RangeSums | BlockSums) -> Floats:
         """The sum of all K."""
         match sums:
-            case Parts():
+            case PartSums():
                 return self._parts(sums)
-            case Lanes():
+            case LaneSums():
                 return self._lanes(sums)
-            case Ranges():
+            case RangeSums():
                 return self._ranges(sums)
-            case Blocks():
+            case BlockSums():
                 return self._blocks(sums)
 
     def _zeros(self, lanes: int) -> Floats:
@@ -125,7 +125,7 @@ class _Sums:
         total: Floats = self._chains(1, [slice(element, element + 1) for element in range(start, stop)])[0]
         return total
 
-    def _parts(self, sums: Parts) -> Floats:
+    def _parts(self, sums: PartSums) -> Floats:
         size = -(-self.k // sums.parts)
         block = sums.block or size
         parts = []
@@ -134,7 +134,7 @@ class _Sums:
             parts.append(_in_order([self._chain(first, min(first + block, stop)) for first in range(start, stop, block)]))
         return _in_order(parts)
 
-    def _lanes(self, sums: Lanes) -> Floats:
+    def _lanes(self, sums: LaneSums) -> Floats:
         tile, vector = sums.vector * sums.lanes, sums.vector
         every = (sums.close_every or max(-(-self.k // tile), 1)) * tile
         totals = self._zeros(sums.lanes)
@@ -152,7 +152,7 @@ class _Sums:
             totals = chains if first == 0 else _added(totals, chains, active)
         return _halved(totals)[0] if sums.halves else _in_order(list(totals))
 
-    def _ranges(self, sums: Ranges) -> Floats:
+    def _ranges(self, sums: RangeSums) -> Floats:
         size = -(-self.k // sums.lanes)
         totals = self._zeros(sums.lanes)
         for first in range(0, size, sums.close_every):
@@ -161,7 +161,7 @@ class _Sums:
             totals = chains if first == 0 else _added(totals, chains, -(-(self.k - first) // size))
         return _in_order(list(totals))
 
-    def _blocks(self, sums: Blocks) -> Floats:
+    def _blocks(self, sums: BlockSums) -> Floats:
         width = sums.threads * sums.vector
         partial = self._zeros(max(sums.blocks, sums.threads))
         for block in range(min(sums.blocks, -(-self.k // width))):

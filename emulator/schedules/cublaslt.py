@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from mmabits.emulator.schedules.schedule import Blocks, Chains, Lanes, Merge, NoSchedule, Parts, Planned, Ranges, Schedule
+from mmabits.emulator.schedules.sums import BlockSums, Chains, LaneSums, Merge, NoSchedule, PartSums, Planned, RangeSums
 from mmabits.isa import Evidence, OperandError, architecture, format_spec
 from mmabits.isa.cublaslt import ATTRIBUTES, CublasLt, Platform, cublaslt
 
@@ -16,7 +16,7 @@ OUTPUTS: Final = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class _PlanRequest:
     """A configuration and what it is for."""
 
     rows: CublasLt
@@ -51,11 +51,11 @@ class _Question:
         raise NoSchedule(f"cuBLASLt's ALGO_ID {self.config['ALGO_ID']} on {self.platform.arch}: {reason}")
 
 
-def plan(
+def planned_fields(
     config: Sequence[int | None] | Mapping[str, int | None] | None, m: int, n: int, k: int, types: str | Sequence[str], *, arch: str,
     version: str,
-) -> Schedule:  # fmt: skip
-    """See `Schedule.cublaslt`."""
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of the schedule: see `Schedule.cublaslt`."""
     rows = cublaslt()
     numbers = _attributes(config)
     sizes = tuple(_size(name, size) for name, size in (("m", m), ("n", n), ("k", k)))
@@ -71,7 +71,7 @@ def plan(
         measured = ", ".join(f"{a} x {b}" for a, b, _ in rows.types)
         raise NoSchedule(f"cuBLASLt's plans were not measured for {forms[0]} x {forms[1]}; they were for {measured}")
     given = {name: 0 if value is None else value for name, value in zip(ATTRIBUTES, numbers, strict=True)}
-    asked = _Question(rows=rows, platform=platform, config=given, m=sizes[0], n=sizes[1], k=sizes[2], types=forms)
+    asked = _PlanRequest(rows=rows, platform=platform, config=given, m=sizes[0], n=sizes[1], k=sizes[2], types=forms)
     family = rows.family.get(given["ALGO_ID"])
     if family is None:
         asked.refuse(f"no plan is known for it; known are {', '.join(map(str, sorted(rows.family)))}")
@@ -82,7 +82,7 @@ def plan(
         m=asked.m, n=asked.n, k=asked.k, a_type=forms[0], b_type=forms[1], arch=target, library=f"cublaslt-{version}", config=numbers
     )
     level = Evidence.PUBLISHED if forms in rows.types else Evidence.INFERRED
-    return Schedule(output=asked.output, planned=planned, evidence=level, **found)
+    return {"output": asked.output, "planned": planned, "evidence": level, **found}
 
 
 def operand_types(types: str | Sequence[str]) -> tuple[str, str, str]:
@@ -143,7 +143,7 @@ def chunk(k: int, slices: int, grain: int) -> int:
     return grain * -(-grains // slices)
 
 
-def _nvjet(asked: _Question) -> dict[str, Any]:
+def _nvjet(asked: _PlanRequest) -> dict[str, Any]:
     stages = asked.config["STAGES_ID"]
     row = asked.rows.nvjet.get(stages)
     if row is None:
@@ -159,7 +159,7 @@ def _nvjet(asked: _Question) -> dict[str, Any]:
     return {"sums": Chains(promote_every=promote), "slices": asked.splits, "slice_k": size, "lost_tail": lost}
 
 
-def _cutlass(asked: _Question) -> dict[str, Any]:
+def _cutlass(asked: _PlanRequest) -> dict[str, Any]:
     if asked.is_fp8:
         asked.refuse("no CUTLASS kernel with FP8 operands was seen")
     stages = asked.config["STAGES_ID"]
@@ -184,24 +184,24 @@ def _cutlass(asked: _Question) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gemmsn(asked: _Question) -> dict[str, Any]:
+def _gemmsn(asked: _PlanRequest) -> dict[str, Any]:
     _check_cores(asked)
     if asked.splits != 1:
         asked.refuse(f"SPLITK_NUM {asked.splits}: it is known unsplit")
     row = asked.rows.gemmsn.get((asked.config["ALGO_ID"], asked.option))
     if row is None:
         asked.refuse(f"CUSTOM_OPTION {asked.option} is not known")
-    return {"sums": Parts(parts=row.parts, block=row.block)}
+    return {"sums": PartSums(parts=row.parts, block=row.block)}
 
 
-def _gemv(asked: _Question) -> dict[str, Any]:
+def _gemv(asked: _PlanRequest) -> dict[str, Any]:
     _check_cores(asked)
     _check_vector(asked)
     if asked.option == asked.rows.ranges_option:
         if asked.splits != 1 or asked.m != 1:
             asked.refuse(f"CUSTOM_OPTION {asked.option} is known unsplit and for M = 1, got SPLITK_NUM {asked.splits} and M = {asked.m}")
         lanes, close_every = asked.rows.ranges
-        return {"sums": Ranges(lanes=lanes, close_every=close_every)}
+        return {"sums": RangeSums(lanes=lanes, close_every=close_every)}
     row = asked.rows.gemv_row(asked.option, asked.platform.arch)
     if row is None:
         asked.refuse(f"CUSTOM_OPTION {asked.option} is not known")
@@ -209,27 +209,27 @@ def _gemv(asked: _Question) -> dict[str, Any]:
     if limit and asked.m * asked.n > limit:
         asked.refuse(f"CUSTOM_OPTION {asked.option} was measured up to {limit:,} elements of the result, got {asked.m * asked.n:,}")
     size = -(-asked.k // asked.splits)
-    sums = Lanes(vector=row.vector_of(size), lanes=row.lanes, close_every=row.close_every, halves=row.halves)
+    sums = LaneSums(vector=row.vector_of(size), lanes=row.lanes, close_every=row.close_every, halves=row.halves)
     return {"sums": sums} if asked.splits == 1 else {"sums": sums, "slices": asked.splits, "slice_k": size}
 
 
-def _dot(asked: _Question) -> dict[str, Any]:
+def _dot(asked: _PlanRequest) -> dict[str, Any]:
     _check_cores(asked)
     _check_vector(asked)
     narrow, wide = asked.rows.dot_vectors
-    return {"sums": Blocks(blocks=asked.splits, vector=narrow if asked.n == 1 else wide, threads=asked.rows.dot_threads)}
+    return {"sums": BlockSums(blocks=asked.splits, vector=narrow if asked.n == 1 else wide, threads=asked.rows.dot_threads)}
 
 
-def _check_cores(asked: _Question) -> None:
+def _check_cores(asked: _PlanRequest) -> None:
     if asked.is_fp8:
         asked.refuse("no kernel of CUDA cores with FP8 operands was seen")
 
 
-def _check_vector(asked: _Question) -> None:
+def _check_vector(asked: _PlanRequest) -> None:
     if not asked.is_vector:
         asked.refuse(f"it is for M = 1 or N = 1, got M = {asked.m} and N = {asked.n}")
 
 
-_FAMILIES: Final[dict[str, Callable[[_Question], dict[str, Any]]]] = {
+_FAMILIES: Final[dict[str, Callable[[_PlanRequest], dict[str, Any]]]] = {
     "nvjet": _nvjet, "cutlass": _cutlass, "gemmsn": _gemmsn, "gemv": _gemv, "dot": _dot,
 }  # fmt: skip

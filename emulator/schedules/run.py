@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from mmabits.emulator.codecs import canonical_nan
 from mmabits.emulator.engine.fma import canonical
-from mmabits.emulator.schedules.schedule import Chains, Merge, Schedule
+from mmabits.emulator.schedules.schedule import Schedule
+from mmabits.emulator.schedules.sums import Chains, Merge
 from mmabits.isa import OperandError, format_spec
 
 Array = npt.NDArray[Any]

@@ -12,10 +12,12 @@ from mmabits.isa import parse as instruction
 if TYPE_CHECKING:
     from mmabits.conformance.identify import identify
     from mmabits.emulator.machine.calls import function
+    from mmabits.emulator.machine.sass import check_fusion
     from mmabits.emulator.schedules import Schedule, choice
     from mmabits.research.explain import explain
     from mmabits.research.follow import explain_result
     from mmabits.research.functions import explain_function
+    from mmabits.research.invariance import invariance
     from mmabits.research.kernels import describe_kernel
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
@@ -23,16 +25,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "explain", "explain_function", "identify", "study", "tolerance",
-    "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError",
-    "__version__",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify",
+    "invariance", "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
+    "check_fusion": "mmabits.emulator.machine.sass",
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
-    "identify": "mmabits.conformance.identify", "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
+    "identify": "mmabits.conformance.identify", "invariance": "mmabits.research.invariance",
+    "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
 """Functions and types whose modules are imported at the first use, so that `import mmabits` stays quick."""
 

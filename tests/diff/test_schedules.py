@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mmabits
-from mmabits.conformance.diff import Schedule, fitting_schedules, recompute
+from mmabits.conformance.diff import TriedSchedule, fitting_schedules, recompute
 from mmabits.conformance.diff.schedules import Order, add_parts, assumed_schedule, panels
 from mmabits.isa import OperandError, library_instruction
 
@@ -46,7 +46,7 @@ def test_promotion_every_128_against_none():
     assert any(plan.promote_every == 128 and plan.split_k == 1 for plan in found)
     assert not any(plan.promote_every is None and plan.split_k == 1 for plan in found)
     best = fitting_schedules(a, b, plain, arch=ARCH)[0]
-    assert best.differing == 0 and best.schedule == Schedule(instruction=library_instruction(ARCH, "e4m3", "e4m3"))
+    assert best.differing == 0 and best.schedule == TriedSchedule(instruction=library_instruction(ARCH, "e4m3", "e4m3"))
 
 
 def test_another_family_is_found():
@@ -59,7 +59,7 @@ def test_another_family_is_found():
 def test_factors_and_rounding_are_applied():
     a, b = operands(ml_dtypes.float8_e4m3fn)
     scale_a, scale_b = np.full((40, 1), 0.7, np.float32), np.linspace(0.5, 2, 48, dtype=np.float32)[None]
-    plan = Schedule(instruction=library_instruction(ARCH, "e4m3", "e4m3"), split_k=2)
+    plan = TriedSchedule(instruction=library_instruction(ARCH, "e4m3", "e4m3"), split_k=2)
     result = recompute(a, b, schedule=plan, arch=ARCH, scale_a=scale_a, scale_b=scale_b, dtype=ml_dtypes.bfloat16)
     halves = [mmabits.gemm(a[:, half], b[half], instruction="wgmma", arch=ARCH) for half in (slice(0, 512), slice(512, 1024))]
     assert (result == ((halves[0] + halves[1]) * scale_a * scale_b).astype(ml_dtypes.bfloat16)).all()
@@ -76,7 +76,7 @@ def test_block_scales_are_split_with_k():
     whole = recompute(a, b, schedule=plan, arch="sm_100a", scale_a=scale_a, scale_b=scale_b)
     given = {"instruction": plan.instruction, "arch": "sm_100a"}
     assert (whole == mmabits.gemm(a, b, scale_a=scale_a, scale_b=scale_b, **given)).all()
-    split = Schedule(instruction=plan.instruction, split_k=2)
+    split = TriedSchedule(instruction=plan.instruction, split_k=2)
     first = mmabits.gemm(a[:, :96], b[:96], scale_a=scale_a[:, :3], scale_b=scale_b[:3], **given)
     second = mmabits.gemm(a[:, 96:], b[96:], scale_a=scale_a[:, 3:], scale_b=scale_b[3:], **given)
     got = recompute(a, b, schedule=split, arch="sm_100a", scale_a=scale_a, scale_b=scale_b)
@@ -140,7 +140,7 @@ def test_rarer_schedules_never_come_before_simpler_ones_that_fit():
     result = mmabits.gemm(a, b, instruction="wgmma", arch=ARCH).astype(np.float16)
     fits = fitting_schedules(a, b, result, arch=ARCH)
     assert all(fit.differing == 0 and fit.schedule.workspace is None and not fit.schedule.order.is_tree for fit in fits)
-    assert fits[0].schedule == Schedule(instruction=library_instruction(ARCH, "f16", "f16"))
+    assert fits[0].schedule == TriedSchedule(instruction=library_instruction(ARCH, "f16", "f16"))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_rarer_schedules_never_come_before_simpler_ones_that_fit():
 def test_orders_add_as_they_say(order, count, grouped):
     rng = np.random.default_rng(6)
     parts = [rng.standard_normal((16, 16), np.float32) for _ in range(count)]
-    plan = Schedule(instruction=library_instruction(ARCH, "f16", "f16"), split_k=count, order=order)
+    plan = TriedSchedule(instruction=library_instruction(ARCH, "f16", "f16"), split_k=count, order=order)
     spelled = "".join(f"parts[{letter}]" if letter.isdigit() else letter for letter in grouped)
     assert (add_parts(parts, plan) == eval(spelled, {"parts": parts})).all()
 
@@ -179,7 +179,7 @@ def test_schedules_that_say_nothing_are_refused():
         ({"keeps_total": True, "workspace": "f16", "order": Order.HALVES}, "in order or in reverse"),
     ):
         with pytest.raises(OperandError, match=said):
-            Schedule(instruction=row, **wrong)
+            TriedSchedule(instruction=row, **wrong)
 
 
 def test_a_result_of_another_shape_is_refused():

@@ -13,7 +13,7 @@ import mmabits
 from mmabits.commands.pages.diff import differences_page
 from mmabits.conformance.diff import Run, fitting_schedules, recompute
 from mmabits.conformance.diff.products import compare_product
-from mmabits.conformance.diff.schedules import Fit, Order, Schedule, assumed_schedule
+from mmabits.conformance.diff.schedules import Fit, Order, TriedSchedule, assumed_schedule
 from mmabits.conformance.diff.steps import (
     SAMPLED,
     AlongK,
@@ -98,7 +98,7 @@ def test_a_traced_chain_counts_its_c():
 @pytest.mark.parametrize("order", Order)
 def test_the_end_is_what_the_schedule_gives(order):
     a, b = operands(np.float16)
-    plan = Schedule(instruction=assumed_schedule(a, b, arch=ARCH).instruction, split_k=4, order=order, workspace="bf16")
+    plan = TriedSchedule(instruction=assumed_schedule(a, b, arch=ARCH).instruction, split_k=4, order=order, workspace="bf16")
     whole = recompute(a, b, schedule=plan, arch=ARCH)
     for row, column in ((0, 0), (11, 9)):
         assert followed(a, b, plan, row, column).end == Fraction(float(whole[row, column]))

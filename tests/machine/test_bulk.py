@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import operands
@@ -12,7 +13,9 @@ import pytest
 
 from mmabits.emulator.machine.kernel import Kernel, KernelError
 from mmabits.emulator.machine.tensormaps import ELEMENTS, tensor_map
+from mmabits.emulator.machine.warp import UnknownOpcode
 from mmabits.isa import OperandError
+from mmabits.isa.opcodes import opcode_table
 
 HEAD = ".version 8.8\n.target sm_90a\n.address_size 64\n.extern .shared .align 1024 .b8 room[];\n"
 REGISTERS = "\t.reg .pred %p<20>;\n\t.reg .b32 %r<60>;\n\t.reg .b64 %rd<40>;\n"
@@ -271,6 +274,100 @@ def test_boxes_are_reduced_into_global_memory(element: int, operation: str) -> N
     wanted = both[1].copy()
     wanted[4:] = function(both[1][4:], both[0][:-4])
     assert np.array_equal(tensor, wanted)
+
+
+HALVES = {6: np.float16, 10: ml_dtypes.bfloat16}
+
+
+def halves(element: int, operation: str) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Codes, subnormal numbers, zeros, infinities and NaN among them, and what their sum, minimum or maximum is."""
+    rng = operands.generator("halves", element, operation)
+    first, second = (rng.integers(0, 1 << 16, 4096).astype(np.uint16) for _ in range(2))
+    top = int(np.array(np.inf, HALVES[element]).view(np.uint16))
+    edges = np.array([0, 0x8000, 1, 0x8001, top, top | 0x8000, top + 1, 0x7FFF], np.uint16)
+    first[:64], second[:64] = np.repeat(edges, 8), np.tile(edges, 8)
+    word = "f16" if element == 6 else "bf16"
+    reference = opcode_table()[f"{'add.rn' if operation == 'add' else operation}.{word}"].reference
+    assert reference is not None
+    codes = np.array([reference(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)], np.uint16)
+    return first, second, codes
+
+
+@pytest.mark.parametrize("element", HALVES)
+@pytest.mark.parametrize("operation", ["add", "min", "max"])
+def test_halves_are_reduced(element: int, operation: str) -> None:
+    """Boxes of 64, and runs of bytes, one behind the other."""
+    first, second, wanted = halves(element, operation)
+    given, tensor = aligned((4096,), np.uint16), aligned((8192,), np.uint16)
+    given[:], tensor[:4096], tensor[4096:] = first, second, second
+    word = "f16" if element == 6 else "bf16"
+    body = f"""{MOVE.format(IN, 2048)}
+	mov.b32 %r20, 0;
+	add.s32 %r9, %r8, 1024;
+$L_boxes:
+	@%p1 cp.reduce.async.bulk.tensor.1d.global.shared::cta.{operation}.tile.bulk_group [%rd3, {{%r20}}], [%r9];
+	add.s32 %r20, %r20, 64;
+	add.s32 %r9, %r9, 128;
+	setp.lt.s32 %p3, %r20, 4096;
+	@%p3 bra $L_boxes;
+	add.s32 %r9, %r8, 1024;
+	ld.param.b64 %rd5, [k_param_0+8];
+	add.s64 %rd5, %rd5, 8192;
+	@%p1 cp.reduce.async.bulk.global.shared::cta.bulk_group.{operation}.noftz.{word} [%rd5], [%r9], 8192;"""
+    run(kernel(body), tensor_map(tensor.ctypes.data, (4096,), (), (64,), element=element), given, tensor)
+    assert np.array_equal(tensor[:4096], wanted)
+    assert np.array_equal(tensor[4096:], wanted)
+
+
+@pytest.mark.parametrize(("word", "operation", "dtype"), [
+    ("u32", "add", np.uint32), ("s32", "min", np.int32), ("u64", "max", np.uint64), ("b64", "xor", np.uint64), ("f32", "add", np.float32),
+    ("f64", "add", np.float64),
+])  # fmt: skip
+def test_runs_of_bytes_are_reduced(word: str, operation: str, dtype: Any) -> None:
+    count = 128 // np.dtype(dtype).itemsize
+    both = operands.generator("runs", word).integers(-1000, 1000, (2, count)).astype(dtype)
+    given, tensor = aligned((count,), dtype), aligned((count,), dtype)
+    given[:], tensor[:] = both
+    body = f"""{MOVE.format(IN, 32)}
+	add.s32 %r9, %r8, 1024;
+	ld.param.b64 %rd5, [k_param_0];
+	@%p1 cp.reduce.async.bulk.global.shared::cta.bulk_group.{operation}.{word} [%rd5], [%r9], 128;"""
+    run(kernel(body), tensor.ctypes.data.to_bytes(128, "little"), given, tensor)
+    function = {"add": np.add, "min": np.minimum, "max": np.maximum, "xor": np.bitwise_xor}[operation]
+    assert np.array_equal(tensor, function(*both))
+
+
+@pytest.mark.parametrize("opcode", ["min.f32", "and.f16", "inc.u32", "add.b16"])
+def test_reductions_that_there_are_not(opcode: str) -> None:
+    with pytest.raises(UnknownOpcode, match=r"cp\.reduce\.async\.bulk"):
+        kernel(f"cp.reduce.async.bulk.global.shared::cta.bulk_group.{opcode} [%rd1], [%r8], 128;")
+
+
+@pytest.mark.parametrize(("suffix", "operand", "words"), [
+    ("b32", "%r20", 1), ("v2.b32", "{%r20, %r21}", 2), ("v4.b32", "{%r20, %r21, %r22, %r23}", 4),
+    ("b64", "%rd20", 2), ("v2.f64", "{%rd20, %rd21}", 4),
+])  # fmt: skip
+def test_a_store_that_an_mbarrier_counts(suffix: str, operand: str, words: int) -> None:
+    """It is done when a wait wants it, and not before."""
+    body = f"""
+	mad.lo.u32 %r9, %r1, 16, %r8;
+	add.u32 %r9, %r9, 1024;
+	mad.lo.u32 %r20, %r1, 4, 1000; add.u32 %r21, %r20, 1; add.u32 %r22, %r20, 2; add.u32 %r23, %r20, 3;
+	mov.b64 %rd20, {{%r20, %r21}}; mov.b64 %rd21, {{%r22, %r23}};
+	@%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r8], {32 * 4 * words};
+	bar.warp.sync -1;
+	st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.{suffix} [%r9], {operand}, [%r8];
+	ld.shared.b32 %r30, [%r9];
+	{WAIT}
+	ld.shared.v4.b32 {{%r31, %r32, %r33, %r34}}, [%r9];
+	mad.wide.u32 %rd5, %r1, 20, %rd1;
+	st.global.b32 [%rd5], %r30;
+	st.global.b32 [%rd5+4], %r31; st.global.b32 [%rd5+8], %r32; st.global.b32 [%rd5+12], %r33; st.global.b32 [%rd5+16], %r34;"""
+    found = aligned((32, 5), np.uint32)
+    run(kernel(body), bytes(128), found)
+    wanted = np.zeros((32, 5), np.uint32)
+    wanted[:, 1 : 1 + words] = 1000 + 4 * np.arange(32)[:, None] + np.arange(words)
+    assert np.array_equal(found, wanted)
 
 
 def test_a_map_that_the_kernel_makes() -> None:

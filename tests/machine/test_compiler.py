@@ -1,6 +1,7 @@
 """Machine code of kernels: compiled once, kept in files, and made anew where a file cannot be trusted."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,10 @@ def answer(text: str, opt: int = 0) -> int:
     return int(ctypes.CFUNCTYPE(ctypes.c_int32)(address)())
 
 
+def symbol(text: str, opt: int = 0) -> str:
+    return compiler.symbol_of(text, opt)
+
+
 def kept(folder: Path) -> list[Path]:
     return sorted(folder.rglob("mmabits_kernel_*.mmabits"))
 
@@ -58,10 +63,37 @@ def test_a_short_text_is_not_kept(folder: Path, compilations: list[int]) -> None
     assert len(compilations) == 2 and kept(folder) == []
 
 
-def test_a_text_with_addresses_is_not_kept(folder: Path, compilations: list[int]) -> None:
+def test_what_a_text_calls_beside_it_is_kept_by_its_own_name(folder: Path, compilations: list[int]) -> None:
+    calls = "declare i32 @mmabits_opcode_test()\ndefine i32 @answer() {\n  %found = call i32 @mmabits_opcode_test()\n  ret i32 %found\n}\n"
+    beside = {"mmabits_opcode_test": SMALL.replace("@answer", "@mmabits_opcode_test")}
     for _ in range(2):
-        compiler.compiled(LARGE, "answer", keep=False)
-    assert len(compilations) == 2 and kept(folder) == []
+        compiler._part.cache_clear()
+        made = compiler.compiled(calls, "answer", beside=beside)
+        assert ctypes.CFUNCTYPE(ctypes.c_int32)(made.address)() == 42
+    assert len(compilations) == 3  # the short text twice
+    assert len(sorted(folder.rglob("mmabits_opcode_*.mmabits"))) == 1
+
+
+def test_the_oldest_go_where_there_is_more_than_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [LARGE.replace("42", str(number)) for number in range(43, 48)]
+    answer(texts[0])
+    monkeypatch.setattr(machine_code, "KEPT_BYTES", 3 * kept(folder)[0].stat().st_size + 10)
+    first = kept(folder)[0]
+    os.utime(first, (1, 1))
+    for place, text in enumerate(texts[1:4]):
+        answer(text)
+        for each in kept(folder):
+            if each != first and each.stat().st_mtime > 1000:
+                os.utime(each, (100 + place, 100 + place))
+    assert len(kept(folder)) == 3 and first not in kept(folder)
+    answer(texts[1])  # used again: the next oldest goes
+    answer(texts[4])
+    assert len(kept(folder)) == 3
+    assert machine_code.kept_code(symbol(texts[1])) is not None and machine_code.kept_code(symbol(texts[2])) is None
+    other = folder / "mmabits" / "mmabits_fused_uint8_float32-0123.mmabits"
+    other.write_bytes(bytes(100000))
+    answer(texts[2])
+    assert other.exists()
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:50], lambda data: b""])

@@ -453,3 +453,51 @@ def test_sums_in_variables_flush_as_their_space_does(variable: str, flushes: boo
 	st.global.b32 [%rd1], %r5;
 	ret;""", before=f"{variable} .align 4 .b32 cell[1];" if space == "global" else "")  # fmt: skip
     assert found[0] == (0 if flushes else 3)
+
+
+# ------------------------------------------------------------------------------------------------- barriers that count as they meet
+
+
+@pytest.mark.parametrize("parted", [False, True])
+@pytest.mark.parametrize("threads", [96, 80])
+@pytest.mark.parametrize(("opcode", "limit"), [
+    ("bar.red.popc.u32", 70), ("barrier.cta.red.popc.aligned.u32", 3), ("bar.red.and.pred", 96), ("bar.red.and.pred", 40),
+    ("bar.red.or.pred", 0), ("bar.red.or.pred", 40),
+])  # fmt: skip
+def test_a_barrier_with_a_reduction(opcode: str, limit: int, threads: int, parted: bool) -> None:
+    """Of the threads below a limit, twice, with another sum the second time."""
+    target, taken = ("%r5", "") if "popc" in opcode else ("%p5", "selp.b32 %r5, 1, 0, %p5;")
+    other, more = ("%r6", "") if "popc" in opcode else ("%p6", "selp.b32 %r6, 1, 0, %p6;")
+    found = launched(f"""
+	{"setp.eq.u32 %p7, %r1, 5; @%p7 bra over; mov.b32 %r7, 0; over:" if parted else ""}
+	setp.lt.u32 %p1, %r1, {limit};
+	{opcode} {target}, 1, {(threads + 31) // 32 * 32}, %p1;
+	{taken}
+	{opcode} {other}, 0, !%p1;
+	{more}
+	mad.lo.u32 %r5, %r6, 1000, %r5;
+	st.global.b32 [%rd2], %r5;
+	ret;""", threads=threads)  # fmt: skip
+    below = min(limit, threads)
+    first, second = below, threads - below
+    if "and" in opcode:
+        first, second = int(first == threads), int(second == threads)
+    elif ".or." in opcode:
+        first, second = int(first > 0), int(second > 0)
+    assert found[:threads].tolist() == [1000 * second + first] * threads
+
+
+def test_a_barrier_with_a_reduction_in_a_loop() -> None:
+    """As a vote of the whole CTA ends it; its result lives on."""
+    found = launched("""
+	mov.b32 %r4, 0;
+loop:
+	add.u32 %r4, %r4, 1;
+	setp.lt.u32 %p1, %r4, %r1;
+	bar.red.popc.u32 %r5, 0, %p1;
+	setp.gt.u32 %p2, %r5, 10;
+	@%p2 bra loop;
+	mad.lo.u32 %r5, %r4, 100, %r5;
+	st.global.b32 [%rd2], %r5;
+	ret;""", threads=64)  # fmt: skip
+    assert found[:64].tolist() == [5310] * 64

@@ -372,3 +372,15 @@ def test_a_cta_without_whole_warpgroups() -> None:
     made = case(F16.format(8))
     with pytest.raises(UnknownOpcode, match="in a CTA of 2 warps"):
         kernel(load(made.count) + product(made, 0) + COMMIT + wait(), threads=64)
+
+
+def test_the_code_holds_no_addresses() -> None:
+    """So it can be kept in a file."""
+    given = case("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16")
+    body = load(given.count) + "".join(
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {registers(given.count)}, {each}, 1, 1, 1, 0, 0;\n" for each in given.operands
+    )
+    body += "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" + store(given.count)
+    first, second = kernel(body), kernel(body)
+    assert first.warpgroups.tables and first._uniform.text == second._uniform.text
+    assert first.warpgroups.addresses().tolist() != second.warpgroups.addresses().tolist()

@@ -12,7 +12,7 @@ from schedule_cases import fields
 
 import mmabits
 from mmabits.emulator.codecs import as_codes, from_codes
-from mmabits.emulator.schedules import Blocks, Chains, Lanes, LibraryBug, Merge, Parts, Ranges, Schedule
+from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, LibraryBug, Merge, PartSums, RangeSums, Schedule
 from mmabits.isa import InsufficientEvidence, OperandError, OperandTypeError, UnknownInstruction, format_spec
 
 FAMILIES = {"sm_90a": "wgmma", "sm_100a": "tcgen05", "sm_103a": "tcgen05"}
@@ -152,7 +152,7 @@ def test_narrow_groups_are_narrow_instructions_and_zeros_between_give_the_same()
 
 
 @pytest.mark.parametrize(
-    "sums", [Chains(lead_block=32), Parts(parts=2), Lanes(vector=1, lanes=4, halves=True), Ranges(lanes=8, close_every=4)]
+    "sums", [Chains(lead_block=32), PartSums(parts=2), LaneSums(vector=1, lanes=4, halves=True), RangeSums(lanes=8, close_every=4)]
 )
 def test_batches_are_products_one_by_one(sums):
     rng = generator("batch")
@@ -169,7 +169,11 @@ def test_narrow_and_wide_products_of_cuda_cores_are_the_same(wide):
     """Narrow ones form all products first; the columns of a wide one must not differ from them."""
     rng = generator("narrow", wide)
     a, b = rng.standard_normal((1, 500)).astype(np.float16), rng.standard_normal((500, 700)).astype(np.float16)
-    for sums in (Parts(parts=2, block=64), Lanes(vector=8, lanes=16, close_every=2, halves=True), Ranges(lanes=32, close_every=16)):
+    for sums in (
+        PartSums(parts=2, block=64),
+        LaneSums(vector=8, lanes=16, close_every=2, halves=True),
+        RangeSums(lanes=32, close_every=16),
+    ):
         whole = mmabits.gemm(a, b, arch="sm_90a", schedule=Schedule(sums=sums))
         few = mmabits.gemm(a, b[:, 5:7], arch="sm_90a", schedule=Schedule(sums=sums))
         assert np.array_equal(whole[:, 5:7], few)
@@ -178,15 +182,15 @@ def test_narrow_and_wide_products_of_cuda_cores_are_the_same(wide):
 def test_bfloat16_products_below_f32_are_fused():
     tiny = np.array([[2.0**-80, -(2.0**-80)]], ml_dtypes.bfloat16)
     other = np.array([[2.0**-70], [2.0**-71]], ml_dtypes.bfloat16)
-    got = mmabits.gemm(tiny, other, arch="sm_90a", schedule=Schedule(sums=Parts(parts=1)))
+    got = mmabits.gemm(tiny, other, arch="sm_90a", schedule=Schedule(sums=PartSums(parts=1)))
     assert got[0, 0] == 0 and np.signbit(got[0, 0])  # -2^-151 + 0 rounds to -0; a product rounded first would leave +0
     huge = np.array([[-1.0, 2.0**100]], ml_dtypes.bfloat16), np.array([[1.5 * 2.0**127], [2.0**28]], ml_dtypes.bfloat16)
-    assert mmabits.gemm(*huge, arch="sm_90a", schedule=Schedule(sums=Parts(parts=1)))[0, 0] == 2.0**126
+    assert mmabits.gemm(*huge, arch="sm_90a", schedule=Schedule(sums=PartSums(parts=1)))[0, 0] == 2.0**126
 
 
 def test_empty_products():
     for m, n, k in ((0, 3, 5), (3, 0, 5), (3, 4, 0)):
-        for sums in (Chains(), Parts(parts=2)):
+        for sums in (Chains(), PartSums(parts=2)):
             got = mmabits.gemm(*ones(m, n, k), arch="sm_90a", schedule=Schedule(sums=sums, output="bf16"))
             assert got.shape == (m, n) and got.dtype == ml_dtypes.bfloat16 and not got.astype(float).any()
 
@@ -194,13 +198,13 @@ def test_empty_products():
 def test_nan_is_the_gpus():
     a, b = ones(1, 1, 40)
     a[0, 3] = np.nan
-    for sums in (Chains(), Parts(parts=2), Blocks(blocks=2, vector=1)):
+    for sums in (Chains(), PartSums(parts=2), BlockSums(blocks=2, vector=1)):
         assert mmabits.gemm(a, b, arch="sm_90a", schedule=Schedule(sums=sums)).view(np.uint32)[0, 0] == 0x7FFFFFFF
         assert mmabits.gemm(a, b, arch="sm_90a", schedule=Schedule(sums=sums, output="f16")).view(np.uint16)[0, 0] == 0x7FFF
 
 
 PLANNED = Schedule.cublaslt(NVJET, 4, 4, 64, "f16", arch="sm_90a")
-CORES = Schedule(sums=Parts(parts=2))
+CORES = Schedule(sums=PartSums(parts=2))
 
 
 @pytest.mark.parametrize(

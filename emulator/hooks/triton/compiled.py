@@ -25,6 +25,7 @@ from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import ptxas
 from mmabits.emulator.hooks.triton.patches import Patches
 from mmabits.emulator.machine.kernel import Kernel, aligned
+from mmabits.emulator.machine.sass import FusionCheck, check_fusion
 from mmabits.emulator.machine.summary import adds_floats_by_atomics, families, schedule, weak_points
 from mmabits.emulator.machine.tensormaps import tensor_map
 from mmabits.isa import EmulationError, Evidence, InsufficientEvidence, MmabitsError, architecture, lower
@@ -302,7 +303,7 @@ class Launcher:
         if adds_floats_by_atomics(self.kernel):
             session.skip(name, "floating-point atomics", "added in ascending order of programs; a GPU's order is not defined")
 
-    def described(self, session: Session, spills: bool) -> LaunchedKernel:
+    def described(self, session: Session, spills: bool, fusion: bool) -> LaunchedKernel:
         """For the report."""
         kernel, shared = self.kernel, int(self.metadata.shared)
         return LaunchedKernel(
@@ -311,8 +312,15 @@ class Launcher:
             tensor=tuple((matrix, lower(matrix, session.arch).evidence) for matrix in kernel.matrices), weak=self.weak,
             contracts=kernel.contracts, fused=kernel.fused, schedule=schedule(kernel),
             translation=TRANSLATIONS.get(self.metadata.hash), compilation=self.compilation, ptx=self.text,
+            fusion=self._fusion(session.target) if fusion else NOT_ASKED,
             spills=ptxas.spills(self.text, session.target, contracts=kernel.contracts) if spills else NOT_ASKED,
         )  # fmt: skip
+
+    def _fusion(self, arch: str) -> FusionCheck | str:
+        try:
+            return check_fusion(self.text, arch=arch, contracts=self.kernel.contracts)
+        except MmabitsError as error:
+            return f"fusion was not checked: {error}"
 
 
 def _compiler() -> str:
