@@ -24,6 +24,10 @@ def identify(
     gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    function: Annotated[Path | None, typer.Option(help="Instead: a file of `mmabits record --functions`.")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=0, help="With --function: blocks of 2^20 operands to prove the model on; all if left out.")
+    ] = None,
 ) -> None:
     """Find the datapath that fits: its row, the evidence, and what stays undecided. Exit status 1: nothing modelled fits."""
     from mmabits.conformance.identify import identify as run
@@ -34,6 +38,12 @@ def identify(
     from mmabits.reports.output import say, say_json
     from mmabits.reports.pages import check_page, write
 
+    if function is not None:
+        if recording is not None or instruction is not None or arch is not None or gpu is not None or report is not None:
+            raise OperandError("--function takes a file, and goes with --blocks and --json alone")
+        raise typer.Exit(_function(function, blocks, as_json=as_json))
+    if blocks is not None:
+        raise OperandError("--blocks goes with --function")
     if (recording is None) == (instruction is None) or (instruction is None) != (arch is None and gpu is None) or None not in (arch, gpu):
         raise OperandError("identify takes a file, or --instruction with either --arch or --gpu")
     check_page(report)
@@ -63,6 +73,25 @@ def identify(
         if report is not None:
             say(f"wrote {report}")
     raise typer.Exit(0 if found.survived else EXIT_CONTRADICTED)
+
+
+def _function(path: Path, blocks: int | None, *, as_json: bool) -> int:
+    """Identify a recorded function; the exit status."""
+    from mmabits.conformance.identify.functions import identify_function
+    from mmabits.conformance.recorded.functions import read_function
+    from mmabits.reports.output import say, say_json
+
+    found = identify_function(read_function(path), most_blocks=blocks)
+    if as_json:
+        say_json({
+            "opcode": found.opcode, "arch": found.arch, "gpu": found.gpu, "structure": found.structure, "fits": found.fits,
+            "changed_rows": list(found.changed), "results": found.compared, "differ": found.differ, "blocks": found.blocks,
+            "wrong_blocks": list(found.wrong_blocks), "all_operands": found.is_whole,
+            "rows": None if found.rows is None else {"low": found.rows.form.low, "k": found.rows.k, "b": found.rows.b, "c": found.rows.c},
+        })  # fmt: skip
+    else:
+        say(*str(found).split("\n"))
+    return 0 if found.fits else EXIT_CONTRADICTED
 
 
 def _asked(device: Any, recording: Path | None, instruction: str, arch: str | None) -> Asked:

@@ -96,6 +96,10 @@ def record(
     library: Annotated[Path | None, typer.Option(help="With --choices: the file of cuBLASLt; that of PyTorch if left out.")] = None,
     list_kernels: Annotated[bool, typer.Option("--list-kernels", help="Compile one kernel of each form and list them; no GPU.")] = False,
     compile_only: Annotated[bool, typer.Option("--compile-only", help="Compile and list every kernel that would run; no GPU.")] = False,
+    functions: Annotated[bool, typer.Option("--functions", help="The functions (ex2, rcp, ...) over all operands instead.")] = False,
+    blocks: Annotated[
+        int | None, typer.Option(min=0, help="With --functions: so many of the 4,096 blocks of 2^20 operands are summed; all if left out.")
+    ] = None,
 ) -> None:
     """Run instructions on a GPU and record operands and results. Interrupted, the same call goes on. Exit status: 0 all recorded, 2 not."""
     from mmabits.reports.pages import check_page
@@ -106,9 +110,48 @@ def record(
         raise typer.Exit(_list_kernels(arch, only, spelled, report, every_n=every_n, every=compile_only))
     if out is None:
         raise OperandError("--out is missing: the folder for the recordings")
+    if functions:
+        if spelled or generator or report is not None or tiles is not None or chain != 1 or every_n:
+            raise OperandError("--functions goes with --out, --arch, --device, --only, --blocks and --emulated")
+        raise typer.Exit(_record_functions(out, arch, only, device, blocks, emulated=emulated))
+    if blocks is not None:
+        raise OperandError("--blocks goes with --functions")
     if choices:
         raise typer.Exit(_record_choices(out, arch, choices, workspace, layout, library, device, emulated=emulated))
     raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, report, every_n=every_n, emulated=emulated))
+
+
+def _record_functions(out: Path, arch: str, only: str | None, index: int, blocks: int | None, *, emulated: bool) -> int:
+    """Record functions; the exit status."""
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.conformance.record.functions import CudaFunctions, EmulatedFunctions, FunctionOutcome, plans_for, record_functions
+    from mmabits.reports.pages import check_folder
+    from mmabits.reports.progress import progress
+
+    if emulated and arch == AUTO:
+        raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
+    device = EmulatedFunctions(arch) if emulated else CudaFunctions(CudaDevice(index))
+    if arch != AUTO and architecture(arch).name != device.info.arch:
+        raise OperandError(f"--arch {arch} asks for another architecture than that of {device.info.name}, {device.info.arch}")
+    check_folder(out)
+    plans = [plan for plan in plans_for(device.info.arch) if only is None or only in plan.opcode]
+    if not plans:
+        raise OperandError(f"--only {only}: no function has that in its name; there are {', '.join(p.opcode for p in plans_for(arch))}")
+    note(f"{device.info.name}, {device.info.arch}: {len(plans)} functions")
+    outcomes: list[FunctionOutcome] = []
+    with progress(len(plans), "recording") as advance:
+
+        def ended(outcome: FunctionOutcome) -> None:
+            outcomes.append(outcome)
+            advance()
+
+        record_functions(device, plans, out, blocks=blocks, command=shlex.join(["mmabits", *sys.argv[1:]]), advance=ended)
+    for outcome in outcomes:
+        if outcome.error:
+            complain(outcome.error if str(outcome.path) in outcome.error else f"{outcome.path}: {outcome.error}")
+    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in ("recorded", "kept", "failed")}
+    say(f"{len(plans)} functions in {out}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+    return EXIT_FAILED if counts["failed"] else 0
 
 
 def _record(

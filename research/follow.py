@@ -78,7 +78,7 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
+class ResultStep:
     """A value, and how it came about."""
 
     text: str
@@ -88,7 +88,7 @@ class Step:
     """PTX type."""
     where: str = ""
     """Line of the source, or of the PTX."""
-    children: tuple[Step, ...] = ()
+    children: tuple[ResultStep, ...] = ()
     is_element: bool = False
     """An element of a tensor."""
     is_copy: bool = False
@@ -105,7 +105,7 @@ class Step:
         return f"{self.code:#x}"
 
     @property
-    def origin(self) -> Step:
+    def origin(self) -> ResultStep:
         """What was moved here."""
         step = self
         while step.is_copy and step.children:
@@ -114,7 +114,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ProductStep(Step):
+class ProductStep(ResultStep):
     """A dot product that tensor cores computed, of one element of D and all instructions that added to it."""
 
     instruction: Instruction
@@ -149,13 +149,13 @@ class ResultExplanation:
     arch: str
     element: str
     program: int
-    value: Step
+    value: ResultStep
     """The result itself."""
-    root: Step
+    root: ResultStep
     left_out: int
     """Steps that were not followed, since there were too many."""
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[ResultStep]:
         """All steps, each once, from the result back."""
         seen: set[int] = set()
         waiting = [self.root]
@@ -188,7 +188,7 @@ class ResultExplanation:
         found = [f"{self.element} = {self.value.number}, written by program {self.program} of {self.kernel} on {self.arch}"]
         numbers: dict[int, int] = {}
 
-        def show(step: Step, level: int) -> None:
+        def show(step: ResultStep, level: int) -> None:
             step = step.origin
             again = numbers.get(id(step))
             if again is not None:
@@ -267,7 +267,7 @@ class _Follower:
     tensors: Sequence[Tensor]
     maps: dict[int, TensorMap]
     left_out: int = 0
-    _known: dict[tuple[int, Register, int], Step] = field(default_factory=dict)
+    _known: dict[tuple[int, Register, int], ResultStep] = field(default_factory=dict)
     _addresses: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Those that stores write to."""
 
@@ -479,17 +479,17 @@ class _Follower:
 
     # ----------------------------------------------------------------------------------------------------------------- memory
 
-    def memory(self, before: int, address: int, code: int, form: str, *, shared: int | None) -> Step:
+    def memory(self, before: int, address: int, code: int, form: str, *, shared: int | None) -> ResultStep:
         """What wrote a value that lies in memory."""
         for event in self.writers(address, before):
             place = self.store(event, address, shared=shared)
             if place is not None:
                 return self.stored(event, place, code, form)
         if shared is not None:
-            return Step(text="shared memory that was never written", code=code, form=form)
+            return ResultStep(text="shared memory that was never written", code=code, form=form)
         return self.element(address, code, form)
 
-    def stored(self, event: int, place: _Place, code: int, form: str) -> Step:
+    def stored(self, event: int, place: _Place, code: int, form: str) -> ResultStep:
         """What an event wrote."""
         instruction = self.log.instruction(event)
         where = _where(instruction)
@@ -498,41 +498,41 @@ class _Follower:
                 moved = self.memory(event, place.address, code, form, shared=self.log.events[event].cta)
             else:
                 moved = self.element(place.address, code, form)
-            return Step(text=instruction.opcode, code=code, form=form, where=where, children=(moved,), is_copy=True)
+            return ResultStep(text=instruction.opcode, code=code, form=form, where=where, children=(moved,), is_copy=True)
         if isinstance(place.register, Register):
             source = _part(self.register(event, place.register, place.lane), place.shift, width(form))
             if source.code != code:  # a part of it, or several beside each other
-                return Step(text=f"bits from {place.shift} of", code=code, form=form, where=where, children=(source,))
-            return Step(text=instruction.opcode, code=code, form=form, where=where, children=(source,), is_copy=True)
-        return Step(text=f"{instruction.opcode}, not followed further", code=code, form=form, where=where)
+                return ResultStep(text=f"bits from {place.shift} of", code=code, form=form, where=where, children=(source,))
+            return ResultStep(text=instruction.opcode, code=code, form=form, where=where, children=(source,), is_copy=True)
+        return ResultStep(text=f"{instruction.opcode}, not followed further", code=code, form=form, where=where)
 
-    def element(self, address: int, code: int, form: str) -> Step:
+    def element(self, address: int, code: int, form: str) -> ResultStep:
         """An element of a tensor, or memory that no tensor has."""
         for tensor in self.tensors:
             name = tensor.place(address)
             if name is not None:
                 kept = tensor.form if tensor.form and width(tensor.form) == width(form) else form
-                return Step(text=name, code=code, form=kept, is_element=True)
-        return Step(text=f"memory at {address:#x}", code=code, form=form)
+                return ResultStep(text=name, code=code, form=kept, is_element=True)
+        return ResultStep(text=f"memory at {address:#x}", code=code, form=form)
 
     # ------------------------------------------------------------------------------------------------------------------ steps
 
-    def register(self, before: int, register: Register, lane: int) -> Step:
+    def register(self, before: int, register: Register, lane: int) -> ResultStep:
         """What a lane's register holds when an event reads it."""
         made = self.log.writer(self.log.events[before].warp, register, lane, before)
         register = register._replace(negated=False)
         if made is None:
-            return Step(text=f"{register.name}, never written", code=0, form=f"b{max(8, register.bits)}")
+            return ResultStep(text=f"{register.name}, never written", code=0, form=f"b{max(8, register.bits)}")
         key = (made, register, lane)
         if key not in self._known:
             if len(self._known) >= _MOST_STEPS:
                 self.left_out += 1
-                return Step(text="...", code=int(self.log.value(made, register)[lane]), form=f"b{max(8, register.bits)}")
-            self._known[key] = Step(text="", code=0, form="b32")  # a place, so that the count is right
+                return ResultStep(text="...", code=int(self.log.value(made, register)[lane]), form=f"b{max(8, register.bits)}")
+            self._known[key] = ResultStep(text="", code=0, form="b32")  # a place, so that the count is right
             self._known[key] = self._made(made, register, lane)
         return self._known[key]
 
-    def _made(self, event: int, register: Register, lane: int) -> Step:
+    def _made(self, event: int, register: Register, lane: int) -> ResultStep:
         instruction = self.log.instruction(event)
         code = int(self.log.value(event, register)[lane])
         base = base_of(instruction.opcode)
@@ -549,36 +549,36 @@ class _Follower:
         if base == "shfl":
             return self._shuffled(event, lane, code, form)
         if base in ("tcgen05", "atom", "redux", "vote", "match"):
-            return Step(text=f"{instruction.opcode}, not followed further", code=code, form=form, where=where)
+            return ResultStep(text=f"{instruction.opcode}, not followed further", code=code, form=form, where=where)
         operands = instruction.operands[len(results_of(instruction)) :]
         if base == "selp":
             taken = operands[0 if self.lane_value(event, operands[2], lane) & 1 else 1]
             children = self._operands(event, (taken,), lane)
-            return Step(text=instruction.opcode, code=code, form=form, where=where, children=children, is_copy=len(children) == 1)
+            return ResultStep(text=instruction.opcode, code=code, form=form, where=where, children=children, is_copy=len(children) == 1)
         children = self._operands(event, operands, lane)
         halves = ("f16", "bf16")[instruction.opcode.startswith("cvt.") and ".bf16x2" in instruction.opcode]
         if base == "cvt" and instruction.opcode.endswith("x2.f32") and register.bits == 32 and len(children) == 2:
             high, low = (
-                Step(text=instruction.opcode, code=code >> shift & 0xFFFF, form=halves, where=where, children=(child,))
+                ResultStep(text=instruction.opcode, code=code >> shift & 0xFFFF, form=halves, where=where, children=(child,))
                 for shift, child in ((16, children[0]), (0, children[1]))
             )
-            return Step(text="beside each other", code=code, form=form, children=(low, high))
+            return ResultStep(text="beside each other", code=code, form=form, children=(low, high))
         if base == "mov" and isinstance(instruction.operands[0], Vector) and len(children) == 1:
             part = [*registers_of(instruction.operands[0])].index(register)
             source = _part(children[0], part * register.bits, register.bits)
             if source.code == code:
-                return Step(text=instruction.opcode, code=code, form=form, where=where, children=(source,), is_copy=True)
+                return ResultStep(text=instruction.opcode, code=code, form=form, where=where, children=(source,), is_copy=True)
         is_copy = base == "mov" and len(children) == 1 and children[0].code == code
-        return Step(text=_spelled(instruction), code=code, form=form, where=where, children=children, is_copy=is_copy)
+        return ResultStep(text=_spelled(instruction), code=code, form=form, where=where, children=children, is_copy=is_copy)
 
-    def _operands(self, event: int, operands: Sequence[Operand], lane: int) -> tuple[Step, ...]:
+    def _operands(self, event: int, operands: Sequence[Operand], lane: int) -> tuple[ResultStep, ...]:
         return tuple(self.register(event, each, lane) for operand in operands for each in _registers(operand))
 
-    def _loaded(self, event: int, instruction: PtxInstruction, register: Register, lane: int, code: int, form: str) -> Step:
+    def _loaded(self, event: int, instruction: PtxInstruction, register: Register, lane: int, code: int, form: str) -> ResultStep:
         parts, place = instruction.opcode.split("."), instruction.operands[1]
         if "param" in parts:
             name = place.base.name if isinstance(place, Address) and isinstance(place.base, Symbol) else "?"
-            return Step(text=f"argument {name}", code=code, form=form)
+            return ResultStep(text=f"argument {name}", code=code, form=form)
         data = instruction.operands[0]
         items = data.items if isinstance(data, Vector) else (data,)
         unit = max(8, width(parts[-1])) // 8
@@ -586,9 +586,9 @@ class _Follower:
         in_shared = any(word in _SHARED for word in parts) or ("global" not in parts and address >> _TAG == words.SHARED_TAG)
         cta = self.log.events[event].cta if in_shared else None
         moved = self.memory(event, address & 0xFFFFFFFF if in_shared else address, code, form, shared=cta)
-        return Step(text=instruction.opcode, code=code, form=form, where=_where(instruction), children=(moved,), is_copy=True)
+        return ResultStep(text=instruction.opcode, code=code, form=form, where=_where(instruction), children=(moved,), is_copy=True)
 
-    def _from_matrix(self, event: int, register: Register, lane: int, code: int) -> Step:
+    def _from_matrix(self, event: int, register: Register, lane: int, code: int) -> ResultStep:
         """ldmatrix: two elements of 16 bits."""
         instruction = self.log.instruction(event)
         data, place = instruction.operands[:2]
@@ -601,9 +601,9 @@ class _Follower:
                 row, column = column, row
             address = (self.lane_value(event, place, 8 * matrix + row) & 0xFFFFFFFF) + 2 * column
             children.append(self.memory(event, address, code >> 16 * half & 0xFFFF, "b16", shared=cta))
-        return Step(text=instruction.opcode, code=code, form="b32", where=_where(instruction), children=tuple(children))
+        return ResultStep(text=instruction.opcode, code=code, form="b32", where=_where(instruction), children=tuple(children))
 
-    def _shuffled(self, event: int, lane: int, code: int, form: str) -> Step:
+    def _shuffled(self, event: int, lane: int, code: int, form: str) -> ResultStep:
         instruction = self.log.instruction(event)
         source, by, clamp = instruction.operands[1:4]
         shift, bounds = self.lane_value(event, by, lane), self.lane_value(event, clamp, lane)
@@ -615,24 +615,24 @@ class _Follower:
         inside = other >= low if mode == "up" else other <= high
         taken = other if inside else lane
         if not isinstance(source, Register):
-            return Step(text=instruction.opcode, code=code, form=form, where=_where(instruction))
+            return ResultStep(text=instruction.opcode, code=code, form=form, where=_where(instruction))
         child = self.register(event, source, taken)
-        return Step(text=f"{instruction.opcode} from lane {taken}", code=code, form=child.form, children=(child,), is_copy=True)
+        return ResultStep(text=f"{instruction.opcode} from lane {taken}", code=code, form=child.form, children=(child,), is_copy=True)
 
     # --------------------------------------------------------------------------------------------------------------- products
 
-    def _product(self, event: int, register: Register, lane: int, code: int) -> Step:
+    def _product(self, event: int, register: Register, lane: int, code: int) -> ResultStep:
         """mma.sync: the chain of instructions behind an accumulator."""
         instruction = self.log.instruction(event)
         if "block_scale" in instruction.opcode or "sp" in instruction.opcode.split("."):
-            return Step(text=f"{instruction.opcode}, not followed further", code=code, form="b32", where=_where(instruction))
+            return ResultStep(text=f"{instruction.opcode}, not followed further", code=code, form="b32", where=_where(instruction))
         matrix = parse(instruction.opcode)
         place = list(registers_of(instruction.operands[0])).index(register)
         found = [self._element_of(matrix, each, place, lane) for each in range(register.bits // matrix.d_type.container_bits or 1)]
         steps = [self._dot(event, matrix, row, column, shift, register, lane, code) for row, column, shift in found]
         if len(steps) == 1:
             return steps[0]
-        return Step(text="beside each other", code=code, form="b32", where=_where(instruction), children=tuple(steps))
+        return ResultStep(text="beside each other", code=code, form="b32", where=_where(instruction), children=tuple(steps))
 
     def _element_of(self, matrix: Instruction, part: int, place: int, thread: int) -> tuple[int, int, int]:
         """Row and column of an accumulator, and where it lies in its register."""
@@ -678,7 +678,7 @@ class _Follower:
         )
 
     def _made_product(
-        self, matrix: Instruction, a: list[int], b: list[int], start: int, code: int, count: int, children: Sequence[Step], where: str
+        self, matrix: Instruction, a: list[int], b: list[int], start: int, code: int, count: int, children: Sequence[ResultStep], where: str
     ) -> ProductStep:
         left, right = _codes(a, matrix.a_type.name), _codes(b, matrix.b_type.name)
         started = _codes([start], matrix.d_type.name)[0]
@@ -708,7 +708,7 @@ class _Follower:
             register, lane = divmod(word, LANES)
             yield spec, items[register], lane, shift
 
-    def _end(self, event: int, matrix: Instruction, at: int, side: int, text: str, last: bool) -> list[Step]:
+    def _end(self, event: int, matrix: Instruction, at: int, side: int, text: str, last: bool) -> list[ResultStep]:
         """Where the first or last element of a row or column came from."""
         places = list(self._places(matrix, "ab"[side - 1], at, self.log.instruction(event).operands[side]))
         spec, register, lane, shift = places[-1 if last else 0]
@@ -718,7 +718,7 @@ class _Follower:
         child = self.register(event, register, lane)
         source = _part(child, shift, spec.container_bits)
         return [
-            Step(
+            ResultStep(
                 text=f"{text}: {source.origin.text}",
                 code=code,
                 form=_ptx_form(spec),
@@ -728,7 +728,7 @@ class _Follower:
 
     # ---- wgmma
 
-    def _warpgroup_product(self, event: int, register: Register, lane: int, code: int) -> Step:
+    def _warpgroup_product(self, event: int, register: Register, lane: int, code: int) -> ResultStep:
         """The chain behind an accumulator of wgmma, which a wait left in its register."""
         warp, numbers = self.log.events[event].warp, []
         start = self._began(warp, register, lane, event)
@@ -744,7 +744,7 @@ class _Follower:
             if not self.lane_value(at, instruction.operands[3], lane) & 1:
                 break
         if not numbers:
-            return Step(text="an accumulator of wgmma, not followed further", code=code, form="b32")
+            return ResultStep(text="an accumulator of wgmma, not followed further", code=code, form="b32")
         last = self.log.instruction(numbers[0])
         matrix = parse(last.opcode)
         contexts = [each.warp for each in self.log.events if each.cta == self.log.events[event].cta]
@@ -754,15 +754,15 @@ class _Follower:
         row, column, shift = self._element_of(matrix, 0, place, thread)
         a: list[int] = []
         b: list[int] = []
-        ends: list[Step] = []
+        ends: list[ResultStep] = []
         for at in reversed(numbers):
             for side, line, codes, text in ((1, row, a, "A"), (2, column, b, "B")):
                 found = self._warpgroup_operand(at, matrix, side, line, lane, number)
                 if found is None:
-                    return Step(text=f"{last.opcode}, {text} not followed further", code=code, form="b32", where=_where(last))
+                    return ResultStep(text=f"{last.opcode}, {text} not followed further", code=code, form="b32", where=_where(last))
                 codes += [each.code for each in found]
                 ends += (
-                    [Step(text=f"first of {text}: {found[0].origin.text}", code=found[0].code, form=found[0].form)]
+                    [ResultStep(text=f"first of {text}: {found[0].origin.text}", code=found[0].code, form=found[0].form)]
                     if at == numbers[-1]
                     else []
                 )
@@ -783,7 +783,7 @@ class _Follower:
             made = self.log.writer(warp, register, lane, made)
         return -1 if made is None else made
 
-    def _warpgroup_operand(self, event: int, matrix: Instruction, side: int, line: int, lane: int, number: int) -> list[Step] | None:
+    def _warpgroup_operand(self, event: int, matrix: Instruction, side: int, line: int, lane: int, number: int) -> list[ResultStep] | None:
         """A row of A or a column of B of a wgmma; None: it is not known what wrote it."""
         instruction = self.log.instruction(event)
         operand = instruction.operands[side]
@@ -803,7 +803,7 @@ class _Follower:
             found.append(step)
         return found
 
-    def _warpgroup_fragment(self, event: int, matrix: Instruction, operand: Vector, line: int) -> list[Step]:
+    def _warpgroup_fragment(self, event: int, matrix: Instruction, operand: Vector, line: int) -> list[ResultStep]:
         """A row of A in the registers of the warp that has the row of D: as mma.sync has it, 16 rows a warp."""
         spec, found = matrix.a_type, []
         per = 32 // spec.container_bits
@@ -815,12 +815,14 @@ class _Follower:
             code = self.lane_value(event, register, lane) >> shift & (1 << spec.container_bits) - 1
             if k == 0 and isinstance(register, Register):
                 source = _part(self.register(event, register, lane), shift, spec.container_bits)
-                found.append(source if source.code == code else Step(text=source.text, code=code, form=_ptx_form(spec), children=(source,)))
+                found.append(
+                    source if source.code == code else ResultStep(text=source.text, code=code, form=_ptx_form(spec), children=(source,))
+                )
             else:
-                found.append(Step(text="a register", code=code, form=_ptx_form(spec)))
+                found.append(ResultStep(text="a register", code=code, form=_ptx_form(spec)))
         return found
 
-    def _shared_code(self, before: int, address: int, bits: int, form: str, cta: int) -> Step | None:
+    def _shared_code(self, before: int, address: int, bits: int, form: str, cta: int) -> ResultStep | None:
         """An element of shared memory, whose code is that of where it came from."""
         for event in self.writers(address, before):
             place = self.store(event, address, shared=cta)
@@ -866,7 +868,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _part(step: Step, shift: int, bits: int) -> Step:
+def _part(step: ResultStep, shift: int, bits: int) -> ResultStep:
     """Of values beside each other in a word the one that is meant, as far as they are told apart."""
     while True:
         step = step.origin
@@ -949,6 +951,6 @@ def explain_result(launch: Callable[[], object], tensor: Any, index: int | tuple
     name = next((found for each in follower.tensors if (found := each.place(address)) is not None), f"element {index}")
     return ResultExplanation(
         kernel=follower.kernel.name, arch=session.arch, element=name, program=follower.log.events[event].cta,
-        value=Step(text=name, code=code, form=form), root=root.origin,
+        value=ResultStep(text=name, code=code, form=form), root=root.origin,
         left_out=follower.left_out,
     )  # fmt: skip

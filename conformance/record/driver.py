@@ -100,6 +100,18 @@ class CudaDevice:
             raise DeviceFailed(f"{name} fails: {self._name_of(int(status))}")
         return results[0] if len(results) == 1 else tuple(results)
 
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A driver call's result.
+
+        Raises:
+            DeviceFailed: it returned an error.
+        """
+        return self._call(name, *arguments)
+
+    def free(self, pointer: int) -> None:
+        """Give memory back; after a failed kernel that fails too, and says nothing new."""
+        self._driver.cuMemFree(pointer)
+
     def prepare(self, kernel: InstructionKernel) -> CompiledProgram:
         """Compile and load a kernel.
 

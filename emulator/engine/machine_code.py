@@ -45,10 +45,13 @@ ENTRIES: Final = {
 """By the kind of a variant what gives its function, to be compiled for the address of a record: module of the emulator, and name."""
 _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
 """Modules whose code or constants end up in machine code."""
-_MACHINE = tuple(f"../machine/{name}" for name in (
-    "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
-    "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
-))  # fmt: skip
+_MACHINE = (
+    *(f"../machine/{name}" for name in (
+        "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
+        "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
+    )),
+    "../../isa/memories",
+)  # fmt: skip
 """Those that only the code of compiled kernels calls."""
 _OF_KERNELS: Final = ("mmabits_kernel_*.mmabits", "mmabits_opcode_*.mmabits")
 KEPT_BYTES: Final = 256 << 20

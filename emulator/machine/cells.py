@@ -25,11 +25,12 @@ from mmabits.emulator.machine.tensorrecords import (
     TENSOR_COLUMNS,
     TensorMemory,
 )
+from mmabits.isa.memories import TENSOR_MEMORY
 
 _TENSOR, _WARP, _ERROR_INSTRUCTION = (Context._fields.index(name) for name in ("tensor", "warp", "error_instruction"))
 _CELLS, _BLOCKS, _CLOSED, _FIRST, _LAST = (TensorMemory._fields.index(name) for name in ("cells", "blocks", "closed", "first", "last"))
 _RECORD = len(TensorMemory._fields)
-LANES, COLUMNS, BLOCK = 128, 512, 32
+LANES, COLUMNS, BLOCK = TENSOR_MEMORY.lanes, TENSOR_MEMORY.columns, TENSOR_MEMORY.block
 
 
 @jit

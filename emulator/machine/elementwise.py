@@ -8,6 +8,7 @@ from typing import Final
 from mmabits.emulator.machine.functions import approximated
 from mmabits.emulator.machine.numbers import (
     decoded,
+    directed,
     encoded,
     flushed,
     halves,
@@ -398,9 +399,11 @@ def _float_arithmetic(code: Code, row: Opcode, operands: Operands) -> Value | No
         return _in_half(code, row, kind, operands)
     if kind == "f32":
         return _in_f32(code, row, operands)
+    numbers = [code.as_float(each) for each in operands]
     if _mode(row) != "rn":
-        return None  # f64 in a directed rounding
-    return one_nan(code, _native(code, row.base, [code.as_float(each) for each in operands]), "f64")
+        operation = "fma" if row.base in ("fma", "mad") else _FLOAT_OPERATION[row.base]
+        return one_nan(code, directed(code, operation, numbers, _mode(row)), "f64")
+    return one_nan(code, _native(code, row.base, numbers), "f64")
 
 
 def _native(code: Code, base: str, numbers: Operands) -> Value:
@@ -485,7 +488,7 @@ def _clamped_code(code: Code, bits: Value, form: str) -> Value:
 def _float_division(code: Code, row: Opcode, operands: Operands) -> Value | None:
     """div, rcp and sqrt as IEEE 754 has them."""
     form, mode = _kind(row), _mode(row)
-    if (mode == "rn" and "rn" not in row.parts) or (form == "f64" and mode != "rn"):
+    if mode == "rn" and "rn" not in row.parts:
         return None
     spec, ftz = FORMATS[form], "ftz" in row.parts
     if ftz:
@@ -497,6 +500,8 @@ def _float_division(code: Code, row: Opcode, operands: Operands) -> Value | None
         found = code.intrinsic("llvm.sqrt", numbers[0].element, numbers) if row.base == "sqrt" else code.binary("fdiv", *numbers)
         bits = one_nan(code, found, form)
         return flushed(code, bits, spec) if ftz else bits
+    if form == "f64":
+        return one_nan(code, directed(code, "sqrt" if row.base == "sqrt" else "fdiv", numbers, mode), form)
     wide = [code.convert("fpext", each, "double") for each in numbers]
     if row.base == "sqrt":
         total = code.intrinsic("llvm.sqrt", "double", wide)
@@ -700,8 +705,10 @@ def _from_integer(code: Code, row: Opcode, to: str, of: str, a: Value) -> Value 
     form = FORMATS[to]
     if to == "f64":
         if mode != "rn" and a.bits == 64:
-            return None
-        bits = code.as_bits(code.convert(operation, a, "double"))
+            number = directed(code, "fadd", _integer_halves(code, a, signed), mode)
+        else:
+            number = code.convert(operation, a, "double")
+        bits = code.as_bits(number)
     elif to == "f32" and mode == "rn":
         bits = code.as_bits(code.convert(operation, a, "float"))
     else:
@@ -715,9 +722,14 @@ def _integer_pair(code: Code, a: Value, signed: bool) -> tuple[Value, Value]:
     operation = "sitofp" if signed else "uitofp"
     if a.bits < 64:
         return code.convert(operation, a, "double"), code.number(0, 64)
-    high = code.convert(operation, code.shift("ashr" if signed else "lshr", a, 32), "double")
+    return two_sum(code, *_integer_halves(code, a, signed))
+
+
+def _integer_halves(code: Code, a: Value, signed: bool) -> tuple[Value, Value]:
+    """Two f64 whose sum is an integer of 64 bits."""
+    high = code.convert("sitofp" if signed else "uitofp", code.shift("ashr" if signed else "lshr", a, 32), "double")
     low = code.convert("uitofp", code.masked(a, 0xFFFF_FFFF), "double")
-    return two_sum(code, code.binary("fmul", high, _power(code, 32)), low)
+    return code.binary("fmul", high, _power(code, 32)), low
 
 
 def _whole(code: Code, row: Opcode, form: str, a: Value) -> Value:

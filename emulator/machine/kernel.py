@@ -32,9 +32,10 @@ from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
-from mmabits.isa import EmulationError, MmabitsError, OperandError
+from mmabits.isa import EmulationError, MmabitsError, OperandError, architecture
 from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
+from mmabits.isa.memories import CTA, TENSOR_MEMORY
 
 HANDLERS: Final[dict[str, Handler]] = {
     **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **wgmma.HANDLERS, **tcgen05.HANDLERS,
@@ -43,7 +44,6 @@ _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
 _PENDING: Final = 4096
 """Pieces of other asynchronous work that a run may have under way, likewise."""
-_MOST_IN_CLUSTER: Final = 16
 _ROOM: Final = 1024
 """CTAs that may run at the same time, where they wait for each other."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
@@ -69,7 +69,7 @@ _ERRORS: Final = {
     words.BAD_MAP: "a tensor map at {address:#x} that cannot be, or that is not emulated (interleaved, element strides, f32.ftz, tf32)",
     words.TRACE_FULL: "more steps than can be noted: trace a smaller launch",
     words.MBARRIER_COMPLETES: "an operation that must not end the phase of the mbarrier at {address:#x}, and would",
-    tensorrecords.TENSOR_COLUMNS: "{address} columns of tensor memory; there may be 32, 64, 128, 256 or 512",
+    tensorrecords.TENSOR_COLUMNS: f"{{address}} columns of tensor memory; there may be {', '.join(map(str, TENSOR_MEMORY.allocations))}",
     tensorrecords.NOT_LEFT: "{address} columns of tensor memory, which are not left, or after the right to them was given up",
     tensorrecords.NOT_ALLOCATED: "columns of tensor memory that were not allocated, at {address:#x}",
     tensorrecords.TENSOR_ADDRESS: "the address {address:#x} of tensor memory: it must be the same in all lanes, and in the warp's quarter",
@@ -216,9 +216,14 @@ class Kernel:
         told = self.entry.attributes.get("reqnctapercluster")
         self.cluster = tuple([*(told or cluster or (1,)), 1, 1][:3])
         self.cluster_size = int(np.prod(self.cluster))
-        if not 1 <= self.cluster_size <= _MOST_IN_CLUSTER:
-            raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {_MOST_IN_CLUSTER}")
+        if not 1 <= self.cluster_size <= CTA.cluster:
+            raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {CTA.cluster}")
+        if not 1 <= self.threads <= CTA.threads:
+            raise OperandError(f"{name}: {self.threads:,} threads of a CTA; there are up to {CTA.threads:,}")
         self.memory = _Memory(module, self.entry, shared, self.warps)
+        room = architecture(architecture(arch).target).shared_memory << 10
+        if self.memory.shared_size > room:
+            raise OperandError(f"{name}: {self.memory.shared_size:,} bytes of shared memory; a CTA of {arch} has {room:,}")
         self.memory.cluster, self.memory.is_cluster = self.cluster, told is not None or cluster is not None
         self.program: Program = program(self.entry)
         self.tensor_cores = TensorCores(arch)
@@ -440,7 +445,11 @@ class _ThreadState:
         registers = aligned(max(64, kernel._uniform.register_bytes) * warps)
         has_copies = any(each.opcode.startswith(("cp.async.ca.", "cp.async.cg.")) for each in kernel.entry.instructions)
         queue_size = _QUEUE if has_copies else 1
-        pcs, queues, barriers = np.zeros(32 * warps, np.int32), np.zeros(4 * queue_size * warps, np.int64), np.zeros(48, np.int64)
+        pcs, queues, barriers = (
+            np.zeros(32 * warps, np.int32),
+            np.zeros(4 * queue_size * warps, np.int64),
+            np.zeros(3 * CTA.barriers, np.int64),
+        )
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)

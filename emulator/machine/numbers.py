@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mmabits.emulator.machine.vectors import Code, Value
+from collections.abc import Sequence
+from typing import Final
+
+from mmabits.emulator.machine.vectors import LANES, Code, Value, scalar_type
 from mmabits.isa import FORMATS, FormatSpec, NonFinite
 from mmabits.isa.opcodes.exact import NAN
 
@@ -70,6 +73,30 @@ def toward_zero(code: Code, total: Value, error: Value) -> tuple[Value, Value]:
     too_large = code.either(code.select(is_negative, below, above), overflowed)
     step = code.convert("sext", too_large, "i32")
     return code.binary("add", bits, step), inexact
+
+
+_MODES: Final = {"rz": 0, "rp": 2, "rm": 3}
+"""As llvm.set.rounding has them; 1 is to nearest."""
+
+
+def directed(code: Code, operation: str, numbers: Sequence[Value], mode: str) -> Value:
+    """An operation of LLVM on f64 (`fadd`, `fma`, `sqrt`, ...) by the processor in a directed rounding: a function of its own.
+
+    LLVM takes rounding to nearest for granted everywhere but in what is `constrained`.
+    """
+    name, whole = f"@directed_{operation}_{mode}", scalar_type("double")
+    intrinsic = f"@llvm.experimental.constrained.{operation}.v{LANES}f64"
+    given = ", ".join(f"{whole} %given{place}" for place in range(len(numbers)))
+    metadata = 'metadata !"round.dynamic", metadata !"fpexcept.strict"'
+    code.declared.add(f"declare {whole} {intrinsic}({', '.join([whole] * len(numbers))}, metadata, metadata)")
+    code.declared.add("declare void @llvm.set.rounding(i32)")
+    code.globals[name] = f"""define internal {whole} {name}({given}) noinline strictfp {{
+  call void @llvm.set.rounding(i32 {_MODES[mode]}) strictfp
+  %found = call {whole} {intrinsic}({given}, {metadata}) strictfp
+  call void @llvm.set.rounding(i32 1) strictfp
+  ret {whole} %found
+}}"""
+    return code.value("double", f"call {whole} {name}({', '.join(each.typed for each in numbers)})")
 
 
 def to_odd(code: Code, total: Value, error: Value) -> Value:

@@ -22,6 +22,7 @@ from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import FormatSpec, MmabitsError, lower, parse
 from mmabits.isa.instructions import Instruction as Matrix
+from mmabits.isa.memories import TENSOR_MEMORY
 
 _SIZE: Final = 8 * LANES
 """Of a vector in the frame."""
@@ -133,7 +134,11 @@ class TensorRun:
 
     def memory(self) -> int:
         """The address of a TensorMemory for one more CTA."""
-        cells, blocks, queue = np.zeros(CELLS // 2, np.int64), np.zeros(16, np.int64), np.zeros(_TASKS * len(TensorTask._fields), np.int64)
+        cells, blocks, queue = (
+            np.zeros(CELLS // 2, np.int64),
+            np.zeros(TENSOR_MEMORY.columns // TENSOR_MEMORY.block, np.int64),
+            np.zeros(_TASKS * len(TensorTask._fields), np.int64),
+        )
         record = TensorMemory(
             cells.ctypes.data, blocks.ctypes.data, 0, queue.ctypes.data, _TASKS, 0, 0, self._known.ctypes.data, 0,
             int(ctypes.cast(self._resolve, ctypes.c_void_p).value or 0), *(each.ctypes.data for each in self._rooms),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from mmabits.isa.memories import TENSOR_MEMORY
+
 
 class TensorMemory(NamedTuple):
     """The tensor memory of a CTA."""
@@ -117,8 +119,8 @@ ALLOCATE, FREE, CLOSE, LOAD, STORE, MULTIPLY, COPY, COMMIT = range(8)
 """and what it does."""
 TENSOR_COMMIT: Final = 101
 """The kind of asynchronous work that tells an mbarrier that products are done."""
-CELLS: Final = 128 * 512
-"""Of a CTA: 128 lanes of 512 columns."""
+CELLS: Final = TENSOR_MEMORY.lanes * TENSOR_MEMORY.columns
+"""Of a CTA."""
 FIRST_COUNTER: Final = 256
 """Place of the counters of tcgen05's products: those of mma.sync come before."""
 KNOWN: Final = 256

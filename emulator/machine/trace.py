@@ -57,7 +57,7 @@ def noted(instruction: PtxInstruction, late: Sequence[Register]) -> tuple[tuple[
     return tuple(found), at
 
 
-class Event(NamedTuple):
+class Traced(NamedTuple):
     """An instruction that a warp carried out."""
 
     at: int
@@ -75,7 +75,7 @@ class Log:
 
     instructions: list[PtxInstruction]
     notes: npt.NDArray[np.uint8]
-    events: list[Event] = field(init=False)
+    events: list[Traced] = field(init=False)
 
     def __post_init__(self) -> None:
         late = accumulators(self.instructions)
@@ -85,7 +85,7 @@ class Log:
         events, at, end = [], 0, len(words)
         while at < end:
             instruction, warp, lanes, cta = words[at : at + 4].tolist()
-            events.append(Event(8 * at, instruction, warp, lanes, cta))
+            events.append(Traced(8 * at, instruction, warp, lanes, cta))
             at += layouts[instruction][1] // 8
         self.events = events
 

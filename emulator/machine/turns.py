@@ -39,6 +39,7 @@ from mmabits.emulator.machine.context import (
 from mmabits.emulator.machine.helpers import _fail
 from mmabits.emulator.machine.pending import carry_out_of
 from mmabits.emulator.machine.warpgrouprecords import HEAD
+from mmabits.isa.memories import CTA
 
 _C, _L, _T = Context._fields, Launch._fields, Cta._fields
 _WORDS, _LAUNCH_WORDS = len(_C), len(_L)
@@ -62,7 +63,7 @@ _CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _CLEARED, _GROWS, _STOP, _IDLE, _RESU
     for name in ("ctas", "room", "cluster", "shared_size", "cleared", "grows", "stop", "idle", "result", "failed", "failed_cta")
 )  # fmt: skip
 _NUMBER, _CONTEXTS, _SHARED, _BARRIERS, _CLUSTER, _RANK, _ARRIVED, _PHASE = range(len(_T))
-_BARRIER_COUNT = 16
+_BARRIER_COUNT = CTA.barriers
 _HURRY_AFTER = 2
 """Rounds without an event after which waits that fail say so,"""
 _GROW_AFTER = 8

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify",
-    "invariance", "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
+    "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
     "MmabitsError", "__version__",
 ]  # fmt: skip
 

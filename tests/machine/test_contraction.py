@@ -49,6 +49,9 @@ FUSED = {
     "of two with two uses the first": (
         f"mul.f32 %r1, {A}, {B}; mul.f32 %r4, {C}, {D}; add.f32 %r2, %r1, %r4; add.f32 %r3, %r1, {E}; add.f32 %r5, %r4, {E};",
         "mul C D, fma A B r4, fma A B E, add r4 E"),
+    "one that another sum needs": (
+        f"mul.f32 %r1, {A}, {B}; mul.f32 %r4, {C}, {D}; add.f32 %r3, %r1, {E}; add.f32 %r5, %r4, {E}; add.f32 %r2, %r1, %r4;",
+        "mul C D, fma A B E, fma C D E, fma A B r4"),
     "across a barrier": (f"mul.f32 %r1, {A}, {B}; bar.sync 0; add.f32 %r2, %r1, {C};", "bar, fma A B C"),
     "a factor written anew": (
         f"mul.f32 %r1, {A}, {B}; add.f32 {A}, {C}, {D}; add.f32 %r2, %r1, {C}; st.global.b32 [%rd0], {A};",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mmabits.emulator.machine import helpers
+from mmabits.emulator.machine import elementwise, helpers
 from mmabits.emulator.machine.context import Context
 from mmabits.emulator.machine.kernel import Kernel, KernelError
 from mmabits.emulator.machine.ptx import PtxError, read_ptx
@@ -409,9 +409,10 @@ def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
         kernel("\tmov.b64 %rd1, 0;\n\trcp.approx.ftz.f64 %rd2, %rd1;\n\tret;")
 
 
-def test_an_opcode_with_a_row_and_without_code_is_refused() -> None:
-    with pytest.raises(UnknownOpcode, match=r"add\.rz\.f64"):
-        kernel("\tadd.rz.f64 %rd2, %rd1, %rd1;\n\tret;")
+def test_an_opcode_with_a_row_and_without_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(elementwise._EMITTERS, "szext")
+    with pytest.raises(UnknownOpcode, match=r"szext\.wrap\.s32"):
+        kernel("\tszext.wrap.s32 %r2, %r1, %r1;\n\tret;")
 
 
 @pytest.mark.parametrize(("text", "why"), [

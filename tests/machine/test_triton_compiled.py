@@ -107,7 +107,8 @@ def test_contraction_is_told_and_refused_where_evidence_is_asked_for(monkeypatch
     from mmabits.emulator.machine.summary import weak_points
 
     x, y = torch.arange(128.0), torch.zeros(128)
-    monkeypatch.setattr(compiled, "_KERNELS", {})
+    for kept in ("_KERNELS", "_LAUNCHERS"):
+        monkeypatch.setattr(compiled, kept, {})
     with emulate("sm_80") as session:
         scaled[(1,)](x, y, 0.25, 128, N=128)
         assert "fused multiply-adds" not in {line.operation for line in session.report().skipped}

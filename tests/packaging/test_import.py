@@ -14,8 +14,8 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify",
-    "invariance", "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
+    "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
     "MmabitsError", "__version__",
 ]  # fmt: skip
 ON_DEMAND = {

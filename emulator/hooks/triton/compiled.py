@@ -45,7 +45,7 @@ _FIRST_DEVICE: Final = 1000
 """Numbers of devices, by architecture, that no GPU has."""
 
 
-class _Event:
+class _Moment:
     """A moment, for `triton.testing`. Times between two are those of the CPU, and say nothing of the GPU's."""
 
     def __init__(self, enable_timing: bool = False, **_: Any) -> None:
@@ -58,7 +58,7 @@ class _Event:
     def synchronize(self) -> None:
         """It has happened."""
 
-    def elapsed_time(self, end: _Event) -> float:
+    def elapsed_time(self, end: _Moment) -> float:
         """Milliseconds from this one to another."""
         block = scope.current("triton")
         if block is not None:
@@ -69,7 +69,7 @@ class _Event:
 class _Interface:
     """Triton's idea of a device's module in PyTorch."""
 
-    Event = _Event
+    Event = _Moment
 
     @staticmethod
     def synchronize(*_: Any) -> None:
