@@ -68,14 +68,14 @@ def _run(out: Path, budget: float, began: float, arch: str | None, index: int, o
     """Run, print, and give the exit status."""
     from mmabits.conformance.campaign.bench import plant_named
     from mmabits.conformance.campaign.run import open_campaign, run_campaign
-    from mmabits.conformance.campaign.worker import Place, Worker
+    from mmabits.conformance.campaign.worker import BenchChoice, Worker
     from mmabits.reports.pages import check_folder
 
     check_folder(out)
     if plant is not None:
         plant_named(plant)
     command = shlex.join(["mmabits", *sys.argv[1:]])
-    worker = Worker(place=Place(arch=arch, plant=plant, index=index, command=command))
+    worker = Worker(place=BenchChoice(arch=arch, plant=plant, index=index, command=command))
     info = worker.start()
     try:
         found = open_campaign(out, info, only=only, plant=plant, index=index)

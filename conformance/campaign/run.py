@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from mmabits.conformance.campaign.archive import Archive
 from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, Step, plan_for
-from mmabits.conformance.campaign.steps import SEED, Result, result_row
+from mmabits.conformance.campaign.steps import SEED, StepResult, result_row
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.session import source_version
 from mmabits.isa import OperandError, lower, parse
@@ -56,7 +56,7 @@ def seconds_of(text: str) -> float:
 class Runner(Protocol):
     """Runs steps: a `Worker`, or in a test the process itself."""
 
-    def run(self, step: Step, limit: float) -> Result:
+    def run(self, step: Step, limit: float) -> StepResult:
         """Run a step, for so many seconds at most."""
 
     def stop(self) -> None:
@@ -68,7 +68,7 @@ class Ended:
     """A step that has ended, to be told."""
 
     step: Step
-    result: Result
+    result: StepResult
     seconds: float
     at: float
     """Seconds after the start."""
@@ -123,7 +123,7 @@ class Campaign:
 
         return max(fitting, key=rate, default=None)
 
-    def take(self, step: Step, result: Result, seconds: float) -> None:
+    def take(self, step: Step, result: StepResult, seconds: float) -> None:
         """Put what came of a step into the archive, and write it.
 
         Raises:

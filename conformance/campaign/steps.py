@@ -38,7 +38,7 @@ _TESTS: Final = ("tests/record", "tests/diff", "tests/unit/emulator/test_cuda.py
 
 
 @dataclass(kw_only=True)
-class Result:
+class StepResult:
     """What became of a step."""
 
     state: str
@@ -60,7 +60,7 @@ class LeftOut(MmabitsError):
     """A step that this machine cannot run."""
 
 
-def run_step(bench: Bench, step: Step, *, limit: float, command: str = "") -> Result:
+def run_step(bench: Bench, step: Step, *, limit: float, command: str = "") -> StepResult:
     """Run a step; whatever goes wrong is its result.
 
     Args:
@@ -75,9 +75,9 @@ def run_step(bench: Bench, step: Step, *, limit: float, command: str = "") -> Re
         with tempfile.TemporaryDirectory(prefix="mmabits-campaign-") as folder:
             return _RUNNERS[step.kind](bench, step, Path(folder), limit, command)
     except LeftOut as error:
-        return Result(state="left out", line=str(error))
+        return StepResult(state="left out", line=str(error))
     except Exception as error:  # of whatever kind: the other steps are run
-        return Result(state="failed", line=told(error), spoils=isinstance(error, DeviceFailed))
+        return StepResult(state="failed", line=told(error), spoils=isinstance(error, DeviceFailed))
 
 
 # Instructions --------------------------------------------------------------------------------------------------------------
@@ -92,10 +92,10 @@ def jobs_of(step: Step, arch: str) -> list[Job]:
     ]
 
 
-def _instruction(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> Result:
+def _instruction(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> StepResult:
     from mmabits.conformance.diff.counting import count
 
-    found = Result(state="done", line="")
+    found = StepResult(state="done", line="")
     for outcome in record(bench.device, jobs_of(step, bench.device.info.arch), folder, command=command):
         what = outcome.job.generator + (f", chains of {outcome.job.chain}" if outcome.job.chain > 1 else "")
         if outcome.error:
@@ -142,7 +142,7 @@ def described(recording: Recording, differ: int) -> dict[str, Any]:
 # Functions -----------------------------------------------------------------------------------------------------------------
 
 
-def _function(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> Result:
+def _function(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> StepResult:
     plans = plans_for(bench.functions.info.arch, [step.name])
     blocks = None if bench.is_hardware else _SOME_BLOCKS
     (outcome,) = record_functions(bench.functions, plans, folder, blocks=blocks, command=command)
@@ -150,7 +150,7 @@ def _function(bench: Bench, step: Step, folder: Path, _limit: float, command: st
         raise OperandError(outcome.error)
     table = read_function(outcome.path)
     compared, differ, words = compare_table(table, most_blocks=_SOME_BLOCKS)
-    found = Result(state="done", line=f"{compared:,} results, {differ:,} differ", results=compared, differ=differ, said=words)
+    found = StepResult(state="done", line=f"{compared:,} results, {differ:,} differ", results=compared, differ=differ, said=words)
     if len(table.blocks):
         found.line += f"; {len(table.blocks):,} blocks of 2^20 operands summed"
     name = f"functions/{safe_name(outcome.path.stem)}.safetensors"
@@ -204,7 +204,7 @@ def compare_table(table: FunctionTable, *, most_blocks: int | None) -> tuple[int
 # What the frameworks and libraries do ------------------------------------------------------------------------------------
 
 
-def _case(bench: Bench, step: Step, folder: Path, _limit: float, _command: str) -> Result:
+def _case(bench: Bench, step: Step, folder: Path, _limit: float, _command: str) -> StepResult:
     from mmabits.conformance.diff.against import compare_recorded
     from mmabits.conformance.diff.recorder import ALL_CASES, keep, record_any
     from mmabits.isa import DeviceUnavailable
@@ -218,7 +218,7 @@ def _case(bench: Bench, step: Step, folder: Path, _limit: float, _command: str) 
             raise LeftOut(str(error)) from error
         compared = compare_recorded(run, arch=bench.device.info.arch)
         kept |= {f"ptx/{safe_name(f'{step.name}-{name}')}": data for name, data in ptx() if bench.is_hardware}
-    found = Result(state="done", line=f"{compared.elements:,} elements, {compared.differing:,} differ", results=compared.elements,
+    found = StepResult(state="done", line=f"{compared.elements:,} elements, {compared.differing:,} differ", results=compared.elements,
                    differ=compared.differing, files=kept)  # fmt: skip
     path = keep(run, folder).path
     data = path.read_bytes()
@@ -246,7 +246,7 @@ def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, byt
             os.environ["TRITON_CACHE_DIR"] = before
 
 
-def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: str) -> Result:
+def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: str) -> StepResult:
     from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
     from mmabits.isa import DeviceUnavailable
 
@@ -261,13 +261,13 @@ def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: st
     rules = RulesLibrary(arch)
     others = [answer for answer in answers if answer.config is not None and answer.config != rules.ask(answer.question).config]
     given = sum(answer.config is not None for answer in answers)
-    return Result(
+    return StepResult(
         state="done", line=f"cuBLASLt {library.version_words}: {given} of {len(asked)} shapes answered, {len(others)} not as the rules say",
         results=given, differ=len(others), files={"choices/choices.json": out.read_bytes()},
     )  # fmt: skip
 
 
-def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: str) -> Result:
+def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: str) -> StepResult:
     from mmabits.conformance.identify import identify
     from mmabits.conformance.record.asking import AskedInstruction
 
@@ -281,13 +281,13 @@ def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: 
         "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
         "undecided": [{"what": each.what, "alternatives": list(each.alternatives)} for each in found.undecided],
     }  # fmt: skip
-    return Result(
+    return StepResult(
         state="done", line=f"{found.probes:,} probes, {found.contradictions} contradict what was found; {names}", results=found.probes,
         said=[" ".join(found.row.split()), *found.lines()], recordings=[{"identified": step.name, **evidence}],
     )  # fmt: skip
 
 
-def _tests(bench: Bench, _step: Step, folder: Path, limit: float, _command: str) -> Result:
+def _tests(bench: Bench, _step: Step, folder: Path, limit: float, _command: str) -> StepResult:
     if not bench.is_hardware:
         raise LeftOut("the tests marked gpu take a GPU")
     root = Path(__file__).resolve().parents[2]
@@ -308,20 +308,20 @@ def _tests(bench: Bench, _step: Step, folder: Path, limit: float, _command: str)
     last = (text.decode(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
     if "No module named pytest" in last:
         raise LeftOut("the tests need pytest, which is not installed")
-    return Result(state="failed" if status else "done", line=ended or last.strip("= "), files={"logs/tests.txt": text})
+    return StepResult(state="failed" if status else "done", line=ended or last.strip("= "), files={"logs/tests.txt": text})
 
 
-_RUNNERS: Final[Mapping[str, Callable[[Bench, Step, Path, float, str], Result]]] = {
+_RUNNERS: Final[Mapping[str, Callable[[Bench, Step, Path, float, str], StepResult]]] = {
     "instruction": _instruction, "identify": _identify, "function": _function, "choices": _choices, "product": _case, "kernel": _case,
     "tests": _tests,
 }  # fmt: skip
 
 
-def result_row(result: Result) -> dict[str, Any]:
+def result_row(result: StepResult) -> dict[str, Any]:
     """A result for the manifest, without its files."""
     row = {"state": result.state, "line": result.line, "results": result.results, "differ": result.differ, "said": result.said,
            "recordings": result.recordings}  # fmt: skip
     return dict(json.loads(json.dumps(row)))
 
 
-__all__ = ["GENERATORS", "LeftOut", "Result", "compare_table", "described", "jobs_of", "result_row", "run_step"]
+__all__ = ["GENERATORS", "LeftOut", "StepResult", "compare_table", "described", "jobs_of", "result_row", "run_step"]

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from mmabits.conformance.campaign.plan import Step
-from mmabits.conformance.campaign.steps import Result
+from mmabits.conformance.campaign.steps import StepResult
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.isa import DeviceUnavailable
 from mmabits.reports.failures import told
@@ -20,7 +20,7 @@ _STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class BenchChoice:
     """Which bench a process makes."""
 
     arch: str | None = None
@@ -30,7 +30,7 @@ class Place:
     command: str = ""
 
 
-def _serve(pipe: Connection, place: Place) -> None:
+def _serve(pipe: Connection, place: BenchChoice) -> None:
     """The process: tells what the device is, then runs steps until the pipe closes."""
     from mmabits.conformance.campaign.bench import cuda_bench, emulated_bench
     from mmabits.conformance.campaign.steps import run_step
@@ -51,7 +51,7 @@ def _serve(pipe: Connection, place: Place) -> None:
 class Worker:
     """Runs steps in a process of its own, and another where that one hangs or dies."""
 
-    place: Place
+    place: BenchChoice
     _process: BaseProcess | None = None
     _pipe: Any = None
     starts: int = field(default=0)
@@ -81,7 +81,7 @@ class Worker:
         except (EOFError, OSError):
             return None
 
-    def run(self, step: Step, limit: float) -> Result:
+    def run(self, step: Step, limit: float) -> StepResult:
         """Run a step, for so many seconds at most."""
         began = time.monotonic()
         try:
@@ -89,16 +89,16 @@ class Worker:
                 self.start(limit)
             self._pipe.send((step, limit))
         except (DeviceUnavailable, OSError) as error:
-            return Result(state="failed", line=str(error))
+            return StepResult(state="failed", line=str(error))
         found = self._answer(limit - (time.monotonic() - began))
-        if isinstance(found, Result):
+        if isinstance(found, StepResult):
             if found.spoils:
                 self.stop()
             return found
         alive = self._process is not None and self._process.is_alive()
         self.stop()
         why = f"took more than {limit:.0f} s and was ended" if alive else "the process that ran it died"
-        return Result(state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why)
+        return StepResult(state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why)
 
     def stop(self) -> None:
         """End the process."""
@@ -110,4 +110,4 @@ class Worker:
         self._process = self._pipe = None
 
 
-__all__ = ["Place", "Worker"]
+__all__ = ["BenchChoice", "Worker"]

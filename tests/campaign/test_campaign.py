@@ -21,8 +21,8 @@ from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
 from mmabits.conformance.campaign.plan import KINDS, Step
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
-from mmabits.conformance.campaign.steps import Result, run_step
-from mmabits.conformance.campaign.worker import Place, Worker
+from mmabits.conformance.campaign.steps import StepResult, run_step
+from mmabits.conformance.campaign.worker import BenchChoice, Worker
 from mmabits.isa import Evidence, OperandError
 
 ARCH = "sm_90a"
@@ -37,7 +37,7 @@ class Here:
         self.bench, self._cut = emulated_bench(ARCH, plant), cut
         self.steps: list[str] = []
 
-    def run(self, step: Step, limit: float) -> Result:
+    def run(self, step: Step, limit: float) -> StepResult:
         if self._cut():
             raise KeyboardInterrupt
         self.steps.append(step.key)
@@ -116,15 +116,15 @@ def test_ten_cuts_and_ten_resumes_leave_the_same_archive(tmp_path: Path) -> None
 class Fake:
     """Says that steps took so long, without running them."""
 
-    def __init__(self, clock: list[float], took: Callable[[Step], float], result: Callable[[Step], Result]) -> None:
+    def __init__(self, clock: list[float], took: Callable[[Step], float], result: Callable[[Step], StepResult]) -> None:
         self._clock, self._took, self._result = clock, took, result
         self.steps: list[tuple[str, float]] = []
 
-    def run(self, step: Step, limit: float) -> Result:
+    def run(self, step: Step, limit: float) -> StepResult:
         self.steps.append((step.key, limit))
         took = self._took(step)
         self._clock[0] += min(took, limit)
-        return self._result(step) if took <= limit else Result(state="ended", line="took more")
+        return self._result(step) if took <= limit else StepResult(state="ended", line="took more")
 
     def stop(self) -> None:
         """Nothing runs."""
@@ -132,7 +132,7 @@ class Fake:
 
 def faked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[Step], float], budget: float, only: str | None = None,
-    result: Callable[[Step], Result] = lambda step: Result(state="done", line="done"),
+    result: Callable[[Step], StepResult] = lambda step: StepResult(state="done", line="done"),
 ) -> tuple[Campaign, Fake, list[float]]:  # fmt: skip
     clock = [0.0]
     monkeypatch.setattr("mmabits.conformance.campaign.run.time.monotonic", lambda: clock[0])
@@ -163,10 +163,10 @@ def test_a_step_that_hangs_is_ended_and_tried_once_more(tmp_path: Path, monkeypa
 
 
 def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def result(step: Step) -> Result:
+    def result(step: Step) -> StepResult:
         if step.name == FP8:
-            return Result(state="failed", line="broke", files={"logs/x.txt": b"1"})
-        return Result(state="done", line="done")
+            return StepResult(state="failed", line="broke", files={"logs/x.txt": b"1"})
+        return StepResult(state="done", line="done")
 
     found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 2000, only="e4m3.e4m3", result=result)
     assert [key for key, _ in runner.steps][-1] == f"instruction {FP8}"
@@ -174,10 +174,10 @@ def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch
 
 
 def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def result(step: Step) -> Result:
+    def result(step: Step) -> StepResult:
         name = f"differing/{len(step.name)}-{hash(step.name) % 10**9}.safetensors"
         rows = [{"instruction": step.name, "differ": 1, "whole": name}] if step.kind == "instruction" else []
-        return Result(state="done", line="", differ=len(rows), files={name: b"1"} if rows else {}, recordings=rows)
+        return StepResult(state="done", line="", differ=len(rows), files={name: b"1"} if rows else {}, recordings=rows)
 
     found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 2000, only="wgmma", result=result)
     kept = [row["name"] for row in found.rows if row["files"]]
@@ -312,7 +312,7 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_followed_by_another() -> None:
-    worker = Worker(place=Place(arch=ARCH))
+    worker = Worker(place=BenchChoice(arch=ARCH))
     try:
         assert worker.start().arch == ARCH
         step = Step(kind="function", name="ex2.approx.f16")
