@@ -70,12 +70,12 @@ class Element:
         result: int = getattr(self, f"_{mode}")(0, len(self.a))
         return result
 
-    def result(self, factor: int | None = None) -> int:
-        """D's code; the factor is an f32 code."""
+    def result(self, factor: int | None = None, *, rounds: bool = True) -> int:
+        """D's code, or that of the f32 before the last rounding; the factor is an f32 code."""
         total = self.sum()
         if factor is not None:
             total = slow.ieee_fma("f32", total, factor, 0x80000000)  # -0: a product alone keeps its sign
-        return convert(total, "f32", self.types[2]) if self.types[2] != "f32" else total
+        return convert(total, "f32", self.types[2]) if rounds else total
 
     # ------------------------------------------------------------------------------------------------------- tensor cores
 

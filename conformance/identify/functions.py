@@ -37,7 +37,7 @@ _SPAN: Final = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class TableRows:
     """An interpolation as it was found: (K + B r + C square(r 2^s) 2^c) >> cut for each row."""
 
     form: Quadratic
@@ -55,11 +55,11 @@ class Rows:
         return np.asarray(total >> form.cut)
 
 
-def known_rows(name: str) -> Rows:
+def known_rows(name: str) -> TableRows:
     """The tables of the emulator."""
     form = QUADRATICS[name]
     a, b, c = zip(*tables()[form.table], strict=True)
-    return Rows(form=form, k=tuple((each << form.a) + form.constant for each in a), b=b, c=c)
+    return TableRows(form=form, k=tuple((each << form.a) + form.constant for each in a), b=b, c=c)
 
 
 def squares(x: Integers) -> Integers:
@@ -73,7 +73,7 @@ def squares(x: Integers) -> Integers:
 # The unit around an interpolation ----------------------------------------------------------------------------------------
 
 
-def unit(name: str, codes: Codes, rows: Rows) -> Codes:
+def unit(name: str, codes: Codes, rows: TableRows) -> Codes:
     """A function of the unit, flushing subnormal numbers, with any rows.
 
     Args:
@@ -93,12 +93,12 @@ def _packed(exponent: Integers, m: Integers) -> Integers:
     return np.where(exponent >= 255, INFINITY, np.where(exponent > 0, found, 0))
 
 
-def _reciprocal(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> Integers:
+def _reciprocal(sign: Integers, field: Integers, fraction: Integers, rows: TableRows) -> Integers:
     found = _packed(253 - field, rows(fraction)) | sign
     return np.where(field == 0xFF, sign, np.where(field == 0, sign | INFINITY, found))
 
 
-def _root(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> Integers:
+def _root(sign: Integers, field: Integers, fraction: Integers, rows: TableRows) -> Integers:
     u = field - 127
     g = fraction | (u & 1) << 23
     found = np.where(g == 0, (127 - (u >> 1)) << 23, ((126 - (u >> 1)) << 23) + rows(g) - 2**23)
@@ -106,7 +106,7 @@ def _root(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> In
     return np.where(field == 0, sign | INFINITY, found)
 
 
-def _power(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> Integers:
+def _power(sign: Integers, field: Integers, fraction: Integers, rows: TableRows) -> Integers:
     significand, shift = np.where(field, fraction | 1 << 23, 0), np.clip(127 - field, -7, 40)
     fixed = np.where(shift >= 0, significand >> np.maximum(shift, 0), significand << np.maximum(-shift, 0))
     whole, rest = fixed >> 23, fixed & _F
@@ -116,7 +116,7 @@ def _power(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> I
     return np.where(field >= 134, np.where(minus, 0, INFINITY), _packed(whole + 127, rows(rest)))
 
 
-def _logarithm(sign: Integers, field: Integers, fraction: Integers, rows: Rows) -> Integers:
+def _logarithm(sign: Integers, field: Integers, fraction: Integers, rows: TableRows) -> Integers:
     total = np.where(fraction, rows(fraction), 0) + ((field - 127) << 36)
     minus = total < 0
     size = np.where(minus, np.where(fraction == 0, -total, ~total), total)
@@ -206,10 +206,10 @@ class FunctionIdentification:
     gpu: str
     structure: str
     """In words."""
-    rows: Rows | None
+    rows: TableRows | None
     """Of an interpolation."""
     changed: tuple[int, ...]
-    """Rows that are not those of the emulator's table."""
+    """TableRows that are not those of the emulator's table."""
     differ: int
     """Results of the table that the model does not give."""
     compared: int
@@ -272,8 +272,8 @@ def _emulated(table: FunctionTable) -> Callable[[Codes], Codes]:
     return lambda codes: computed(table.opcode, codes, table.arch)
 
 
-def _interpolation(base: str, table: FunctionTable) -> tuple[Rows | None, str]:
-    """Rows that give the first range of a table, and words."""
+def _interpolation(base: str, table: FunctionTable) -> tuple[TableRows | None, str]:
+    """TableRows that give the first range of a table, and words."""
     low, high = _wanted(base, table)
     form = QUADRATICS[base]
     bits = _width(low, high, _FINEST.get(base, 1))
@@ -292,11 +292,11 @@ def _interpolation(base: str, table: FunctionTable) -> tuple[Rows | None, str]:
         found.append(row)
     k, b, c = zip(*found, strict=True)
     words = f"{len(found)} rows of 2^{bits} operands, A 2^{form.a} + B r + C square(r), cut by {form.cut} bits"
-    return Rows(form=form, k=k, b=b, c=c), words
+    return TableRows(form=form, k=k, b=b, c=c), words
 
 
 def _judged(
-    table: FunctionTable, structure: str, model: Callable[[Codes], Codes], most: int | None, rows: Rows | None = None, base: str = ""
+    table: FunctionTable, structure: str, model: Callable[[Codes], Codes], most: int | None, rows: TableRows | None = None, base: str = ""
 ) -> FunctionIdentification:
     differ = compared = 0
     for (first, count), results in zip(table.ranges, table.results, strict=True):

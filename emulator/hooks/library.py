@@ -24,6 +24,11 @@ TYPES: Final = ("f16", "bf16", "e4m3", "e5m2")
 ON_CORES: Final = "on CUDA cores, not by this instruction"
 
 
+def not_followed(library: Library | None) -> str:
+    """What the report says of a product that is not summed as the block's library does; empty where none is named."""
+    return "library= is not followed here: nothing is known of such products" if library is not None else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CandidateDifference:
     """How the candidates of a choice differ on a sample."""
@@ -45,13 +50,16 @@ class CandidateDifference:
         )
 
 
-def differing(found: Choice, a: Array, b: Array, *, rows: int = SAMPLE[0], columns: int = SAMPLE[1]) -> CandidateDifference:
+def differing(
+    found: Choice, a: Array, b: Array, *, arch: str | None = None, rows: int = SAMPLE[0], columns: int = SAMPLE[1]
+) -> CandidateDifference:
     """Compute a sample of a product by every candidate of a choice.
 
     Args:
         found: the choice.
         a: (M, K).
         b: (K, N).
+        arch: whose arithmetic; None: that of the choice.
         rows: of the sample, at most.
         columns: of the sample, at most.
     """
@@ -59,7 +67,7 @@ def differing(found: Choice, a: Array, b: Array, *, rows: int = SAMPLE[0], colum
         np.unique(np.linspace(0, size - 1, min(size, most)).astype(int)) for size, most in ((a.shape[0], rows), (b.shape[1], columns))
     ]
     left, right = np.ascontiguousarray(a[picked[0]]), np.ascontiguousarray(b[:, picked[1]])
-    results = [_bits(by_schedule(left, right, replace(each.schedule, planned=None), arch=found.arch)) for each in found.candidates]
+    results = [_bits(by_schedule(left, right, replace(each.schedule, planned=None), arch=arch or found.arch)) for each in found.candidates]
     return CandidateDifference(results=results[0].size, by_candidate=tuple(int(np.count_nonzero(each != results[0])) for each in results))
 
 
@@ -132,7 +140,7 @@ class Library:
                 m, n, k, (*types, output), arch=session.arch, library=self.name, file=self.file, fast_accum=fast_accum
             )  # fmt: skip
             schedule = found.best
-            told = self._told(site, found, a, b)
+            told = self._told(site, found, a, b, session.arch)
         evidence = min(schedule.evidence, Evidence.PUBLISHED)
         if not schedule.on_tensor_cores:
             told = f"{ON_CORES}; {told}"
@@ -144,12 +152,12 @@ class Library:
             ready.count(m, n, k, count=result.size // (m * n))
         return result
 
-    def _told(self, site: str, found: Choice, a: Array, b: Array) -> str:
+    def _told(self, site: str, found: Choice, a: Array, b: Array, arch: str) -> str:
         """The plan for the report; candidates are compared at the first product of a shape at a place."""
-        key = (site, found.m, found.n, found.k, found.types, found.best)
+        key = (site, arch, found.m, found.n, found.k, found.types, found.best)
         if key not in self._notes:
             words = found.words
             if len(found.candidates) > 1 and a.size and b.size:
-                words += f"; {differing(found, a.reshape(-1, *a.shape[-2:])[0], b.reshape(-1, *b.shape[-2:])[0]).words}"
+                words += f"; {differing(found, a.reshape(-1, *a.shape[-2:])[0], b.reshape(-1, *b.shape[-2:])[0], arch=arch).words}"
             self._notes[key] = words
         return self._notes[key]

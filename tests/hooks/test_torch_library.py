@@ -110,7 +110,15 @@ def test_products_that_no_library_was_measured_for_are_as_before():
     a, b = tensors(4, 4, 64, torch.float64)
     with mmabits.emulate("sm_90a", library="cublaslt-13.1") as session:
         torch.mm(a, b)
-    assert "assumed" in note(session.report())
+    assert "assumed" in note(session.report()) and "library= is not followed here" in note(session.report())
+
+
+def test_jax_says_that_it_does_not_follow():
+    jax = pytest.importorskip("jax")
+    a = jax.numpy.ones((16, 32), jax.numpy.bfloat16)
+    with mmabits.emulate("sm_90a", frameworks=["jax"], library="cublaslt-13.1") as session:
+        jax.jit(lambda x: x @ x.T)(a).block_until_ready()
+    assert "library= is not followed here" in note(session.report())
 
 
 def test_merges_that_round():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
-from mmabits.conformance.identify.functions import Rows, _fit_row, identify_function, known_rows, unit
+from mmabits.conformance.identify.functions import TableRows, _fit_row, identify_function, known_rows, unit
 from mmabits.conformance.record.functions import (
     PLANS,
     CudaFunctions,
@@ -33,7 +33,7 @@ def plan_of(opcode: str) -> FunctionPlan:
     return next(plan for plan in PLANS if plan.opcode == opcode)
 
 
-def recorded(folder: Path, base: str, rows: Rows | None, model: Any = None, blocks: int = 3) -> FunctionTable:
+def recorded(folder: Path, base: str, rows: TableRows | None, model: Any = None, blocks: int = 3) -> FunctionTable:
     """What is recorded of a function whose table is another one, or that is another function."""
     planted = model if model is not None else lambda opcode, codes: unit(base, codes, rows)
     plan = plan_of(NAMES[base])
@@ -53,7 +53,7 @@ def test_the_emulator_is_found_again(base: str, tmp_path: Path) -> None:
     )
 
 
-def changed(base: str, **more: dict[int, int]) -> Rows:
+def changed(base: str, **more: dict[int, int]) -> TableRows:
     rows = known_rows(base)
     lists = {name: list(getattr(rows, name)) for name in "kbc"}
     for name, steps in more.items():
@@ -76,11 +76,11 @@ def test_the_numbers_of_one_planted_row_are_found(row: int, more: dict[str, dict
 @pytest.mark.parametrize(("base", "rows", "places"), [
     ("rcp", changed("rcp", b={5: 3}), (5,)),
     ("rcp", changed("rcp", k={0: 1 << 13, 127: -(1 << 13)}, c={64: -1}), (0, 64, 127)),
-    ("ex2", changed("ex2", b={0: -2, 63: 2}), (0, 63)),
+    ("ex2", changed("ex2", b={1: -2, 62: 2}), (1, 62)),
     ("rsqrt", changed("rsqrt", c={100: 2}), (100,)),
     ("lg2", changed("lg2", b={40: 5}), (40,)),
 ])  # fmt: skip
-def test_planted_rows_are_found(base: str, rows: Rows, places: tuple[int, ...], tmp_path: Path) -> None:
+def test_planted_rows_are_found(base: str, rows: TableRows, places: tuple[int, ...], tmp_path: Path) -> None:
     found = identify_function(recorded(tmp_path, base, rows))
     assert found.fits and found.changed == places, str(found)
 
@@ -93,7 +93,7 @@ def test_a_planted_constant_is_found_in_every_row(tmp_path: Path) -> None:
     assert found.rows is not None and abs(found.rows.k[9] - rows.k[9]) < 1 << 13
 
 
-def coarse() -> Rows:
+def coarse() -> TableRows:
     """A table of reciprocals with rows twice as wide, fitted in real numbers and rounded."""
     known = known_rows("rcp")
     form = replace(known.form, low=17, s=0)
@@ -104,7 +104,7 @@ def coarse() -> Rows:
         basis = np.stack([np.ones(len(r)), r, r.astype(float) ** 2 / 2**18 / 2], axis=1)
         rows.append([round(each) for each in np.linalg.lstsq(basis, 2**24 / x * 2**15, rcond=None)[0]])
     k, b, c = zip(*rows, strict=True)
-    return Rows(form=form, k=k, b=b, c=c)
+    return TableRows(form=form, k=k, b=b, c=c)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from schedule_cases import fields
 
 import mmabits
 from mmabits.emulator.codecs import as_codes, from_codes
-from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, LibraryBug, Merge, PartSums, RangeSums, Schedule
+from mmabits.emulator.schedules import BlockSums, Chains, LaneSums, LibraryBug, PartSums, RangeSums, Schedule
 from mmabits.isa import InsufficientEvidence, OperandError, OperandTypeError, UnknownInstruction, format_spec
 
 FAMILIES = {"sm_90a": "wgmma", "sm_100a": "tcgen05", "sm_103a": "tcgen05"}
@@ -86,20 +86,22 @@ def check(kind, number):
     rng = generator(kind, number)
     config, shape, form, arch = drawn(kind, number, rng)
     schedule = Schedule.cublaslt(config, *shape, form, arch=arch)
-    a, b = operands(form, shape, ("plain", "cancelling", "raw_finite", "sparse")[number % 4], rng)
+    a, b = operands(form, shape, str(rng.choice(["plain", "plain", "cancelling", "raw_finite", "sparse"])), rng)
     scales = (np.float32(1.7), np.float32(0.3)) if form == "e4m3" else (None, None)
     factor = None if scales[0] is None else int((scales[0] * scales[1]).view(np.uint32))
     left, right = from_codes(a, format_spec(form)), from_codes(b, format_spec(form))
+    types = (form, form, schedule.output)
+    rounds = number % 4 == 0  # else f32 comes out, which shows what a last rounding would hide
+    schedule = schedule if rounds else replace(schedule, output=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LibraryBug)
         got = mmabits.gemm(left, right, arch=arch, schedule=schedule, scale_a=scales[0], scale_b=scales[1])
-    types = (form, form, schedule.output)
     for i, j in np.ndindex(*got.shape):
         family = "mma" if schedule.on_tensor_cores and schedule.sums.group else FAMILIES[arch]
         plan = fields(schedule)
         element = slow_schedules.Element(plan, a[i], b[:, j], types=types, arch=arch, family=family)
-        want = element.result(factor)
-        found = int(as_codes(got, format_spec(schedule.output))[i, j])
+        want = element.result(factor, rounds=rounds)
+        found = int(as_codes(got, format_spec(schedule.output or "f32"))[i, j])
         assert found == want, (kind, number, plan, shape, form, arch, (i, j), hex(found), hex(want))
 
 
@@ -114,6 +116,19 @@ def test_some_shapes_of_each_kind(kind):
 def test_a_hundred_shapes_of_each_kind(kind):
     for number in range(8, 108):
         check(kind, number)
+
+
+@pytest.mark.parametrize(("blocks", "columns"), [(9, 12), (140, 2)])
+def test_a_dot_of_many_blocks(blocks, columns):
+    """With more blocks than the second kernel has threads every level of its sums has something to add."""
+    rng = generator("dot", blocks)
+    k = (blocks - 1) * 128 + 37
+    schedule = Schedule.cublaslt([14, None, blocks, 0, None, 0, 0, None, None], 1, columns, k, ("f16", "f16", "f32"), arch="sm_90a")
+    a, b = draw("plain", "f16", (1, k), rng), draw("plain", "f16", (k, columns), rng)
+    got = mmabits.gemm(from_codes(a, format_spec("f16")), from_codes(b, format_spec("f16")), arch="sm_90a", schedule=schedule)
+    for column in range(columns):
+        element = slow_schedules.Element(fields(schedule), a[0], b[:, column], types=("f16", "f16", "f32"), arch="sm_90a", family="wgmma")
+        assert int(got.view(np.uint32)[0, column]) == element.result(rounds=False)
 
 
 NVJET = {"ALGO_ID": 66, "SPLITK_NUM": 1, "STAGES_ID": 35}
@@ -241,7 +256,14 @@ def test_what_a_schedule_does_not_take(changes, error, text):
 def test_a_plan_runs_on_a_what_if_of_its_architecture_and_elsewhere_when_let():
     a, b = ones(4, 4, 64)
     assert mmabits.gemm(a, b, arch="sm_100a", schedule=replace(PLANNED, planned=None))[0, 0] == 64
-    assert Merge("total") is Merge.TOTAL
+    name = "hopper-for-schedules"
+    mmabits.what_if(name, base="sm_90a", rows={"wgmma.f16.f32": {"fraction_bits": 10}}, promote_every=128)
+    rng = generator("what if")
+    a, b = rng.standard_normal((4, 256)).astype(np.float16), rng.standard_normal((256, 4)).astype(np.float16)
+    found = Schedule.cublaslt(NVJET, 4, 4, 256, ("f16", "f16", "f32"), arch=name)
+    got = mmabits.gemm(a, b, arch=name, schedule=found)
+    assert not np.array_equal(got, mmabits.gemm(a, b, arch="sm_90a", schedule=found))  # its own arithmetic
+    assert not np.array_equal(got, mmabits.gemm(a, b, arch=name, instruction="wgmma"))  # and not its own promotion
 
 
 def test_torch_and_jax_get_their_own_arrays_back():

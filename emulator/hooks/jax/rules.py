@@ -26,6 +26,7 @@ from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
 from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
+from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.session import Session, poison
 from mmabits.isa import EmulationError, Instruction
 
@@ -251,7 +252,7 @@ class _Equation:
     def multiply(self, choice: OnTensorCores, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
         batch, m, n, k = shape
-        notes = "; ".join(note for note in (choice.note, _NOTE.get()) if note)
+        notes = "; ".join(note for note in (choice.note, not_followed(self.session.library), _NOTE.get()) if note)
         ready = self.session.ready(self.name, choice.instruction, promote_every=choice.promote_every, note=notes)
         product = ready.native(batch, m, n, what=self.operation)
         calls = handler.product_site(product, batch, m, n, k, account.gate(self.key))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
@@ -130,7 +131,9 @@ def compute(
         )  # fmt: skip
         if found is not None:
             return tensor_of(found, a)
-    return tensor_of(call.session.dot(call.site, left, right, instruction=instruction, note=joined(ASSUMED, epilogue)), a)
+    return tensor_of(
+        call.session.dot(call.site, left, right, instruction=instruction, note=joined(ASSUMED, not_followed(library), epilogue)), a
+    )
 
 
 def _not_plain(*tensors: torch.Tensor | None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mmabits.emulator.engine.fma import fma
+from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import ASSUMED, OUTPUTS, joined
@@ -257,7 +258,7 @@ def _product(call: OperatorCall, given: ScaledOperands, promote: int | None, *no
             return found
     return call.session.dot(
         call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
-        note=joined(ASSUMED, scales, *rest, given.note),
+        note=joined(ASSUMED, not_followed(library), scales, *rest, given.note),
     )  # fmt: skip
 
 
@@ -273,7 +274,9 @@ def _rowwise(call: OperatorCall, given: ScaledOperands, promote: int | None, not
 
 def _blockwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     (m, k), n = given.a.shape, given.b.shape[1]
-    ready = call.session.ready(call.site, given.instruction, note=joined(ASSUMED, PER_BLOCK, given.note))
+    ready = call.session.ready(
+        call.site, given.instruction, note=joined(ASSUMED, not_followed(call.session.library), PER_BLOCK, given.note)
+    )
     total: Floats = np.zeros((m, n), np.float32)
     for number, start in enumerate(range(0, k, BLOCK)):
         panel = slice(start, start + BLOCK)
@@ -294,7 +297,10 @@ def _block_scaled(call: OperatorCall, given: ScaledOperands, promote: int | None
     is_read = read_rows.any() or read_columns.any()
     product: Floats = call.session.dot(
         call.site, given.a, given.b, scale_a=left[:, :used], scale_b=right[:used], instruction=instruction,
-        note=joined(ASSUMED, PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "", given.note),
+        note=joined(
+            ASSUMED, not_followed(call.session.library), PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "",
+            given.note,
+        ),
     )  # fmt: skip
     spoilt = read_rows[:, None] | read_columns
     if open_rows.any() or open_columns.any():
