@@ -280,6 +280,8 @@ class Session:
     """What a matrix library is taken to do; None: one chain of instructions, K upward."""
     watch: Any = field(default=None, repr=False)
     """What compiled kernels tell of their steps (research/follow.py)."""
+    keeper: Any = field(default=None, repr=False)
+    """What looks at memory before and after each launch of a compiled kernel (conformance/diff/runs.py)."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)

@@ -112,6 +112,8 @@ class PtxInstruction:
     """Of the PTX text, from 1."""
     location: Location | None
     text: str
+    end: int = 0
+    """Where the statement ends in the text."""
 
     def __str__(self) -> str:
         where = f", {self.location}" if self.location else ""
@@ -440,7 +442,9 @@ class _Reader:
         if opcode.startswith("."):
             raise self.fail(f"a directive that is not understood: {text[:80]}")
         entry.instructions.append(
-            PtxInstruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
+            PtxInstruction(
+                opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text, self.place
+            )
         )
 
     def declare(self, entry: Entry, variable: Variable) -> None:
