@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmabits.conformance.recorded.runs import Bytes, KernelRun, Parameter, RunTensor, read_run, write_run
+from mmabits.conformance.recorded.runs import Bytes, Parameter, PtxRun, RunTensor, read_run, write_run
 from mmabits.emulator.machine.fusion import contracted
 from mmabits.emulator.machine.kernel import Kernel, aligned
 from mmabits.emulator.machine.program import base_of, results_of
@@ -26,7 +26,7 @@ from mmabits.emulator.machine.trace import Log
 from mmabits.isa import EmulationError, OperandError, architecture
 from mmabits.research.follow import form_of_dtype, source_of, writer_of
 
-Execute = Callable[[KernelRun], list[Bytes]]
+Execute = Callable[[PtxRun], list[Bytes]]
 """Runs a kernel on fresh copies of its buffers, and gives what is in them then."""
 
 _ADDRESS: Final = TensorMap._fields.index("address")
@@ -66,7 +66,7 @@ class Keeper:
             )
 
         def finish() -> None:
-            run = KernelRun(
+            run = PtxRun(
                 ptx=text, kernel=kernel.name, arch=kernel.arch, grid=grid, block=(kernel.block[0], kernel.block[1], kernel.block[2]),
                 cluster=(kernel.cluster[0], kernel.cluster[1], kernel.cluster[2]), shared=kernel.memory.dynamic,
                 contracts=kernel.contracts, parameters=tuple(parameters), before=before, after=tuple(_copy(*each) for each in places),
@@ -107,7 +107,7 @@ def _parameter(value: Any, size: int, places: Sequence[tuple[int, int]]) -> Para
 # ---------------------------------------------------------------------------------------------------------------------- running
 
 
-def _kernel(run: KernelRun, arch: str | None, *, traces: bool = False) -> Kernel:
+def _kernel(run: PtxRun, arch: str | None, *, traces: bool = False) -> Kernel:
     target = run.arch if arch is None else architecture(arch).name
     cluster = run.cluster if run.cluster != (1, 1, 1) else None
     return Kernel(
@@ -115,7 +115,7 @@ def _kernel(run: KernelRun, arch: str | None, *, traces: bool = False) -> Kernel
     )
 
 
-def _arguments(run: KernelRun, addresses: Sequence[int]) -> list[bytes]:
+def _arguments(run: PtxRun, addresses: Sequence[int]) -> list[bytes]:
     """The parameters, with the buffers at these addresses."""
     found = []
     for each in run.parameters:
@@ -130,7 +130,7 @@ def _arguments(run: KernelRun, addresses: Sequence[int]) -> list[bytes]:
     return found
 
 
-def emulated(run: KernelRun, arch: str | None = None, *, trace: Callable[[Log], object] | None = None) -> list[Bytes]:
+def emulated(run: PtxRun, arch: str | None = None, *, trace: Callable[[Log], object] | None = None) -> list[Bytes]:
     """Run a kernel on the CPU.
 
     Args:
@@ -174,7 +174,7 @@ class RunDifference:
         return f"{self.count} elements differ, first {self.what}: {self.found:#x}, recorded {self.wanted:#x}"
 
 
-def differences(run: KernelRun, found: Sequence[Bytes], wanted: Sequence[Bytes]) -> list[RunDifference]:
+def differences(run: PtxRun, found: Sequence[Bytes], wanted: Sequence[Bytes]) -> list[RunDifference]:
     """By tensor, as far as tensors are known; each byte once."""
     told = []
     for buffer, (one, other) in enumerate(zip(found, wanted, strict=True)):
@@ -209,12 +209,12 @@ def _element(tensor: RunTensor, number: int) -> str:
 class RunComparison:
     """A kernel run by the emulator, beside what a file holds or another side gives."""
 
-    run: KernelRun
+    run: PtxRun
     arch: str
     beside: str
     """The other side, in words."""
     differences: tuple[RunDifference, ...]
-    parting: Parting | None = None
+    parting: DifferingInstruction | None = None
     untold: str = ""
     """Why the first instruction is not known, where results differ."""
 
@@ -248,7 +248,7 @@ class RunComparison:
         }  # fmt: skip
 
 
-def compare_run(file: Path | KernelRun, *, arch: str | None = None, other: Execute | None = None) -> RunComparison:
+def compare_run(file: Path | PtxRun, *, arch: str | None = None, other: Execute | None = None) -> RunComparison:
     """Run a kernel here, and compare with what the file holds, or with another side.
 
     Args:
@@ -259,7 +259,7 @@ def compare_run(file: Path | KernelRun, *, arch: str | None = None, other: Execu
     Raises:
         VectorFileError: a damaged file; KernelError, PtxError: the kernel cannot be run.
     """
-    run = file if isinstance(file, KernelRun) else read_run(file)
+    run = file if isinstance(file, PtxRun) else read_run(file)
     target = run.arch if arch is None else architecture(arch).name
     found = emulated(run, target)
     wanted = list(run.after) if other is None else other(run)
@@ -278,7 +278,7 @@ def compare_run(file: Path | KernelRun, *, arch: str | None = None, other: Execu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parting:
+class DifferingInstruction:
     """The first instruction whose result differs."""
 
     instruction: PtxInstruction
@@ -302,7 +302,7 @@ class Parting:
         )
 
 
-def first_difference(run: KernelRun, other: Execute, difference: RunDifference) -> Parting:
+def first_difference(run: PtxRun, other: Execute, difference: RunDifference) -> DifferingInstruction:
     """The first instruction that has another result on the other side.
 
     Args:
@@ -329,7 +329,7 @@ def first_difference(run: KernelRun, other: Execute, difference: RunDifference) 
         moved = base_of(instruction.opcode) in ("ld", "ldmatrix", "shfl")
         source = _source(run, thread, noted, place) if moved else None
         if source is None or source in seen:
-            return Parting(
+            return DifferingInstruction(
                 instruction=instruction, found=code, wanted=theirs[place][1], register=register, cta=thread[0], thread=thread[1],
                 place=place, threads=len(seen),
             )  # fmt: skip
@@ -342,14 +342,14 @@ Where = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NotedRun(KernelRun):
+class NotedRun(PtxRun):
     """A run whose kernel writes down what a thread computes, into its last buffer."""
 
     noted: tuple[tuple[PtxInstruction, str], ...]
     """What the numbers of the notes mean: an instruction, and the register that it wrote."""
 
 
-def _traced(run: KernelRun, look: Callable[[Kernel, Log, list[Bytes]], None]) -> None:
+def _traced(run: PtxRun, look: Callable[[Kernel, Log, list[Bytes]], None]) -> None:
     """Run a kernel, and look at the notes of each cluster."""
     made = _kernel(run, None, traces=True)
     buffers = [aligned(max(1, len(each)))[: len(each)] for each in run.before]
@@ -360,7 +360,7 @@ def _traced(run: KernelRun, look: Callable[[Kernel, Log, list[Bytes]], None]) ->
     made.launch(run.grid, arguments, ranges, trace=lambda log: look(made, log, buffers))
 
 
-def _writer(run: KernelRun, difference: RunDifference) -> Where:
+def _writer(run: PtxRun, difference: RunDifference) -> Where:
     """The thread that stored an element."""
     found: list[Where] = []
 
@@ -375,7 +375,7 @@ def _writer(run: KernelRun, difference: RunDifference) -> Where:
     return found[-1]
 
 
-def _source(run: KernelRun, thread: Where, noted: NotedRun, place: int) -> Where | None:
+def _source(run: PtxRun, thread: Where, noted: NotedRun, place: int) -> Where | None:
     """The other thread that a noted value came from; None: it was made, or read from what was there before."""
     counts = Counter(each.end for each, _ in noted.noted)
     found: list[Where] = []
@@ -406,7 +406,7 @@ def _notes(run: NotedRun, execute: Execute) -> list[tuple[int, int]]:
     return [(int(number) - 1, int(value)) for number, value in words[:count]]
 
 
-def instrumented(run: KernelRun, cta: tuple[int, int, int], thread: tuple[int, int, int]) -> NotedRun:
+def instrumented(run: PtxRun, cta: tuple[int, int, int], thread: tuple[int, int, int]) -> NotedRun:
     """A run whose kernel writes down what one thread computes.
 
     Raises:
@@ -445,7 +445,7 @@ def instrumented(run: KernelRun, cta: tuple[int, int, int], thread: tuple[int, i
     text = _with_prologue(text, run.kernel, cta, thread)
     count = _events(replace(run, ptx=text, parameters=(*run.parameters, Parameter("", len(run.before), 0))), run)
     room = np.zeros(count * _ENTRY_BYTES, np.uint8)
-    fields = {name: getattr(run, name) for name in KernelRun.__dataclass_fields__}
+    fields = {name: getattr(run, name) for name in PtxRun.__dataclass_fields__}
     fields |= {
         "ptx": text, "parameters": (*run.parameters, Parameter("", len(run.before), 0)), "before": (*run.before, room),
         "after": (*run.after, room),
@@ -453,7 +453,7 @@ def instrumented(run: KernelRun, cta: tuple[int, int, int], thread: tuple[int, i
     return NotedRun(**fields, noted=tuple(noted))
 
 
-def _events(run: KernelRun, original: KernelRun) -> int:
+def _events(run: PtxRun, original: PtxRun) -> int:
     """Notes that the thread makes, found by running it here with much room."""
     room = np.zeros(_MOST_NOTED * _ENTRY_BYTES, np.uint8)
     found = emulated(replace(run, before=(*original.before, room), after=(*original.after, room)))[-1]
@@ -462,7 +462,7 @@ def _events(run: KernelRun, original: KernelRun) -> int:
     return int(filled[-1]) + 64 if filled.size else 64
 
 
-def _fused_products(run: KernelRun) -> set[int]:
+def _fused_products(run: PtxRun) -> set[int]:
     """Ends of the instructions that contraction takes away."""
     entry = read_ptx(run.ptx).entries[run.kernel]
     left = {each.end for each in contracted(entry)[0].instructions}

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from mmabits.conformance.record.driver import CudaDevice
-from mmabits.conformance.recorded.runs import Bytes, KernelRun
+from mmabits.conformance.recorded.runs import Bytes, PtxRun
 from mmabits.emulator.machine.sass import assemble
 from mmabits.isa import EmulationError
 
@@ -26,7 +26,7 @@ class RunDevice:
         self.device = device
         self._functions: dict[tuple[str, str], Any] = {}
 
-    def __call__(self, run: KernelRun) -> list[Bytes]:
+    def __call__(self, run: PtxRun) -> list[Bytes]:
         """Launch, and wait.
 
         Raises:
@@ -61,7 +61,7 @@ class RunDevice:
             for pointer in pointers:
                 self.device.free(pointer)
 
-    def _function(self, run: KernelRun) -> Any:
+    def _function(self, run: PtxRun) -> Any:
         key = (run.hash, run.kernel)
         if key not in self._functions:
             module = self.device.call("cuModuleLoadData", assemble(run.ptx, arch=run.arch, contracts=run.contracts))

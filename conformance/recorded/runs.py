@@ -1,4 +1,4 @@
-"""Files of kernel runs, the format "kernel-run/1": PTX, arguments, grid, and the memory before and after. Nobody needs Triton to run them.
+"""Files of kernel runs, the format "ptx-run/1": PTX, arguments, grid, and the memory before and after. Nobody needs Triton to run them.
 
 A parameter is its bytes, a place in one of the buffers, or a tensor map of one. What a GPU or the emulator left in the buffers is kept
 whole.
@@ -20,7 +20,7 @@ from mmabits.conformance.recorded.files import read_arrays, write_arrays
 from mmabits.isa import OperandError
 from mmabits.reports.stored import open_tensors
 
-FORMAT: Final = "kernel-run/1"
+FORMAT: Final = "ptx-run/1"
 _TEXTS: Final = ("kernel", "arch", "gpu", "kind", "recorded", "driver")
 _MOST_BUFFERS: Final = 64
 _MOST_CTAS: Final = 1 << 31
@@ -55,7 +55,7 @@ class Parameter(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KernelRun:
+class PtxRun:
     """A launch of a kernel."""
 
     ptx: str
@@ -95,7 +95,7 @@ class KernelRun:
         return f"{self.kernel} on {self.arch} ({self.hash[:12]})"
 
 
-def write_run(path: Path, run: KernelRun) -> None:
+def write_run(path: Path, run: PtxRun) -> None:
     """Write a file, whole or not at all; nothing is replaced.
 
     Raises:
@@ -114,7 +114,7 @@ def write_run(path: Path, run: KernelRun) -> None:
     write_arrays(path, FORMAT, {name: getattr(run, name) for name in _TEXTS}, arrays)
 
 
-def read_run(path: Path) -> KernelRun:
+def read_run(path: Path) -> PtxRun:
     """Read a file.
 
     Raises:
@@ -139,7 +139,7 @@ def read_run(path: Path) -> KernelRun:
         except UnicodeDecodeError as error:
             raise OperandError("the PTX is no text") from error
         digest = launch.pop("ptx")
-        found = KernelRun(**texts, **launch, ptx=ptx, before=before, after=after, source=str(path))
+        found = PtxRun(**texts, **launch, ptx=ptx, before=before, after=after, source=str(path))
         if digest != found.hash:
             raise OperandError("the PTX is not the one whose hash the manifest has")
         _check(found)
@@ -181,7 +181,7 @@ def _three(values: Any) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _check(run: KernelRun) -> None:
+def _check(run: PtxRun) -> None:
     sizes = [len(each) for each in run.before]
     places: Sequence[tuple[int, int]] = [(each.buffer, each.offset) for each in run.parameters if each.buffer != -1]
     places = [*places, *((each.buffer, each.offset) for each in run.tensors)]
@@ -191,4 +191,4 @@ def _check(run: KernelRun) -> None:
         raise OperandError("a launch without threads")
 
 
-__all__ = ["FORMAT", "KernelRun", "Parameter", "RunTensor", "read_run", "write_run"]
+__all__ = ["FORMAT", "PtxRun", "Parameter", "RunTensor", "read_run", "write_run"]

@@ -13,7 +13,7 @@ import pytest
 
 from mmabits.commands.main import main
 from mmabits.conformance.diff.runs import compare_run, differences, emulated, instrumented
-from mmabits.conformance.recorded.runs import KernelRun, Parameter, RunTensor, read_run, write_run
+from mmabits.conformance.recorded.runs import Parameter, PtxRun, RunTensor, read_run, write_run
 from mmabits.isa import MmabitsError
 from mmabits.isa.errors import VectorFileError
 
@@ -51,10 +51,10 @@ TEXT = """.version 8.7
 }"""
 
 
-def small(text: str = TEXT) -> KernelRun:
+def small(text: str = TEXT) -> PtxRun:
     x = operands.generator("runs").uniform(-1, 1, 128).astype(np.float32)
     held = np.concatenate([np.zeros(4, np.float32), x]).view(np.uint8)
-    run = KernelRun(
+    run = PtxRun(
         ptx=text, kernel="small", arch="sm_80", grid=(2, 1, 1), block=(64, 1, 1), cluster=(1, 1, 1), shared=0, contracts=True,
         parameters=(Parameter("", 0, 16), Parameter(np.float32(0.3).tobytes().hex())), before=(held,), after=(held,),
         tensors=(RunTensor("x", 0, 16, (2, 64), (64, 1), 4, "f32"),), gpu="made up",
@@ -62,7 +62,7 @@ def small(text: str = TEXT) -> KernelRun:
     return replace(run, after=tuple(emulated(run)))
 
 
-def changed(run: KernelRun, before: str, after: str) -> list[Any]:
+def changed(run: PtxRun, before: str, after: str) -> list[Any]:
     """A GPU that differs: an opcode does something else."""
     assert before in run.ptx
     return emulated(replace(run, ptx=run.ptx.replace(before, after)))
