@@ -81,14 +81,21 @@ def _run(out: Path, budget: float, began: float, arch: str | None, index: int, o
         found = open_campaign(out, info, only=only, plant=plant, index=index)
         kept = len(found.rows)
         note(f"{info.name}, {info.arch}: {len(found.steps)} steps, {kept} there already, {budget:.0f} s")
-        left = run_campaign(found, worker, budget=budget, began=began, command=command, tell=_tell)
+        said: set[str] = set()
+        left = run_campaign(found, worker, budget=budget, began=began, command=command, tell=lambda ended: _tell(ended, said))
     finally:
         worker.stop()
     return _ended(found, len(left), out)
 
 
-def _tell(ended: Ended) -> None:
+def _tell(ended: Ended, said: set[str]) -> None:
+    """A line for a step; why steps are left out is said once for each reason."""
     result = ended.result
+    if result.state == "left out":
+        reason = result.line.replace(ended.step.name, "it", 1)
+        if reason in said:
+            return
+        said.add(reason)
     line = f"[{ended.at:5.0f} s] {ended.step.key}: {result.line}"
     if result.state == "failed":
         complain(line)

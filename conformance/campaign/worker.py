@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
-from mmabits.conformance.campaign.plan import Step
+from mmabits.conformance.campaign.plan import CampaignStep
 from mmabits.conformance.campaign.steps import StepResult
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.isa import DeviceUnavailable
@@ -81,7 +81,7 @@ class Worker:
         except (EOFError, OSError):
             return None
 
-    def run(self, step: Step, limit: float) -> StepResult:
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
         """Run a step, for so many seconds at most."""
         began = time.monotonic()
         try:
@@ -98,7 +98,9 @@ class Worker:
         alive = self._process is not None and self._process.is_alive()
         self.stop()
         why = f"took more than {limit:.0f} s and was ended" if alive else "the process that ran it died"
-        return StepResult(state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why)
+        return StepResult(
+            state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why
+        )
 
     def stop(self) -> None:
         """End the process."""
