@@ -238,7 +238,7 @@ def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, byt
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     try:
-        yield lambda: ((path.name, path.read_bytes()) for path in sorted(folder.rglob("*.ptx")))
+        yield lambda: ((f"{number}-{path.name}", path.read_bytes()) for number, path in enumerate(sorted(folder.rglob("*.ptx")), start=1))
     finally:
         if before is None:
             del os.environ["TRITON_CACHE_DIR"]

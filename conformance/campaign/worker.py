@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -35,6 +36,7 @@ def _serve(pipe: Connection, place: BenchChoice) -> None:
     from mmabits.conformance.campaign.bench import cuda_bench, emulated_bench
     from mmabits.conformance.campaign.steps import run_step
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch and our kernels share the GPU with JAX
     try:
         bench = cuda_bench(place.index) if place.arch is None else emulated_bench(place.arch, place.plant)
         pipe.send(bench.device.info)
