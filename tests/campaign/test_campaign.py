@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
-from mmabits.conformance.campaign.archive import read_archive
+from mmabits.conformance.campaign.archive import Archive, read_archive
 from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
 from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
 from mmabits.conformance.campaign.steps import StepResult, run_step
 from mmabits.conformance.campaign.worker import BenchChoice, Worker
-from mmabits.isa import Evidence, OperandError
+from mmabits.isa import Evidence, OperandError, VectorFileError
 
 ARCH = "sm_90a"
 FP8 = "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
@@ -278,6 +278,40 @@ def emulate_one_off(*arguments: Any) -> Any:
     from mmabits.conformance.record.tiles import emulate_tiles
 
     return emulate_tiles(*arguments) ^ 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.pop("device"), "tells no device"),
+        (lambda manifest: manifest["steps"][0].pop("differ"), "has no differ as a campaign has"),
+        (lambda manifest: manifest["steps"][0].update(said=[1]), "has no words and recordings"),
+        (lambda manifest: manifest["steps"][0].update(name="mma.nonsense"), "is of no instruction"),
+    ],
+)
+def test_manifests_of_others(change: Callable[[Any], Any], message: str, archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    change(made.manifest)
+    made.save()
+    with pytest.raises(VectorFileError, match=message):
+        read_learned(tmp_path)
+
+
+def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
+    """What one recording of a manifest says wrongly is told; the others are replayed."""
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    first, second, third, fourth, *_ = made.manifest["steps"][0]["recordings"]
+    first["seed"], second["tiles"], third["generator"], fourth["whole"] = 1, 1 << 40, "os:system", "../../etc/passwd"
+    made.save()
+    errors = [str(report.error) for report in read_learned(tmp_path).reports if report.error]
+    assert [words for words in ("draws other operands", "none that a campaign has", "none that a campaign has", "is not in the archive")
+            if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
 
 
 # The process -------------------------------------------------------------------------------------------------------------
