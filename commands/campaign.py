@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -76,19 +77,32 @@ def _run(out: Path, budget: float, began: float, arch: str | None, index: int, o
         plant_named(plant)
     command = shlex.join(["mmabits", *sys.argv[1:]])
     worker = Worker(place=BenchChoice(arch=arch, plant=plant, index=index, command=command))
-    info = worker.start()
+    before = signal.signal(signal.SIGTERM, _interrupted)  # as `timeout` ends a command
     try:
+        info = worker.start()
         found = open_campaign(out, info, only=only, plant=plant, index=index)
         kept = len(found.rows)
         note(f"{info.name}, {info.arch}: {len(found.steps)} steps, {kept} there already, {budget:.0f} s")
-        left = run_campaign(found, worker, budget=budget, began=began, command=command, tell=_tell)
+        said: set[str] = set()
+        left = run_campaign(found, worker, budget=budget, began=began, command=command, tell=lambda ended: _tell(ended, said))
     finally:
         worker.stop()
+        signal.signal(signal.SIGTERM, before)
     return _ended(found, len(left), out)
 
 
-def _tell(ended: Ended) -> None:
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _tell(ended: Ended, said: set[str]) -> None:
+    """A line for a step; why steps are left out is said once for each reason."""
     result = ended.result
+    if result.state == "left out":
+        reason = result.line.replace(ended.step.name, "it", 1)
+        if reason in said:
+            return
+        said.add(reason)
     line = f"[{ended.at:5.0f} s] {ended.step.key}: {result.line}"
     if result.state == "failed":
         complain(line)

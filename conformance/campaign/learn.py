@@ -74,22 +74,45 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
     device = manifest.get("device")
     if not isinstance(device, dict) or not {"kind", "name", "arch"} <= set(device):
         raise VectorFileError(f"{path}: its manifest tells no device")
+    _check_steps(path, manifest["steps"])
     reports, recordings = [], []
     for row in manifest["steps"]:
-        for each in row.get("recordings", []):
-            if not isinstance(each, dict) or "instruction" not in each:
+        for each in row["recordings"]:
+            if "instruction" not in each:
                 continue
             name = f"{path}: {each.get('instruction')} {each.get('generator')} x{each.get('chain')}"
             try:
                 recording = _recording(each, members)
                 reports.append(_report_of(recording, name, each))
                 recordings.append((_name_of(recording), recording))
-            except MmabitsError as error:
-                reports.append(FileReport(path=name, error=f"{name}: {error}"))
-        reports += [_range(each, device, path) for each in row.get("recordings", []) if isinstance(each, dict) and "function" in each]
+            except Exception as error:  # of whatever kind: the other recordings are replayed
+                reports.append(FileReport(path=name, error=f"{name}: {told(error)}"))
+        reports += [_range(each, device, path) for each in row["recordings"] if "function" in each]
     reports += [_function(name, data, path, most_blocks) for name, data in members.items() if name.startswith("functions/")]
     others = tuple((name, data) for name, data in members.items() if not name.startswith("differing/") or "gemm" in name)
     return Learned(path=path, manifest=manifest, reports=tuple(reports), recordings=tuple(recordings), others=others)
+
+
+_STEP_KEYS: Final = {
+    "key": str, "kind": str, "name": str, "state": str, "line": str, "results": int, "differ": int, "said": list, "recordings": list,
+}  # fmt: skip
+
+
+def _check_steps(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a manifest whose steps are not those of a campaign: it may come from anywhere.
+
+    Raises:
+        VectorFileError: they are not.
+    """
+    for step in steps:
+        wrong = [key for key, kind in _STEP_KEYS.items() if not isinstance(step.get(key), kind)]
+        if wrong or not all(isinstance(line, str) for line in step["said"]) or not all(isinstance(row, dict) for row in step["recordings"]):
+            raise VectorFileError(f"{path}: a step of its manifest has no {', '.join(wrong) or 'words and recordings'} as a campaign has")
+        if step["kind"] in ("instruction", "identify"):
+            try:
+                parse(step["name"])
+            except MmabitsError as error:
+                raise VectorFileError(f"{path}: a step of its manifest is of no instruction: {error}") from error
 
 
 def _recording(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Recording:
@@ -98,7 +121,9 @@ def _recording(row: Mapping[str, Any], members: Mapping[str, bytes]) -> Recordin
     if missing:
         raise OperandError(f"the manifest does not tell its {', '.join(missing)}")
     if row.get("whole"):
-        with _file(members[str(row["whole"])]) as path:
+        if row["whole"] not in members:
+            raise OperandError(f"{row['whole']!r:.80} is not in the archive")
+        with _file(members[row["whole"]]) as path:
             return read_recording(path)
     if row.get("differ"):
         raise OperandError(f"{row['differ']:,} of {row['results']:,} results differed, and the recording was not kept whole")

@@ -41,7 +41,7 @@ CHOICE_SHAPES: Final = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class CampaignStep:
     """One thing to run."""
 
     kind: str
@@ -113,12 +113,12 @@ def questions_of(kind: str, name: str, arch: str) -> tuple[Question, ...]:
     return tuple(each for each in QUESTIONS if each.is_settled_by(kind, name, arch))
 
 
-def _step(kind: str, name: str, arch: str, facts: Sequence[tuple[str, float]] = ()) -> Step:
+def _step(kind: str, name: str, arch: str, facts: Sequence[tuple[str, float]] = ()) -> CampaignStep:
     asked = [(f"question {each.name}", _OPEN_WORTH) for each in questions_of(kind, name, arch)]
-    return Step(kind=kind, name=name, facts=(*facts, *asked))
+    return CampaignStep(kind=kind, name=name, facts=(*facts, *asked))
 
 
-def _instructions(arch: str) -> Iterator[Step]:
+def _instructions(arch: str) -> Iterator[CampaignStep]:
     for instruction in recordable(arch):
         found = lower(instruction, arch)
         row = found.datapath
@@ -129,7 +129,7 @@ def _instructions(arch: str) -> Iterator[Step]:
         yield _step("instruction", instruction.ptx, arch, facts)
 
 
-def _identifications(arch: str) -> Iterator[Step]:
+def _identifications(arch: str) -> Iterator[CampaignStep]:
     """Of disputed datapaths, one instruction each."""
     seen = set()
     for instruction in recordable(arch):
@@ -139,24 +139,24 @@ def _identifications(arch: str) -> Iterator[Step]:
             yield _step("identify", instruction.ptx, arch, [(f"dispute {row.name}", _OPEN_WORTH)])
 
 
-def _functions(arch: str) -> Iterator[Step]:
+def _functions(arch: str) -> Iterator[CampaignStep]:
     table = opcode_table()
     for plan in plans_for(arch):
         worth = _ROW_WORTH[table[plan.opcode].evidence] if plan.opcode in table else _OPEN_WORTH
         yield _step("function", plan.opcode, arch, [(f"function {plan.opcode}", worth)])
 
 
-def _cases(arch: str) -> Iterator[Step]:
+def _cases(arch: str) -> Iterator[CampaignStep]:
     for case in ALL_CASES.values():
         if is_possible(case, arch):
             kind = "kernel" if isinstance(case, KernelCase) else "product"
             yield _step(kind, case.name, arch, [(f"case {case.name}", _KIND_WORTH[kind])])
 
 
-_SOURCES: Final[tuple[Callable[[str], Iterator[Step]], ...]] = (_instructions, _identifications, _functions, _cases)
+_SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (_instructions, _identifications, _functions, _cases)
 
 
-def plan_for(arch: str, *, only: str | None = None) -> list[Step]:
+def plan_for(arch: str, *, only: str | None = None) -> list[CampaignStep]:
     """The steps for an architecture, the most valuable for its time first.
 
     A fact counts in full for the first step that shows it, and little for the next ones.
@@ -174,7 +174,7 @@ def plan_for(arch: str, *, only: str | None = None) -> list[Step]:
     return _ordered([step for step in steps if only is None or only == step.kind or only in step.name])
 
 
-def _ordered(steps: Sequence[Step]) -> list[Step]:
+def _ordered(steps: Sequence[CampaignStep]) -> list[CampaignStep]:
     """The best for its time, then the best beside it, and so on."""
     left, found = list(steps), []
     shown: set[str] = set()
@@ -186,4 +186,4 @@ def _ordered(steps: Sequence[Step]) -> list[Step]:
     return found
 
 
-__all__ = ["CHOICE_SHAPES", "KINDS", "QUESTIONS", "Question", "Step", "plan_for", "questions_of"]
+__all__ = ["CHOICE_SHAPES", "KINDS", "QUESTIONS", "Question", "CampaignStep", "plan_for", "questions_of"]

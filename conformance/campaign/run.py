@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 from mmabits.conformance.campaign.archive import Archive
-from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, Step, plan_for
+from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, CampaignStep, plan_for
 from mmabits.conformance.campaign.steps import SEED, StepResult, result_row
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.session import source_version
@@ -53,10 +53,10 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
-class Runner(Protocol):
+class StepRunner(Protocol):
     """Runs steps: a `Worker`, or in a test the process itself."""
 
-    def run(self, step: Step, limit: float) -> StepResult:
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
         """Run a step, for so many seconds at most."""
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class Runner(Protocol):
 class Ended:
     """A step that has ended, to be told."""
 
-    step: Step
+    step: CampaignStep
     result: StepResult
     seconds: float
     at: float
@@ -84,7 +84,7 @@ class Campaign:
     """
 
     archive: Archive
-    steps: Sequence[Step]
+    steps: Sequence[CampaignStep]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -92,10 +92,10 @@ class Campaign:
         rows: list[dict[str, Any]] = self.archive.manifest["steps"]
         return rows
 
-    def _row(self, step: Step) -> dict[str, Any] | None:
+    def _row(self, step: CampaignStep) -> dict[str, Any] | None:
         return next((row for row in self.rows if row["key"] == step.key), None)
 
-    def left(self) -> list[Step]:
+    def left(self) -> list[CampaignStep]:
         """The steps that are still to be run, those that differences ask for among them."""
         following = [_follow_up(row["name"]) for row in self.rows if row["kind"] == "instruction" and row["differ"]]
         planned = {step.key: step for step in (*self.steps, *following)}
@@ -110,20 +110,24 @@ class Campaign:
             found[kind] = (guess + sum(took)) / (1 + len(took))
         return found
 
-    def next(self, seconds: float) -> Step | None:
-        """The step with the most value for its time, of those that fit."""
+    def next(self, seconds: float) -> CampaignStep | None:
+        """The step with the most value for its time, of those that fit.
+
+        What fits is told by corrected estimates; the order by those of the table, so that a first step that compiles much does not
+        send all of its kind to the end.
+        """
         estimates = self.estimates()
         planned = {step.key: step for step in self.steps}
         done = [planned[row["key"]] for row in self.rows if row["state"] == "done" and row["key"] in planned]
         shown = {fact for step in done for fact, _ in step.facts}
         fitting = [step for step in self.left() if estimates[step.kind] <= seconds]
 
-        def rate(step: Step) -> tuple[bool, float]:
-            return self._row(step) is None, step.worth(shown) / estimates[step.kind]
+        def rate(step: CampaignStep) -> tuple[bool, float]:
+            return self._row(step) is None, step.worth(shown) / step.estimate
 
         return max(fitting, key=rate, default=None)
 
-    def take(self, step: Step, result: StepResult, seconds: float) -> None:
+    def take(self, step: CampaignStep, result: StepResult, seconds: float) -> None:
         """Put what came of a step into the archive, and write it.
 
         Raises:
@@ -151,7 +155,7 @@ class Campaign:
         self.archive.manifest["open"] = [left.key for left in self.left()]
         self.archive.save()
 
-    def _why_not(self, step: Step) -> str:
+    def _why_not(self, step: CampaignStep) -> str:
         """Why what differs is not kept whole: a datapath that is wrong would fill the archive by itself."""
         if step.kind != "instruction":
             return ""
@@ -166,8 +170,8 @@ def _may_be_tried(row: Mapping[str, Any]) -> bool:
     return bool(row["state"] == "failed" and row["tries"] < _TRIES)
 
 
-def _follow_up(instruction: str) -> Step:
-    return Step(kind="identify", name=instruction, facts=((f"what {instruction} computes", _DIFFERS_WORTH),))
+def _follow_up(instruction: str) -> CampaignStep:
+    return CampaignStep(kind="identify", name=instruction, facts=((f"what {instruction} computes", _DIFFERS_WORTH),))
 
 
 def _renamed(name: str, tries: int) -> str:
@@ -219,8 +223,14 @@ def open_campaign(folder: Path, info: DeviceInfo, *, only: str | None = None, pl
 
 
 def run_campaign(
-    campaign: Campaign, runner: Runner, *, budget: float, began: float, command: str = "", tell: Callable[[Ended], None] = lambda _: None
-) -> list[Step]:
+    campaign: Campaign,
+    runner: StepRunner,
+    *,
+    budget: float,
+    began: float,
+    command: str = "",
+    tell: Callable[[Ended], None] = lambda _: None,
+) -> list[CampaignStep]:
     """Run steps until the time is up.
 
     Args:
@@ -278,4 +288,4 @@ def answers(rows: Iterable[Mapping[str, Any]], arch: str) -> Iterator[str]:
             yield f"{question.words}: {len(found)} {'step' if len(found) == 1 else 'steps'}, {results:,} results, {differ:,} differ"
 
 
-__all__ = ["PACKAGES", "Campaign", "Ended", "Runner", "answers", "fresh_manifest", "open_campaign", "run_campaign", "seconds_of"]
+__all__ = ["PACKAGES", "Campaign", "Ended", "StepRunner", "answers", "fresh_manifest", "open_campaign", "run_campaign", "seconds_of"]

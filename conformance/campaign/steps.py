@@ -18,7 +18,7 @@ import numpy as np
 
 from mmabits.conformance.campaign.archive import safe_name
 from mmabits.conformance.campaign.bench import Bench
-from mmabits.conformance.campaign.plan import CHOICE_SHAPES, Step
+from mmabits.conformance.campaign.plan import CHOICE_SHAPES, CampaignStep
 from mmabits.conformance.record.functions import computed, plans_for, record_functions
 from mmabits.conformance.record.session import Job, make_jobs, record
 from mmabits.conformance.recorded.files import data_sha256
@@ -60,7 +60,7 @@ class LeftOut(MmabitsError):
     """A step that this machine cannot run."""
 
 
-def run_step(bench: Bench, step: Step, *, limit: float, command: str = "") -> StepResult:
+def run_step(bench: Bench, step: CampaignStep, *, limit: float, command: str = "") -> StepResult:
     """Run a step; whatever goes wrong is its result.
 
     Args:
@@ -83,7 +83,7 @@ def run_step(bench: Bench, step: Step, *, limit: float, command: str = "") -> St
 # Instructions --------------------------------------------------------------------------------------------------------------
 
 
-def jobs_of(step: Step, arch: str) -> list[Job]:
+def jobs_of(step: CampaignStep, arch: str) -> list[Job]:
     """The recordings of an instruction: each generator, and a chain."""
     instruction = parse(step.name)
     return [
@@ -92,7 +92,7 @@ def jobs_of(step: Step, arch: str) -> list[Job]:
     ]
 
 
-def _instruction(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> StepResult:
+def _instruction(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
     from mmabits.conformance.diff.counting import count
 
     found = StepResult(state="done", line="")
@@ -142,7 +142,7 @@ def described(recording: Recording, differ: int) -> dict[str, Any]:
 # Functions -----------------------------------------------------------------------------------------------------------------
 
 
-def _function(bench: Bench, step: Step, folder: Path, _limit: float, command: str) -> StepResult:
+def _function(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
     plans = plans_for(bench.functions.info.arch, [step.name])
     blocks = None if bench.is_hardware else _SOME_BLOCKS
     (outcome,) = record_functions(bench.functions, plans, folder, blocks=blocks, command=command)
@@ -204,7 +204,7 @@ def compare_table(table: FunctionTable, *, most_blocks: int | None) -> tuple[int
 # What the frameworks and libraries do ------------------------------------------------------------------------------------
 
 
-def _case(bench: Bench, step: Step, folder: Path, _limit: float, _command: str) -> StepResult:
+def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _command: str) -> StepResult:
     from mmabits.conformance.diff.against import compare_recorded
     from mmabits.conformance.diff.recorder import ALL_CASES, keep, record_any
     from mmabits.isa import DeviceUnavailable
@@ -238,7 +238,7 @@ def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, byt
     before = os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = str(folder)
     try:
-        yield lambda: ((path.name, path.read_bytes()) for path in sorted(folder.rglob("*.ptx")))
+        yield lambda: ((f"{number}-{path.name}", path.read_bytes()) for number, path in enumerate(sorted(folder.rglob("*.ptx")), start=1))
     finally:
         if before is None:
             del os.environ["TRITON_CACHE_DIR"]
@@ -246,7 +246,7 @@ def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, byt
             os.environ["TRITON_CACHE_DIR"] = before
 
 
-def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: str) -> StepResult:
+def _choices(bench: Bench, _step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
     from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
     from mmabits.isa import DeviceUnavailable
 
@@ -267,7 +267,7 @@ def _choices(bench: Bench, _step: Step, folder: Path, _limit: float, command: st
     )  # fmt: skip
 
 
-def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: str) -> StepResult:
+def _identify(bench: Bench, step: CampaignStep, _folder: Path, _limit: float, _command: str) -> StepResult:
     from mmabits.conformance.identify import identify
     from mmabits.conformance.record.asking import AskedInstruction
 
@@ -287,7 +287,7 @@ def _identify(bench: Bench, step: Step, _folder: Path, _limit: float, _command: 
     )  # fmt: skip
 
 
-def _tests(bench: Bench, _step: Step, folder: Path, limit: float, _command: str) -> StepResult:
+def _tests(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _command: str) -> StepResult:
     if not bench.is_hardware:
         raise LeftOut("the tests marked gpu take a GPU")
     root = Path(__file__).resolve().parents[2]
@@ -311,7 +311,7 @@ def _tests(bench: Bench, _step: Step, folder: Path, limit: float, _command: str)
     return StepResult(state="failed" if status else "done", line=ended or last.strip("= "), files={"logs/tests.txt": text})
 
 
-_RUNNERS: Final[Mapping[str, Callable[[Bench, Step, Path, float, str], StepResult]]] = {
+_RUNNERS: Final[Mapping[str, Callable[[Bench, CampaignStep, Path, float, str], StepResult]]] = {
     "instruction": _instruction, "identify": _identify, "function": _function, "choices": _choices, "product": _case, "kernel": _case,
     "tests": _tests,
 }  # fmt: skip

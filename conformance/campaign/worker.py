@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
-from mmabits.conformance.campaign.plan import Step
+from mmabits.conformance.campaign.plan import CampaignStep
 from mmabits.conformance.campaign.steps import StepResult
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.isa import DeviceUnavailable
@@ -35,6 +36,7 @@ def _serve(pipe: Connection, place: BenchChoice) -> None:
     from mmabits.conformance.campaign.bench import cuda_bench, emulated_bench
     from mmabits.conformance.campaign.steps import run_step
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch and our kernels share the GPU with JAX
     try:
         bench = cuda_bench(place.index) if place.arch is None else emulated_bench(place.arch, place.plant)
         pipe.send(bench.device.info)
@@ -81,7 +83,7 @@ class Worker:
         except (EOFError, OSError):
             return None
 
-    def run(self, step: Step, limit: float) -> StepResult:
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
         """Run a step, for so many seconds at most."""
         began = time.monotonic()
         try:
@@ -98,7 +100,9 @@ class Worker:
         alive = self._process is not None and self._process.is_alive()
         self.stop()
         why = f"took more than {limit:.0f} s and was ended" if alive else "the process that ran it died"
-        return StepResult(state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why)
+        return StepResult(
+            state="ended" if alive and not isinstance(found, str) else "failed", line=found if isinstance(found, str) else why
+        )
 
     def stop(self) -> None:
         """End the process."""

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
-from mmabits.conformance.campaign.archive import read_archive
+from mmabits.conformance.campaign.archive import Archive, read_archive
 from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
-from mmabits.conformance.campaign.plan import KINDS, Step
+from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
 from mmabits.conformance.campaign.steps import StepResult, run_step
 from mmabits.conformance.campaign.worker import BenchChoice, Worker
-from mmabits.isa import Evidence, OperandError
+from mmabits.isa import Evidence, OperandError, VectorFileError
 
 ARCH = "sm_90a"
 FP8 = "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
@@ -37,7 +37,7 @@ class Here:
         self.bench, self._cut = emulated_bench(ARCH, plant), cut
         self.steps: list[str] = []
 
-    def run(self, step: Step, limit: float) -> StepResult:
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
         if self._cut():
             raise KeyboardInterrupt
         self.steps.append(step.key)
@@ -47,7 +47,7 @@ class Here:
         """Nothing runs."""
 
 
-def campaign(folder: Path, runner: Any, only: str, *, budget: float = 600, plant: str | None = None) -> tuple[Campaign, list[Step]]:
+def campaign(folder: Path, runner: Any, only: str, *, budget: float = 600, plant: str | None = None) -> tuple[Campaign, list[CampaignStep]]:
     found = open_campaign(folder, emulated_bench(ARCH, plant).device.info, only=only, plant=plant)
     return found, run_campaign(found, runner, budget=budget, began=time.monotonic())
 
@@ -116,11 +116,11 @@ def test_ten_cuts_and_ten_resumes_leave_the_same_archive(tmp_path: Path) -> None
 class Fake:
     """Says that steps took so long, without running them."""
 
-    def __init__(self, clock: list[float], took: Callable[[Step], float], result: Callable[[Step], StepResult]) -> None:
+    def __init__(self, clock: list[float], took: Callable[[CampaignStep], float], result: Callable[[CampaignStep], StepResult]) -> None:
         self._clock, self._took, self._result = clock, took, result
         self.steps: list[tuple[str, float]] = []
 
-    def run(self, step: Step, limit: float) -> StepResult:
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
         self.steps.append((step.key, limit))
         took = self._took(step)
         self._clock[0] += min(took, limit)
@@ -131,8 +131,8 @@ class Fake:
 
 
 def faked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[Step], float], budget: float, only: str | None = None,
-    result: Callable[[Step], StepResult] = lambda step: StepResult(state="done", line="done"),
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[CampaignStep], float], budget: float, only: str | None = None,
+    result: Callable[[CampaignStep], StepResult] = lambda step: StepResult(state="done", line="done"),
 ) -> tuple[Campaign, Fake, list[float]]:  # fmt: skip
     clock = [0.0]
     monkeypatch.setattr("mmabits.conformance.campaign.run.time.monotonic", lambda: clock[0])
@@ -163,7 +163,7 @@ def test_a_step_that_hangs_is_ended_and_tried_once_more(tmp_path: Path, monkeypa
 
 
 def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def result(step: Step) -> StepResult:
+    def result(step: CampaignStep) -> StepResult:
         if step.name == FP8:
             return StepResult(state="failed", line="broke", files={"logs/x.txt": b"1"})
         return StepResult(state="done", line="done")
@@ -174,7 +174,7 @@ def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch
 
 
 def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def result(step: Step) -> StepResult:
+    def result(step: CampaignStep) -> StepResult:
         name = f"differing/{len(step.name)}-{hash(step.name) % 10**9}.safetensors"
         rows = [{"instruction": step.name, "differ": 1, "whole": name}] if step.kind == "instruction" else []
         return StepResult(state="done", line="", differ=len(rows), files={name: b"1"} if rows else {}, recordings=rows)
@@ -187,9 +187,9 @@ def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypat
 
 
 def test_what_cannot_run_is_left_out_and_named() -> None:
-    result = run_step(emulated_bench(ARCH), Step(kind="tests", name="gpu"), limit=10)
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="tests", name="gpu"), limit=10)
     assert (result.state, result.line) == ("left out", "the tests marked gpu take a GPU")
-    broken = run_step(emulated_bench(ARCH), Step(kind="instruction", name="mma.nonsense"), limit=10)
+    broken = run_step(emulated_bench(ARCH), CampaignStep(kind="instruction", name="mma.nonsense"), limit=10)
     assert broken.state == "failed" and "mma.nonsense" in broken.line
 
 
@@ -280,6 +280,40 @@ def emulate_one_off(*arguments: Any) -> Any:
     return emulate_tiles(*arguments) ^ 1
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.pop("device"), "tells no device"),
+        (lambda manifest: manifest["steps"][0].pop("differ"), "has no differ as a campaign has"),
+        (lambda manifest: manifest["steps"][0].update(said=[1]), "has no words and recordings"),
+        (lambda manifest: manifest["steps"][0].update(name="mma.nonsense"), "is of no instruction"),
+    ],
+)
+def test_manifests_of_others(change: Callable[[Any], Any], message: str, archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    change(made.manifest)
+    made.save()
+    with pytest.raises(VectorFileError, match=message):
+        read_learned(tmp_path)
+
+
+def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
+    """What one recording of a manifest says wrongly is told; the others are replayed."""
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    first, second, third, fourth, *_ = made.manifest["steps"][0]["recordings"]
+    first["seed"], second["tiles"], third["generator"], fourth["whole"] = 1, 1 << 40, "os:system", "../../etc/passwd"
+    made.save()
+    errors = [str(report.error) for report in read_learned(tmp_path).reports if report.error]
+    assert [words for words in ("draws other operands", "none that a campaign has", "none that a campaign has", "is not in the archive")
+            if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
+
+
 # The process -------------------------------------------------------------------------------------------------------------
 
 
@@ -315,13 +349,13 @@ def test_a_worker_that_dies_is_followed_by_another() -> None:
     worker = Worker(place=BenchChoice(arch=ARCH))
     try:
         assert worker.start().arch == ARCH
-        step = Step(kind="function", name="ex2.approx.f16")
+        step = CampaignStep(kind="function", name="ex2.approx.f16")
         assert worker.run(step, 60).state == "done"
         assert worker._process is not None and worker._process.pid is not None
         os.kill(worker._process.pid, signal.SIGKILL)
         worker._process.join()
         assert worker.run(step, 60).state == "done" and worker.starts == 2
-        ended = worker.run(Step(kind="function", name="tanh.approx.f32"), 0.05)
+        ended = worker.run(CampaignStep(kind="function", name="tanh.approx.f32"), 0.05)
         assert ended.state == "ended" and worker.run(step, 60).state == "done"
     finally:
         worker.stop()

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pytest
 
-from mmabits.conformance.campaign.plan import CHOICE_SHAPES, KINDS, QUESTIONS, Step, plan_for, questions_of
+from mmabits.conformance.campaign.plan import CHOICE_SHAPES, KINDS, QUESTIONS, CampaignStep, plan_for, questions_of
 from mmabits.conformance.record.choices import questions
 from mmabits.conformance.record.session import recordable
 from mmabits.isa import lower, parse
@@ -17,7 +17,7 @@ ARCHS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
 
 
 @lru_cache
-def planned(arch: str) -> list[Step]:
+def planned(arch: str) -> list[CampaignStep]:
     return plan_for(arch)
 
 
