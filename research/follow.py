@@ -1030,7 +1030,13 @@ def explain_result(launch: Callable[[], object], tensor: Any, index: int | tuple
     """
     from mmabits.emulator.hooks.session import emulate
 
+    if not callable(launch):
+        raise OperandError(f"launch must be a function without arguments, not {type(launch).__name__}")
+    if not all(hasattr(tensor, each) for each in ("shape", "data_ptr", "stride")):
+        raise OperandError(f"the result must be a PyTorch tensor, not {type(tensor).__name__}")
     index = tuple(index) if isinstance(index, (tuple, list)) else (index,)
+    if not all(isinstance(at, (int, np.integer)) for at in index):
+        raise OperandError(f"an element is named by whole numbers, not by {index}")
     shape = tuple(tensor.shape)
     if len(index) != len(shape) or any(not -size <= at < size for at, size in zip(index, shape, strict=True)):
         raise OperandError(f"no element {index} in a tensor of shape {shape}")

@@ -134,6 +134,8 @@ class Cta(NamedTuple):
     """In the first Cta: threads that arrived at the cluster's barrier,"""
     phase: int
     """and how often that barrier was complete."""
+    circles: int
+    """How many more barriers may belong to a loop that looks at memory (turns.py)."""
 
 
 class Launch(NamedTuple):

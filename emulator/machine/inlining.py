@@ -29,6 +29,7 @@ from mmabits.emulator.machine.ptx import (
 _MOST: Final = 1 << 20
 """Instructions of a kernel with all that it calls."""
 _FAILS: Final = ("__assertfail", "__assert_fail")
+_PRINTS: Final = ("vprintf", "printf")
 _PARAMETER: Final = (".param", ".param::func")
 
 
@@ -121,6 +122,8 @@ class _Expansion:
         if name in _FAILS:
             self.add(replace(made, opcode="trap", operands=()))
             return
+        if name in _PRINTS:
+            raise self.refused("printf (tl.device_print) is not emulated", instruction)
         called = self.module.entries.get(name)
         if called is None or called.is_kernel:
             raise self.refused(f"the function {name} is not in the PTX", instruction)

@@ -189,10 +189,10 @@ class Kernel:
         contracts: bool = True,
         traces: bool = False,
     ) -> None:
-        module = read_ptx(module) if isinstance(module, str) else module
+        module = module if isinstance(module, Module) else read_ptx(module)
         names = module.kernels
         if name is None and len(names) != 1:
-            raise OperandError(f"the PTX has {len(names)} kernels: {', '.join(names)}")
+            raise OperandError(f"the PTX has {len(names)} kernels: {', '.join(names)}" if names else "the PTX has no kernel (.entry)")
         name = names[0] if name is None else name
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
@@ -286,12 +286,16 @@ class Kernel:
         """What stands in for the function of a parted warp until one parts: it is compiled then."""
 
         def parted(context: int) -> int:
-            with self._lock:
-                if self._diverged is None:
-                    self._diverged = self._compiled(diverged=True)
-                    self._enlist(self._diverged)
-            run.know(self)
-            return int(_WARP_FUNCTION(self._diverged.address)(context))
+            try:
+                with self._lock:
+                    if self._diverged is None:
+                        self._diverged = self._compiled(diverged=True)
+                        self._enlist(self._diverged)
+                run.know(self)
+                return int(_WARP_FUNCTION(self._diverged.address)(context))
+            except BaseException as error:  # what leaves a callback of ctypes is lost, and the warp would have ended
+                run.failure = error
+                return words.FAILED
 
         return _WARP_FUNCTION(parted)
 
@@ -318,8 +322,10 @@ class Kernel:
         """
         sizes = [*map(int, grid), 1, 1][:3]
         total = sizes[0] * sizes[1] * sizes[2]
-        if total == 0:
+        if total <= 0:  # as Triton's launcher has it
             return {}
+        if any(not 0 <= size <= most for size, most in zip(sizes, CTA.grid, strict=True)):
+            raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs; there are up to {CTA.grid}")
         if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
             raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
@@ -399,6 +405,8 @@ class _ThreadState:
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)
     """Instructions carried out, by the kind of product."""
+    failure: BaseException | None = field(init=False, default=None)
+    """What went wrong while the function of a parted warp was made."""
 
     def __post_init__(self) -> None:
         kernel = self.kernel
@@ -455,7 +463,7 @@ class _ThreadState:
         self.contexts.append(contexts)
         queues_of_products = np.zeros((warps // 4, warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
         self.kept.append(queues_of_products)
-        cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0)
+        cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0, 0)
         self.ctas[place] = cta
         tensor = self.tensor.memory() if self.tensor is not None else 0
         for warp in range(warps):
@@ -509,6 +517,9 @@ class _ThreadState:
                 self.record[_RUN_PLACE["grows"]] = 0
             else:
                 self._grow()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
         if result == words.ERROR:
             context = self._context_at(int(self.record[_RUN_PLACE["failed"]]))
             described = self.kernel.describe(int(context[_PLACE["error"]]), context)

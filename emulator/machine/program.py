@@ -126,6 +126,22 @@ class Program:
         )
 
     @cached_property
+    def doomed(self) -> tuple[int, ...]:
+        """Segments from which every way leads to a trap."""
+        instructions = self.entry.instructions
+        found: set[int] = set()
+        more = True
+        while more:
+            before = len(found)
+            for place, segment in enumerate(self.segments):
+                last = instructions[segment.last - 1]
+                traps = base_of(last.opcode) == "trap" and last.guard is None
+                if traps or (segment.targets and found.issuperset(segment.targets)):
+                    found.add(place)
+            more = len(found) != before
+        return tuple(sorted(found))
+
+    @cached_property
     def meetings(self) -> frozenset[int]:
         """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others."""
         if not self.spins:
@@ -208,16 +224,24 @@ def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:
 def _targets(entry: Entry, last: PtxInstruction, place: int, count: int, number: dict[int, int]) -> Iterator[int]:
     base = base_of(last.opcode)
     if base == "bra":
-        yield number[_label(entry, last, last.operands[0])]
+        yield number[_label(entry, last, last.operands[0] if last.operands else None)]
     elif base == "brx":
-        table = last.operands[1]
-        for label in entry.tables[table.name if isinstance(table, Symbol) else ""]:
+        for label in _table(entry, last):
             yield number[_label(entry, last, Symbol(label))]
     if (base not in _ENDS or (last.guard is not None and base != "brx")) and place + 1 < count:
         yield place + 1
 
 
-def _label(entry: Entry, instruction: PtxInstruction, operand: Operand) -> int:
+def _table(entry: Entry, instruction: PtxInstruction) -> tuple[str, ...]:
+    """Labels of an indirect branch."""
+    name = instruction.operands[1] if len(instruction.operands) == 2 else None
+    found = entry.tables.get(name.name, ()) if isinstance(name, Symbol) else ()
+    if not found:
+        raise PtxError(f"{entry.name}: no table of targets in {instruction}")
+    return found
+
+
+def _label(entry: Entry, instruction: PtxInstruction, operand: Operand | None) -> int:
     found = entry.labels.get(operand.name) if isinstance(operand, Symbol) else None
     if found is None or found >= len(entry.instructions):
         raise PtxError(f"{entry.name}: no place to branch to in {instruction}")

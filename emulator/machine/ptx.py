@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from mmabits.isa import EmulationError
+from mmabits.isa import EmulationError, OperandError
 from mmabits.isa.opcodes import width
+
+_MOST_SHOWN: Final = 80
+"""Characters of the text in a message."""
 
 
 class PtxError(EmulationError):
@@ -117,7 +120,7 @@ class PtxInstruction:
 
     def __str__(self) -> str:
         where = f", {self.location}" if self.location else ""
-        return f"`{self.text}` (line {self.line} of the PTX{where})"
+        return f"`{shown(self.text, 4 * _MOST_SHOWN)}` (line {self.line} of the PTX{where})"
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,10 @@ class Module:
 
 # -------------------------------------------------------------------------------------------------------------------- reading
 
+_MOST_DIGITS: Final = 66
+"""Of a number: 64 bits in binary, and the prefix."""
+_MOST_BYTES: Final = 1 << 40
+"""Of a variable, far beyond what any memory has."""
 _SPACE: Final = re.compile(r"(?:\s+|//[^\n]*|/\*.*?\*/)+", re.S)
 _LABEL: Final = re.compile(r"([A-Za-z_$%][\w$]*)\s*:(?!:)")
 _LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b([^\n;]*)")
@@ -196,6 +203,12 @@ _SPECIALS: Final = re.compile(
     r"|is_explicit_cluster|cluster_ctarank|cluster_nctarank|lanemask_(?:eq|le|lt|ge|gt)|clock(?:_hi|64)?|globaltimer(?:_lo|_hi)?|envreg\d+"
     r"|total_smem_size|aggr_smem_size|dynamic_smem_size|reserved_smem_offset_\w+|current_graph_exec|pm\d+(?:_64)?)$"
 )
+
+
+def shown(text: str, most: int = _MOST_SHOWN) -> str:
+    """Text for a message, so many characters of it."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def split_commas(text: str) -> list[str]:
@@ -246,6 +259,10 @@ class _Reader:
     def fail(self, what: str) -> PtxError:
         return PtxError(f"line {self.line_of(self.place)} of the PTX: {what}")
 
+    def sign(self) -> str:
+        """The next character; none at the end."""
+        return self.text[self.place : self.place + 1]
+
     def skip(self) -> bool:
         """Past spaces and comments; whether anything is left."""
         found = _SPACE.match(self.text, self.place)
@@ -265,6 +282,8 @@ class _Reader:
                 break
             end = self.text.find(";", self.text.find("\n", end))
         found = self.text[self.place : end]
+        if found.count('"') % 2:
+            raise self.fail(f"a string that does not end: {shown(found)}")
         self.place = end + 1
         if "/" in found:
             found = _SPACE.sub(" ", found)
@@ -295,19 +314,20 @@ class _Reader:
         elif name == "target":
             self.module.target = rest.partition(",")[0].strip()
         elif name == "loc":
-            words = rest.replace(",", " ").split()
-            self.location = Location(self.files.get(int(words[0]), words[0]), int(words[1])) if int(words[1]) else None
+            words = re.match(r"(\d+)[\s,]+(\d+)", rest)
+            if words is None:
+                raise self.fail(f"a line of the source that is not understood: .loc {shown(rest)}")
+            self.location = Location(self.files.get(int(words[1]), words[1]), int(words[2])) if int(words[2]) else None
         return True
 
     def skip_block(self) -> None:
-        depth, place = 0, self.text.index("{", self.place)
-        while True:
-            sign = self.text[place]
-            depth += (sign == "{") - (sign == "}")
-            place += 1
+        depth = 0
+        for found in re.compile(r"[{}]").finditer(self.text, self.place):
+            depth += 1 if found[0] == "{" else -1
             if depth == 0:
-                break
-        self.place = place
+                self.place = found.end()
+                return
+        raise self.fail("the text ends inside a section")
 
     def declaration(self) -> None:
         found = re.compile(r"(?:\.\w+\s+)*?\.(entry|func)\b").match(self.text, self.place)
@@ -328,30 +348,53 @@ class _Reader:
         attributes = words[1].split()
         space = next((word[1:] for word in attributes if word in (".shared", ".global", ".const", ".local", ".param")), None)
         if space is None:
-            raise self.fail(f"not understood: {text[:80]}")
-        kind = next(word[1:] for word in reversed(attributes) if re.fullmatch(r"\.(?:pred|[bsuf]\d+|f16x2|bf16|tf32)", word))
+            raise self.fail(f"not understood: {shown(text)}")
+        kind = next((word[1:] for word in reversed(attributes) if re.fullmatch(r"\.(?:pred|[bsuf]\d+|f16x2|bf16|tf32)", word)), None)
+        if kind is None:
+            raise self.fail(f"a variable without a type: {shown(text)}")
         lanes = 4 if ".v4" in attributes else 2 if ".v2" in attributes else 1
-        unit = max(1, width(kind) // 8) * lanes
-        align = int(attributes[attributes.index(".align") + 1]) if ".align" in attributes else unit
+        unit = max(1, self.width(kind) // 8) * lanes
+        told = re.search(r"\.align\s+(\d+)", words[1])
+        align = int(told[1]) if told else unit
+        if align < 1 or align & (align - 1):
+            raise self.fail(f"an alignment that is no power of two: {align}")
         for piece in split_commas(words[2]):
             name, _, initial = (part.strip() for part in piece.partition("="))
-            sizes = re.findall(r"\[(\w*)\]", name)
-            count = 1
-            for size in sizes:
-                count *= int(size, 0) if size else 0
+            sizes = re.findall(r"\[([^\]]*)\]", name)
             numbers = tuple(self.initial(each) for each in split_commas(initial.strip("{}"))) if initial else ()
+            count = 1
+            for place, size in enumerate(sizes):
+                count *= self.size(size) if size else -(-len(numbers) // lanes) if place == 0 else 0
+            if len(numbers) > count * lanes:
+                raise self.fail(f"{len(numbers)} initial values for {count * lanes} of {shown(name)}")
+            if unit * count > _MOST_BYTES:
+                raise self.fail(f"a variable of more bytes than there are: {shown(name)}")
             yield Variable(name.partition("[")[0].strip(), space, align, unit * count, kind, numbers)
+
+    def width(self, kind: str) -> int:
+        """Bits of a type."""
+        try:
+            return width(kind)
+        except ValueError:
+            raise self.fail(f"no PTX type is called {shown(kind)}") from None
+
+    def size(self, text: str) -> int:
+        """Of an array."""
+        found = self.operand(text.strip())
+        if isinstance(found, Immediate) and not found.form and found.number >= 0:
+            return found.number
+        raise self.fail(f"a size that is no number: {shown(text)}")
 
     def initial(self, text: str) -> int:
         found = self.operand(text.strip())
         if isinstance(found, Immediate):
             return found.number
-        raise self.fail(f"an initial value that is no number: {text}")
+        raise self.fail(f"an initial value that is no number: {shown(text)}")
 
     def function(self, is_kernel: bool) -> None:
         returns: list[Variable] = []
         self.skip()
-        if self.text[self.place] == "(":
+        if self.sign() == "(":
             returns = self.parameters()
             self.skip()
         found = re.compile(r"[\w$]+").match(self.text, self.place)
@@ -359,18 +402,23 @@ class _Reader:
             raise self.fail("a function without a name")
         self.place = found.end()
         self.skip()
-        parameters = self.parameters() if self.text[self.place] == "(" else []
+        parameters = self.parameters() if self.sign() == "(" else []
         entry = Entry(found[0], is_kernel, parameters, returns)
         self.skip()
-        while self.text[self.place] == ".":
+        while self.sign() == ".":
             word = re.compile(r"\.(\w+)((?:\s*,?\s*\d+)*)").match(self.text, self.place)
-            assert word is not None
+            if word is None:
+                raise self.fail("an attribute of a function that is not understood")
             self.place = word.end()
             entry.attributes[word[1]] = tuple(int(each) for each in re.findall(r"\d+", word[2]))
             self.skip()
-        if self.text[self.place] == ";":  # declared, defined elsewhere
+        if self.sign() == ";":  # declared, defined elsewhere
             self.place += 1
             return
+        if self.sign() != "{":
+            raise self.fail(f"{shown(entry.name)} has no body")
+        if entry.name in self.module.entries:
+            raise self.fail(f"{shown(entry.name)} is defined twice")
         self.module.entries[entry.name] = entry
         self.entry, self.location = entry, None
         self.plain.clear()
@@ -378,7 +426,9 @@ class _Reader:
         self.entry = None
 
     def parameters(self) -> list[Variable]:
-        end = self.text.index(")", self.place)
+        end = self.text.find(")", self.place)
+        if end < 0:
+            raise self.fail("the text ends inside parameters")
         inside = _SPACE.sub(" ", self.text[self.place + 1 : end])
         self.place = end + 1
         found: list[Variable] = []
@@ -409,6 +459,8 @@ class _Reader:
                 continue
             label = _LABEL.match(self.text, self.place)
             if label:
+                if label[1] in entry.labels or label[1] in entry.tables:
+                    raise self.fail(f"the label {shown(label[1])} stands twice in {shown(entry.name)}")
                 self.place = label.end()
                 self.skip()
                 if self.text.startswith(".branchtargets", self.place):
@@ -436,11 +488,11 @@ class _Reader:
         rest, guard = text, None
         found = _GUARD.match(text)
         if found:
-            register = self.register(found[2])
+            register = self.predicate(found[2])
             guard, rest = register._replace(negated=bool(found[1])), text[found.end() :]
         opcode, _, operands = rest.partition(" ")
         if opcode.startswith("."):
-            raise self.fail(f"a directive that is not understood: {text[:80]}")
+            raise self.fail(f"a directive that is not understood: {shown(text)}")
         entry.instructions.append(
             PtxInstruction(
                 opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text, self.place
@@ -461,8 +513,10 @@ class _Reader:
 
     def registers(self, text: str) -> None:
         """`.reg .b32 %r<10>, a, b`."""
-        _, kind, names = text.split(None, 2)
-        bits = width(kind[1:])
+        found = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.+)", text, re.S)
+        if found is None:
+            raise self.fail(f"registers that are not understood: {shown(text)}")
+        bits, names = self.width(found[1]), found[2]
         scope = self.scopes[-1]
         for name in split_commas(names):
             family = re.fullmatch(r"([\w$%]+)<\d+>", name)
@@ -485,7 +539,13 @@ class _Reader:
     def register(self, name: str) -> Register:
         found = self.find(name)
         if found is None:
-            raise self.fail(f"no register is called {name}")
+            raise self.fail(f"no register is called {shown(name)}")
+        return found
+
+    def predicate(self, name: str) -> Register:
+        found = self.register(name)
+        if found.bits != 1:
+            raise self.fail(f"{shown(name)} is no predicate")
         return found
 
     def operand(self, text: str) -> Operand:
@@ -509,12 +569,17 @@ class _Reader:
             first, _, second = text.partition("|")
             return Pair(self.operand(first.strip()), self.operand(second.strip()))
         if text.startswith("!"):
-            return self.register(text[1:].strip())._replace(negated=True)
+            return self.predicate(text[1:].strip())._replace(negated=True)
         number = _NUMBER.match(text)
         if number:
             digits = number[2]
+            if len(digits) > _MOST_DIGITS:
+                raise self.fail(f"a number of {len(digits)} digits: {shown(text)}")
             octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567"
-            value = int(digits, 8) if octal else int(digits, 0)
+            try:
+                value = int(digits, 8) if octal else int(digits, 0)
+            except ValueError:
+                raise self.fail(f"a number that is not understood: {shown(text)}") from None
             return Immediate(-value if number[1] else value)
         code = _FLOAT.match(text)
         if code:
@@ -535,17 +600,22 @@ class _Reader:
             return Address(Symbol(plus[1]), int(plus[2]))
         if re.fullmatch(r"[A-Za-z_$][\w$.]*", text):
             return Symbol(text)
-        raise self.fail(f"an operand that is not understood: {text}")
+        raise self.fail(f"an operand that is not understood: {shown(text)}")
 
     def address(self, text: str) -> Operand:
         pieces = split_commas(text[1:-1])
-        found = re.fullmatch(r"([%\w$.]+)\s*(?:([+-])\s*(-?\w+))?", pieces[0])
+        found = re.fullmatch(r"([%\w$.]+)\s*(?:([+-])\s*(-?\w+))?", pieces[0] if pieces else "")
         if not found:
-            raise self.fail(f"an address that is not understood: {text}")
-        offset = int(found[3], 0) * (-1 if found[2] == "-" else 1) if found[3] else 0
+            raise self.fail(f"an address that is not understood: {shown(text)}")
+        offset = 0
+        if found[3]:
+            number = self.operand(found[3])
+            if not isinstance(number, Immediate) or number.form:
+                raise self.fail(f"an address that is not understood: {shown(text)}")
+            offset = -number.number if found[2] == "-" else number.number
         base = self.operand(found[1])
         if not isinstance(base, (Register, Symbol, Immediate)):
-            raise self.fail(f"an address that is not understood: {text}")
+            raise self.fail(f"an address that is not understood: {shown(text)}")
         coordinates: tuple[Operand, ...] = ()
         if len(pieces) > 1:
             more = self.operand(pieces[1])
@@ -561,8 +631,15 @@ def read_ptx(text: str) -> Module:
 
     Raises:
         PtxError: what is not understood, with its line.
+        OperandError: no text.
     """
-    return _Reader(text).read()
+    if not isinstance(text, str):
+        raise OperandError(f"PTX is given as text, not as {type(text).__name__}")
+    reader = _Reader(text)
+    try:
+        return reader.read()
+    except RecursionError:
+        raise reader.fail("nested too deeply") from None
 
 
 def registers_of(operand: Operand) -> Iterator[Register]:

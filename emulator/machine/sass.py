@@ -233,7 +233,8 @@ def check_fusion(text: str, *, arch: str, kernel: str | None = None, contracts: 
     module = read_ptx(text)
     name = kernel if kernel is not None else module.kernels[0] if len(module.kernels) == 1 else ""
     if name not in module.kernels:
-        raise OperandError(f"the PTX has the kernels {', '.join(module.kernels)}; got {kernel!r}")
+        there = f"the PTX has the kernels {', '.join(module.kernels)}" if module.kernels else "the PTX has no kernel (.entry)"
+        raise OperandError(there if kernel is None else f"{there}; got {kernel!r}")
     target = architecture(arch)
     lines = by_line(cubin).get(name) if cubin is not None else None
     if not lines:

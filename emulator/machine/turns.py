@@ -3,7 +3,8 @@
 Warps go in ascending order, CTAs one after another, or, of a cluster and where CTAs wait for each other, in turns as well. A warp gives
 up its turn at a barrier, where a wait on an mbarrier fails, where it goes back in a loop that looks at memory which others may change,
 and after many steps of any other loop. Where nothing happens any more but waiting, failed waits first may say so (that is the time limit
-of mbarrier.try_wait), then CTAs that have not begun are asked for (STUCK), and at last it is a deadlock.
+of mbarrier.try_wait), then CTAs that have not begun are asked for (STUCK), and at last it is a deadlock. Barriers inside a loop that looks
+at memory are waiting too, but for longer.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _CLEARED, _GROWS, _STOP, _IDLE, _RESU
     _L.index(name)
     for name in ("ctas", "room", "cluster", "shared_size", "cleared", "grows", "stop", "idle", "result", "failed", "failed_cta")
 )  # fmt: skip
-_NUMBER, _CONTEXTS, _SHARED, _BARRIERS, _CLUSTER, _RANK, _ARRIVED, _PHASE = range(len(_T))
+_NUMBER, _CONTEXTS, _SHARED, _BARRIERS, _CLUSTER, _RANK, _ARRIVED, _PHASE, _CIRCLES = range(len(_T))
 _BARRIER_COUNT = CTA.barriers
 _HURRY_AFTER = 2
 """Rounds without an event after which waits that fail say so,"""
@@ -70,6 +71,15 @@ _GROW_AFTER = 8
 """after which CTAs begin that have not begun,"""
 _PATIENCE = 1 << 14
 """and after which it is a deadlock."""
+_CIRCLE = 64
+"""Barriers and branches of a warp that may belong to one round of a loop that looks at memory: a CTA that went back in such a loop and
+has done no more than that moves, but does not come on. Triton hands what one thread saw to the others by barriers."""
+_GROW_AFTER_CIRCLES = 256
+"""Rounds in which no CTA came on, after which others begin,"""
+_CIRCLES_PATIENCE = 1 << 20
+"""and, times the CTAs that run, after which it is a deadlock."""
+_STILL, _MOVED, _CAME_ON = range(3)
+"""What a turn was good for."""
 
 
 @jit
@@ -101,7 +111,7 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     for word in range(3 * _BARRIER_COUNT):
         barriers[word] = 0
     begin_tensor(array_at(cta[_CONTEXTS], _WORDS, np.int64))
-    cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE] = cluster, rank, 0, 0
+    cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE], cta[_CIRCLES] = cluster, rank, 0, 0, 0
     wide, high = launch[_CLUSTER_X], launch[_CLUSTER_Y]
     columns, lines = launch[_GRID_X] // wide, launch[_GRID_Y] // high
     group, deep = number // launch[_CLUSTER_SIZE], launch[_CLUSTER_SIZE] // wide // high
@@ -191,7 +201,9 @@ def _places(context: Any) -> Any:
 
 @jit
 def _turn(launch: Any, cta: Any, context: Any, hurries: bool) -> Any:
-    """A warp until it ends or waits; whether anything happened but waiting. An error stands in the launch's record."""
+    """A warp until it ends or waits: _STILL where nothing happened but waiting, _MOVED where it may have gone round a loop that looks at
+    memory, else _CAME_ON. An error stands in the launch's record.
+    """
     at = context[_OWN]
     context[_HELD], context[_PARKED] = 0, 0
     context[_HURRY] = 1 if hurries else 0
@@ -204,7 +216,7 @@ def _turn(launch: Any, cta: Any, context: Any, hurries: bool) -> Any:
             if launch[_FAILED] == 0:
                 launch[_FAILED] = at
         if launch[_FAILED] != 0:
-            return True
+            return _CAME_ON
         if found == PARTED:
             context[_STATE] = DIVERGED
         elif found == MET:
@@ -214,16 +226,28 @@ def _turn(launch: Any, cta: Any, context: Any, hurries: bool) -> Any:
     if found == ENDED:
         context[_STATE] = DONE
         context[_ALIVE] = 0
-        return True
+        return _came_on(cta)
     if found == AT_BARRIER:
         if not _arrive(cta, context):
             _fail(context, BAD_BARRIER, context[_ERROR_INSTRUCTION], 0, context[_BARRIER])
         elif context[_ARRIVES] == 0:
             context[_STATE] = context[_STATE] << 2 | BLOCKED
-        return True
-    if found == TIRED:
-        return True
-    return context[_EVENTS] != before or _places(context) != places
+    if found == TIRED or context[_EVENTS] != before:
+        return _came_on(cta)
+    if found != AT_BARRIER:
+        cta[_CIRCLES] = _CIRCLE * launch[_WARPS]
+        return _STILL if _places(context) == places else _MOVED
+    if cta[_CIRCLES] == 0:
+        return _CAME_ON
+    cta[_CIRCLES] -= 1
+    return _MOVED
+
+
+@jit
+def _came_on(cta: Any) -> Any:
+    """Of a CTA that did more than to go round."""
+    cta[_CIRCLES] = 0
+    return _CAME_ON
 
 
 @jit
@@ -261,30 +285,32 @@ def _ends(launch: Any, place: int) -> bool:
 @jit
 def run(launch: Any) -> None:
     """CTAs next .. last - 1, and those that run already. What it ends with is the record's result."""
+    circles = 0
     while True:
-        live, moved, waiting = 0, False, False
+        live, moved, waiting, came_on = 0, False, False, False
         hurries = launch[_IDLE] >= _HURRY_AFTER
         for place in range(launch[_ROOM]):
             cta = array_at(launch[_CTAS] + 8 * CTA_WORDS * place, CTA_WORDS, np.int64)
             if cta[_NUMBER] < 0:
                 if not _starts(launch, place):
                     continue
-                moved = True
+                moved, came_on = True, True
             live += 1
             for warp in range(launch[_WARPS]):
                 context = array_at(cta[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
                 if context[_STATE] == DONE or context[_STATE] & 3 == BLOCKED:
                     continue
                 waiting = True
-                if _turn(launch, cta, context, hurries):
-                    moved = True
+                good = _turn(launch, cta, context, hurries)
+                moved = moved or good != _STILL
+                came_on = came_on or good == _CAME_ON
                 if launch[_FAILED] != 0:
                     launch[_RESULT], launch[_FAILED_CTA] = ERROR, cta[_NUMBER]
                     return
             if _release(launch, cta):
                 moved = True
             if _ends(launch, place):
-                moved = True
+                moved, came_on = True, True
                 if launch[_FAILED] != 0:
                     launch[_RESULT], launch[_FAILED_CTA] = ERROR, cta[_NUMBER]
                     return
@@ -295,10 +321,11 @@ def run(launch: Any) -> None:
             launch[_RESULT] = FINE
             return
         launch[_IDLE] = 0 if moved else launch[_IDLE] + 1
-        if launch[_IDLE] >= _GROW_AFTER and launch[_GROWS] != 0 and launch[_NEXT] < launch[_LAST]:
+        circles = 0 if came_on else circles + 1
+        if (launch[_IDLE] >= _GROW_AFTER or circles >= _GROW_AFTER_CIRCLES) and launch[_GROWS] != 0 and launch[_NEXT] < launch[_LAST]:
             launch[_RESULT] = STUCK
             return
-        if not moved and (not waiting or launch[_IDLE] > _PATIENCE):
+        if (not moved and (not waiting or launch[_IDLE] > _PATIENCE)) or circles * live > _CIRCLES_PATIENCE:
             launch[_RESULT], launch[_FAILED_CTA] = DEADLOCK, _stuck(launch)
             return
 

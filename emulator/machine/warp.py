@@ -28,6 +28,7 @@ from mmabits.emulator.machine.ptx import (
     SpecialRegister,
     Symbol,
     Vector,
+    shown,
 )  # fmt: skip
 from mmabits.emulator.machine.trace import accumulators, noted
 from mmabits.emulator.machine.vectors import LANES, Code, Value
@@ -41,6 +42,7 @@ class UnknownOpcode(PtxError):
     """An opcode that has no row, or that the machine has no code for."""
 
 
+_UNEXPECTED: Final = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 _STEPS: Final = 1 << 16
 """Branches back after which a warp gives up its turn, so that a run can be ended."""
 _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,
@@ -348,7 +350,7 @@ class WarpCode(Code):
     def refused(self, what: str) -> UnknownOpcode:
         """The error for what the machine cannot do."""
         why = REFUSED.get(self.instruction.opcode, "")
-        return UnknownOpcode(f"{self.program.entry.name}: {what} is not emulated{why and f' ({why})'}, in {self.instruction}")
+        return UnknownOpcode(f"{self.program.entry.name}: {shown(what, 240)} is not emulated{why and f' ({why})'}, in {self.instruction}")
 
     @property
     def instruction(self) -> PtxInstruction:
@@ -374,13 +376,15 @@ class WarpCode(Code):
 
     def elementwise(self, instruction: PtxInstruction, row: Opcode) -> None:
         """An opcode of one lane."""
+        if not instruction.operands:
+            raise PtxError(f"{self.program.entry.name}: {row.name} without operands, in {instruction}")
         target, *given = instruction.operands
         sources = list(row.sources)
         operands = [self.source(each, kind) for each, kind in zip(given, sources, strict=False)]
         if len(sources) == len(given) + 1 and sources[-1] == "pred":
             operands.append(self.get(CARRY))
         elif len(sources) != len(given):
-            raise PtxError(f"{row.name} takes {len(sources)} operands, in {instruction}")
+            raise PtxError(f"{self.program.entry.name}: {row.name} takes {len(sources)} operands, in {instruction}")
         try:
             function = outlined(row.name)
             results = emitted(self, row, operands) if function is None else (self.called(function, operands),)
@@ -416,7 +420,7 @@ class WarpCode(Code):
             ended = False
             for index in range(segment.first, segment.last):
                 self.index = index
-                ended = self.step(self.program.entry.instructions[index], place)
+                ended = self.safe_step(self.program.entry.instructions[index], place)
             if not ended:
                 self.leave(place)
                 if place + 1 < len(self.program.segments):
@@ -502,6 +506,14 @@ class WarpCode(Code):
         more = self.named(f"zext i32 {self.as_word(lanes)} to i64")
         self.set_context(name, self.named(f"or i64 {self.context_word(name)}, {more}"))
 
+    def safe_step(self, instruction: PtxInstruction, place: int) -> bool:
+        """The same; what the code for an opcode does not expect of operands is an error that names the instruction."""
+        try:
+            return self.step(instruction, place)
+        except _UNEXPECTED as error:
+            told = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise PtxError(f"{self.program.entry.name}: operands that do not fit, in {instruction} ({shown(told)})") from error
+
     def step(self, instruction: PtxInstruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
         if self.index in self.early_uses:
@@ -515,8 +527,20 @@ class WarpCode(Code):
             self.leave(place)
             self.end(self.guard(instruction), place)
         elif base == "trap":
+            running = self.running(self.guard(instruction))
             self.leave(place)
+            word = None if running is None else self.as_word(running)
+            name = self.fresh("untrapped")[1:]
+            if word is not None and instruction.guard is not None:
+                self.line(f"br i1 {self.named(f'icmp eq i32 {word}, 0')}, label %{name}, label %{name}.not")
+                self.label(f"{name}.not")
+            if word is not None:
+                self.first_lane_fails(word)
             self.fail(words.TRAPPED)
+            if instruction.guard is None:
+                return True
+            self.label(name)
+            return False
         elif base in ("bar", "barrier") and ".cluster." not in instruction.opcode and ".warp." not in instruction.opcode:
             self.barrier(instruction, place)
         else:
@@ -657,8 +681,9 @@ class WarpCode(Code):
 
     def indirect(self, instruction: PtxInstruction, place: int) -> None:
         """brx.idx: a table of targets."""
-        index, table = instruction.operands[:2]
-        assert isinstance(table, Symbol)
+        if len(instruction.operands) != 2 or not isinstance(table := instruction.operands[1], Symbol):
+            raise PtxError(f"{self.program.entry.name}: brx.idx takes an index and a table, in {instruction}")
+        index = instruction.operands[0]
         value = self.operand(index, 32)
         guard = self.guard(instruction)
         self.leave(place)
@@ -688,12 +713,17 @@ class WarpCode(Code):
         name = self.fresh("inside")[1:]
         self.line(f"br i1 {self.named(f'icmp eq i32 {word}, 0')}, label %{name}, label %{name}.not")
         self.label(f"{name}.not")
-        self.declared.add("declare i32 @llvm.cttz.i32(i32, i1)")
-        lane = self.named(f"call i32 @llvm.cttz.i32(i32 {word}, i1 false)")
-        self.set_context("error_lane", self.named(f"zext i32 {lane} to i64"))
+        lane = self.first_lane_fails(word)
         self.set_context("error_address", self.named(f"zext i32 {self.lane(value, lane)} to i64"))
         self.fail(words.NO_TARGET)
         self.label(name)
+
+    def first_lane_fails(self, word: str) -> str:
+        """An error is that of the first lane of a word; the lane."""
+        self.declared.add("declare i32 @llvm.cttz.i32(i32, i1)")
+        lane = self.named(f"call i32 @llvm.cttz.i32(i32 {word}, i1 false)")
+        self.set_context("error_lane", self.named(f"zext i32 {lane} to i64"))
+        return lane
 
     def end(self, guard: Value | None, place: int) -> None:
         """Ret: lanes end."""
@@ -786,6 +816,9 @@ class WarpCode(Code):
         if aligned:
             held = self.named(f"trunc i64 {self.context_word('held')} to i32")
             waiting = self.named(f"or i32 {self.named(f'or i32 {parked}, {held}')}, {here}")
+            for segment in self.program.doomed:  # lanes that can only come to a trap are told of there
+                lost = self.as_word(self.compare("eq", pcs, self.constant(segment, 32)))
+                waiting = self.named(f"or i32 {waiting}, {lost}")
             beyond = self.named(f"and i32 {alive}, {self.named(f'xor i32 {waiting}, -1')}")
             apart = self.named(f"or i1 {apart}, {self.named(f'icmp ne i32 {beyond}, 0')}")
         self.line(f"br i1 {apart}, label %misfit{place}, label %held{place}")

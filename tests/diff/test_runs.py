@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 
 from mmabits.commands.main import main
 from mmabits.conformance.diff.runs import compare_run, differences, emulated, instrumented
+from mmabits.conformance.record.runs import RunDevice
 from mmabits.conformance.recorded.runs import Parameter, PtxRun, RunTensor, read_run, write_run
-from mmabits.isa import MmabitsError
+from mmabits.emulator.machine.kernel import Kernel
+from mmabits.emulator.machine.sass import assembler
+from mmabits.isa import EmulationError, MmabitsError
 from mmabits.isa.errors import VectorFileError
 
 TEXT = """.version 8.7
@@ -234,6 +238,47 @@ def test_tensor_maps_are_kept(tmp_path: Path) -> None:
     assert sum(each.is_map for each in run.parameters) == 3 and not compare_run(run).differences
     result = run.after[run.tensors[2].buffer]
     assert result.any() and not np.array_equal(result, run.before[run.tensors[2].buffer])
+
+
+class HostedGpu:
+    """The driver's calls, with memory of this process for the GPU's and the emulator for its processors."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.memory, self.freed = text, dict[int, Any](), 0
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        if name == "cuMemAlloc":
+            held = np.zeros(arguments[0], np.uint8)
+            self.memory[held.ctypes.data] = held
+            return held.ctypes.data
+        if name in ("cuMemcpyHtoD", "cuMemcpyDtoH"):
+            ctypes.memmove(*arguments)
+        if name == "cuModuleLoadData":
+            assert arguments[0][:4] == b"\x7fELF"
+        if name == "cuLaunchKernel":
+            _, *sizes, shared, _, addresses, _ = arguments
+            assert sizes[3:] == [64, 1, 1] and shared == 0
+            places = np.frombuffer(ctypes.string_at(addresses, 16), np.uint64)
+            values = [int.from_bytes(ctypes.string_at(int(each), size), "little") for each, size in zip(places, (8, 4), strict=True)]
+            ranges = [(start, start + held.size) for start, held in self.memory.items()]
+            Kernel(self.text, arch="sm_80").launch(sizes[:3], values, ranges)
+        return "function"
+
+    def free(self, pointer: int) -> None:
+        del self.memory[pointer]
+        self.freed += 1
+
+
+def test_a_gpu_is_asked_through_its_driver() -> None:
+    try:
+        assembler("sm_80")
+    except MmabitsError as error:
+        pytest.skip(str(error))
+    run, gpu = small(), HostedGpu(TEXT)
+    assert not compare_run(run, other=RunDevice(gpu)).differences  # type: ignore[arg-type]
+    assert gpu.freed == 1 and not gpu.memory
+    with pytest.raises(EmulationError, match="tensor maps"):
+        RunDevice(gpu)(replace(run, parameters=(Parameter("00" * 128, 0, 0, True),)))  # type: ignore[arg-type]
 
 
 def test_another_architecture_gives_other_bits() -> None:

@@ -413,6 +413,36 @@ def test_programs_that_wait_for_nothing_are_a_deadlock() -> None:
         run(made, np.zeros(1, np.int32), np.zeros(1, np.int32), grid=(5,))
 
 
+LOCK = """
+again:
+	bar.sync 0;
+	ld.acquire.gpu.global.b32 %r20, [%rd2];
+	bar.sync 0;
+	setp.ne.s32 %p1, %r20, %r21;
+	@%p1 bra again;
+	bar.sync 0;
+	setp.ne.s32 %p2, %r1, 0;
+	@%p2 bra done;
+	atom.global.add.u32 %r22, [%rd2], 1;
+done:
+	ret;"""
+"""As Triton writes `while tl.atomic_cas(lock, ...) != ticket: pass`: barriers stand inside the loop that waits."""
+
+
+def test_programs_that_wait_at_barriers_too_let_others_begin() -> None:
+    made = kernel(f"\tsub.s32 %r21, 39, %r2;{LOCK}", threads=128, parameters=2)
+    cell = np.zeros(1, np.int32)
+    run(made, np.zeros(1, np.int32), cell, grid=(40,))
+    assert cell[0] == 40
+
+
+def test_programs_that_wait_at_barriers_for_nothing_are_a_deadlock() -> None:
+    made = kernel(f"\tsub.s32 %r21, 4, %r2;{LOCK}", threads=64, parameters=2)
+    cell = np.full(1, 9, np.int32)
+    with pytest.raises(KernelError, match="k: a deadlock in program 0: warp 0"):
+        run(made, np.zeros(1, np.int32), cell, grid=(5,))
+
+
 def test_the_room_for_programs_that_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: programs that do not fit beside those that wait for them never begin."""
     monkeypatch.setattr(machine, "_ROOM", 8)

@@ -402,6 +402,46 @@ def test_a_trap_is_an_error() -> None:
         run(kernel(PLACE + "\ttrap;"), np.zeros(4, np.int32))
 
 
+@pytest.mark.parametrize(("lane", "guards"), [(40, True), (9, True), (9, False)])
+def test_a_trap_is_that_of_lanes_that_come_to_it(lane: int, guards: bool) -> None:
+    """Under a guard, or by a branch while the others are at a barrier behind it, as __assertfail is."""
+    trap = "@%p1 trap;" if guards else "@!%p1 bra on;\ntrap;\non: bar.sync 0;"
+    made = kernel(f"{PLACE}\tsetp.eq.u32 %p1, %r1, {lane};\n{trap}\n\tst.global.b32 [%rd11], 7;\n\tret;")
+    found = np.zeros(32, np.int32)
+    if lane < 32:
+        with pytest.raises(KernelError, match=rf"a trap, in program \(0, 0, 0\), warp 0, lane {lane}, at"):
+            run(made, found)
+    else:
+        run(made, found)
+        assert (found == 7).all()
+
+
+def test_lanes_beyond_a_barrier_that_come_to_no_trap_are_still_an_error() -> None:
+    made = kernel(f"{PLACE}\tsetp.eq.u32 %p1, %r1, 9;\n\t@%p1 bra past;\n\tbar.sync 0;\n\tret;\npast: mov.u32 %r2, 1;\n\tret;")
+    with pytest.raises(KernelError, match="a barrier that lanes or warps come to in ways that do not fit"):
+        run(made, np.zeros(32, np.int32))
+
+
+def test_an_error_while_the_function_of_parted_lanes_is_made_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kernel(f"{PLACE}\tsetp.eq.u32 %p1, %r1, 9;\n\t@%p1 bra on;\n\tst.global.b32 [%rd11], 7;\non: ret;")
+
+    def broken(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(made, "_compiled", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, np.zeros(32, np.int32))
+    found = np.zeros(32, np.int32)
+    run(made, found)
+    assert (found == 7).sum() == 31
+
+
+def test_printf_is_named() -> None:
+    with pytest.raises(PtxError, match=r"k: printf \(tl.device_print\) is not emulated, in `call.uni"):
+        kernel("\tcall.uni (retval0), vprintf, (param0, param1);\n\tret;")
+
+
 def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
     with pytest.raises(
         UnknownOpcode, match=r"k: the opcode rcp.approx.ftz.f64 is not emulated \(.* MUFU.RCP64H.*\), in `rcp.* %rd1` \(line 15 of the PTX"

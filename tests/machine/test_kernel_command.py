@@ -9,6 +9,7 @@ import pytest
 
 import mmabits
 from mmabits.commands.main import main
+from mmabits.emulator.machine.ptx import read_ptx
 from mmabits.isa import Evidence, OperandError
 
 TEXT = """.version 8.7
@@ -90,6 +91,58 @@ def test_what_cannot_be_shown_is_an_error(arguments: list[str], message: str, fi
     assert run(*(each.replace("PTX", str(file)) for each in arguments)) == 2
     told = capsys.readouterr().err
     assert message in told and len(told.splitlines()) == 1
+
+
+HOSTILE = {
+    "the text ends inside k": (".visible .entry k() { ret;", ".visible .entry k() {" + "{" * 9999),
+    "the text ends inside parameters": (".visible .entry k(", ".visible .entry k" + "(" * 9999),
+    "k has no body": (".visible .entry k()",),
+    "k is defined twice": (".visible .entry k() { ret; } .visible .entry k() { ret; }",),
+    "the text ends inside a section": (".visible .entry k() { ret; } .section .debug_str {",),
+    "the label A stands twice in k": (".visible .entry k() { A: bra A; A: ret; }",),
+    "a string that does not end": ('.visible .entry k() { .pragma "nounroll; ret; }',),
+    "a number of 5000 digits": (f".visible .entry k() {{ .reg .b32 %r1; mov.b32 %r1, {'9' * 5000}; ret; }}",),
+    "a number that is not understood: 08": (".visible .entry k() { .reg .b32 %r1; mov.b32 %r1, 08; ret; }",),
+    "a line of the source that is not understood": (".visible .entry k() {\n.loc x y z\nret; }",),
+    "an alignment that is no power of two": tuple(f".shared .align {n} .b8 s[4];" for n in (0, 3)),
+    "a size that is no number": tuple(f".shared .b8 s[{n}];" for n in ("-4", "1.5", "a")),
+    "a variable of more bytes than there are": (".global .b8 s[9999999999][9999999999];", ".shared .b8 s[99999999999999];"),
+    "4 initial values for 2 of t[2]": (".global .b32 t[2] = {1, 2, 3, 4};",),
+    "no PTX type is called q9": (".visible .entry k() { .reg .q9 %z; ret; }",),
+    "registers that are not understood": (".visible .entry k() { .reg ; ret; }",),
+    "%r1 is no predicate": (".visible .entry k() { .reg .b32 %r1; @%r1 ret; }", ".visible .entry k() { .reg .b32 %r1; @!%r1 ret; }"),
+    "no table of targets in `brx.idx %r1, T`": (
+        ".visible .entry k() { .reg .b32 %r1; brx.idx %r1, T; ret; }",
+        ".visible .entry k() { .reg .b32 %r1; T: .branchtargets ; brx.idx %r1, T; ret; }",
+    ),
+    "no place to branch to": (".visible .entry k() { bra; }", ".visible .entry k() { bra X; }"),
+    "add.u32 without operands": (".visible .entry k() { add.u32; ret; }",),
+    "operands that do not fit, in `bar.sync`": (".visible .entry k() { bar.sync; ret; }",),
+    "an address that is not understood": (".visible .entry k() { .reg .b32 %r1; ld.global.b32 %r1, []; ret; }",),
+    "nested too deeply": (".visible .entry k() { mov.b64 x, " + "{" * 9999 + "}" * 9999 + "; ret; }",),
+    "no kernel (.entry)": ("", "\n", ".version 8.7"),
+}
+
+
+@pytest.mark.parametrize(("message", "text"), [(message, text) for message, texts in HOSTILE.items() for text in texts])
+def test_broken_ptx_is_one_line(message: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "k.ptx"
+    file.write_text(".version 8.7\n.target sm_80\n.address_size 64\n" * bool(text.strip()) + text)
+    assert run(str(file), "--arch", "sm_80") == 2
+    told = capsys.readouterr().err
+    assert message in told and len(told.splitlines()) == 1 and len(told) < 600
+
+
+def test_an_array_has_as_many_elements_as_it_says_or_is_given() -> None:
+    module = read_ptx(".global .align 4 .u32 t[] = {1, 2, 3}; .const .b8 u[0x10]; .extern .shared .b8 s[];")
+    assert {name: each.size for name, each in module.variables.items()} == {"t": 12, "u": 16, "s": 0}
+
+
+@pytest.mark.parametrize("text", [None, 3, b"abc"])
+def test_ptx_is_text(text: object) -> None:
+    for function in (mmabits.describe_kernel, mmabits.check_fusion):
+        with pytest.raises(OperandError, match="PTX is given as text, not as"):
+            function(text, arch="sm_80")  # type: ignore[operator]
 
 
 SCRIPT = """

@@ -19,3 +19,11 @@ def test_allocations_of_tensor_memory() -> None:
 def test_a_kernel_asks_for_more(head: str, options: dict[str, object], why: str) -> None:
     with pytest.raises(OperandError, match=why):
         Kernel(f".version 8.8\n.target sm_80\n.visible .entry k() {head} {{ ret; }}", arch="sm_80", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grid", [(1 << 31,), (1, 65536), (1, 1, 65536), (-1, -1)])
+def test_a_launch_asks_for_more(grid: tuple[int, ...]) -> None:
+    made = Kernel(".version 8.8\n.target sm_80\n.visible .entry k() { ret; }", arch="sm_80")
+    with pytest.raises(OperandError, match=r"k: a grid of \(.*\) CTAs; there are up to \(2147483647, 65535, 65535\)"):
+        made.launch(grid, [], [])
+    assert made.launch((-1,), [], []) == {}
