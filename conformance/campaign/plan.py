@@ -31,6 +31,7 @@ _ROW_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 5.0, Evidence.R
 _SPECIALS_WORTH: Final = 3.0
 _OPEN_WORTH: Final = 10.0
 _PRODUCT_WORTH: Final = 2.0
+_FIRST_KERNEL_WORTH: Final = 3.0
 _KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 2.4, "tests": 45.0}
 CHOICE_SHAPES: Final = tuple(
     f"{m}x{n}x{k}:{types}"
@@ -154,6 +155,8 @@ def _cases(arch: str) -> Iterator[CampaignStep]:
             facts = [(f"case {case.name}", _KIND_WORTH[kind])]
             if kind == "product":  # of several K the shortest counts most
                 facts.append((f"product {case.name.rpartition('-k')[0]}", _PRODUCT_WORTH))
+            else:
+                facts.append((f"kernels of {case.framework}", _FIRST_KERNEL_WORTH))
             yield _step(kind, case.name, arch, facts)
 
 
