@@ -142,6 +142,15 @@ def _kernel():
     return product
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """What was there before these tests is not looked through again by each `gc.collect`: after thousands of tests that takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """Triton's compiler is not asked: the table of instructions serves."""

@@ -108,8 +108,10 @@ class MachineDriver:
         self.device = _DEVICES.setdefault(session.arch, _FIRST_DEVICE + len(_DEVICES))
         self.utils = _Utilities(session.arch)
 
-    def launcher_cls(self, source: Any, metadata: Any) -> Launcher:
+    def launcher_cls(self, source: Any, metadata: Any) -> Launcher | None:
         """What launches a kernel."""
+        if int(metadata.shared) > self.utils.shared_memory:
+            return None  # Triton refuses it next, in the words that its autotuner knows
         key = metadata.hash, self.arch
         found = _LAUNCHERS.get(key)
         if found is None:
