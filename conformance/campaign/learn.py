@@ -89,7 +89,8 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
                 reports.append(FileReport(path=name, error=f"{name}: {told(error)}"))
         reports += [_range(each, device, path) for each in row["recordings"] if "function" in each]
     reports += [_function(name, data, path, most_blocks) for name, data in members.items() if name.startswith("functions/")]
-    others = tuple((name, data) for name, data in members.items() if not name.startswith("differing/") or "gemm" in name)
+    whole = {each.get("whole") for row in manifest["steps"] for each in row["recordings"]}
+    others = tuple((name, data) for name, data in members.items() if name not in whole)
     return Learned(path=path, manifest=manifest, reports=tuple(reports), recordings=tuple(recordings), others=others)
 
 

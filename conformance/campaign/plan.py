@@ -30,7 +30,9 @@ _REPEATED: Final = 0.05
 _ROW_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 5.0, Evidence.RECORDED: 1.0}
 _SPECIALS_WORTH: Final = 3.0
 _OPEN_WORTH: Final = 10.0
-_KIND_WORTH: Final = {"choices": 10.0, "product": 4.0, "kernel": 3.0, "tests": 20.0}
+_PRODUCT_WORTH: Final = 2.0
+_FIRST_KERNEL_WORTH: Final = 3.0
+_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 2.4, "tests": 45.0}
 CHOICE_SHAPES: Final = tuple(
     f"{m}x{n}x{k}:{types}"
     for types in ("bf16", "f16", "e4m3,e4m3,bf16", "e4m3,e4m3,bf16:fast")
@@ -150,7 +152,12 @@ def _cases(arch: str) -> Iterator[CampaignStep]:
     for case in ALL_CASES.values():
         if is_possible(case, arch):
             kind = "kernel" if isinstance(case, KernelCase) else "product"
-            yield _step(kind, case.name, arch, [(f"case {case.name}", _KIND_WORTH[kind])])
+            facts = [(f"case {case.name}", _KIND_WORTH[kind])]
+            if kind == "product":  # of several K the shortest counts most
+                facts.append((f"product {case.name.rpartition('-k')[0]}", _PRODUCT_WORTH))
+            else:
+                facts.append((f"kernels of {case.framework}", _FIRST_KERNEL_WORTH))
+            yield _step(kind, case.name, arch, facts)
 
 
 _SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (_instructions, _identifications, _functions, _cases)

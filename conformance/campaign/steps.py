@@ -34,6 +34,7 @@ _SOME_BLOCKS: Final = 4
 """Blocks of operands that are summed where the emulator stands in for a GPU, and that are compared in either case."""
 _LOG_BYTES: Final = 1 << 18
 _SHOWN: Final = 6
+_LINES: Final = 40
 _TESTS: Final = ("tests/record", "tests/diff", "tests/unit/emulator/test_cuda.py", "tests/hooks")
 
 
@@ -228,7 +229,9 @@ def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _comman
     })  # fmt: skip
     if not compared.is_equal:
         found.files[f"differing/{safe_name(path.stem)}.safetensors"] = data
-        found.said += list(compared.lines())[:40]
+        told_lines = list(compared.lines())
+        schedules = [line.strip() for line in told_lines if "schedule" in line]  # which one explains it comes first
+        found.said += [*schedules[:_SHOWN], *told_lines[:_LINES]]
     return found
 
 

@@ -280,6 +280,15 @@ def emulate_one_off(*arguments: Any) -> Any:
     return emulate_tiles(*arguments) ^ 1
 
 
+def test_a_product_that_differs_is_kept_whole_and_its_schedule_looked_for(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    result = run_step(emulated_bench(ARCH, "fraction-bits"), CampaignStep(kind="product", name="mm-f16-k256"), limit=60)
+    assert result.state == "done" and result.differ and "schedule" in result.said[0]
+    found, _ = campaign(tmp_path / "archive", Here("fraction-bits"), "mm-f16-k256", plant="fraction-bits")
+    assert [name for name, _ in read_learned(tmp_path / "archive").others] == ["differing/mm-f16-k256-seed0.safetensors"]
+    assert told(found)["product mm-f16-k256"]["differ"] == result.differ
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
