@@ -22,6 +22,12 @@ EXIT_ERROR: Final = 2
 
 def diff(
     against: Annotated[Path | None, typer.Option(help="A recording: a run, or tiles or dot products.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="A kernel run (`mmabits kernel --keep`), run again from its PTX. May be repeated.")
+    ] = None,
+    on_gpu: Annotated[
+        bool, typer.Option("--on-gpu", help="Compare --run with this machine's GPU, and find the first instruction.")
+    ] = False,
     arch: Annotated[
         str | None, typer.Option(help="Architecture to emulate, or GPU: sm_90a, h100; that of the recording or of the GPU if left out.")
     ] = None,
@@ -42,6 +48,10 @@ def diff(
     from mmabits.reports.pages import check_page
 
     check_page(report)
+    if run or on_gpu:
+        if not run or against is not None or record is not None or case or emulated or report is not None:
+            raise OperandError("--run goes with --on-gpu, --arch and --json alone, and --on-gpu with --run")
+        raise typer.Exit(_runs(run, arch, on_gpu=on_gpu, as_json=as_json))
     if against is not None:
         if record is not None or case or emulated:
             raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")
@@ -55,6 +65,25 @@ def diff(
             raise OperandError("--record only records: --arch, --report and --json go with a comparison")
         raise typer.Exit(_record(record, case or [], seed, arch if emulated else None))
     raise typer.Exit(_live(case or [], seed, arch, report, stand_in=arch if emulated else None, as_json=as_json))
+
+
+def _runs(paths: Sequence[Path], arch: str | None, *, on_gpu: bool, as_json: bool) -> int:
+    """Kernel runs: the emulator beside what the file holds, or beside a GPU."""
+    from mmabits.conformance.diff.runs import compare_run
+
+    device = None
+    if on_gpu:
+        from mmabits.conformance.record.driver import CudaDevice
+        from mmabits.conformance.record.runs import RunDevice
+
+        device = RunDevice(CudaDevice())
+    found = [compare_run(each, arch=arch, other=device) for each in paths]
+    if as_json:
+        say_json([each.to_dict() for each in found])
+    else:
+        for each in found:
+            say(*each.lines())
+    return EXIT_DIFFER if any(each.differences for each in found) else 0
 
 
 def _list(*, as_json: bool) -> None:

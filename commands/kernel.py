@@ -29,6 +29,7 @@ def kernel(
     only: Annotated[str | None, typer.Option("--only", help="Kernels whose names hold this word.")] = None,
     source: Annotated[bool, typer.Option(help="Show what each line of the source became.")] = True,
     fusing: Annotated[bool, typer.Option(help="Fuse products and sums as ptxas does, for PTX.")] = True,
+    keep: Annotated[Path | None, typer.Option(help="Folder for a file of each launch, which `mmabits replay` runs again.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what became of a kernel: instruction mix, tensor-core instructions, memory, evidence, and the source line by line.
@@ -43,12 +44,14 @@ def kernel(
     path, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
     if not Path(path).is_file():
         raise OperandError(f"no file is called {path}")
+    if keep is not None and not path.endswith(".py"):
+        raise OperandError("--keep takes launches, and PTX has none: name a script or a function")
     found: list[KernelDescription] = []
     for each in arch:
         if path.endswith(".ptx"):
             found += _of_ptx(Path(path), name, each, shared, fusing)
         elif path.endswith(".py"):
-            found += _of_python(Path(path), name, each, arguments or [], signature, constexpr or [], warps)
+            found += _of_python(Path(path), name, each, arguments or [], signature, constexpr or [], warps, keep)
         else:
             raise OperandError(f"{path}: a kernel is in a file of PTX (.ptx) or Python (.py)")
     found = [each for each in found if only is None or only in each.name]
@@ -84,15 +87,24 @@ def _script(path: Path, arguments: list[str]) -> Iterator[None]:
 
 
 def _of_python(
-    path: Path, name: str, arch: str, arguments: list[str], signature: str | None, constants: list[str], warps: int
+    path: Path,
+    name: str,
+    arch: str,
+    arguments: list[str],
+    signature: str | None,
+    constants: list[str],
+    warps: int,
+    keep: Path | None,
 ) -> Iterator[KernelDescription]:
     import mmabits
+    from mmabits.reports.output import note
     from mmabits.research.kernels import describe_kernel
 
     for package in ("torch", "triton"):
         if importlib.util.find_spec(package) is None:
             raise EmulationError(f"{path}: running Python needs {package}: pip install 'mmabits[torch,triton]'")
     with _script(path, arguments), mmabits.emulate(arch, frameworks=["torch", "triton"], triton="compiled", cuda=True) as session:
+        session.keeper = _keeper(keep)
         if not name:
             runpy.run_path(str(path), run_name="__main__")
         else:
@@ -102,8 +114,21 @@ def _of_python(
                 return
             function()
         launched = session.report().kernels
+    if keep is not None:
+        note(f"wrote {len(session.keeper.paths)} launches into {keep}")
     for each in launched:
         yield describe_kernel(each.ptx, arch=session.arch, shared=each.shared, contracts=each.contracts, cluster=_cluster(each.cluster))
+
+
+def _keeper(folder: Path | None) -> Any:
+    if folder is None:
+        return None
+    from mmabits.conformance.diff.runs import Keeper
+    from mmabits.reports.pages import check_folder
+
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Keeper(folder)
 
 
 def _cluster(size: int) -> tuple[int, ...] | None:

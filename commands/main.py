@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mmabits.commands.cache import cache
+from mmabits.commands.campaign import campaign
 from mmabits.commands.diff import diff
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
 from mmabits.commands.identify import identify
 from mmabits.commands.invariance import invariance
 from mmabits.commands.kernel import kernel
+from mmabits.commands.learn import learn
 from mmabits.commands.minilm import minilm
 from mmabits.commands.mismatch import mismatch
 from mmabits.commands.record import record
@@ -161,14 +163,20 @@ def show(
 
 def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
     """Replay, print, and return the exit status."""
+    from mmabits.conformance.campaign.archive import is_archive
     from mmabits.conformance.diff import counting
     from mmabits.conformance.recorded.reading import find_files
     from mmabits.reports.pages import check_page, write
     from mmabits.reports.progress import progress
 
     check_page(page)
-    files = find_files(paths)
-    reports = []
+    archives = [path for path in paths if is_archive(path)]
+    files = [] if archives == list(paths) and paths else find_files([path for path in paths if path not in archives])
+    reports: list[counting.FileReport] = []
+    for archive in archives:
+        from mmabits.conformance.campaign.learn import read_learned
+
+        reports += read_learned(archive).reports
     with progress(len(files), "replaying") as advance:
         for report in counting.count_files(files, limit=limit):
             reports.append(report)
@@ -233,12 +241,14 @@ def demo(
     raise typer.Exit(replay_paths([folder], 3, False))
 
 
+app.command(name="campaign", short_help="A few minutes with a GPU: what is most worth knowing, in one archive.")(campaign)
 app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
 app.command(name="function", short_help="Explain one result of a PTX function.")(function)
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
 app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
 app.command(name="kernel", short_help="Show what became of a Triton kernel, or of PTX.")(kernel)
 app.command(name="invariance", short_help="Which settings change the bits of linear layers, and why.")(invariance)
+app.command(name="learn", short_help="What an archive of a campaign teaches; a patch for isa/.")(learn)
 app.command(name="minilm", short_help="Run a sentence-embedding model as several GPUs would.")(minilm)
 app.command(name="mismatch", short_help="Two settings of one model: what differs, and why.")(mismatch)
 app.command(name="record")(record)

@@ -137,6 +137,7 @@ def _fused(
     zero_exponent: int,
     proofs: tuple[Proof, ...],
     *,
+    special: tuple[Proof, ...] = (),
     result_fraction_bits: int | None = None,
     note: str = "",
 ) -> DatapathSpec:
@@ -149,18 +150,18 @@ def _fused(
     return DatapathSpec(
         arch=arch, unit=unit, operands=operands, arithmetic=Arithmetic.FUSED, fraction_bits=fraction_bits, step=step,
         zero_exponent=zero_exponent, result=result, result_fraction_bits=kept, result_rounding=rounding, result_nan=_NAN[accumulator],
-        proofs=proofs, special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
+        proofs=proofs, special_proofs=special or (_SPECIAL_INFERRED if inferred else _SPECIAL), note=note,
     )  # fmt: skip
 
 
-def _grouped(name: str, proofs: tuple[Proof, ...], note: str) -> DatapathSpec:
+def _grouped(name: str, proofs: tuple[Proof, ...], note: str, *, special: tuple[Proof, ...] = ()) -> DatapathSpec:
     """Section 4: 64 products in groups of 16."""
     arch, unit, operands, accumulator = name.split(".")
     inferred = weakest(proofs) is Evidence.INFERRED
     return DatapathSpec(
         arch=arch, unit=unit, operands=operands, arithmetic=Arithmetic.GROUPED, fraction_bits=35, step=64, group=16, zero_exponent=-139,
         result=format_spec(accumulator), result_fraction_bits=23, result_rounding=ResultRounding.TOWARD_ZERO,
-        result_nan=_NAN[accumulator], proofs=proofs, special_proofs=_SPECIAL_INFERRED if inferred else _SPECIAL, note=note,
+        result_nan=_NAN[accumulator], proofs=proofs, special_proofs=special or (_SPECIAL_INFERRED if inferred else _SPECIAL), note=note,
     )  # fmt: skip
 
 

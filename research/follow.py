@@ -270,6 +270,7 @@ class _Follower:
     _known: dict[tuple[int, Register, int], ResultStep] = field(default_factory=dict)
     _addresses: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     """Those that stores write to."""
+    _first_warps: dict[int, int] = field(default_factory=dict)
 
     # -------------------------------------------------------------------------------------------------------------- registers
 
@@ -515,6 +516,48 @@ class _Follower:
                 return ResultStep(text=name, code=code, form=kept, is_element=True)
         return ResultStep(text=f"memory at {address:#x}", code=code, form=form)
 
+    def number(self, event: int) -> int:
+        """The number of an event's warp in its CTA."""
+        if not self._first_warps:
+            for each in self.log.events:
+                self._first_warps[each.cta] = min(self._first_warps.get(each.cta, each.warp), each.warp)
+        found = self.log.events[event]
+        return (found.warp - self._first_warps[found.cta]) // (8 * CONTEXT_WORDS)
+
+    def thread_behind(self, before: int, address: int, cta: int) -> Thread | None:
+        """The thread that wrote a byte of shared memory."""
+        for event in self.writers(address, before):
+            place = self.store(event, address, shared=cta)
+            if place is not None and place.address is None:
+                return Thread(cta, self.number(event) * LANES + place.lane)
+            if place is not None:
+                return None
+        return None
+
+    def thread_before(self, event: int, instruction: PtxInstruction, lane: int, item: int) -> Thread | None:
+        """The thread that a load or a shuffle brought a value from."""
+        cta, base = self.log.events[event].cta, base_of(instruction.opcode)
+        if base == "shfl":
+            return Thread(cta, self.number(event) * LANES + self.taken(event, lane))
+        if base == "ldmatrix":
+            row, column = lane // 4, 2 * (lane % 4)
+            if "trans" in instruction.opcode.split("."):
+                row, column = column, row
+            address = (self.lane_value(event, instruction.operands[1], 8 * item + row) & 0xFFFFFFFF) + 2 * column
+            return self.thread_behind(event, address, cta)
+        if base != "ld":
+            return None
+        parts = instruction.opcode.split(".")
+        unit = max(8, width(parts[-1])) // 8
+        address = self.lane_value(event, instruction.operands[1], lane) + item * unit
+        if any(word in _SHARED for word in parts) or ("global" not in parts and address >> _TAG == words.SHARED_TAG):
+            return self.thread_behind(event, address & 0xFFFFFFFF, cta)
+        for number in self.writers(address, event):
+            place = self.store(number, address, shared=None)
+            if place is not None:
+                return Thread(self.log.events[number].cta, self.number(number) * LANES + place.lane)
+        return None
+
     # ------------------------------------------------------------------------------------------------------------------ steps
 
     def register(self, before: int, register: Register, lane: int) -> ResultStep:
@@ -603,9 +646,10 @@ class _Follower:
             children.append(self.memory(event, address, code >> 16 * half & 0xFFFF, "b16", shared=cta))
         return ResultStep(text=instruction.opcode, code=code, form="b32", where=_where(instruction), children=tuple(children))
 
-    def _shuffled(self, event: int, lane: int, code: int, form: str) -> ResultStep:
+    def taken(self, event: int, lane: int) -> int:
+        """The lane whose register a shuffle gives."""
         instruction = self.log.instruction(event)
-        source, by, clamp = instruction.operands[1:4]
+        by, clamp = instruction.operands[2:4]
         shift, bounds = self.lane_value(event, by, lane), self.lane_value(event, clamp, lane)
         low = lane & bounds >> 8 & 31
         high = low | bounds & ~(bounds >> 8) & 31
@@ -613,7 +657,11 @@ class _Follower:
         shift &= 31
         other = {"up": lane - shift, "down": lane + shift, "bfly": lane ^ shift, "idx": low | shift & ~(bounds >> 8) & 31}[mode]
         inside = other >= low if mode == "up" else other <= high
-        taken = other if inside else lane
+        return other if inside else lane
+
+    def _shuffled(self, event: int, lane: int, code: int, form: str) -> ResultStep:
+        instruction = self.log.instruction(event)
+        source, taken = instruction.operands[1], self.taken(event, lane)
         if not isinstance(source, Register):
             return ResultStep(text=instruction.opcode, code=code, form=form, where=_where(instruction))
         child = self.register(event, source, taken)
@@ -747,8 +795,7 @@ class _Follower:
             return ResultStep(text="an accumulator of wgmma, not followed further", code=code, form="b32")
         last = self.log.instruction(numbers[0])
         matrix = parse(last.opcode)
-        contexts = [each.warp for each in self.log.events if each.cta == self.log.events[event].cta]
-        number = (warp - min(contexts)) // (8 * CONTEXT_WORDS)
+        number = self.number(event)
         place = list(registers_of(last.operands[0])).index(register)
         thread = number % 4 * LANES + lane
         row, column, shift = self._element_of(matrix, 0, place, thread)
@@ -841,9 +888,63 @@ class _Follower:
         return any(tensor.place(address) is not None for tensor in self.tensors)
 
 
+class Thread(NamedTuple):
+    """A thread of a launch."""
+
+    cta: int
+    thread: int
+    """Its number in the CTA."""
+
+
+def writer_of(kernel: Kernel, log: Log, address: int) -> Thread | None:
+    """The thread that stored the byte at an address of global memory last; None: none of these CTAs did."""
+    follower = _Follower(kernel, log, (), {})
+    for event in follower.writers(address, len(log)):
+        place = follower.store(event, address, shared=None)
+        if place is None:
+            continue
+        if place.shared and place.address is not None:  # a box of TMA: who wrote it into shared memory
+            found = follower.thread_behind(event, place.address, log.events[event].cta)
+            if found is not None:
+                return found
+        return Thread(log.events[event].cta, follower.number(event) * LANES + place.lane)
+    return None
+
+
+def source_of(kernel: Kernel, log: Log, cta: int, thread: int, values: Callable[[PtxInstruction], int], place: int) -> Thread | None:
+    """The thread that a value came from, which a load or a shuffle brought.
+
+    Args:
+        kernel: one that traces.
+        log: its notes.
+        cta: the program.
+        thread: of the CTA.
+        values: how many values of an instruction are counted.
+        place: which value of the thread is meant, in order.
+
+    Returns:
+        None: it was there before the launch, or the CTA is not in these notes.
+    """
+    follower, lane, left = _Follower(kernel, log, (), {}), thread % LANES, place
+    for event, found in enumerate(log.events):
+        if found.cta != cta or follower.number(event) != thread // LANES or not found.lanes >> lane & 1:
+            continue
+        instruction = log.instruction(event)
+        count = values(instruction)
+        if left >= count:
+            left -= count
+            continue
+        return follower.thread_before(event, instruction, lane, left)
+    return None
+
+
 def _tensor(name: str, value: Any) -> Tensor:
-    form = _FORMS.get(str(value.dtype).removeprefix("torch."), "")
-    return Tensor(name, value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.element_size(), form)
+    return Tensor(name, value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.element_size(), form_of_dtype(value.dtype))
+
+
+def form_of_dtype(dtype: Any) -> str:
+    """The PTX type of a PyTorch dtype, `f16`; empty where there is none."""
+    return _FORMS.get(str(dtype).removeprefix("torch."), "")
 
 
 def _codes(codes: Sequence[int], form: str) -> npt.NDArray[Any]:

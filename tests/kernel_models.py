@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import mmabits
 from mmabits.isa.opcodes import opcode_table
 
 WARP = 32
@@ -82,6 +83,32 @@ def total(of_lanes: Any) -> Any:
     return butterfly(butterfly(of_lanes))
 
 
+def neighbours(values: Any) -> Any:
+    """The sum over the last axis, each with the one beside it first."""
+    while values.shape[-1] > 1:
+        values = add(values[..., 0::2], values[..., 1::2])
+    return values[..., 0]
+
+
+def sum_of_mma_rows(p: Any) -> Any:
+    """Rows of 32 columns as mma.sync and wgmma lay them: four lanes, in each of four tiles two neighbours, which are added first."""
+    lanes = p.reshape(len(p), 4, 4, 2)
+    pairs = add(lanes[..., 0], lanes[..., 1])
+    return butterfly(neighbours(pairs.transpose(0, 2, 1)))
+
+
+def sum_of_mma_rows_in_pairs(p: Any) -> Any:
+    """The same where neighbours are added as pairs, tile by tile, and to each other last."""
+    tiles = neighbours(p.reshape(len(p), 4, 4, 2).transpose(0, 2, 3, 1))
+    return butterfly(add(tiles[..., 0], tiles[..., 1]))
+
+
+def sum_of_tensor_memory_rows(p: Any) -> Any:
+    """Rows of 32 columns that two lanes have from tensor memory, 16 each: in pairs too."""
+    halves = neighbours(p.reshape(len(p), 2, 8, 2).transpose(0, 1, 3, 2))
+    return butterfly(add(halves[..., 0], halves[..., 1]))
+
+
 # ------------------------------------------------------------------------------------------------------------------- kernels
 
 
@@ -129,3 +156,31 @@ def nvfp4(x: Any, whole: float) -> tuple[Any, Any]:
     step = mul(stored.astype(F32), F32(whole))
     codes = np.ascontiguousarray(quotient(blocks, step[:, None]).astype(ml_dtypes.float4_e2m1fn)).view(np.uint8)
     return codes, stored
+
+
+ATTENTION = {
+    "sm_80": ("mma.sync", sum_of_mma_rows, True), "sm_89": ("mma.sync", sum_of_mma_rows, True),
+    "sm_90a": ("wgmma", sum_of_mma_rows, True), "sm_100a": ("tcgen05", sum_of_tensor_memory_rows, False),
+    "sm_120a": ("mma.sync", sum_of_mma_rows_in_pairs, True),
+}  # fmt: skip
+"""Instruction, sum of a row, and whether scores are fused with their largest in every block: with tensor memory in the first alone, since
+the others multiply pairs, whose products the largest is taken of."""
+
+
+def attention(q: Any, k: Any, v: Any, scale: float, arch: str, block: int = 32) -> Any:
+    """One head, online softmax in powers of two over blocks of keys."""
+    family, sum_of_rows, fuses = ATTENTION[arch]
+    most = np.full(len(q), -np.inf, F32)
+    weights, out = np.zeros(len(q), F32), np.zeros((len(q), v.shape[1]), F32)
+    for start in range(0, len(k), block):
+        keys = slice(start, start + block)
+        scores = mmabits.gemm(q, np.ascontiguousarray(k[keys].T), instruction=family, arch=arch)
+        scaled = mul(scores, F32(scale))
+        new = np.maximum(most, scaled.max(axis=1))
+        less = fma(F32(scale), scores, -new[:, None]) if fuses or start == 0 else sub(scaled, new[:, None])
+        p = op("ex2.approx.ftz.f32", less)
+        shrunk = op("ex2.approx.ftz.f32", sub(most, new))
+        weights = fma(weights, shrunk, sum_of_rows(p))
+        out = mmabits.gemm(p.astype(np.float16), v[keys], mul(out, shrunk[:, None]), instruction=family, arch=arch)
+        most = new
+    return quotient(out, weights[:, None])

@@ -16,7 +16,7 @@ from benchmarks import machine
 from benchmarks.field.cases import FieldCase, field_cases, version
 from benchmarks.field.worker import Worker
 
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds for a call."""
 
 

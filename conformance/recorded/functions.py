@@ -117,7 +117,7 @@ def read_function(path: Path) -> FunctionTable:
     """
     with open_tensors(path) as file:
         texts, arrays = read_arrays(file, FORMAT, _TEXTS, ())
-        ranges = tuple(_range(word) for word in texts.pop("ranges").split())
+        ranges = tuple(read_range(word) for word in texts.pop("ranges").split())
         wanted = {"blocks", "sums", *(f"range{place}" for place in range(len(ranges)))}
         if set(arrays) != wanted:
             raise OperandError(f"tensors are {', '.join(sorted(arrays))}; the manifest's ranges want {', '.join(sorted(wanted))}")
@@ -130,7 +130,12 @@ def read_function(path: Path) -> FunctionTable:
         return FunctionTable(**texts, ranges=ranges, results=results, blocks=blocks, sums=sums.view(np.uint64), source=str(path))
 
 
-def _range(word: str) -> tuple[int, int]:
+def read_range(word: str) -> tuple[int, int]:
+    """First operand's code and how many follow it, of `0x3f800000+8388608`.
+
+    Raises:
+        OperandError: it is none.
+    """
     first, plus, count = word.partition("+")
     try:
         found = int(first, 16), int(count)
@@ -156,4 +161,4 @@ def _results(packed: npt.NDArray[Any], count: int) -> Codes:
     return np.cumsum(steps, dtype=np.uint32)
 
 
-__all__ = ["BLOCK", "BLOCK_BITS", "FORMAT", "SUFFIX", "FunctionTable", "block_sum", "read_function", "write_function"]
+__all__ = ["BLOCK", "BLOCK_BITS", "FORMAT", "SUFFIX", "FunctionTable", "block_sum", "read_function", "read_range", "write_function"]

@@ -305,8 +305,9 @@ def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
     if reasons is not None:
         cache.warn_uncached(reasons)
         return
-    for folder in cache.machine_code_folders():
-        cache.prune(folder, _OF_KERNELS, KEPT_BYTES)
+    taken = next((folder for folder in cache.machine_code_folders() if (folder / _file_name(symbol)).exists()), None)
+    if taken is not None:
+        cache.prune(taken, _OF_KERNELS, KEPT_BYTES)
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:

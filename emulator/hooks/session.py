@@ -280,6 +280,8 @@ class Session:
     """What a matrix library is taken to do; None: one chain of instructions, K upward."""
     watch: Any = field(default=None, repr=False)
     """What compiled kernels tell of their steps (research/follow.py)."""
+    keeper: Any = field(default=None, repr=False)
+    """What looks at memory before and after each launch of a compiled kernel (conformance/diff/runs.py)."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -558,7 +560,7 @@ def emulate(
     Args:
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
         require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
-        frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported.
+        frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported, and Triton with `cuda`.
         undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
             them: NaN in floats, True in booleans, bytes of 0xA5 in everything else.
@@ -601,7 +603,7 @@ def emulate(
     sums = Library.of(library, bugs=bugs)
 
     def session() -> Session:
-        wanted = _wanted(frameworks)
+        wanted = _wanted(frameworks, cuda)
         way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
         if cuda and "torch" not in wanted:
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
@@ -613,9 +615,10 @@ def emulate(
     return Emulation(session, chosen=frameworks is not None)
 
 
-def _wanted(frameworks: Sequence[str] | None) -> tuple[str, ...]:
-    if frameworks is None:
-        return tuple(name for name in FRAMEWORKS if name in sys.modules)
+def _wanted(frameworks: Sequence[str] | None, cuda: bool) -> tuple[str, ...]:
+    if frameworks is None:  # code written for CUDA imports packages of kernels when it needs them: inside the block
+        late = ("triton",) if cuda and "triton" not in sys.modules and importlib.util.find_spec("triton") is not None else ()
+        return tuple(name for name in FRAMEWORKS if name in sys.modules or name in late)
     if isinstance(frameworks, str) or not isinstance(frameworks, Iterable):
         raise OperandError(f"frameworks must be a sequence of names out of {', '.join(FRAMEWORKS)}, got {frameworks!r}")
     frameworks = tuple(frameworks)

@@ -141,7 +141,8 @@ def _cluster_barrier(words: Any) -> None:
         first[_PHASE] += 1
         first[_ARRIVED] = 0
     words[5] = 1 if first[_PHASE] == context[_CLUSTER_PHASE] else 0
-    context[_ERROR_INSTRUCTION] = words[4]
+    if context[_ERROR] == 0:
+        context[_ERROR_INSTRUCTION] = words[4]
     if words[5] == 0:
         context[_EVENTS] += 1
 

@@ -115,6 +115,8 @@ class PtxInstruction:
     """Of the PTX text, from 1."""
     location: Location | None
     text: str
+    end: int = 0
+    """Where the statement ends in the text."""
 
     def __str__(self) -> str:
         where = f", {self.location}" if self.location else ""
@@ -514,7 +516,9 @@ class _Reader:
         if opcode.startswith("."):
             raise self.fail(f"a directive that is not understood: {shown(text)}")
         entry.instructions.append(
-            PtxInstruction(opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text)
+            PtxInstruction(
+                opcode, tuple(self.operand(each) for each in split_commas(operands)), guard, line, self.location, text, self.place
+            )
         )
 
     def declare(self, entry: Entry, variable: Variable) -> None:

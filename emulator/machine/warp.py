@@ -128,6 +128,14 @@ class WarpCode(Code):
         """Write a word of the context."""
         self.line(f"store i64 {value}, ptr {self.context_place(name)}")
 
+    def waits_here(self) -> None:
+        """Say at which instruction the warp waits, unless one before has failed, which is then told of."""
+        place = self.context_place("error_instruction")
+        was = self.named(f"load i64, ptr {place}")
+        error = self.context_word("error")
+        failed = self.named(f"icmp ne i64 {error}, 0")
+        self.line(f"store i64 {self.named(f'select i1 {failed}, i64 {was}, i64 {self.index}')}, ptr {place}")
+
     def call_helper(self, record: list[int | str], at: int = 0) -> None:
         """Call the helper with a record, which is written to the frame."""
         for place, word in enumerate(record):
@@ -586,7 +594,7 @@ class WarpCode(Code):
         name = self.fresh("members")[1:]
         self.line(f"br i1 {self.named(f'icmp eq i32 {away}, 0')}, label %{name}, label %{name}.away")
         self.label(f"{name}.away")
-        self.set_context("error_instruction", self.index)
+        self.waits_here()
         self.wait()
         self.label(name)
 
@@ -759,7 +767,7 @@ class WarpCode(Code):
         self.set_context("arrives", int(arrives))
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
-        self.set_context("error_instruction", self.index)
+        self.waits_here()
         self.set_context("counted", counted)
         if reduces:
             self.set_context("returns", 1)

@@ -23,11 +23,12 @@ _LIFT: Final = np.float32(2.0**24)
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleRecipe:
-    """One way to scale. Every operation is a single float32 one, rounded to nearest even.
+    """One way to scale. Every operation is a single float32 one, rounded to nearest even, or a GPU's division (`over`).
 
-    All are right for amax from the smallest normal float32, 2^-126, up: dequantized values differ from the given ones by the rounding of
-    the elements. Below, a scale has the fewer bits the smaller it is, and none is below 2^-149: the largest elements may come out too
-    large and saturate, at two thirds of their value at worst.
+    All are right for amax from the smallest normal float32, 2^-126, up: dequantized values differ from the given ones by the rounding
+    of the elements. (`reciprocal-full` is so where the scale is normal: as on the GPU, the reciprocal of a smaller one may overflow.)
+    Below, a scale has the fewer bits the smaller it is, and none is below 2^-149: the largest elements may come out too large and
+    saturate, at two thirds of their value at worst.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ScaleRecipe:
     reciprocal: bool = False
     """Whether elements are multiplied by the reciprocal of the scale, and not divided by it: always so of static scales where there is a
     multiplier."""
+    over: Callable[[Floats, Floats], Floats] | None = None
+    """Elements over their scales where that is a GPU's division, and not IEEE's."""
     source: str
 
 
@@ -53,6 +56,22 @@ def _inverse_quotient(amax: Floats, largest: np.float32) -> Floats:
 def _power_of_two(amax: Floats, largest: np.float32) -> Floats:
     fraction, exponent = np.frexp(_quotient(amax, largest))
     return np.asarray(np.ldexp(np.float32(1), np.maximum(exponent - (fraction == np.float32(0.5)), -126)))
+
+
+def _by_the_constant(amax: Floats, largest: np.float32) -> Floats:
+    """A GPU's division by a constant: the compiler makes it a product by the rounded reciprocal."""
+    return np.asarray(np.maximum(amax * (np.float32(1) / largest), _SMALLEST))
+
+
+def _divided(values: Floats, scale: Floats) -> Floats:
+    """A GPU's division, `div.full.f32`: a product by the special function unit's reciprocal. It is the same on all architectures."""
+    from mmabits.emulator.machine.calls import function
+
+    return np.asarray(function("div.full.f32", *np.broadcast_arrays(values, scale), arch="sm_80"), np.float32)
+
+
+def _times_divided(values: Floats, scale: Floats) -> Floats:
+    return np.asarray(values * _divided(np.ones_like(scale), scale))
 
 
 def _inverted(scale: Floats) -> Floats:
@@ -83,6 +102,14 @@ RECIPES: Final[dict[str, ScaleRecipe]] = {
         ScaleRecipe(
             name="power-of-two", what="scale = 2^ceil(log2(amax / max)), the quotient rounded first; at least 2^-126; x / scale, exact",
             scale=_power_of_two, multiplier=None, source="DeepGEMM with use_ue8m0, DeepSeek-V3.1",
+        ),
+        ScaleRecipe(
+            name="divide-full", what="scale = amax * (1 / max); x / scale by div.full: what compilers make of `divide` without div.rn",
+            scale=_by_the_constant, multiplier=None, over=_divided, source="DeepSeek-V3's inference code, compiled by Triton",
+        ),
+        ScaleRecipe(
+            name="reciprocal-full", what="scale = amax * (1 / max), which should be normal; x * (1 / scale), the reciprocal by div.full",
+            scale=_by_the_constant, multiplier=None, over=_times_divided, source="Triton kernels that multiply by 1 / scale",
         ),
     )
 }  # fmt: skip
@@ -126,13 +153,18 @@ def dynamic(values: Floats, amax: Floats, spec: FormatSpec, recipe: ScaleRecipe)
         if recipe.multiplier is not None:
             scaled = values * np.where(amax > 0, recipe.multiplier(known, largest), np.float32(1)).astype(np.float32)
         else:
-            scaled = _times_reciprocal(values, scales) if recipe.reciprocal else values / scales
+            scaled = _over(values, scales, recipe)
     return from_codes(encode(scaled, spec, satfinite=True), spec), scales
+
+
+def _over(values: Floats, scales: Floats, recipe: ScaleRecipe) -> Floats:
+    if recipe.over is not None:
+        return recipe.over(values, scales)
+    return _times_reciprocal(values, scales) if recipe.reciprocal else np.asarray(values / scales)
 
 
 def static(values: Floats, scales: Floats, spec: FormatSpec, recipe: ScaleRecipe) -> npt.NDArray[Any]:
     """Elements under scales that are given, positive and finite: divided by them, or multiplied by their float32 reciprocals."""
-    divides = recipe.multiplier is None and not recipe.reciprocal
     with np.errstate(all="ignore"):
-        scaled = values / scales if divides else _times_reciprocal(values, scales)
+        scaled = _times_reciprocal(values, scales) if recipe.multiplier is not None else _over(values, scales, recipe)
     return from_codes(encode(scaled, spec, satfinite=True), spec)

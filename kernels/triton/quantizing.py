@@ -1,6 +1,6 @@
 """What quantizing kernels share: magnitudes, scales by the recipes of `mmabits.kernels.schemes.scaling` and MX, and e2m1 codes.
 
-Divisions are `tl.div_rn`, since `/` is approximate on a GPU.
+Divisions are `tl.div_rn`, since `/` is approximate on a GPU; the recipes with `-full` in their names want that.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def scaled_by(x, amax, MAX: tl.constexpr, RECIPE: tl.constexpr):  # type: ignore
         factor = tl.minimum(tl.div_rn(largest, known), LARGEST)
         scale = tl.minimum(tl.div_rn(one, factor), LARGEST)
         scaled = x * tl.where(amax > 0, factor, 1.0)
+    elif RECIPE == "divide-full" or RECIPE == "reciprocal-full":
+        least = tl.full(known.shape, 1, tl.int32).to(tl.float32, bitcast=True)
+        scale = tl.maximum(known / MAX, least)
+        divisor = tl.where(amax > 0, scale, 1.0)
+        scaled = x / divisor if RECIPE == "divide-full" else x * (1.0 / divisor)
     else:
         # 2^-149, the smallest float32: as a literal it would be taken for a float64.
         smallest = tl.full(known.shape, 1, tl.int32).to(tl.float32, bitcast=True)

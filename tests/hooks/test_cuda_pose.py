@@ -1,5 +1,8 @@
 """`emulate(..., cuda=True)`: host code for CUDA finds the named GPU on a machine without one."""
 
+import subprocess
+import sys
+
 import llvmlite
 import numpy as np
 import pytest
@@ -104,6 +107,22 @@ def test_inside_of_operators_written_in_python(hopper):
         found = call(torch.ones(2, device="cuda"))
         assert found.is_cuda and found.tolist() == [2, 2]
     assert torch.ones(1).is_cuda
+
+
+def test_triton_that_is_imported_inside():
+    """By a package of kernels, say: it is among the frameworks before it is there."""
+    pytest.importorskip("triton")
+    code = """
+import sys, torch, mmabits
+assert "triton" not in sys.modules
+with mmabits.emulate("sm_90a", cuda=True) as session:
+    import triton
+    assert triton.runtime.driver.active.get_current_target().arch == 90
+with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True) as session:
+    assert "triton" not in session.frameworks
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_is_undone_and_code_outside_sees_the_truth():

@@ -9,6 +9,7 @@ import pytest
 import mmabits
 from mmabits.emulator.engine.fma import fma
 from mmabits.isa.errors import OperandError, OperandTypeError
+from mmabits.isa.opcodes import opcode_table
 from mmabits.kernels.quantize import quantize_fp8
 from mmabits.kernels.schemes import fp8, fp8_blockwise
 from mmabits.kernels.schemes.dots import Dots
@@ -39,6 +40,13 @@ def slow(block: np.ndarray, element: str, recipe: str, least: float = 0.0) -> tu
     elif recipe == "multiply":
         factor = largest / amax
         scaled, scale = block * factor, ONE / factor
+    elif recipe.endswith("-full"):
+        scale = amax * (ONE / largest)
+        divided = opcode_table()["div.full.f32"].reference
+        dividends = (block if recipe == "divide-full" else np.ones(1, np.float32)).view(np.uint32)
+        over = [divided(int(code), int(scale.view(np.uint32))) for code in dividends.ravel()]
+        quotients = np.array(over, np.uint32).view(np.float32)
+        scaled = quotients.reshape(block.shape) if recipe == "divide-full" else block * quotients
     else:
         quotient = amax / largest
         exponent = math.ceil(math.log2(float(quotient)))  # float64 tells every float32 from a power of two

@@ -78,6 +78,26 @@ def nvfp4(x, codes, scales, whole, N: tl.constexpr):
     tl.store(scales + tl.program_id(0) * (N // 16) + tl.arange(0, N // 16), stored)
 
 
+@triton.jit
+def attention(q_ptr, k_ptr, v_ptr, o_ptr, scale, N_CTX, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    rows, columns, d = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
+    most = tl.zeros([BM], dtype=tl.float32) - float("inf")
+    total = tl.zeros([BM], dtype=tl.float32)
+    acc = tl.zeros([BM, D], dtype=tl.float32)
+    q = tl.load(q_ptr + rows[:, None] * D + d[None, :])
+    for n in range(0, N_CTX, BN):
+        k = tl.load(k_ptr + (n + columns)[None, :] * D + d[:, None])
+        s = tl.dot(q, k) * scale
+        new = tl.maximum(most, tl.max(s, 1))
+        p = tl.exp2(s - new[:, None])
+        alpha = tl.exp2(most - new)
+        total = total * alpha + tl.sum(p, 1)
+        v = tl.load(v_ptr + (n + columns)[:, None] * D + d[None, :])
+        acc = tl.dot(p.to(tl.float16), v, acc * alpha[:, None])
+        most = new
+    tl.store(o_ptr + rows[:, None] * D + d[None, :], acc / total[:, None])
+
+
 def run(arch: str, kernel: Any, *arguments: Any, **constants: Any) -> None:
     with mmabits.emulate(arch, frameworks=["triton"], triton="compiled"):
         kernel[(ROWS,)](*arguments, **constants, enable_fp_fusion=True)
@@ -138,6 +158,16 @@ def test_blocks_in_nvfp4(arch: str) -> None:
     wanted, stored = models.nvfp4(x, float(whole[0]))
     same(scales.view(torch.uint8).numpy(), stored)
     same(codes.numpy(), wanted)
+
+
+@pytest.mark.parametrize("arch", FIVE)
+def test_attention(arch: str) -> None:
+    q, k, v = (drawn(9 + seed, size, 32).astype(np.float16) for seed, size in enumerate((64, 128, 128)))
+    out = torch.empty(64, 32)
+    with mmabits.emulate(arch, frameworks=["triton"], triton="compiled"):
+        tensors = map(torch.from_numpy, (q, k, v))
+        attention[(1,)](*tensors, out, 0.29, 128, D=32, BM=64, BN=32, enable_fp_fusion=True)
+    same(out.numpy(), models.attention(q, k, v, 0.29, arch))
 
 
 def test_the_models_differ_from_ieee_arithmetic() -> None:

@@ -355,6 +355,18 @@ def test_shared_memory_has_an_end() -> None:
         run(kernel(REVERSED, threads=128, before=SHARED, shared=256), np.zeros(128, np.int32))
 
 
+@pytest.mark.parametrize("threads", [32, 64])
+def test_an_error_before_a_barrier_names_the_access(threads: int) -> None:
+    """Not the barrier, at which it is noticed."""
+    made = kernel(PLACE + """
+	ld.global.b32 %r5, [%rd11+4096];
+	bar.sync 0;
+	st.global.b32 [%rd11], %r5;
+	ret;""", threads=threads)  # fmt: skip
+    with pytest.raises(KernelError, match=r"outside .* lane 0, at `ld.global.b32 %r5"):
+        run(made, np.zeros(64, np.int32))
+
+
 def test_a_misaligned_access_is_an_error() -> None:
     made = kernel(PLACE + "\tld.global.b32 %r5, [%rd1+2];\n\tret;")
     with pytest.raises(KernelError, match="a misaligned access"):

@@ -496,6 +496,7 @@ loop:
 	setp.lt.u32 %p1, %r4, %r1;
 	bar.red.popc.u32 %r5, 0, %p1;
 	setp.gt.u32 %p2, %r5, 10;
+	setp.lt.and.u32 %p2, %r4, 70, %p2;
 	@%p2 bra loop;
 	mad.lo.u32 %r5, %r4, 100, %r5;
 	st.global.b32 [%rd2], %r5;

@@ -83,7 +83,7 @@ class Wrapped:
 
 def test_arguments_that_wrap_a_tensor() -> None:
     x, y, z = torch.arange(128.0), torch.empty(128), torch.empty(128)
-    with emulate("sm_80"):
+    with emulate("sm_86"):
         scaled[(1,)](Wrapped(x), Wrapped(y), 0.5, 128, N=128)
         scaled[(1,)](triton.reinterpret(x, tl.float32), z, 0.5, 128, N=128)
         with pytest.raises(EmulationError, match="type Wrapped points to memory of unknown extent"):

@@ -25,7 +25,9 @@ KERNEL, RULES, RANDOM = (f"tests/machine/test_{name}.py" for name in ("kernel", 
 FUSION, TENSOR, DESCRIPTORS, BARRIERS = (f"tests/machine/test_{name}.py" for name in ("contraction", "tensor", "descriptors", "barriers"))
 LAYOUTS: Final = "tests/record/test_layouts.py"
 
-BULK, CLUSTERS, WGMMA = (f"tests/machine/test_{name}.py" for name in ("bulk", "clusters", "wgmma"))
+BULK, CLUSTERS, WGMMA, INLINING, OPCODES = (
+    f"tests/machine/test_{name}.py" for name in ("bulk", "clusters", "wgmma", "inlining", "opcodes")
+)
 
 
 class Change(NamedTuple):
@@ -260,6 +262,26 @@ CHANGES: Final = (
            (f"{BARRIERS}::test_phases_are_those_of_the_manual",)),
     Change("mbarrier: bytes still to come", "if left == 0 and bytes_left == 0:", "if left == 0:",
            (f"{BARRIERS}::test_phases_are_those_of_the_manual",)),
+    # Barriers with reductions, stores that mbarriers count, reductions of halves.
+    Change("barrier: what its reduction counts", "+= context[_COUNTED]", "+= 1", (f"{RULES}::test_a_barrier_with_a_reduction",)),
+    Change("barrier: its reduction begins anew", "barriers[2 * number], barriers[2 * _BARRIER_COUNT + number] = 0, 0",
+           "barriers[2 * number] = 0", (f"{RULES}::test_a_barrier_with_a_reduction_in_a_loop",)),
+    Change("barrier: and", "lanes = self.opposite(truth) if", "lanes = truth if", (f"{RULES}::test_a_barrier_with_a_reduction",)),
+    Change("st.async: bytes", "carry_out_store(work)\n        error = change(work[_BARRIER], 0, -work[SIZE], 0, True)",
+           "carry_out_store(work)\n        error = change(work[_BARRIER], 0, -4, 0, True)", (BULK,)),
+    Change("reduction: the less of halves", "(key_new < key_old) == (operation == 2)", "(key_new < key_old) == (operation == 3)",
+           (f"{BULK}::test_halves_are_reduced",)),
+    # Calls.
+    Change("call: it returns", 'elif number and base == "ret":', 'elif number and base == "nothing":', (INLINING,)),
+    Change("call: registers of its own", "return register._replace(name=register.name + suffix)", "return register", (INLINING,)),
+    Change("call: under a guard", "negated=not made.guard.negated", "negated=made.guard.negated", (INLINING,)),
+    Change("call: shared memory is one", 'if number and variable.space == "shared" else suffix', 'if number and not suffix else suffix',
+           (INLINING,)),
+    # Directed roundings of f64.
+    Change("f64: directions", '{"rz": 0, "rp": 2, "rm": 3}', '{"rz": 0, "rp": 3, "rm": 2}',
+           (f"{OPCODES}::test_directed_sums_of_f64_leave_the_rounding_as_it_was",)),
+    Change("f64: back to nearest", "@llvm.set.rounding(i32 1) strictfp", "@llvm.set.rounding(i32 2) strictfp",
+           (f"{OPCODES}::test_directed_sums_of_f64_leave_the_rounding_as_it_was",)),
     # Products that are put off.
     Change("mma: a sum on the way", "code.program.readers[each] > 1 for each in chain.d",
            "code.program.readers[each] > 9 for each in chain.d", (f"{TENSOR}::test_a_sum_on_the_way_that_something_else_reads",)),

@@ -219,7 +219,13 @@ class Launcher:
         kernel, trace = self.kernel, None
         if session.watch is not None:
             kernel, trace = session.watch.begin(kernel, self.text, self._tensors(arguments))
+        finish = None
+        if session.keeper is not None:
+            grid = (x * self.ctas, y, z)
+            finish = session.keeper.begin(kernel, self.text, grid, packed, ranges, self._tensors(arguments))
         executed = kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace)
+        if finish is not None:
+            finish()
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
         self._report(session, executed)
         if leave is not None:

@@ -1,0 +1,327 @@
+"""Running one step of a campaign: what it recorded, how much of that differs from the emulator, and what is worth keeping whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mmabits.conformance.campaign.archive import safe_name
+from mmabits.conformance.campaign.bench import Bench
+from mmabits.conformance.campaign.plan import CHOICE_SHAPES, CampaignStep
+from mmabits.conformance.record.functions import computed, plans_for, record_functions
+from mmabits.conformance.record.session import Job, make_jobs, record
+from mmabits.conformance.recorded.files import data_sha256
+from mmabits.conformance.recorded.functions import BLOCK, FunctionTable, read_function, write_function
+from mmabits.conformance.recorded.tiles import Recording, read_recording
+from mmabits.isa import MmabitsError, OperandError, parse
+from mmabits.reports.failures import told
+
+SEED: Final = 0
+GENERATORS: Final = ("special", "probes", "normal", "random-bits")
+CHAIN: Final = 4
+_SOME_BLOCKS: Final = 4
+"""Blocks of operands that are summed where the emulator stands in for a GPU, and that are compared in either case."""
+_LOG_BYTES: Final = 1 << 18
+_SHOWN: Final = 6
+_TESTS: Final = ("tests/record", "tests/diff", "tests/unit/emulator/test_cuda.py", "tests/hooks")
+
+
+@dataclass(kw_only=True)
+class StepResult:
+    """What became of a step."""
+
+    state: str
+    """`done`; `failed`, which is tried once more; `left out`: it cannot run here at all; `ended`: it took too long."""
+    line: str
+    results: int = 0
+    differ: int = 0
+    said: list[str] = field(default_factory=list)
+    """What was found besides."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """To keep, by name."""
+    recordings: list[dict[str, Any]] = field(default_factory=list)
+    """Of each recording what it takes to make it again."""
+    spoils: bool = False
+    """Whether the device is not to be trusted with another step until the process is a new one."""
+
+
+class LeftOut(MmabitsError):
+    """A step that this machine cannot run."""
+
+
+def run_step(bench: Bench, step: CampaignStep, *, limit: float, command: str = "") -> StepResult:
+    """Run a step; whatever goes wrong is its result.
+
+    Args:
+        bench: where.
+        step: of `plan_for`.
+        limit: seconds that it has; only steps that start programs keep to it, the others are ended from outside.
+        command: the command line, for manifests.
+    """
+    from mmabits.conformance.record.driver import DeviceFailed
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="mmabits-campaign-") as folder:
+            return _RUNNERS[step.kind](bench, step, Path(folder), limit, command)
+    except LeftOut as error:
+        return StepResult(state="left out", line=str(error))
+    except Exception as error:  # of whatever kind: the other steps are run
+        return StepResult(state="failed", line=told(error), spoils=isinstance(error, DeviceFailed))
+
+
+# Instructions --------------------------------------------------------------------------------------------------------------
+
+
+def jobs_of(step: CampaignStep, arch: str) -> list[Job]:
+    """The recordings of an instruction: each generator, and a chain."""
+    instruction = parse(step.name)
+    return [
+        *make_jobs([instruction], arch=arch, generators=GENERATORS, seed=SEED),
+        *make_jobs([instruction], arch=arch, generators=("normal",), seed=SEED, chain=CHAIN),
+    ]
+
+
+def _instruction(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
+    from mmabits.conformance.diff.counting import count
+
+    found = StepResult(state="done", line="")
+    for outcome in record(bench.device, jobs_of(step, bench.device.info.arch), folder, command=command):
+        what = outcome.job.generator + (f", chains of {outcome.job.chain}" if outcome.job.chain > 1 else "")
+        if outcome.error:
+            found.state = "failed"
+            found.said.append(f"{what}: {outcome.error}")
+            continue
+        recording = read_recording(outcome.path)
+        report = count(recording, limit=1)
+        found.results += report.rows
+        found.differ += report.differing
+        row = described(recording, report.differing)
+        found.recordings.append(row)
+        if report.differing:
+            row["whole"] = f"differing/{safe_name(outcome.path.stem)}.safetensors"
+            found.files[row["whole"]] = outcome.path.read_bytes()
+            classes = report.as_json["classes"]
+            kinds = ", ".join(f"{name} {number}" for name, number in classes.items())
+            found.said.append(
+                f"{what}: {report.differing:,} of {report.rows:,} differ ({kinds}; at most {report.as_json['largest_ulp']:,} ulp)"
+            )
+            found.said += [
+                f"{what}, row {each.row}: recorded {each.recorded:#x}, emulated {each.computed:#x}, c {each.c:#x}"
+                for each in report.differences
+            ]
+    if found.state == "failed" and not found.recordings:
+        found.line = found.said[0]
+    else:
+        found.line = f"{found.results:,} results with C, {found.differ:,} differ"
+    return found
+
+
+def described(recording: Recording, differ: int) -> dict[str, Any]:
+    """What it takes to make a recording again, and to know that it is the same."""
+    manifest = recording.manifest
+    operands = {name: codes for name, codes in recording.operands.named() if codes is not None}
+    return {
+        "instruction": recording.instruction.ptx, "arch": recording.arch, "kind": str(recording.kind), "gpu": recording.gpu,
+        "generator": manifest["generator"], "seed": manifest["seed"], "tiles": manifest["tiles"], "chain": recording.chain,
+        "results": int(recording.d.size), "differ": differ, "operands_sha256": data_sha256(operands),
+        "data_sha256": recording.data_sha256, "manifest": dict(manifest),
+    }  # fmt: skip
+
+
+# Functions -----------------------------------------------------------------------------------------------------------------
+
+
+def _function(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
+    plans = plans_for(bench.functions.info.arch, [step.name])
+    blocks = None if bench.is_hardware else _SOME_BLOCKS
+    (outcome,) = record_functions(bench.functions, plans, folder, blocks=blocks, command=command)
+    if outcome.error:
+        raise OperandError(outcome.error)
+    table = read_function(outcome.path)
+    compared, differ, words = compare_table(table, most_blocks=_SOME_BLOCKS)
+    found = StepResult(state="done", line=f"{compared:,} results, {differ:,} differ", results=compared, differ=differ, said=words)
+    if len(table.blocks):
+        found.line += f"; {len(table.blocks):,} blocks of 2^20 operands summed"
+    name = f"functions/{safe_name(outcome.path.stem)}.safetensors"
+    if differ:
+        found.files[name] = outcome.path.read_bytes()
+        return found
+    ranges = [f"{first:#010x}+{count}" for first, count in table.ranges]
+    digests = [hashlib.sha256(results.astype("<u4").tobytes()).hexdigest() for results in table.results]
+    found.recordings.append({"function": step.name, "ranges": ranges, "sha256": digests})
+    short = folder / "sums.safetensors"  # the results are the emulator's: their sums tell as much
+    write_function(short, replace(table, ranges=(), results=()))
+    found.files[name] = short.read_bytes()
+    return found
+
+
+def compare_table(table: FunctionTable, *, most_blocks: int | None) -> tuple[int, int, list[str]]:
+    """How many results of a function the emulator does not give, and words about them.
+
+    Args:
+        table: the recording.
+        most_blocks: sums to compare, evenly spread; all if None.
+
+    Returns:
+        How many results were compared, how many differ or stand in blocks whose sum does, and words.
+    """
+    compared = differ = largest = 0
+    first_words: list[str] = []
+    for (first, count), results in zip(table.ranges, table.results, strict=True):
+        for start in range(0, count, BLOCK):
+            part = results[start : start + BLOCK]
+            codes = np.arange(first + start, first + start + len(part), dtype=np.uint32)
+            emulated = computed(table.opcode, codes, table.arch)
+            places = np.flatnonzero(emulated != part)
+            compared, differ = compared + len(part), differ + len(places)
+            if len(places):
+                apart = np.abs(part[places].astype(np.int64) - emulated[places].astype(np.int64))
+                largest = max(largest, int(apart.max()))
+                first_words += [
+                    f"at {int(codes[place]):#010x}: recorded {int(part[place]):#010x}, emulated {int(emulated[place]):#010x}"
+                    for place in places[: _SHOWN - len(first_words)]
+                ]
+    wrong = table.wrong_blocks(
+        lambda first, count: computed(table.opcode, np.arange(first, first + count, dtype=np.uint32), table.arch), most=most_blocks
+    )
+    looked = len(table.blocks) if most_blocks is None else min(most_blocks, len(table.blocks))
+    words = [f"{differ:,} of {compared:,} differ, by codes {largest} apart at most", *first_words] if differ else []
+    words += [f"the sum of block {each:#x} differs" for each in wrong]
+    return compared + looked, differ + len(wrong), words
+
+
+# What the frameworks and libraries do ------------------------------------------------------------------------------------
+
+
+def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _command: str) -> StepResult:
+    from mmabits.conformance.diff.against import compare_recorded
+    from mmabits.conformance.diff.recorder import ALL_CASES, keep, record_any
+    from mmabits.isa import DeviceUnavailable
+
+    case = ALL_CASES[step.name]
+    kept: dict[str, bytes] = {}
+    with _triton_cache(folder / "triton") as ptx:
+        try:
+            run = record_any(case, seed=SEED, stand_in=bench.stand_in)
+        except DeviceUnavailable as error:
+            raise LeftOut(str(error)) from error
+        compared = compare_recorded(run, arch=bench.device.info.arch)
+        kept |= {f"ptx/{safe_name(f'{step.name}-{name}')}": data for name, data in ptx() if bench.is_hardware}
+    found = StepResult(state="done", line=f"{compared.elements:,} elements, {compared.differing:,} differ", results=compared.elements,
+                   differ=compared.differing, files=kept)  # fmt: skip
+    path = keep(run, folder).path
+    data = path.read_bytes()
+    found.recordings.append({
+        "case": step.name, "seed": SEED, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "versions": run.versions,
+        "verdict": compared.verdict,
+    })  # fmt: skip
+    if not compared.is_equal:
+        found.files[f"differing/{safe_name(path.stem)}.safetensors"] = data
+        found.said += list(compared.lines())[:40]
+    return found
+
+
+@contextmanager
+def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, bytes]]]]:
+    """What Triton compiles in the block, in a folder of its own."""
+    before = os.environ.get("TRITON_CACHE_DIR")
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    try:
+        yield lambda: ((f"{number}-{path.name}", path.read_bytes()) for number, path in enumerate(sorted(folder.rglob("*.ptx")), start=1))
+    finally:
+        if before is None:
+            del os.environ["TRITON_CACHE_DIR"]
+        else:
+            os.environ["TRITON_CACHE_DIR"] = before
+
+
+def _choices(bench: Bench, _step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
+    from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
+    from mmabits.isa import DeviceUnavailable
+
+    arch = bench.device.info.arch
+    asked = questions(CHOICE_SHAPES)
+    try:
+        library = CublasLtLibrary() if bench.is_hardware else RulesLibrary(arch)
+        out = folder / "choices.json"
+        answers = record_choices(library, bench.device.info, asked, out, command=command)
+    except DeviceUnavailable as error:
+        raise LeftOut(str(error)) from error
+    rules = RulesLibrary(arch)
+    others = [answer for answer in answers if answer.config is not None and answer.config != rules.ask(answer.question).config]
+    given = sum(answer.config is not None for answer in answers)
+    return StepResult(
+        state="done", line=f"cuBLASLt {library.version_words}: {given} of {len(asked)} shapes answered, {len(others)} not as the rules say",
+        results=given, differ=len(others), files={"choices/choices.json": out.read_bytes()},
+    )  # fmt: skip
+
+
+def _identify(bench: Bench, step: CampaignStep, _folder: Path, _limit: float, _command: str) -> StepResult:
+    from mmabits.conformance.identify import identify
+    from mmabits.conformance.record.asking import AskedInstruction
+
+    row = parse(step.name)
+    found = identify(
+        AskedInstruction(bench.device, row), a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
+        scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
+    )  # fmt: skip
+    names = ", ".join(found.names) or "no row of isa/ agrees"
+    evidence = {
+        "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
+        "undecided": [{"what": each.what, "alternatives": list(each.alternatives)} for each in found.undecided],
+    }  # fmt: skip
+    return StepResult(
+        state="done", line=f"{found.probes:,} probes, {found.contradictions} contradict what was found; {names}", results=found.probes,
+        said=[" ".join(found.row.split()), *found.lines()], recordings=[{"identified": step.name, **evidence}],
+    )  # fmt: skip
+
+
+def _tests(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _command: str) -> StepResult:
+    if not bench.is_hardware:
+        raise LeftOut("the tests marked gpu take a GPU")
+    root = Path(__file__).resolve().parents[2]
+    there = [name for name in _TESTS if (root / name).exists()]
+    if not there:
+        raise LeftOut("the tests lie beside the code in a checkout only")
+    log = folder / "log"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short", *there]
+    ended = ""
+    with open(log, "wb") as file:
+        try:
+            status = subprocess.run(
+                command, cwd=root, stdout=file, stderr=subprocess.STDOUT, timeout=max(limit - 5, 1), check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status, ended = -1, f"ended after {limit:.0f} s"
+    text = log.read_bytes()[-_LOG_BYTES:]
+    last = (text.decode(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
+    if "No module named pytest" in last:
+        raise LeftOut("the tests need pytest, which is not installed")
+    return StepResult(state="failed" if status else "done", line=ended or last.strip("= "), files={"logs/tests.txt": text})
+
+
+_RUNNERS: Final[Mapping[str, Callable[[Bench, CampaignStep, Path, float, str], StepResult]]] = {
+    "instruction": _instruction, "identify": _identify, "function": _function, "choices": _choices, "product": _case, "kernel": _case,
+    "tests": _tests,
+}  # fmt: skip
+
+
+def result_row(result: StepResult) -> dict[str, Any]:
+    """A result for the manifest, without its files."""
+    row = {"state": result.state, "line": result.line, "results": result.results, "differ": result.differ, "said": result.said,
+           "recordings": result.recordings}  # fmt: skip
+    return dict(json.loads(json.dumps(row)))
+
+
+__all__ = ["GENERATORS", "LeftOut", "StepResult", "compare_table", "described", "jobs_of", "result_row", "run_step"]

@@ -1,0 +1,392 @@
+"""A campaign with the emulator in the GPU's place: cut off, resumed, planted faults, and what it teaches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmabits.commands.main import main
+from mmabits.conformance.campaign.archive import Archive, read_archive
+from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
+from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
+from mmabits.conformance.campaign.plan import KINDS, CampaignStep
+from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
+from mmabits.conformance.campaign.steps import StepResult, run_step
+from mmabits.conformance.campaign.worker import BenchChoice, Worker
+from mmabits.isa import Evidence, OperandError, VectorFileError
+
+ARCH = "sm_90a"
+FP8 = "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
+F16 = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+class Here:
+    """Runs steps in this process; `cut` is asked before each."""
+
+    def __init__(self, plant: str | None = None, cut: Callable[[], bool] = lambda: False) -> None:
+        self.bench, self._cut = emulated_bench(ARCH, plant), cut
+        self.steps: list[str] = []
+
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
+        if self._cut():
+            raise KeyboardInterrupt
+        self.steps.append(step.key)
+        return run_step(self.bench, step, limit=limit)
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def campaign(folder: Path, runner: Any, only: str, *, budget: float = 600, plant: str | None = None) -> tuple[Campaign, list[CampaignStep]]:
+    found = open_campaign(folder, emulated_bench(ARCH, plant).device.info, only=only, plant=plant)
+    return found, run_campaign(found, runner, budget=budget, began=time.monotonic())
+
+
+def told(found: Campaign) -> dict[str, dict[str, Any]]:
+    return {row["key"]: row for row in found.rows}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_fault_is_found_and_named(plant: str, tmp_path: Path) -> None:
+    only = "rcp.approx.ftz" if plant == "function" else F16
+    found, left = campaign(tmp_path, Here(plant), only, plant=plant)
+    assert not left
+    (first, *following) = found.rows
+    assert first["differ"] and first["state"] == "done"
+    words = "\n".join(first["said"])
+    if plant == "function":
+        assert first["differ"] == (1 << 16) + 4 or "65,536 of 8,388,608 differ, by codes 1 apart at most" in words
+        assert not following
+        return
+    (identified,) = following
+    assert identified["kind"] == "identify" and "no row of isa/ agrees" in identified["line"]
+    if plant == "fraction-bits":
+        assert identified["said"][0].startswith('_fused("device.f16.f32", 24, 16,')
+    else:
+        assert "NaN payload" in words and "value" not in words and "recorded 0x7fc00000, emulated 0x7fffffff" in words
+        assert "7fc00000" in "\n".join(identified["said"])
+    manifest, members = read_archive(tmp_path)
+    assert manifest["device"]["plant"] == plant
+    whole = [each["whole"] for each in first["recordings"] if each["differ"]]
+    assert whole and set(whole) <= set(members)
+    learned = read_learned(tmp_path)
+    (lesson,) = lessons(learned)
+    assert lesson.contradicted == (F16,) and patch_of(learned)[0] == ""
+    assert any(report.differing for report in learned.reports) and not any(report.error for report in learned.reports)
+
+
+def test_ten_cuts_and_ten_resumes_leave_the_same_archive(tmp_path: Path) -> None:
+    only = "m16n8k8.row.col.f32"
+    rng = np.random.default_rng(3)
+    whole, _ = campaign(tmp_path / "whole", Here(), only)
+    for _ in range(10):
+        try:
+            campaign(tmp_path / "cut", Here(cut=lambda: rng.random() < 0.5), only)
+        except KeyboardInterrupt:
+            read_archive(tmp_path / "cut")
+    runner = Here()
+    resumed, left = campaign(tmp_path / "cut", runner, only)
+    assert not left and len(resumed.archive.manifest["runs"]) == 11
+    assert told(resumed).keys() == told(whole).keys()
+
+    def plain(found: Campaign) -> list[dict[str, Any]]:
+        rows = json.loads(json.dumps(found.rows))
+        for row in rows:
+            del row["seconds"], row["at"]
+            for each in row["recordings"]:
+                del each["manifest"]
+        return sorted(rows, key=lambda row: str(row["key"]))
+
+    assert plain(resumed) == plain(whole)
+    again = Here()
+    campaign(tmp_path / "cut", again, only)
+    assert again.steps == []
+
+
+class Fake:
+    """Says that steps took so long, without running them."""
+
+    def __init__(self, clock: list[float], took: Callable[[CampaignStep], float], result: Callable[[CampaignStep], StepResult]) -> None:
+        self._clock, self._took, self._result = clock, took, result
+        self.steps: list[tuple[str, float]] = []
+
+    def run(self, step: CampaignStep, limit: float) -> StepResult:
+        self.steps.append((step.key, limit))
+        took = self._took(step)
+        self._clock[0] += min(took, limit)
+        return self._result(step) if took <= limit else StepResult(state="ended", line="took more")
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def faked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: Callable[[CampaignStep], float], budget: float, only: str | None = None,
+    result: Callable[[CampaignStep], StepResult] = lambda step: StepResult(state="done", line="done"),
+) -> tuple[Campaign, Fake, list[float]]:  # fmt: skip
+    clock = [0.0]
+    monkeypatch.setattr("mmabits.conformance.campaign.run.time.monotonic", lambda: clock[0])
+    runner = Fake(clock, took, result)
+    found = open_campaign(tmp_path, emulated_bench(ARCH).device.info, only=only)
+    run_campaign(found, runner, budget=budget, began=0.0)
+    return found, runner, clock
+
+
+@pytest.mark.parametrize("budget", [10.0, 60.0, 480.0])
+def test_the_budget_is_kept(budget: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, clock = faked(tmp_path, monkeypatch, lambda step: KINDS[step.kind][0], budget)
+    assert budget - 20 < clock[0] <= budget and found.rows and found.archive.manifest["open"]
+    assert len(found.rows) + len(found.archive.manifest["open"]) == len(found.steps)
+
+
+def test_estimates_learn_from_what_steps_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, _ = faked(tmp_path, monkeypatch, lambda step: 30.0 if step.kind == "instruction" else 0.1, 400)
+    assert 20 < found.estimates()["instruction"] < 30 and found.estimates()["function"] < 1
+
+
+def test_a_step_that_hangs_is_ended_and_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = f"instruction {FP8}"
+    found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1e9 if step.key == bad else 1.0, 2000, only="e4m3.e4m3")
+    assert [limit for key, limit in runner.steps if key == bad] == [60.0, 60.0]
+    row = told(found)[bad]
+    assert (row["state"], row["tries"]) == ("failed", 2) and row not in found.rows[:-1] and bad not in found.archive.manifest["open"]
+
+
+def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(step: CampaignStep) -> StepResult:
+        if step.name == FP8:
+            return StepResult(state="failed", line="broke", files={"logs/x.txt": b"1"})
+        return StepResult(state="done", line="done")
+
+    found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 2000, only="e4m3.e4m3", result=result)
+    assert [key for key, _ in runner.steps][-1] == f"instruction {FP8}"
+    assert [each["name"] for each in told(found)[f"instruction {FP8}"]["files"]] == ["logs/x.txt", "logs/x-try2.txt"]
+
+
+def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(step: CampaignStep) -> StepResult:
+        name = f"differing/{len(step.name)}-{hash(step.name) % 10**9}.safetensors"
+        rows = [{"instruction": step.name, "differ": 1, "whole": name}] if step.kind == "instruction" else []
+        return StepResult(state="done", line="", differ=len(rows), files={name: b"1"} if rows else {}, recordings=rows)
+
+    found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 2000, only="wgmma", result=result)
+    kept = [row["name"] for row in found.rows if row["files"]]
+    assert sum("f32.e4m3" in name or "f32.e5m2" in name for name in kept) == 3
+    assert any("is not kept: 3 other instructions of sm_90a.wgmma.f8.f32 are" in "".join(row["said"]) for row in found.rows)
+    assert sum(key.startswith("identify") for key, _ in runner.steps) >= sum(key.startswith("instruction") for key, _ in runner.steps)
+
+
+def test_what_cannot_run_is_left_out_and_named() -> None:
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="tests", name="gpu"), limit=10)
+    assert (result.state, result.line) == ("left out", "the tests marked gpu take a GPU")
+    broken = run_step(emulated_bench(ARCH), CampaignStep(kind="instruction", name="mma.nonsense"), limit=10)
+    assert broken.state == "failed" and "mma.nonsense" in broken.line
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("8m", 480.0), ("90s", 90.0), ("480", 480.0), ("0.5h", 1800.0)])
+def test_budgets(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0m", "m", "8 minutes", "-3s", "1e9s"])
+def test_no_budgets(text: str) -> None:
+    with pytest.raises(OperandError, match="a budget is 8m, 90s or 1h"):
+        seconds_of(text)
+
+
+# What it teaches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("campaign")
+    for only in (FP8, "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", "m8n8k4.row.col.rn", "ex2.approx.f16", "choices"):
+        campaign(folder, Here(), only)
+    return folder
+
+
+def test_learning_raises_rows(archive: Path, tmp_path: Path) -> None:
+    learned = read_learned(archive)
+    assert not any(report.error or report.differing for report in learned.reports)
+    found = {lesson.row.name: lesson for lesson in lessons(learned)}
+    assert found["sm_90a.wgmma.f8.f32"].raises and found["sm_90a.wgmma.f8.f32"].raises_specials
+    text = "\n".join(lines(learned))
+    assert "row sm_90a.wgmma.f8.f32: finite operands published -> recorded, special values published -> recorded (1 instruction)" in text
+    assert "question FP8 wgmma into f32 with C other than zero: 1 step, 131,072 results, 0 differ" in text
+    assert "proves nothing about hardware" in text
+
+
+def test_the_patch_applies_and_raises_what_it_says(archive: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    import mmabits.isa as isa
+
+    text, left = patch_of(read_learned(archive))
+    folder = Path(isa.__file__).resolve().parent
+    (tmp_path / "isa").mkdir()
+    for name in ("datapaths.py", "sources.toml"):
+        (tmp_path / "isa" / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8")
+    subprocess.run(["patch", "-p1"], input=text, text=True, cwd=tmp_path, check=True, capture_output=True)
+    names: dict[str, Any] = {"__name__": "patched"}
+    sys.modules["patched"] = type(sys)("patched")
+    try:
+        exec(compile((tmp_path / "isa" / "datapaths.py").read_text(encoding="utf-8"), "datapaths.py", "exec"), names)
+    finally:
+        del sys.modules["patched"]
+    row, before = names["DATAPATHS"]["sm_90a.wgmma.f8.f32"], names["DATAPATHS"]["sm_90a.wgmma.bf16.f32"]
+    assert row.evidence is Evidence.RECORDED and before.evidence is Evidence.PUBLISHED
+    cited = {source for proof in (*row.proofs, *row.special_proofs) for source in proof.sources}
+    assert {"h100-wgmma-e4m3-f32", "mmabits-wgmma-e4m3-f32"} <= cited
+    assert cited <= set(tomllib.loads((tmp_path / "isa" / "sources.toml").read_text(encoding="utf-8"))["recordings"])
+    assert any("sm_90a.dmma.f64.f64" in line for line in left)
+
+
+def test_the_commands(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "learned"
+    with pytest.raises(SystemExit) as left:
+        main(["learn", str(archive), "--patch", str(tmp_path / "isa.patch"), "--out", str(out)])
+    assert left.value.code == 0 and "wrote" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main(["replay", str(archive)])
+    first = capsys.readouterr().out.splitlines()[-1]
+    assert left.value.code == 0 and first.endswith("rows, 0 differ")
+    files = [path for path in out.iterdir() if path.name.startswith("sm_90a") and path.suffix == ".safetensors"]
+    with pytest.raises(SystemExit) as left:
+        main(["replay", *map(str, files)])
+    assert left.value.code == 0 and len(files) == 15
+
+
+def test_results_of_another_model_are_noticed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmabits.conformance.campaign import learn
+
+    monkeypatch.setattr(learn, "emulate_tiles", lambda *arguments: emulate_one_off(*arguments))
+    errors = [report.error for report in read_learned(archive).reports if report.error]
+    assert len(errors) == 15 and all("gives other results than were recorded" in str(error) for error in errors)
+
+
+def emulate_one_off(*arguments: Any) -> Any:
+    from mmabits.conformance.record.tiles import emulate_tiles
+
+    return emulate_tiles(*arguments) ^ 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.pop("device"), "tells no device"),
+        (lambda manifest: manifest["steps"][0].pop("differ"), "has no differ as a campaign has"),
+        (lambda manifest: manifest["steps"][0].update(said=[1]), "has no words and recordings"),
+        (lambda manifest: manifest["steps"][0].update(name="mma.nonsense"), "is of no instruction"),
+    ],
+)
+def test_manifests_of_others(change: Callable[[Any], Any], message: str, archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    change(made.manifest)
+    made.save()
+    with pytest.raises(VectorFileError, match=message):
+        read_learned(tmp_path)
+
+
+def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
+    """What one recording of a manifest says wrongly is told; the others are replayed."""
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    for step in made.manifest["steps"]:
+        step["files"] = []
+    first, second, third, fourth, *_ = made.manifest["steps"][0]["recordings"]
+    first["seed"], second["tiles"], third["generator"], fourth["whole"] = 1, 1 << 40, "os:system", "../../etc/passwd"
+    made.save()
+    errors = [str(report.error) for report in read_learned(tmp_path).reports if report.error]
+    assert [words for words in ("draws other operands", "none that a campaign has", "none that a campaign has", "is not in the archive")
+            if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
+
+
+# The process -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x", "--arch", "sm_90a"], "--emulated and --arch go together"),
+        (["--out", "x", "--emulated"], "--emulated and --arch go together"),
+        (["--plan"], "--plan has no GPU to ask"),
+        ([], "--out is missing"),
+        (["--out", "x", "--plant", "nan"], "--plant goes with --emulated"),
+        (["--out", "x", "--emulated", "--arch", "sm_90a", "--plant", "nun"], "unknown fault 'nun'; did you mean nan"),
+        (["--out", "x", "--budget", "soon"], "a budget is 8m"),
+    ],
+)
+def test_wrong_options(arguments: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["campaign", *arguments])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main_exits = pytest.raises(SystemExit)
+    with main_exits as left:
+        main(["campaign", "--plan", "--arch", "h100", "--budget", "1m"])
+    out = capsys.readouterr().out
+    assert left.value.code == 0 and "[FP8 wgmma into f32 with C other than zero" in out and "(beyond the budget)" in out
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_followed_by_another() -> None:
+    worker = Worker(place=BenchChoice(arch=ARCH))
+    try:
+        assert worker.start().arch == ARCH
+        step = CampaignStep(kind="function", name="ex2.approx.f16")
+        assert worker.run(step, 60).state == "done"
+        assert worker._process is not None and worker._process.pid is not None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        worker._process.join()
+        assert worker.run(step, 60).state == "done" and worker.starts == 2
+        ended = worker.run(CampaignStep(kind="function", name="tanh.approx.f32"), 0.05)
+        assert ended.state == "ended" and worker.run(step, 60).state == "done"
+    finally:
+        worker.stop()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    """The command itself, by SIGKILL."""
+    command = [sys.executable, "-m", "mmabits.commands.main", "campaign", "--emulated", "--arch", ARCH, "--only", "m16n8k16",
+               "--budget", "5m", "--out", str(tmp_path)]  # fmt: skip
+    rng = np.random.default_rng(5)
+    ended = 0
+    for _ in range(10):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(float(rng.uniform(1, 8)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if (tmp_path / "campaign.tar.gz").exists():
+            found = len(read_archive(tmp_path)[0]["steps"])
+            assert found >= ended
+            ended = found
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_archive(tmp_path)[0]["open"] == [] and [path.name for path in tmp_path.iterdir()] == ["campaign.tar.gz"]
+    assert not any(report.error or report.differing for report in read_learned(tmp_path).reports)
+
+
+def test_what_is_told(tmp_path: Path) -> None:
+    heard: list[Ended] = []
+    found = open_campaign(tmp_path, emulated_bench(ARCH).device.info, only="ex2.approx.f16")
+    run_campaign(found, Here(), budget=60, began=time.monotonic(), tell=heard.append)
+    assert [(each.step.key, each.result.line) for each in heard] == [("function ex2.approx.f16", "65,536 results, 0 differ")]
