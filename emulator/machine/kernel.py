@@ -26,7 +26,7 @@ from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted, folded
 from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, looks, program
-from mmabits.emulator.machine.ptx import Entry, Module, PtxInstruction, Variable, read_ptx
+from mmabits.emulator.machine.ptx import Entry, Module, PtxError, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
@@ -206,9 +206,12 @@ class Kernel:
         self.fused = 0
         """Sums that became fused multiply-adds."""
         rule = contraction(arch)
-        self.entry = folded(self.entry, rule, contracts=contracts)
-        if contracts:
-            self.entry, self.fused = contracted(self.entry, rule)
+        try:
+            self.entry = folded(self.entry, rule, contracts=contracts)
+            if contracts:
+                self.entry, self.fused = contracted(self.entry, rule)
+        except (IndexError, ValueError) as error:
+            raise PtxError(f"{name}: a product, sum or function with other operands than it takes") from error
         told = self.entry.attributes.get("reqntid")
         self.block = tuple([*(told or threads or (32, 1, 1)), 1, 1][:3])
         self.threads = int(np.prod(self.block))

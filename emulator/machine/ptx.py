@@ -229,9 +229,13 @@ def split_commas(text: str) -> list[str]:
 
 
 class _Scope:
-    """Names of registers."""
+    """Names of registers, variables and labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
+        """Instructions before it."""
+        self.labels: dict[str, str] = {}
+        """The names that its labels have in the whole kernel."""
         self.single: dict[str, Register] = {}
         self.families: dict[str, int] = {}
         self.variables: set[str] = set()
@@ -453,24 +457,42 @@ class _Reader:
             if sign in "{}":
                 self.place += 1
                 if sign == "{":
-                    self.scopes.append(_Scope())
+                    self.scopes.append(_Scope(len(entry.instructions)))
                 else:
-                    self.scopes.pop()
+                    self.close(entry, self.scopes.pop())
                 continue
             label = _LABEL.match(self.text, self.place)
             if label:
-                if label[1] in entry.labels or label[1] in entry.tables:
+                scope = self.scopes[-1]
+                if label[1] in scope.labels:
                     raise self.fail(f"the label {shown(label[1])} stands twice in {shown(entry.name)}")
                 self.place = label.end()
                 self.skip()
+                self.renamed += 1
+                name = scope.labels[label[1]] = label[1] if len(self.scopes) == 1 else f"{label[1]}@{self.renamed}"
                 if self.text.startswith(".branchtargets", self.place):
-                    entry.tables[label[1]] = tuple(split_commas(self.statement().removeprefix(".branchtargets").strip()))
+                    entry.tables[name] = tuple(split_commas(self.statement().removeprefix(".branchtargets").strip()))
                 elif self.text.startswith(".callprototype", self.place):
                     self.statement()
                 else:
-                    entry.labels[label[1]] = len(entry.instructions)
+                    entry.labels[name] = len(entry.instructions)
                 continue
             self.one(entry)
+
+    def close(self, entry: Entry, scope: _Scope) -> None:
+        """At the end of a scope branches inside it to its labels are known: those of inner scopes have other names by now."""
+        if not self.scopes:
+            return
+        for place in range(scope.first, len(entry.instructions) if scope.labels else 0):
+            instruction = entry.instructions[place]
+            if instruction.opcode.startswith(("bra", "brx")):
+                operands = tuple(
+                    Symbol(scope.labels.get(each.name, each.name)) if isinstance(each, Symbol) else each for each in instruction.operands
+                )
+                entry.instructions[place] = replace(instruction, operands=operands)
+        for name in scope.labels.values():
+            if name in entry.tables:
+                entry.tables[name] = tuple(scope.labels.get(each, each) for each in entry.tables[name])
 
     def one(self, entry: Entry) -> None:
         """A declaration or an instruction."""

@@ -42,7 +42,7 @@ class UnknownOpcode(PtxError):
     """An opcode that has no row, or that the machine has no code for."""
 
 
-_UNEXPECTED: Final = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+_UNEXPECTED: Final = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 _STEPS: Final = 1 << 16
 """Branches back after which a warp gives up its turn, so that a run can be ended."""
 _SIGNS: Final = {"f32": 1 << 31, "f64": 1 << 63, "f16": 1 << 15, "bf16": 1 << 15, "f32x2": 1 << 63 | 1 << 31, "f16x2": 1 << 31 | 1 << 15,

@@ -437,6 +437,18 @@ def test_an_error_while_the_function_of_parted_lanes_is_made_is_raised(monkeypat
     assert (found == 7).sum() == 31
 
 
+def test_labels_belong_to_their_scope() -> None:
+    """Triton's waits on an mbarrier are loops in braces, each with a label of the same name."""
+    loop = "{{\nwaitLoop: add.u32 %r{0}, %r{0}, 1;\nsetp.lt.u32 %p1, %r{0}, {1};\n{{\n@%p1 bra waitLoop;\n}}\n}}\n"
+    made = kernel(
+        f"{PLACE}\tmov.u32 %r20, 0;\n\tmov.u32 %r21, 0;\n{loop.format(20, 3)}{loop.format(21, 5)}"
+        "\tmad.lo.u32 %r22, %r20, 10, %r21;\n\tst.global.b32 [%rd11], %r22;\n\tret;"
+    )
+    found = np.zeros(32, np.int32)
+    run(made, found)
+    assert (found == 35).all()
+
+
 def test_printf_is_named() -> None:
     with pytest.raises(PtxError, match=r"k: printf \(tl.device_print\) is not emulated, in `call.uni"):
         kernel("\tcall.uni (retval0), vprintf, (param0, param1);\n\tret;")
