@@ -116,7 +116,7 @@ HOSTILE = {
         ".visible .entry k() { .reg .b32 %r1; T: .branchtargets ; brx.idx %r1, T; ret; }",
     ),
     "no place to branch to": (".visible .entry k() { bra; }", ".visible .entry k() { bra X; }"),
-    "a product, sum or function with other operands than it takes": (".visible .entry k() { .reg .f32 %f<3>; mul.f32 %f1; ret; }",),
+    "a product, sum or function with other operands than it takes": (".visible .entry k() { .reg .f32 %f<3>; add.f32 %f1; ret; }",),
     "add.u32 without operands": (".visible .entry k() { add.u32; ret; }",),
     "operands that do not fit, in `bar.sync`": (".visible .entry k() { bar.sync; ret; }",),
     "an address that is not understood": (".visible .entry k() { .reg .b32 %r1; ld.global.b32 %r1, []; ret; }",),
