@@ -114,7 +114,7 @@ def test_products_of_every_type(form: tuple[str, str, str], tile: tuple[int, int
     c = torch.empty(m, n, dtype=OUT[form[2]])
     given = tensor(a.T) if turned[0] else tensor(a), tensor(b.T) if turned[1] else tensor(b)
     with emulate("sm_100a") as session:
-        product[(1,)](*given, c, k, M=m, N=n, BK=block, A_IS_TURNED=turned[0], B_IS_TURNED=turned[1], num_warps=4)
+        product[(1,)](*given, c, k, M=m, N=n, BK=block, A_IS_TURNED=turned[0], B_IS_TURNED=turned[1], num_warps=4, num_stages=2)
     (line,) = session.report().emulated
     assert line.instruction.ptx.startswith("tcgen05.mma.cta_group::1")
     wanted = mmabits.gemm(a, b, instruction=line.instruction, arch="sm_100a")
