@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numpy as np
 import operands
 import pytest
@@ -20,6 +21,8 @@ from mmabits.emulator.machine.kernel import Kernel
 from mmabits.emulator.machine.sass import assembler
 from mmabits.isa import EmulationError, MmabitsError
 from mmabits.isa.errors import VectorFileError
+
+pytestmark = pytest.mark.skipif(not getattr(llvmlite, "opaque_pointers_enabled", True), reason="compiled kernels need llvmlite 0.45")
 
 TEXT = """.version 8.7
 .target sm_80

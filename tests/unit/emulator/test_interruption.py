@@ -354,6 +354,7 @@ def test_without_threads_an_exception_still_ends_the_work() -> None:
 
 def test_what_an_interrupted_product_leaves_is_left_alone() -> None:
     """The engine's own D, which a caller of gemm never sees: not a byte changes once the exception is here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it may be ignored
     main = threading.get_ident()
     lowering = lower(parse(FUNCTIONS["fused"][0]), "sm_89")
     a, b = np.ones((1, 1024, 1 << 15), np.uint8), np.ones((1, 1 << 15, 1024), np.uint8)
@@ -366,6 +367,7 @@ def test_what_an_interrupted_product_leaves_is_left_alone() -> None:
     time.sleep(0.05)
     assert left.tobytes() == d.tobytes()
     sender.join()
+    signal.signal(signal.SIGINT, before)
 
 
 def in_a_process(program: str, *, seconds: float = 120) -> str:

@@ -1,5 +1,6 @@
 """What a CTA may have."""
 
+import llvmlite
 import pytest
 
 from mmabits.emulator.machine.kernel import Kernel
@@ -21,6 +22,7 @@ def test_a_kernel_asks_for_more(head: str, options: dict[str, object], why: str)
         Kernel(f".version 8.8\n.target sm_80\n.visible .entry k() {head} {{ ret; }}", arch="sm_80", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not getattr(llvmlite, "opaque_pointers_enabled", True), reason="compiled kernels need llvmlite 0.45")
 @pytest.mark.parametrize("grid", [(1 << 31,), (1, 65536), (1, 1, 65536), (-1, -1)])
 def test_a_launch_asks_for_more(grid: tuple[int, ...]) -> None:
     made = Kernel(".version 8.8\n.target sm_80\n.visible .entry k() { ret; }", arch="sm_80")
