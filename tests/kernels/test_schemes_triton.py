@@ -75,7 +75,7 @@ ONE_ARCH = pytest.mark.parametrize("kind", ["random", "adversarial"])
 
 
 @ONE_ARCH
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [each for each in RECIPES if not each.endswith("-full")])  # those need compiled kernels
 def test_fp8_quantizers(recipe: str, kind: str) -> None:
     values = values_of(kind)
     with emulated("sm_90a"):

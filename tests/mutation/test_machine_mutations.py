@@ -225,7 +225,7 @@ CHANGES: Final = (
            (f"{BARRIERS}::test_phases_are_those_of_the_manual",)),
     Change("turns: held lanes let others go on", "free = self.select(self.lanes_of(held), self.constant(-1, 32), pcs)", "free = pcs",
            (f"{BARRIERS}::test_lanes_of_one_warp_wait_for_each_other",)),
-    Change("turns: later programs begin", "if launch[_IDLE] >= _GROW_AFTER and", "if launch[_IDLE] > 1 << 40 and",
+    Change("turns: later programs begin", "if (launch[_IDLE] >= _GROW_AFTER or circles >= _GROW_AFTER_CIRCLES) and", "if launch[_IDLE] > 1 << 40 and",
            (f"{BARRIERS}::test_programs_wait_for_later_ones",)),
     Change("clusters: all have arrived", ">= live_threads_of_cluster(launch, cta[_CLUSTER])", ">= 32",
            (f"{BARRIERS}::test_the_barrier_of_a_cluster_of_one", CLUSTERS)),
