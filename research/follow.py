@@ -66,15 +66,21 @@ class Tensor(NamedTuple):
 
     def place(self, address: int) -> str | None:
         """The element at an address, by its name."""
-        rest, index = divmod(address - self.address, self.size)[0], [0] * len(self.shape)
         if address < self.address:
             return None
-        for axis in sorted(range(len(self.shape)), key=lambda each: -self.strides[each]):
-            if self.strides[axis] > 0:
-                index[axis], rest = divmod(rest, self.strides[axis])
+        index, rest = indices((address - self.address) // self.size, self.strides)
         if rest or any(not 0 <= at < most for at, most in zip(index, self.shape, strict=True)):
             return None
         return f"{self.name}[{', '.join(map(str, index))}]"
+
+
+def indices(number: int, strides: Sequence[int]) -> tuple[list[int], int]:
+    """The indices of the element that lies a number of elements behind a tensor's first, and what is left over."""
+    index = [0] * len(strides)
+    for axis in sorted(range(len(strides)), key=lambda each: -strides[each]):
+        if strides[axis] > 0:
+            index[axis], number = divmod(number, strides[axis])
+    return index, number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,11 +134,8 @@ class ProductStep(ResultStep):
     count: int
     """Instructions."""
 
-    @cached_property
-    def computed(self) -> int:
-        """The engine's result, as a code."""
-        found = gemm(self.a[None], self.b[:, None], self.c.reshape(1, 1), instruction=self.instruction, arch=self.arch)
-        return int(as_codes(found, self.instruction.d_type)[0, 0])
+    computed: int
+    """The engine's result, as a code."""
 
     def explain(self) -> Any:
         """The product step by step, as `mmabits.explain` has it."""
@@ -599,7 +602,7 @@ class _Follower:
             children = self._operands(event, (taken,), lane)
             return ResultStep(text=instruction.opcode, code=code, form=form, where=where, children=children, is_copy=len(children) == 1)
         children = self._operands(event, operands, lane)
-        halves = ("f16", "bf16")[instruction.opcode.startswith("cvt.") and ".bf16x2" in instruction.opcode]
+        halves = "bf16" if ".bf16x2" in instruction.opcode else "f16"
         if base == "cvt" and instruction.opcode.endswith("x2.f32") and register.bits == 32 and len(children) == 2:
             high, low = (
                 ResultStep(text=instruction.opcode, code=code >> shift & 0xFFFF, form=halves, where=where, children=(child,))
@@ -730,14 +733,15 @@ class _Follower:
     ) -> ProductStep:
         left, right = _codes(a, matrix.a_type.name), _codes(b, matrix.b_type.name)
         started = _codes([start], matrix.d_type.name)[0]
+        again = gemm(left[None], right[:, None], np.asarray(started).reshape(1, 1), instruction=matrix, arch=self.kernel.arch)
+        computed = int(as_codes(again, matrix.d_type)[0, 0])
+        same = "equal" if computed == code else f"{computed:#x}, not {code:#x}"
         name = matrix.ptx if len(matrix.ptx) < 60 else f"{matrix.ptx[:57]}..."
-        found = ProductStep(
-            text="", code=code, form=matrix.d_type.name, where=where, children=tuple(children), instruction=matrix, arch=self.kernel.arch,
-            a=left, b=right, c=np.asarray(started), count=count,
+        return ProductStep(
+            text=f"{count} x {name}, K = {len(a)}, from {started}; computed again: {same}", code=code, form=matrix.d_type.name, where=where,
+            children=tuple(children), instruction=matrix, arch=self.kernel.arch, a=left, b=right, c=np.asarray(started), count=count,
+            computed=computed,
         )  # fmt: skip
-        same = "computed again: equal" if found.computed == code else f"computed again: {found.computed:#x}, not {code:#x}"
-        object.__setattr__(found, "text", f"{count} x {name}, K = {len(a)}, from {_shown(started)}; {same}")
-        return found
 
     def _fragment(self, event: int, matrix: Instruction, side: str, at: int, operand: Operand) -> list[int]:
         """A row of A or a column of B, as codes."""
@@ -963,10 +967,6 @@ def _ptx_form(spec: Any) -> str:
 def _real(code: int, form: str) -> str:
     bits = width(form)
     return f"{float(decode(np.array([code & (1 << bits) - 1], f'u{bits // 8}'), form)[0]):.9g}"
-
-
-def _shown(value: Any) -> str:
-    return str(value)
 
 
 def _part(step: ResultStep, shift: int, bits: int) -> ResultStep:

@@ -24,7 +24,7 @@ from mmabits.emulator.machine.ptx import Address, Entry, PtxInstruction, Registe
 from mmabits.emulator.machine.tensormaps import BYTES, MAGIC, TensorMap
 from mmabits.emulator.machine.trace import Log
 from mmabits.isa import EmulationError, OperandError, architecture
-from mmabits.research.follow import form_of_dtype, source_of, writer_of
+from mmabits.research.follow import form_of_dtype, indices, source_of, writer_of
 
 Execute = Callable[[PtxRun], list[Bytes]]
 """Runs a kernel on fresh copies of its buffers, and gives what is in them then."""
@@ -130,23 +130,24 @@ def _arguments(run: PtxRun, addresses: Sequence[int]) -> list[bytes]:
     return found
 
 
-def emulated(run: PtxRun, arch: str | None = None, *, trace: Callable[[Log], object] | None = None) -> list[Bytes]:
+def emulated(run: PtxRun, arch: str | None = None, *, look: Callable[[Kernel, Log, list[Bytes]], object] | None = None) -> list[Bytes]:
     """Run a kernel on the CPU.
 
     Args:
         run: what to launch, from `before`.
         arch: as another architecture's tensor cores; its own if None.
-        trace: is given the notes of each cluster.
+        look: is given the kernel, the notes of each cluster and the buffers; the kernel traces then.
 
     Raises:
         KernelError, PtxError, OperandError: as `Kernel`.
     """
-    made = _kernel(run, arch, traces=trace is not None)
+    made = _kernel(run, arch, traces=look is not None)
     buffers = [aligned(max(1, len(each)))[: len(each)] for each in run.before]
     for held, before in zip(buffers, run.before, strict=True):
         held[:] = before
     ranges = [(each.ctypes.data, each.ctypes.data + each.size) for each in buffers]
-    made.launch(run.grid, _arguments(run, [each.ctypes.data for each in buffers]), ranges, trace=trace)
+    arguments = _arguments(run, [each.ctypes.data for each in buffers])
+    made.launch(run.grid, arguments, ranges, trace=None if look is None else lambda log: look(made, log, buffers))
     return buffers
 
 
@@ -198,11 +199,7 @@ def _difference(what: str, buffer: int, at: int, one: Bytes, other: Bytes, count
 
 
 def _element(tensor: RunTensor, number: int) -> str:
-    rest, index = number, [0] * len(tensor.shape)
-    for axis in sorted(range(len(index)), key=lambda each: -tensor.strides[each]):
-        if tensor.strides[axis]:
-            index[axis], rest = divmod(rest, tensor.strides[axis])
-    return f"{tensor.name}[{', '.join(map(str, index))}]"
+    return f"{tensor.name}[{', '.join(map(str, indices(number, tensor.strides)[0]))}]"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -349,17 +346,6 @@ class NotedRun(PtxRun):
     """What the numbers of the notes mean: an instruction, and the register that it wrote."""
 
 
-def _traced(run: PtxRun, look: Callable[[Kernel, Log, list[Bytes]], None]) -> None:
-    """Run a kernel, and look at the notes of each cluster."""
-    made = _kernel(run, None, traces=True)
-    buffers = [aligned(max(1, len(each)))[: len(each)] for each in run.before]
-    for held, before in zip(buffers, run.before, strict=True):
-        held[:] = before
-    ranges = [(each.ctypes.data, each.ctypes.data + each.size) for each in buffers]
-    arguments = _arguments(run, [each.ctypes.data for each in buffers])
-    made.launch(run.grid, arguments, ranges, trace=lambda log: look(made, log, buffers))
-
-
 def _writer(run: PtxRun, difference: RunDifference) -> Where:
     """The thread that stored an element."""
     found: list[Where] = []
@@ -369,7 +355,7 @@ def _writer(run: PtxRun, difference: RunDifference) -> Where:
         if where is not None:
             found.append((_cta(where.cta, run.grid), _thread(where.thread, run.block)))
 
-    _traced(run, look)
+    emulated(run, look=look)
     if not found:
         raise EmulationError(f"{run.name}: no thread of the emulator wrote {difference.what}")
     return found[-1]
@@ -387,7 +373,7 @@ def _source(run: PtxRun, thread: Where, noted: NotedRun, place: int) -> Where | 
         if where is not None:
             found.append((_cta(where.cta, run.grid), _thread(where.thread, run.block)))
 
-    _traced(run, look)
+    emulated(run, look=look)
     return found[-1] if found else None
 
 

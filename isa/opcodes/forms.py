@@ -137,7 +137,7 @@ def _asynchronous() -> Iterator[Form]:
         name="cp.async.bulk.tensor", kind=kind, family=family, section=section + "cp-async-bulk-tensor", since=90, needs=(_DIMENSIONS,),
         words=(*_BULK, *_DIMENSIONS, "im2col", "im2col::w", "im2col::w::128", "tile::gather4", "tile::scatter4", "im2col_no_offs"),
     )  # fmt: skip
-    note = f"{_ORDER_OF_SUMS}; f32 sums flush subnormal numbers, as atomics in global memory do"
+    note = f"{_ORDER_OF_SUMS}; f32 sums flush subnormal numbers, as atomics in global memory do; those of f16 and bf16 keep them"
     yield Form(
         name="cp.reduce.async.bulk", kind=kind, family=family, section=section + "cp-reduce-async-bulk", since=90,
         words=(*_BULK, *reductions, *_TYPES, *_FLOATS), evidence=Evidence.INFERRED, note=note,
