@@ -115,21 +115,6 @@ def _kernel(run: PtxRun, arch: str | None, *, traces: bool = False) -> Kernel:
     )
 
 
-def _arguments(run: PtxRun, addresses: Sequence[int]) -> list[bytes]:
-    """The parameters, with the buffers at these addresses."""
-    found = []
-    for each in run.parameters:
-        data = bytes.fromhex(each.data)
-        if each.is_map:
-            record = np.frombuffer(data, np.int64).copy()
-            record[_ADDRESS] += addresses[each.buffer]
-            data = record.tobytes()
-        elif each.buffer != -1:
-            data = (addresses[each.buffer] + each.offset).to_bytes(8, "little")
-        found.append(data)
-    return found
-
-
 def emulated(run: PtxRun, arch: str | None = None, *, look: Callable[[Kernel, Log, list[Bytes]], object] | None = None) -> list[Bytes]:
     """Run a kernel on the CPU.
 
@@ -146,7 +131,7 @@ def emulated(run: PtxRun, arch: str | None = None, *, look: Callable[[Kernel, Lo
     for held, before in zip(buffers, run.before, strict=True):
         held[:] = before
     ranges = [(each.ctypes.data, each.ctypes.data + each.size) for each in buffers]
-    arguments = _arguments(run, [each.ctypes.data for each in buffers])
+    arguments = run.arguments([each.ctypes.data for each in buffers])
     made.launch(run.grid, arguments, ranges, trace=None if look is None else lambda log: look(made, log, buffers))
     return buffers
 

@@ -44,11 +44,7 @@ class RunDevice:
                 pointers.append(int(call("cuMemAlloc", max(1, held.size))))
                 if held.size:
                     call("cuMemcpyHtoD", pointers[-1], np.ascontiguousarray(held).ctypes.data, held.size)
-            data = [
-                (pointers[each.buffer] + each.offset).to_bytes(8, "little") if each.buffer != -1 else bytes.fromhex(each.data)
-                for each in run.parameters
-            ]
-            storage = [np.frombuffer(each.ljust(8, b"\0"), np.uint8).copy() for each in data]
+            storage = [np.frombuffer(each.ljust(8, b"\0"), np.uint8).copy() for each in run.arguments(pointers)]
             addresses = np.array([each.ctypes.data for each in storage], np.uint64)
             call("cuLaunchKernel", function, *run.grid, *run.block, run.shared, 0, addresses.ctypes.data, 0)
             call("cuCtxSynchronize")

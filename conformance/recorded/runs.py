@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.recorded.files import read_arrays, write_arrays
+from mmabits.emulator.machine.tensormaps import TensorMap
 from mmabits.isa import OperandError
 from mmabits.reports.stored import open_tensors
 
 FORMAT: Final = "ptx-run/1"
 _TEXTS: Final = ("kernel", "arch", "gpu", "kind", "recorded", "driver")
+_ADDRESS: Final = TensorMap._fields.index("address")
 _MOST_BUFFERS: Final = 64
 _MOST_CTAS: Final = 1 << 31
 
@@ -88,6 +90,20 @@ class PtxRun:
     def hash(self) -> str:
         """Of the PTX."""
         return hashlib.sha256(self.ptx.encode()).hexdigest()
+
+    def arguments(self, addresses: Sequence[int]) -> list[bytes]:
+        """The parameters, with the buffers at these addresses."""
+        found = []
+        for each in self.parameters:
+            data = bytes.fromhex(each.data)
+            if each.is_map:
+                record = np.frombuffer(data, np.int64).copy()
+                record[_ADDRESS] += addresses[each.buffer]
+                data = record.tobytes()
+            elif each.buffer != -1:
+                data = (addresses[each.buffer] + each.offset).to_bytes(8, "little")
+            found.append(data)
+        return found
 
     @property
     def name(self) -> str:
