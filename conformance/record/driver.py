@@ -108,6 +108,15 @@ class CudaDevice:
         """
         return self._call(name, *arguments)
 
+    def allow_shared(self, function: Any, size: int) -> None:
+        """Let a kernel have so many bytes of dynamic shared memory.
+
+        Raises:
+            DeviceFailed: the GPU has not so many.
+        """
+        attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._call("cuFuncSetAttribute", function, attribute, size)
+
     def free(self, pointer: int) -> None:
         """Give memory back; after a failed kernel that fails too, and says nothing new."""
         self._driver.cuMemFree(pointer)

@@ -63,6 +63,6 @@ class RunDevice:
             module = self.device.call("cuModuleLoadData", assemble(run.ptx, arch=run.arch, contracts=run.contracts))
             function = self.device.call("cuModuleGetFunction", module, run.kernel.encode())
             if run.shared > _PLAIN_SHARED:
-                self.device.call("cuFuncSetAttribute", function, 8, run.shared)  # the largest dynamic shared memory
+                self.device.allow_shared(function, run.shared)
             self._functions[key] = function
         return self._functions[key]
