@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mmabits.isa.errors import OperandError
-from mmabits.reports.output import complain, note, say
+from mmabits.reports.output import complain, flush, note, say
 
 if TYPE_CHECKING:
     from mmabits.conformance.campaign.run import Campaign, Ended
@@ -108,8 +108,9 @@ def _tell(ended: Ended, said: set[str]) -> None:
         complain(line)
     else:
         say(f"{line} (left out)" if result.state == "left out" else line)
-    if result.differ or ended.step.kind == "identify":
+    if result.differ or ended.step.kind in ("identify", "cuda"):
         say(*(f"          {each}" for each in result.said[:_SAID]))
+    flush()
 
 
 def _ended(found: Campaign, left: int, out: Path) -> int:

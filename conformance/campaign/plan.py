@@ -16,15 +16,22 @@ from mmabits.isa.evidence import weakest
 from mmabits.isa.opcodes import opcode_table
 
 KINDS: Final = {
-    "instruction": (3.0, "layout check, special values, probes, normal values and random bits, C other than zero; a chain"),
-    "identify": (15.0, "asks for the datapath, probe by probe"),
-    "function": (5.0, "every operand of a function"),
-    "choices": (5.0, "which algorithms cuBLASLt takes"),
-    "product": (5.0, "a matrix product of PyTorch or JAX, and the schedule that explains it"),
-    "kernel": (6.0, "a kernel of kernels/"),
-    "tests": (90.0, "the tests marked gpu: device=\"cuda\" against the CPU, the driver, the frameworks"),
+    "instruction": (1.2, "layout check, special values, probes, normal values and random bits, C other than zero; a chain"),
+    "many": (4.0, "two million results with C of random bits, and of normal values"),
+    "identify": (8.0, "asks for the datapath, probe by probe"),
+    "function": (2.5, "every operand of a function"),
+    "choices": (3.0, "which algorithms cuBLASLt takes"),
+    "product": (3.0, "a matrix product of PyTorch or JAX, and the schedule that explains it"),
+    "kernel": (3.0, "a kernel of kernels/"),
+    "cuda": (45.0, "device=\"cuda\" against the CPU: bits, and how fast"),
+    "tests": (75.0, "the tests marked gpu of the engine and of recording"),
 }  # fmt: skip
-"""Seconds that a step of each kind takes, and what it does. Nobody has measured them on a GPU; a run corrects them by its own."""
+"""Seconds that a step of each kind takes, and what it does: the host's part as measured without a GPU, the GPU's counted.
+
+docs/campaign.md says how. A run corrects them by its own.
+"""
+OF_INSTRUCTIONS: Final = ("instruction", "many", "identify")
+"""Kinds whose steps are named by an instruction."""
 _REPEATED: Final = 0.05
 """What a fact is worth that an earlier step of the plan shows already."""
 _ROW_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 5.0, Evidence.RECORDED: 1.0}
@@ -32,7 +39,8 @@ _SPECIALS_WORTH: Final = 3.0
 _OPEN_WORTH: Final = 10.0
 _PRODUCT_WORTH: Final = 2.0
 _FIRST_KERNEL_WORTH: Final = 3.0
-_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 2.4, "tests": 45.0}
+_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 2.4, "cuda": 40.0, "tests": 30.0}
+_MANY_WORTH: Final = {Evidence.INFERRED: 4.0, Evidence.PUBLISHED: 3.0, Evidence.RECORDED: 1.5}
 CHOICE_SHAPES: Final = tuple(
     f"{m}x{n}x{k}:{types}"
     for types in ("bf16", "f16", "e4m3,e4m3,bf16", "e4m3,e4m3,bf16:fast")
@@ -86,13 +94,13 @@ class Question:
         """Whether a step, once done, answers it."""
         if kind not in self.kinds or (self.archs and arch not in self.archs) or self.part not in name:
             return False
-        if kind not in ("instruction", "identify"):
+        if kind not in OF_INSTRUCTIONS:
             return True
         return any(fnmatchcase(lower(parse(name), arch).datapath.name, pattern) for pattern in self.datapaths)
 
 
 QUESTIONS: Final = (
-    Question(name="wgmma-fp8-c", words="FP8 wgmma into f32 with C other than zero", kinds=("instruction",),
+    Question(name="wgmma-fp8-c", words="FP8 wgmma into f32 with C other than zero", kinds=("instruction", "many"),
              datapaths=("sm_90a.wgmma.f8.f32",)),
     Question(name="wgmma-f16-zero", words="e_zero of wgmma into f16", kinds=("identify",),
              datapaths=("sm_90a.wgmma.f8.f16", "sm_90a.wgmma.f16.f16")),
@@ -131,6 +139,13 @@ def _instructions(arch: str) -> Iterator[CampaignStep]:
         yield _step("instruction", instruction.ptx, arch, facts)
 
 
+def _many(arch: str) -> Iterator[CampaignStep]:
+    """Of each datapath, one instruction."""
+    firsts = {lower(instruction, arch).datapath.name: instruction for instruction in reversed(recordable(arch))}
+    for name, instruction in firsts.items():
+        yield _step("many", instruction.ptx, arch, [(f"many {name}", _MANY_WORTH[lower(instruction, arch).datapath.evidence])])
+
+
 def _identifications(arch: str) -> Iterator[CampaignStep]:
     """Of disputed datapaths, one instruction each."""
     seen = set()
@@ -160,7 +175,7 @@ def _cases(arch: str) -> Iterator[CampaignStep]:
             yield _step(kind, case.name, arch, facts)
 
 
-_SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (_instructions, _identifications, _functions, _cases)
+_SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (_instructions, _many, _identifications, _functions, _cases)
 
 
 def plan_for(arch: str, *, only: str | None = None) -> list[CampaignStep]:
@@ -177,7 +192,10 @@ def plan_for(arch: str, *, only: str | None = None) -> list[CampaignStep]:
     """
     target = architecture(arch).target
     steps = [step for source in _SOURCES for step in source(target)]
-    steps += [_step(kind, name, target, [(kind, _KIND_WORTH[kind])]) for kind, name in (("choices", "cuBLASLt"), ("tests", "gpu"))]
+    steps += [
+        _step(kind, name, target, [(kind, _KIND_WORTH[kind])])
+        for kind, name in (("choices", "cuBLASLt"), ("cuda", "engine"), ("tests", "gpu"))
+    ]
     return _ordered([step for step in steps if only is None or only == step.kind or only in step.name])
 
 
@@ -193,4 +211,4 @@ def _ordered(steps: Sequence[CampaignStep]) -> list[CampaignStep]:
     return found
 
 
-__all__ = ["CHOICE_SHAPES", "KINDS", "QUESTIONS", "Question", "CampaignStep", "plan_for", "questions_of"]
+__all__ = ["CHOICE_SHAPES", "KINDS", "OF_INSTRUCTIONS", "QUESTIONS", "Question", "CampaignStep", "plan_for", "questions_of"]

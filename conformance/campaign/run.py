@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -23,10 +23,12 @@ from mmabits.isa import OperandError, lower, parse
 
 PACKAGES: Final = (
     "mmabits", "numpy", "ml_dtypes", "numba", "llvmlite", "safetensors", "torch", "triton", "jax", "cuda-bindings", "nvidia-cuda-nvrtc",
-    "nvidia-cublas", "nvidia-cublas-cu12",
+    "nvidia-cublas", "nvidia-cublas-cu12", "numba-cuda",
 )  # fmt: skip
 """Whose versions the manifest tells."""
-_TRIES: Final = 2
+_TRIES: Final = {"failed": 2, "left out": 1}
+"""How often a run tries a step that ends so."""
+_RECORDED_KINDS: Final = ("instruction", "many")
 _LEAST_LIMIT_S: Final = 60.0
 _PATIENCE: Final = 6.0
 """A step is ended after so many times its estimate."""
@@ -85,6 +87,11 @@ class Campaign:
 
     archive: Archive
     steps: Sequence[CampaignStep]
+    _before: dict[str, int] = field(init=False)
+    """How often steps had been tried before this run."""
+
+    def __post_init__(self) -> None:
+        self._before = {row["key"]: row["tries"] for row in self.rows}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -97,10 +104,14 @@ class Campaign:
 
     def left(self) -> list[CampaignStep]:
         """The steps that are still to be run, those that differences ask for among them."""
-        following = [_follow_up(row["name"]) for row in self.rows if row["kind"] == "instruction" and row["differ"]]
+        following = [_follow_up(row["name"]) for row in self.rows if row["kind"] in _RECORDED_KINDS and row["differ"]]
         planned = {step.key: step for step in (*self.steps, *following)}
         rows = {row["key"]: row for row in self.rows}
-        return [step for key, step in planned.items() if key not in rows or _may_be_tried(rows[key])]
+        return [step for key, step in planned.items() if key not in rows or self._may_be_tried(rows[key])]
+
+    def _may_be_tried(self, row: Mapping[str, Any]) -> bool:
+        """A run tries twice what fails, and once more what an earlier run left out: another machine's packages may be there now."""
+        return bool(row["tries"] - self._before.get(row["key"], 0) < _TRIES.get(row["state"], 0))
 
     def estimates(self) -> dict[str, float]:
         """Seconds for a step of each kind: as the table says, corrected by what steps took here."""
@@ -157,17 +168,13 @@ class Campaign:
 
     def _why_not(self, step: CampaignStep) -> str:
         """Why what differs is not kept whole: a datapath that is wrong would fill the archive by itself."""
-        if step.kind != "instruction":
+        if step.kind not in _RECORDED_KINDS:
             return ""
         arch = self.archive.manifest["device"]["arch"]
         row = lower(parse(step.name), arch).datapath.name
-        there = [each["name"] for each in self.rows if each["kind"] == "instruction" and each["files"] and each["name"] != step.name]
+        there = [each["name"] for each in self.rows if each["kind"] in _RECORDED_KINDS and each["files"] and each["name"] != step.name]
         alike = sum(lower(parse(each), arch).datapath.name == row for each in there)
         return f"{alike} other instructions of {row} are" if alike >= _WHOLE_OF_A_ROW else ""
-
-
-def _may_be_tried(row: Mapping[str, Any]) -> bool:
-    return bool(row["state"] == "failed" and row["tries"] < _TRIES)
 
 
 def _follow_up(instruction: str) -> CampaignStep:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,26 +17,37 @@ from typing import Any, Final
 
 import numpy as np
 
+from mmabits.conformance.campaign import engines
 from mmabits.conformance.campaign.archive import safe_name
 from mmabits.conformance.campaign.bench import Bench
+from mmabits.conformance.campaign.cases import WAYS, described_case
 from mmabits.conformance.campaign.plan import CHOICE_SHAPES, CampaignStep
+from mmabits.conformance.diff.kernel_cases import KernelCase
 from mmabits.conformance.record.functions import computed, plans_for, record_functions
 from mmabits.conformance.record.session import Job, make_jobs, record
+from mmabits.conformance.record.tiles import TileOperands
+from mmabits.conformance.recorded.calls import KernelRun, RecordedCall
 from mmabits.conformance.recorded.files import data_sha256
 from mmabits.conformance.recorded.functions import BLOCK, FunctionTable, read_function, write_function
-from mmabits.conformance.recorded.tiles import Recording, read_recording
+from mmabits.conformance.recorded.tiles import Recording, read_recording, write_recording
 from mmabits.isa import MmabitsError, OperandError, parse
 from mmabits.reports.failures import told
 
 SEED: Final = 0
 GENERATORS: Final = ("special", "probes", "normal", "random-bits")
 CHAIN: Final = 4
+MANY_RESULTS: Final = 1 << 21
+MOST_WHOLE: Final = 1 << 18
+"""Results of a recording that is kept whole where some differ; of a longer one, so many of the tiles that differ."""
 _SOME_BLOCKS: Final = 4
 """Blocks of operands that are summed where the emulator stands in for a GPU, and that are compared in either case."""
+_TOOLKIT: Final = Path("/usr/local/cuda")
 _LOG_BYTES: Final = 1 << 18
 _SHOWN: Final = 6
 _LINES: Final = 40
-_TESTS: Final = ("tests/record", "tests/diff", "tests/unit/emulator/test_cuda.py", "tests/hooks")
+_TESTS: Final = ("tests/unit/emulator/test_cuda.py", "tests/record/test_gpu.py")
+"""Beside them only tests/diff/test_gpu.py is of a GPU, whose cases are steps here."""
+_FAILED_TESTS: Final = re.compile(r"(\d+) (?:failed|errors?)\b")
 
 
 @dataclass(kw_only=True)
@@ -93,11 +105,27 @@ def jobs_of(step: CampaignStep, arch: str) -> list[Job]:
     ]
 
 
+def many_jobs_of(step: CampaignStep, arch: str) -> list[Job]:
+    """Many results of an instruction, of operands that its other recordings have not."""
+    instruction = parse(step.name)
+    tiles = MANY_RESULTS // (instruction.m * instruction.n)
+    return make_jobs([instruction], arch=arch, generators=("random-bits", "normal"), seed=SEED + 1, tiles=tiles)
+
+
 def _instruction(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
+    return _recorded(bench, jobs_of(step, bench.device.info.arch), folder, command)
+
+
+def _many(bench: Bench, step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
+    return _recorded(bench, many_jobs_of(step, bench.device.info.arch), folder, command)
+
+
+def _recorded(bench: Bench, jobs: Sequence[Job], folder: Path, command: str) -> StepResult:
+    """Record, compare, and keep what differs."""
     from mmabits.conformance.diff.counting import count
 
     found = StepResult(state="done", line="")
-    for outcome in record(bench.device, jobs_of(step, bench.device.info.arch), folder, command=command):
+    for outcome in record(bench.device, jobs, folder, command=command):
         what = outcome.job.generator + (f", chains of {outcome.job.chain}" if outcome.job.chain > 1 else "")
         if outcome.error:
             found.state = "failed"
@@ -110,8 +138,9 @@ def _instruction(bench: Bench, step: CampaignStep, folder: Path, _limit: float, 
         row = described(recording, report.differing)
         found.recordings.append(row)
         if report.differing:
-            row["whole"] = f"differing/{safe_name(outcome.path.stem)}.safetensors"
-            found.files[row["whole"]] = outcome.path.read_bytes()
+            seed = f".seed{recording.manifest['seed']}" if recording.manifest["seed"] else ""
+            row["whole"] = f"differing/{safe_name(outcome.path.stem + seed)}.safetensors"
+            found.files[row["whole"]], row["kept_tiles"] = _kept(recording, outcome.path)
             classes = report.as_json["classes"]
             kinds = ", ".join(f"{name} {number}" for name, number in classes.items())
             found.said.append(
@@ -126,6 +155,21 @@ def _instruction(bench: Bench, step: CampaignStep, folder: Path, _limit: float, 
     else:
         found.line = f"{found.results:,} results with C, {found.differ:,} differ"
     return found
+
+
+def _kept(recording: Recording, path: Path) -> tuple[bytes, int]:
+    """A recording's file and its tiles: all, or of many the first that differ."""
+    tiles = recording.tiles
+    if recording.d.size <= MOST_WHOLE:
+        return path.read_bytes(), tiles
+    wrong = np.flatnonzero((recording.results != recording.emulated()).reshape(tiles, -1).any(axis=1))
+    wrong = wrong[: max(1, MOST_WHOLE // (recording.d.size // tiles))]
+    there: dict[str, Any] = {name: None if codes is None else codes[wrong] for name, codes in recording.operands.named()}
+    operands = TileOperands(**there)
+    part = replace(recording, operands=operands, d=recording.d[wrong], manifest={**recording.manifest, "tiles_of_all": wrong.tolist()})
+    short = path.with_name("part" + path.suffix)
+    write_recording(short, part)
+    return short.read_bytes(), len(wrong)
 
 
 def described(recording: Recording, differ: int) -> dict[str, Any]:
@@ -223,16 +267,38 @@ def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _comman
                    differ=compared.differing, files=kept)  # fmt: skip
     path = keep(run, folder).path
     data = path.read_bytes()
-    found.recordings.append({
-        "case": step.name, "seed": SEED, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "versions": run.versions,
-        "verdict": compared.verdict,
-    })  # fmt: skip
-    if not compared.is_equal:
+    way = WAYS[0]
+    if compared.differing and isinstance(case, KernelCase) and case.framework == "triton":
+        differ, words = _as_compiled(case, run, bench.device.info.arch)
+        found.said.append(words)
+        if differ == 0:
+            way, found.differ, found.line = WAYS[1], 0, f"{compared.elements:,} elements, 0 differ from the compiled kernel's"
+    found.recordings.append({**described_case(run, way), "differ": found.differ, "versions": run.versions, "verdict": compared.verdict})
+    if found.differ:
+        found.recordings[-1]["whole"] = f"differing/{safe_name(path.stem)}.safetensors"
         found.files[f"differing/{safe_name(path.stem)}.safetensors"] = data
         told_lines = list(compared.lines())
         schedules = [line.strip() for line in told_lines if "schedule" in line]  # which one explains it comes first
         found.said += [*schedules[:_SHOWN], *told_lines[:_LINES]]
     return found
+
+
+def _as_compiled(case: KernelCase, run: RecordedCall, arch: str) -> tuple[int | None, str]:
+    """How many elements differ from the kernel's PTX emulated, which fuses and divides as the GPU does; None: it cannot be."""
+    from mmabits.conformance.diff.kernels import emulated
+
+    if not isinstance(run, KernelRun):
+        return None, ""
+    try:
+        outputs, _ = emulated(case, run.inputs, arch, way=WAYS[1])
+    except MmabitsError as error:
+        return None, f"the compiled kernel is not emulated: {error}"
+    codes = [[np.ascontiguousarray(each[name]).view(np.uint8) for each in (outputs, run.outputs)] for name in run.outputs]
+    differ = sum(
+        int((one.reshape(-1, each.dtype.itemsize) != two.reshape(-1, each.dtype.itemsize)).any(axis=1).sum())
+        for (one, two), each in zip(codes, run.outputs.values(), strict=True)
+    )
+    return differ, f"{differ:,} differ from the compiled kernel emulated; those above from Triton's interpreter"
 
 
 @contextmanager
@@ -290,6 +356,37 @@ def _identify(bench: Bench, step: CampaignStep, _folder: Path, _limit: float, _c
     )  # fmt: skip
 
 
+def _cuda(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _command: str) -> StepResult:
+    """In a process of its own: what Numba compiles and allocates there harms no other step."""
+    environment = dict(os.environ)
+    if not bench.is_hardware:
+        environment["NUMBA_ENABLE_CUDASIM"] = "1"
+    elif "CUDA_HOME" not in environment and _TOOLKIT.is_dir():
+        environment["CUDA_HOME"] = str(_TOOLKIT)  # where numba-cuda looks for NVVM
+    out, log = folder / "out", folder / "log"
+    command = [sys.executable, "-m", engines.__name__, "hardware" if bench.is_hardware else "simulator"]
+    with open(out, "wb") as lines, open(log, "wb") as errors:
+        try:
+            status = subprocess.run(
+                command, env=environment, stdout=lines, stderr=errors, timeout=max(limit - 5, 1), check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+    rows = engines.read_lines(out.read_bytes())
+    missing = next((row["missing"] for row in rows if "missing" in row), None)
+    if missing is not None:
+        raise LeftOut(missing)
+    products = [row for row in rows if "results" in row]
+    results, differ = (sum(row[name] for row in products) for name in ("results", "differ"))
+    line = f"{len(products)} products, {results:,} elements of device='cuda' against the CPU's, {differ:,} differ"
+    state = "done"
+    if status:
+        state, line = "failed", f"{line}; {f'ended after {limit:.0f} s' if status == -1 else f'exit status {status}'}"
+    files = {"logs/cuda.txt": log.read_bytes()[-_LOG_BYTES:]} if status else {}
+    return StepResult(state=state, line=line, results=results, differ=differ, said=[engines.words_of(row) for row in rows], files=files,
+                      recordings=[{"engine": row.get("name"), **row} for row in rows])  # fmt: skip
+
+
 def _tests(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _command: str) -> StepResult:
     if not bench.is_hardware:
         raise LeftOut("the tests marked gpu take a GPU")
@@ -311,12 +408,14 @@ def _tests(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _comma
     last = (text.decode(errors="replace").strip().splitlines() or ["nothing was printed"])[-1]
     if "No module named pytest" in last:
         raise LeftOut("the tests need pytest, which is not installed")
-    return StepResult(state="failed" if status else "done", line=ended or last.strip("= "), files={"logs/tests.txt": text})
+    differ = sum(map(int, _FAILED_TESTS.findall(last)))
+    state = "done" if not status or (differ and not ended) else "failed"  # a test that fails is a finding
+    return StepResult(state=state, line=ended or last.strip("= "), differ=differ, files={"logs/tests.txt": text})
 
 
 _RUNNERS: Final[Mapping[str, Callable[[Bench, CampaignStep, Path, float, str], StepResult]]] = {
-    "instruction": _instruction, "identify": _identify, "function": _function, "choices": _choices, "product": _case, "kernel": _case,
-    "tests": _tests,
+    "instruction": _instruction, "many": _many, "identify": _identify, "function": _function, "choices": _choices, "product": _case,
+    "kernel": _case, "cuda": _cuda, "tests": _tests,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
+from mmabits.conformance.campaign import engines
 from mmabits.conformance.campaign.archive import Archive, read_archive
 from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
@@ -26,8 +27,17 @@ from mmabits.conformance.campaign.worker import BenchChoice, Worker
 from mmabits.isa import Evidence, OperandError, VectorFileError
 
 ARCH = "sm_90a"
+FEW = 1 << 14
+"""Results of steps that have two million."""
 FP8 = "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
 F16 = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmabits.conformance.campaign.steps.MANY_RESULTS", FEW)
+        yield
 
 
 class Here:
@@ -113,6 +123,19 @@ def test_ten_cuts_and_ten_resumes_leave_the_same_archive(tmp_path: Path) -> None
     assert again.steps == []
 
 
+def test_what_was_left_out_is_tried_again_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's packages may be there then; within a run nothing that cannot run is tried twice."""
+
+    def result(step: CampaignStep) -> StepResult:
+        return StepResult(state="left out" if step.kind == "choices" else "done", line="no library")
+
+    _, first, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 60, only="cuBLAS", result=result)
+    assert [key for key, _ in first.steps] == ["choices cuBLASLt"]
+    found, second, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 60, only="cuBLAS")
+    assert [key for key, _ in second.steps] == ["choices cuBLASLt"]
+    assert [(row["state"], row["tries"]) for row in found.rows] == [("done", 2)] and found.archive.manifest["open"] == []
+
+
 class Fake:
     """Says that steps took so long, without running them."""
 
@@ -164,7 +187,7 @@ def test_a_step_that_hangs_is_ended_and_tried_once_more(tmp_path: Path, monkeypa
 
 def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def result(step: CampaignStep) -> StepResult:
-        if step.name == FP8:
+        if step.key == f"instruction {FP8}":
             return StepResult(state="failed", line="broke", files={"logs/x.txt": b"1"})
         return StepResult(state="done", line="done")
 
@@ -222,7 +245,7 @@ def test_learning_raises_rows(archive: Path, tmp_path: Path) -> None:
     assert found["sm_90a.wgmma.f8.f32"].raises and found["sm_90a.wgmma.f8.f32"].raises_specials
     text = "\n".join(lines(learned))
     assert "row sm_90a.wgmma.f8.f32: finite operands published -> recorded, special values published -> recorded (1 instruction)" in text
-    assert "question FP8 wgmma into f32 with C other than zero: 1 step, 131,072 results, 0 differ" in text
+    assert "question FP8 wgmma into f32 with C other than zero: 2 steps, 163,840 results, 0 differ" in text
     assert "proves nothing about hardware" in text
 
 
@@ -271,7 +294,7 @@ def test_results_of_another_model_are_noticed(archive: Path, monkeypatch: pytest
 
     monkeypatch.setattr(learn, "emulate_tiles", lambda *arguments: emulate_one_off(*arguments))
     errors = [report.error for report in read_learned(archive).reports if report.error]
-    assert len(errors) == 15 and all("gives other results than were recorded" in str(error) for error in errors)
+    assert len(errors) == 21 and all("gives other results than were recorded" in str(error) for error in errors)
 
 
 def emulate_one_off(*arguments: Any) -> Any:
@@ -321,6 +344,75 @@ def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
     errors = [str(report.error) for report in read_learned(tmp_path).reports if report.error]
     assert [words for words in ("draws other operands", "none that a campaign has", "none that a campaign has", "is not in the archive")
             if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
+
+
+def test_of_many_results_the_tiles_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.MOST_WHOLE", 1 << 10)
+    first = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"  # of its datapath
+    step = CampaignStep(kind="many", name=first)
+    result = run_step(emulated_bench(ARCH, "nan"), step, limit=60)
+    bits, normal = result.recordings
+    assert result.results == 2 * FEW and result.differ and not normal["differ"] and "whole" not in normal
+    assert 0 < bits["kept_tiles"] <= (1 << 10) // 128 < bits["tiles"]
+    campaign(tmp_path, Here("nan"), first, plant="nan")
+    reports = read_learned(tmp_path).reports
+    assert bits["kept_tiles"] * 128 in [report.rows for report in reports if report.differing]
+    assert not any(report.error for report in reports)
+
+
+def test_products_and_kernels_are_made_again_from_their_seed(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    for only in ("dot-general-e4m3-k256", "jax-quantize-fp8"):
+        campaign(tmp_path, Here(), only)
+    learned = read_learned(tmp_path)
+    assert [(report.rows, report.differing, report.error) for report in learned.reports] == [(1 << 16, 0, None), (512, 0, None)]
+    assert "2 of 2 products and kernels equal the emulator, 66,048 elements" in list(lines(learned))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_sha256": "0"}, "gives other results than were recorded; only their hash is kept"),
+        ({"operands_sha256": "0"}, "draws other operands now"),
+        ({"seed": -1}, "none that a campaign has"),
+        ({"case": "os:system"}, "none that a campaign has"),
+        ({"way": "guessed"}, "none that a campaign has"),
+        ({"dtypes": ["f32"]}, "does not tell the type"),
+        ({"differ": 3}, "3 elements differed, and the run was not kept whole"),
+        ({"whole": "../../etc/passwd"}, "is not in the archive"),
+    ],
+)
+def test_cases_of_others(change: dict[str, Any], message: str, case_archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(case_archive)[0]
+    made.manifest["steps"][0]["recordings"][0].update(change)
+    made.save()
+    (report,) = read_learned(tmp_path).reports
+    assert message in str(report.error)
+
+
+@pytest.fixture(scope="module")
+def case_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("jax")
+    folder = tmp_path_factory.mktemp("cases")
+    campaign(folder, Here(), "dot-general-f16-k256")
+    return folder
+
+
+def test_the_engine_of_gpus_in_the_simulator() -> None:
+    pytest.importorskip("numba.cuda.simulator", reason="this Numba has no CUDA simulator")
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="cuda", name="engine"), limit=200)
+    assert (result.state, result.results, result.differ) == ("done", 8 * 16, 0), result.files
+    assert "s8, 4^3: 0 of 16 differ" in "\n".join(result.said) and "f64: " in result.said[-1]
+
+
+def test_the_engine_of_gpus_without_a_gpu() -> None:
+    program = [sys.executable, "-m", engines.__name__, "hardware"]
+    rows = engines.read_lines(subprocess.run(program, capture_output=True, check=False).stdout + b'{"name": "cut')
+    if any("results" in row for row in rows):
+        pytest.skip("there is a GPU")
+    (row,) = rows
+    assert "finds no NVIDIA GPU" in row["missing"]
 
 
 # The process -------------------------------------------------------------------------------------------------------------
