@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, Final, Protocol
 from mmabits.conformance.campaign.archive import Archive
 from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, CampaignStep, plan_for
 from mmabits.conformance.campaign.steps import SEED, StepResult, result_row
+from mmabits.conformance.campaign.worker import visible_alone
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.session import source_version
 from mmabits.isa import OperandError, lower, parse
@@ -199,7 +201,8 @@ def _versions() -> dict[str, str]:
 
 def _smi(index: int) -> str:
     """State of the GPU in the words of nvidia-smi, without what tells one GPU of a kind from another; empty where it says nothing."""
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={_ASKED}", "--format=csv,noheader"]
+    device = visible_alone(index, os.environ)["CUDA_VISIBLE_DEVICES"]
+    command = ["nvidia-smi", f"--id={device}", f"--query-gpu={_ASKED}", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -23,7 +23,7 @@ from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_le
 from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
 from mmabits.conformance.campaign.steps import StepResult, run_step
-from mmabits.conformance.campaign.worker import BenchChoice, Worker
+from mmabits.conformance.campaign.worker import BenchChoice, Worker, visible_alone
 from mmabits.isa import Evidence, OperandError, VectorFileError
 
 ARCH = "sm_90a"
@@ -425,6 +425,7 @@ def test_the_engine_of_gpus_without_a_gpu() -> None:
         (["--out", "x", "--emulated"], "--emulated and --arch go together"),
         (["--plan"], "--plan has no GPU to ask"),
         ([], "--out is missing"),
+        (["--out", "x", "--compile"], "--compile goes with --emulated"),
         (["--out", "x", "--plant", "nan"], "--plant goes with --emulated"),
         (["--out", "x", "--emulated", "--arch", "sm_90a", "--plant", "nun"], "unknown fault 'nun'; did you mean nan"),
         (["--out", "x", "--budget", "soon"], "a budget is 8m"),
@@ -443,6 +444,21 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["campaign", "--plan", "--arch", "h100", "--budget", "1m"])
     out = capsys.readouterr().out
     assert left.value.code == 0 and "[FP8 wgmma into f32 with C other than zero" in out and "(beyond the budget)" in out
+
+
+@pytest.mark.parametrize(
+    ("index", "before", "seen"),
+    [(0, None, "0"), (2, None, "2"), (0, "3,1", "3"), (1, "3, GPU-8f", "GPU-8f"), (2, "3,1", "")],
+)
+def test_a_process_sees_one_gpu_alone(index: int, before: str | None, seen: str) -> None:
+    assert visible_alone(index, {} if before is None else {"CUDA_VISIBLE_DEVICES": before})["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_stand_in_whose_kernels_are_compiled(needs_nvrtc: None) -> None:
+    bench = emulated_bench(ARCH, compiles=True)
+    for step in (CampaignStep(kind="instruction", name=FP8), CampaignStep(kind="function", name="ex2.approx.f16")):
+        result = run_step(bench, step, limit=60)
+        assert (result.state, result.differ) == ("done", 0)
 
 
 @pytest.mark.slow
