@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -32,6 +32,8 @@ docs/campaign.md says how. A run corrects them by its own.
 """
 OF_INSTRUCTIONS: Final = ("instruction", "many", "identify")
 """Kinds whose steps are named by an instruction."""
+LARGEST_SCALE: Final = 15
+"""Of `scale_input_d`: C is multiplied by 2^-15."""
 _REPEATED: Final = 0.05
 """What a fact is worth that an earlier step of the plan shows already."""
 _ROW_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 5.0, Evidence.RECORDED: 1.0}
@@ -89,6 +91,8 @@ class Question:
     """Of the step's name."""
     archs: tuple[str, ...] = ()
     """Where it is open; empty: everywhere."""
+    about: str
+    """How docs/unknown.md begins to speak of it, without its marks."""
 
     def is_settled_by(self, kind: str, name: str, arch: str) -> bool:
         """Whether a step, once done, answers it."""
@@ -101,21 +105,31 @@ class Question:
 
 QUESTIONS: Final = (
     Question(name="wgmma-fp8-c", words="FP8 wgmma into f32 with C other than zero", kinds=("instruction", "many"),
-             datapaths=("sm_90a.wgmma.f8.f32",)),
+             datapaths=("sm_90a.wgmma.f8.f32",), about="C other than zero for Hopper's FP8 wgmma"),
     Question(name="wgmma-f16-zero", words="e_zero of wgmma into f16", kinds=("identify",),
-             datapaths=("sm_90a.wgmma.f8.f16", "sm_90a.wgmma.f16.f16")),
+             datapaths=("sm_90a.wgmma.f8.f16", "sm_90a.wgmma.f16.f16"), about="The exponent of zero terms"),
     Question(name="hopper-fp8-mma", words="FP8 mma.sync into f32: two FP16 instructions and an addition", kinds=("instruction",),
-             part=".f32.e4m3.e4m3.f32", archs=("sm_90a",)),
-    Question(name="fp4-width", words="the width of MXFP4 and NVFP4", kinds=("identify",), datapaths=("*.mxf4.f32",)),
-    Question(name="two-widths", words="operands of two widths, FP8 and FP4", kinds=("instruction",), part="e4m3.e2m1"),
-    Question(name="cta-group-2", words="cta_group::2 computes as cta_group::1", kinds=("instruction",), part="cta_group::2"),
+             part=".f32.e4m3.e4m3.f32", archs=("sm_90a",), about="FP8 mma.sync into f32 on Hopper"),
+    Question(name="fp4-width", words="the width of MXFP4 and NVFP4", kinds=("identify",), datapaths=("*.mxf4.f32",),
+             about="MXFP4 and NVFP4"),
+    Question(name="two-widths", words="operands of two widths, FP8 and FP4", kinds=("instruction",), part="e4m3.e2m1",
+             about="Operands of two widths"),
+    Question(name="cta-group-2", words="cta_group::2 computes as cta_group::1", kinds=("instruction",), part="cta_group::2",
+             about="cta_group::2 and scale_input_d"),
+    Question(name="scale-input-d", words="scale_input_d multiplies C before it is aligned", kinds=("instruction",), part="scale_input_d",
+             about="cta_group::2 and scale_input_d"),
     Question(name="carried-over", words="sm_103a, sm_110a and sm_121a compute as their neighbours", kinds=("instruction",),
-             archs=("sm_103a", "sm_110a", "sm_121a")),
-    Question(name="specials", words="infinities, NaN and signed zeros", kinds=("instruction",)),
-    Question(name="functions", words="the tables of the special function unit", kinds=("function",)),
-    Question(name="choices", words="which algorithm cuBLASLt takes", kinds=("choices",)),
-    Question(name="schedules", words="which schedules the frameworks' products have", kinds=("product",)),
+             archs=("sm_103a", "sm_110a", "sm_121a"), about="sm_103a, sm_110a and sm_121a"),
+    Question(name="specials", words="infinities, NaN and signed zeros", kinds=("instruction",), about="Infinities, NaN and signed zeros"),
+    Question(name="functions", words="the tables of the special function unit", kinds=("function",),
+             about="The tables of the special function unit"),
+    Question(name="choices", words="which algorithm cuBLASLt takes", kinds=("choices",), about="The choice of libraries"),
+    Question(name="schedules", words="which schedules the frameworks' products have", kinds=("product",), about="The choice of libraries"),
+    Question(name="kernels", words="compiled kernels give the emulator's bits", kinds=("kernel",), about="Nothing here ran on a GPU"),
+    Question(name="engine", words="device=\"cuda\" gives the CPU's bits", kinds=("cuda",), about="Nothing here ran on a GPU"),
 )  # fmt: skip
+NO_STEP: Final = {"Not modelled": "isa/ has no rows of them, so that there is nothing a recording could be held against"}
+"""What docs/unknown.md leaves open and no step settles, and why."""
 
 
 def questions_of(kind: str, name: str, arch: str) -> tuple[Question, ...]:
@@ -137,6 +151,16 @@ def _instructions(arch: str) -> Iterator[CampaignStep]:
             facts.append((f"specials {row.name}", _SPECIALS_WORTH))
         facts += [(f"claim {proof.covers}", _ROW_WORTH[proof.level]) for proof in found.proofs]
         yield _step("instruction", instruction.ptx, arch, facts)
+
+
+def _modified(arch: str) -> Iterator[CampaignStep]:
+    """An instruction that scales C down, where there is one: no other step has it."""
+    for instruction in recordable(arch):
+        if any(arch in spec.scale_input_d for spec in instruction.specs):
+            scaled = replace(instruction, scale_input_d=LARGEST_SCALE)
+            proofs = [(f"claim {proof.covers}", _ROW_WORTH[proof.level]) for proof in lower(scaled, arch).proofs]
+            yield _step("instruction", scaled.ptx, arch, [(f"instruction {scaled.ptx}", 0.5), *proofs])
+            return
 
 
 def _many(arch: str) -> Iterator[CampaignStep]:
@@ -175,7 +199,14 @@ def _cases(arch: str) -> Iterator[CampaignStep]:
             yield _step(kind, case.name, arch, facts)
 
 
-_SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (_instructions, _many, _identifications, _functions, _cases)
+_SOURCES: Final[tuple[Callable[[str], Iterator[CampaignStep]], ...]] = (
+    _instructions,
+    _modified,
+    _many,
+    _identifications,
+    _functions,
+    _cases,
+)
 
 
 def plan_for(arch: str, *, only: str | None = None) -> list[CampaignStep]:
@@ -211,4 +242,4 @@ def _ordered(steps: Sequence[CampaignStep]) -> list[CampaignStep]:
     return found
 
 
-__all__ = ["CHOICE_SHAPES", "KINDS", "OF_INSTRUCTIONS", "QUESTIONS", "Question", "CampaignStep", "plan_for", "questions_of"]
+__all__ = ["CHOICE_SHAPES", "KINDS", "NO_STEP", "OF_INSTRUCTIONS", "QUESTIONS", "Question", "CampaignStep", "plan_for", "questions_of"]

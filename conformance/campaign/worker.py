@@ -48,6 +48,11 @@ def visible_alone(index: int, environment: Mapping[str, str]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": devices[index].strip() if index < len(devices) else ""}
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
 def _serve(pipe: Connection, place: BenchChoice) -> None:
     """The process: tells what the device is, then runs steps until the pipe closes."""
     from mmabits.conformance.campaign.bench import cuda_bench, emulated_bench
@@ -63,7 +68,10 @@ def _serve(pipe: Connection, place: BenchChoice) -> None:
         pipe.send(bench.device.info)
         while True:
             step, limit = pipe.recv()
-            pipe.send(run_step(bench, step, limit=limit, command=place.command))
+            before = _cpu_seconds()
+            result = run_step(bench, step, limit=limit, command=place.command)
+            result.cpu = round(_cpu_seconds() - before, 3)
+            pipe.send(result)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:  # said by the process that asked
