@@ -91,7 +91,7 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
                     recordings.append((_name_of(recording), recording))
             except Exception as error:  # of whatever kind: the other recordings are replayed
                 reports.append(FileReport(path=name, error=f"{name}: {told(error)}"))
-        reports += [_range(each, device, path) for each in row["recordings"] if "function" in each]
+        reports += [_range(each, device, path) for each in row["recordings"] if "function" in each and not each.get("differ")]
         reports += [_case(each, device, path, members) for each in row["recordings"] if "case" in each]
     reports += [_function(name, data, path, most_blocks) for name, data in members.items() if name.startswith("functions/")]
     whole = {each.get("whole") for row in manifest["steps"] for each in row["recordings"] if "instruction" in each}

@@ -39,6 +39,7 @@ CHAIN: Final = 4
 MANY_RESULTS: Final = 1 << 21
 MOST_WHOLE: Final = 1 << 18
 """Results of a recording that is kept whole where some differ; of a longer one, so many of the tiles that differ."""
+MOST_FUNCTION_BYTES: Final = 6 << 20
 _SOME_BLOCKS: Final = 4
 """Blocks of operands that are summed where the emulator stands in for a GPU, and that are compared in either case."""
 _TOOLKIT: Final = Path("/usr/local/cuda")
@@ -205,7 +206,8 @@ def _function(bench: Bench, step: CampaignStep, folder: Path, _limit: float, com
         found.line += f"; {len(table.blocks):,} blocks of 2^20 operands summed"
     name = f"functions/{safe_name(outcome.path.stem)}.safetensors"
     if differ:
-        found.files[name] = outcome.path.read_bytes()
+        found.files[name], kept = _cut_to_fit(table, outcome.path)
+        found.recordings.append({"function": step.name, "ranges": [], "sha256": [], "differ": differ, "kept": kept})
         return found
     ranges = [f"{first:#010x}+{count}" for first, count in table.ranges]
     digests = [hashlib.sha256(results.astype("<u4").tobytes()).hexdigest() for results in table.results]
@@ -214,6 +216,19 @@ def _function(bench: Bench, step: CampaignStep, folder: Path, _limit: float, com
     write_function(short, replace(table, ranges=(), results=()))
     found.files[name] = short.read_bytes()
     return found
+
+
+def _cut_to_fit(table: FunctionTable, path: Path) -> tuple[bytes, int]:
+    """A function's file and its results: all, or as many of each range's first as leave room for other functions; the sums stay."""
+    data, cut = path.read_bytes(), table
+    while len(data) > MOST_FUNCTION_BYTES:
+        results = tuple(each[: len(each) // 2] for each in cut.results)
+        ranges = tuple((first, len(each)) for (first, _), each in zip(cut.ranges, results, strict=True))
+        cut = replace(cut, ranges=ranges, results=results)
+        short = path.with_name(f"cut{sum(map(len, results))}{path.suffix}")
+        write_function(short, cut)
+        data = short.read_bytes()
+    return data, sum(map(len, cut.results))
 
 
 def compare_table(table: FunctionTable, *, most_blocks: int | None) -> tuple[int, int, list[str]]:

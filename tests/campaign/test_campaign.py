@@ -512,3 +512,14 @@ def test_what_is_told(tmp_path: Path) -> None:
     found = open_campaign(tmp_path, emulated_bench(ARCH).device.info, only="ex2.approx.f16")
     run_campaign(found, Here(), budget=60, began=time.monotonic(), tell=heard.append)
     assert [(each.step.key, each.result.line) for each in heard] == [("function ex2.approx.f16", "65,536 results, 0 differ")]
+
+
+def test_results_of_a_function_that_would_fill_the_archive_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.MOST_FUNCTION_BYTES", 1 << 12)
+    only = "rcp.approx.ftz"
+    found, _ = campaign(tmp_path, Here("function"), only, plant="function")
+    (row,) = found.rows
+    kept = row["recordings"][0]["kept"]
+    assert 0 < kept < 1 << 23 and sum(each["bytes"] for each in row["files"]) <= 1 << 12
+    (report,) = [report for report in read_learned(tmp_path).reports if report.rows > 100]
+    assert report.error is None and report.rows == kept + 4
