@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -199,6 +200,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def sources_sha256() -> str:
+    """Of the package's own Python files, by name: it tells which code ran where no repository does."""
+    from mmabits import __file__ as package
+
+    root, digest = Path(package).parent, hashlib.sha256()
+    for path in sorted(each for folder in root.iterdir() if folder.is_dir() for each in folder.resolve().rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _smi(index: int) -> str:
     """State of the GPU in the words of nvidia-smi, without what tells one GPU of a kind from another; empty where it says nothing."""
     device = visible_alone(index, os.environ)["CUDA_VISIBLE_DEVICES"]
@@ -259,7 +270,7 @@ def run_campaign(
     """
     manifest = campaign.archive.manifest
     this = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "budget": budget, "command": command, "commit": source_version(),
-            "seconds": 0.0}  # fmt: skip
+            "sources_sha256": sources_sha256(), "seconds": 0.0}  # fmt: skip
     manifest["runs"].append(this)
     manifest["open"] = [step.key for step in campaign.left()]
     campaign.archive.save()
