@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 
 import numpy as np
@@ -352,6 +353,9 @@ def lines(found: Learned) -> Iterator[str]:
 _PROOF: Final = re.compile(r"_(?:published|recorded|inferred)\([^)]*\)|_FP8_CHAIN")
 _CITED: Final = re.compile(r"^(\S+)\s+= \{ gpu.*\n", re.MULTILINE)
 """A recording in sources.toml."""
+_WIDTH: Final = 138
+_INDENT: Final = " " * 11
+_SPACE: Final = "\u00a0"
 _SPECIALS: Final = "infinities, NaN, signed zeros"
 
 
@@ -400,6 +404,13 @@ def patch_of(found: Learned) -> tuple[str, list[str]]:
     return "".join(parts), left
 
 
+def _cites(names: Sequence[str], covers: str = "") -> str:
+    """`_recorded("...", ...)` in lines as long as those of isa/datapaths.py."""
+    words = ", ".join([*(f'"{name}"' for name in names), *([f'covers="{covers.replace(" ", _SPACE)}"'] if covers else [])])
+    lines = wrap(words, _WIDTH - len(_INDENT) - len("special=_recorded()"), break_long_words=False, break_on_hyphens=False)
+    return f"_recorded({f'{chr(10)}{_INDENT}          '.join(lines)})".replace(_SPACE, " ")
+
+
 def _edited(text: str, lesson: Lesson, proofs: Sequence[str], specials: Sequence[str]) -> str | None:
     """The rows with one changed; None where it has no line of its own."""
     start = re.search(rf'_(?:fused|grouped)\("{re.escape(lesson.row.name)}",', text)
@@ -408,15 +419,17 @@ def _edited(text: str, lesson: Lesson, proofs: Sequence[str], specials: Sequence
     if start is None or match is None or following is None or match.start() > start.end() + following.start():
         return None
     kept = match[0]
+    before = text[: match.start()]
     if lesson.raises:
-        kept = f"_recorded({', '.join(map(repr, proofs))})".replace("'", '"')
+        kept = _cites(proofs)
+        if len(before) - before.rindex("\n") + len(kept.split("\n")[0]) > _WIDTH:
+            before, kept = before.rstrip(), f"\n{_INDENT}{kept}"
     row = text[match.end() : start.end() + following.start()]
     if lesson.raises_specials:
-        names = ", ".join(f'"{name}"' for name in specials)
-        special = f',\n           special=_recorded({names}, covers="{_SPECIALS}")'
+        special = f",\n{_INDENT}special={_cites(specials, _SPECIALS)}"
         close = row.rindex(")")
         row = row[:close] + special + row[close:]
-    return text[: match.start()] + kept + row + text[start.end() + following.start() :]
+    return before + kept + row + text[start.end() + following.start() :]
 
 
 __all__ = ["Learned", "Lesson", "lessons", "lines", "patch_of", "read_learned"]
