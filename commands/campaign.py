@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -88,6 +89,7 @@ def _run(out: Path, budget: float, began: float, place: BenchChoice, only: str |
     if place.compiles:
         compiler_version()
     worker = Worker(place=place)
+    warming = _warming() if place.arch is None else None
     before = signal.signal(signal.SIGTERM, _interrupted)  # as `timeout` ends a command
     try:
         info = worker.start()
@@ -98,8 +100,17 @@ def _run(out: Path, budget: float, began: float, place: BenchChoice, only: str |
         left = run_campaign(found, worker, budget=budget, began=began, command=place.command, tell=lambda ended: _tell(ended, said))
     finally:
         worker.stop()
+        if warming is not None:
+            warming.kill()
+            warming.wait()
         signal.signal(signal.SIGTERM, before)
     return _ended(found, len(left), out)
+
+
+def _warming() -> subprocess.Popen[bytes]:
+    """A process that imports what later steps import, beside the first ones: their files are in memory then."""
+    text = "import contextlib\nfor name in ('torch', 'triton', 'jax'):\n with contextlib.suppress(Exception):\n  __import__(name)"
+    return subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _interrupted(_number: int, _frame: object) -> None:

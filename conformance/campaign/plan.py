@@ -16,14 +16,14 @@ from mmabits.isa.evidence import weakest
 from mmabits.isa.opcodes import opcode_table
 
 KINDS: Final = {
-    "instruction": (1.2, "layout check, special values, probes, normal values and random bits, C other than zero; a chain"),
-    "many": (4.0, "two million results with C of random bits, and of normal values"),
-    "identify": (8.0, "asks for the datapath, probe by probe"),
-    "function": (2.5, "every operand of a function"),
+    "instruction": (1.0, "layout check, special values, probes, normal values and random bits, C other than zero; a chain"),
+    "many": (2.5, "two million results with C of random bits, and of normal values"),
+    "identify": (5.0, "asks for the datapath, probe by probe"),
+    "function": (2.0, "every operand of a function"),
     "choices": (3.0, "which algorithms cuBLASLt takes"),
-    "product": (3.0, "a matrix product of PyTorch or JAX, and the schedule that explains it"),
+    "product": (2.0, "a matrix product of PyTorch or JAX, and the schedule that explains it"),
     "kernel": (3.0, "a kernel of kernels/"),
-    "cuda": (45.0, "device=\"cuda\" against the CPU: bits, and how fast"),
+    "cuda": (40.0, "device=\"cuda\" against the CPU: bits, and how fast"),
     "tests": (75.0, "the tests marked gpu of the engine and of recording"),
 }  # fmt: skip
 """Seconds that a step of each kind takes, and what it does: the host's part as measured without a GPU, the GPU's counted.
@@ -41,8 +41,8 @@ _SPECIALS_WORTH: Final = 3.0
 _OPEN_WORTH: Final = 10.0
 _PRODUCT_WORTH: Final = 2.0
 _FIRST_KERNEL_WORTH: Final = 3.0
-_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 2.4, "cuda": 40.0, "tests": 30.0}
-_MANY_WORTH: Final = {Evidence.INFERRED: 4.0, Evidence.PUBLISHED: 3.0, Evidence.RECORDED: 1.5}
+_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 4.5, "cuda": 80.0, "tests": 30.0}
+_MANY_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 6.0, Evidence.RECORDED: 4.0}
 CHOICE_SHAPES: Final = tuple(
     f"{m}x{n}x{k}:{types}"
     for types in ("bf16", "f16", "e4m3,e4m3,bf16", "e4m3,e4m3,bf16:fast")

@@ -33,6 +33,8 @@ _TRIES: Final = {"failed": 2, "left out": 1}
 """How often a run tries a step that ends so."""
 _RECORDED_KINDS: Final = ("instruction", "many")
 _LEAST_LIMIT_S: Final = 60.0
+_FIRST_LIMIT_S: Final = {"product": 150.0, "kernel": 150.0}
+"""Of the first step of a kind, which imports a framework from a disk that may be cold."""
 _PATIENCE: Final = 6.0
 """A step is ended after so many times its estimate."""
 _RESERVE_S: Final = 2.0
@@ -123,6 +125,11 @@ class Campaign:
             took = [row["seconds"] for row in self.rows if row["kind"] == kind and row["state"] == "done"]
             found[kind] = (guess + sum(took)) / (1 + len(took))
         return found
+
+    def limit(self, kind: str) -> float:
+        """Seconds after which a step is ended."""
+        is_first = not any(row["kind"] == kind and row["state"] == "done" for row in self.rows)
+        return max(_FIRST_LIMIT_S.get(kind, 0.0) if is_first else 0.0, _LEAST_LIMIT_S, _PATIENCE * self.estimates()[kind])
 
     def next(self, seconds: float) -> CampaignStep | None:
         """The step with the most value for its time, of those that fit.
@@ -281,7 +288,7 @@ def run_campaign(
             step = campaign.next(remaining)
             if step is None:
                 break
-            limit = min(remaining, max(_LEAST_LIMIT_S, _PATIENCE * campaign.estimates()[step.kind]))
+            limit = min(remaining, campaign.limit(step.kind))
             result = runner.run(step, limit)
             if result.state == "ended":
                 if limit == remaining:  # cut off by the end of the time: it is still to be run
