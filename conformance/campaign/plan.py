@@ -69,6 +69,12 @@ class CampaignStep:
         return f"{self.kind} {self.name}"
 
     @property
+    def group(self) -> str:
+        """Steps that would fail together: `instruction wgmma.mma_async`, `kernel triton`."""
+        name = parse(self.name).family.value if self.kind in OF_INSTRUCTIONS else self.name.partition("-")[0]
+        return f"{self.kind} {name}"
+
+    @property
     def estimate(self) -> float:
         """Seconds."""
         return KINDS[self.kind][0]

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,8 @@ PACKAGES: Final = (
 _TRIES: Final = {"failed": 2, "left out": 1}
 """How often a run tries a step that ends so."""
 _RECORDED_KINDS: Final = ("instruction", "many")
+_FAILURES: Final = 3
+"""After so many, and none done, steps of a group come after those of others."""
 _LEAST_LIMIT_S: Final = 60.0
 _FIRST_LIMIT_S: Final = {"product": 150.0, "kernel": 150.0}
 """Of the first step of a kind, which imports a framework from a disk that may be cold."""
@@ -126,6 +129,14 @@ class Campaign:
             found[kind] = (guess + sum(took)) / (1 + len(took))
         return found
 
+    def _failing(self) -> set[str]:
+        """Groups of steps of which several failed and none was done: what is wrong with them is not to take the time of the others."""
+        planned = {step.key: step.group for step in self.steps}
+        ended = [(planned[row["key"]], row["state"]) for row in self.rows if row["key"] in planned]
+        failed = Counter(group for group, state in ended if state == "failed")
+        done = {group for group, state in ended if state == "done"}
+        return {group for group, count in failed.items() if count >= _FAILURES and group not in done}
+
     def limit(self, kind: str) -> float:
         """Seconds after which a step is ended."""
         is_first = not any(row["kind"] == kind and row["state"] == "done" for row in self.rows)
@@ -143,8 +154,10 @@ class Campaign:
         shown = {fact for step in done for fact, _ in step.facts}
         fitting = [step for step in self.left() if estimates[step.kind] <= seconds]
 
-        def rate(step: CampaignStep) -> tuple[bool, float]:
-            return self._row(step) is None, step.worth(shown) / step.estimate
+        failing, there = self._failing(), {row["key"] for row in self.rows}
+
+        def rate(step: CampaignStep) -> tuple[bool, bool, float]:
+            return step.key not in there, step.group not in failing, step.worth(shown) / step.estimate
 
         return max(fitting, key=rate, default=None)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -378,13 +379,19 @@ def _identify(bench: Bench, step: CampaignStep, _folder: Path, _limit: float, _c
     )  # fmt: skip
 
 
+def with_toolkit(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which numba-cuda finds the NVVM of a toolkit: it looks beside an installed NVRTC, where NVVM may not be."""
+    compiler = shutil.which("nvcc", path=environment.get("PATH"))
+    folders = [*([Path(compiler).resolve().parents[1]] if compiler else []), _TOOLKIT]
+    folder = next((each for each in folders if (each / "nvvm").is_dir()), None)
+    if folder is None or environment.get("CUDA_HOME") or environment.get("CUDA_PATH"):
+        return dict(environment)
+    return {**environment, "CUDA_HOME": str(folder)}
+
+
 def _cuda(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _command: str) -> StepResult:
     """In a process of its own: what Numba compiles and allocates there harms no other step."""
-    environment = dict(os.environ)
-    if not bench.is_hardware:
-        environment["NUMBA_ENABLE_CUDASIM"] = "1"
-    elif "CUDA_HOME" not in environment and _TOOLKIT.is_dir():
-        environment["CUDA_HOME"] = str(_TOOLKIT)  # where numba-cuda looks for NVVM
+    environment = with_toolkit(os.environ) if bench.is_hardware else {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     out, log = folder / "out", folder / "log"
     command = [sys.executable, "-m", engines.__name__, "hardware" if bench.is_hardware else "simulator"]
     with open(out, "wb") as lines, open(log, "wb") as errors:
@@ -422,7 +429,13 @@ def _tests(bench: Bench, _step: CampaignStep, folder: Path, limit: float, _comma
     with open(log, "wb") as file:
         try:
             status = subprocess.run(
-                command, cwd=root, stdout=file, stderr=subprocess.STDOUT, timeout=max(limit - 5, 1), check=False
+                command,
+                cwd=root,
+                env=with_toolkit(os.environ),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=max(limit - 5, 1),
+                check=False,
             ).returncode
         except subprocess.TimeoutExpired:
             status, ended = -1, f"ended after {limit:.0f} s"

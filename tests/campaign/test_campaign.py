@@ -22,7 +22,7 @@ from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
 from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
-from mmabits.conformance.campaign.steps import StepResult, run_step
+from mmabits.conformance.campaign.steps import StepResult, run_step, with_toolkit
 from mmabits.conformance.campaign.worker import BenchChoice, Worker, visible_alone
 from mmabits.conformance.record.nvrtc import compiler_version
 from mmabits.isa import DeviceUnavailable, Evidence, OperandError, VectorFileError
@@ -201,6 +201,19 @@ def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch
     found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 2000, only="e4m3.e4m3", result=result)
     assert [key for key, _ in runner.steps][-1] == f"instruction {FP8}"
     assert [each["name"] for each in told(found)[f"instruction {FP8}"]["files"]] == ["logs/x.txt", "logs/x-try2.txt"]
+
+
+def test_a_family_that_fails_does_not_take_the_time_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that no GPU has run may all fail for one reason."""
+
+    def result(step: CampaignStep) -> StepResult:
+        return StepResult(state="failed" if step.group == "instruction wgmma.mma_async" else "done", line="")
+
+    _, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 5000, only="f16.f16", result=result)
+    wrong = [place for place, (key, _) in enumerate(runner.steps) if key.startswith("instruction wgmma")]
+    right = [place for place, (key, _) in enumerate(runner.steps) if not key.startswith("instruction wgmma")]
+    assert len(wrong) == 2 * len(set(key for key, _ in runner.steps if key.startswith("instruction wgmma")))
+    assert sum(place < right[-1] for place in wrong) == 3 < len(wrong) / 2
 
 
 def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,6 +424,18 @@ def test_the_engine_of_gpus_in_the_simulator() -> None:
     result = run_step(emulated_bench(ARCH), CampaignStep(kind="cuda", name="engine"), limit=200)
     assert (result.state, result.results, result.differ) == ("done", 8 * 16, 0), result.files
     assert "s8, 4^3: 0 of 16 differ" in "\n".join(result.said) and "f64: " in result.said[-1]
+
+
+def test_the_toolkit_of_the_compiler_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps._TOOLKIT", tmp_path / "none")
+    for folder in ("bin", "nvvm"):
+        (tmp_path / "cuda" / folder).mkdir(parents=True)
+    compiler = tmp_path / "cuda" / "bin" / "nvcc"
+    compiler.touch(mode=0o755)
+    there = {"PATH": str(compiler.parent)}
+    assert with_toolkit(there) == {**there, "CUDA_HOME": str(tmp_path / "cuda")}
+    for named in ({"PATH": str(tmp_path)}, {**there, "CUDA_PATH": "/opt/cuda"}):
+        assert with_toolkit(named) == named
 
 
 def test_the_engine_of_gpus_without_a_gpu() -> None:
