@@ -70,9 +70,8 @@ class CampaignStep:
 
     @property
     def group(self) -> str:
-        """Steps that would fail together: `instruction wgmma.mma_async`, `kernel triton`."""
-        name = parse(self.name).family.value if self.kind in OF_INSTRUCTIONS else self.name.partition("-")[0]
-        return f"{self.kind} {name}"
+        """Steps that would fail together, by how their names begin: `instruction wgmma`, `kernel triton`."""
+        return f"{self.kind} {self.name.partition('.' if self.kind in OF_INSTRUCTIONS else '-')[0]}"
 
     @property
     def estimate(self) -> float:
