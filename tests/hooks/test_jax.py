@@ -513,3 +513,13 @@ def test_forked_processes_and_fresh_ones() -> None:
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert found.stdout.split() == ["16.0", "1"], found.stderr
+
+
+def test_export_inside_a_block_is_refused_with_a_reason():
+    from jax import export
+
+    a = jnp.ones((16, 16), jnp.bfloat16)
+    with mmabits.emulate("sm_90a", frameworks=["jax"]):
+        with pytest.raises(EmulationError, match=r"jax.export makes programs for other processes.*export outside of the block"):
+            export.export(jax.jit(lambda a: a @ a.T))(a)
+        assert jax.jit(lambda a: a @ a.T)(a).shape == (16, 16)

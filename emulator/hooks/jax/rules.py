@@ -164,12 +164,24 @@ def _rule(primitive: Any, lower: Callable[[_Equation], Any]) -> Rule:
         if session is None or key is None:
             scope.tell_of_missed("jax", _name(context), str(context.primitive))
             return original(context, *operands, **parameters)
+        if _is_exported(context):
+            session.refuse(_name(context), str(context.primitive), EXPORTED)
         return lower(_Equation(context=context, operands=operands, parameters=parameters, session=session, key=key, original=original))
 
     return rule
 
 
 # --------------------------------------------------------------------------------------------------------- what is lowered
+
+EXPORTED: Final = (
+    "jax.export makes programs for other processes, where nothing emulates; export outside of the block, and jit the function itself inside"
+)
+
+
+def _is_exported(context: Any) -> bool:
+    """Whether `jax.export` asked for the program."""
+    settings = getattr(context.module_context, "lowering_parameters", None)
+    return bool(getattr(settings, "for_export", False))
 
 
 def _tracebacks(context: Any) -> Iterator[Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch._C import _get_dispatch_stack_at, _len_torch_dispatch_stack
+from torch._C import _get_dispatch_mode, _get_dispatch_stack_at, _len_torch_dispatch_stack, _TorchDispatchModeKey
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmabits.emulator.hooks import scope
@@ -81,6 +82,10 @@ NOT_PRODUCTS: Final = re.compile(r".*(_(un|pre)pack(_\w+)?|_reorder_\w+|_flatten
 """Operators that only arrange weights."""
 
 
+WITH_PRODUCTS: Final = frozenset({"flex_attention", "flex_attention_backward"})
+"""Operators that take functions and multiply matrices by themselves, in Python."""
+
+
 def _passed(call: OperatorCall) -> Any:
     return call.stock()
 
@@ -115,6 +120,12 @@ class _AttentionInProducts:
 attention_in_products: Final = _AttentionInProducts()
 
 
+def _nested(func: torch._ops.OpOverload, values: Iterable[Any]) -> bool:
+    """Whether an operator works on nested tensors of torch's own layout, by a kernel for them that is made of products of their parts."""
+    is_nested = any(isinstance(value, torch.Tensor) and value.is_nested and value.layout == torch.strided for value in values)
+    return is_nested and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.NestedTensorCPU)
+
+
 def _decomposed(call: OperatorCall) -> Any:
     """An operator made of others, which inference mode does not take apart by itself."""
     with call.mode.emulating(call.mode.within):
@@ -146,6 +157,13 @@ _KNOWN: dict[Any, tuple[Handler, Signature]] = {}
 _PASSED: set[Any] = set()
 """Those of them that are none of the emulator's business."""
 _NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
+_TRACERS: Final = (_TorchDispatchModeKey.FAKE, _TorchDispatchModeKey.PROXY, _TorchDispatchModeKey.FUNCTIONAL)
+"""Modes that torch keeps below all others: shapes without numbers, graphs in the making."""
+
+
+def _is_traced() -> bool:
+    """Whether torch only looks at what a program would do: nothing is to be multiplied, and the graph must hold the operators."""
+    return any(_get_dispatch_mode(key) is not None for key in _TRACERS)
 
 
 def begin(session: Session) -> Callable[[], None]:
@@ -177,6 +195,8 @@ def _take_off_ended() -> None:
 
 class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Computes the matrix products of the running thread with a session's tensor cores, where the session's block holds."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, session: Session) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -220,6 +240,28 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
             if name in PRODUCTS:
                 scope.tell_of_missed("torch", caller(name), name)
 
+    def _of_functions(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """An operator that takes functions, as `cond` and `flex_attention`: the products in these are emulated, and its own."""
+        if _is_traced():
+            return func(*args, **kwargs)
+        name = str(func)
+        own = func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd) if name in WITH_PRODUCTS else None
+        if own is not None:
+            with self.emulating(name):
+                return own(*args, **kwargs)
+
+        def inside(value: Any) -> Any:
+            if not callable(value) or isinstance(value, (torch.Tensor, torch._ops.OperatorBase, type)):
+                return value
+
+            def emulated(*own: Any, **named: Any) -> Any:
+                with self.emulating(name):
+                    return value(*own, **named)
+
+            return emulated
+
+        return func(*map(inside, args), **{word: inside(value) for word, value in kwargs.items()})
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
         if func in _PASSED and not (self.poisons and func in UNWRITTEN):
@@ -227,13 +269,17 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         if not self._holds():
             self._tell(func)
             return func(*args, **kwargs or {})
-        if self.poisons and func in UNWRITTEN:
+        if self.poisons and func in UNWRITTEN and not _is_traced():
             return unwritten(func, args, kwargs or {})
         for kind in types:
             if kind.__torch_dispatch__ is not _NO_DISPATCH:
+                if _is_traced():
+                    return func(*args, **kwargs or {})
                 return NotImplemented  # a tensor subclass: it takes itself apart, and its parts come here
         known = _KNOWN.get(func)
         if known is None:
+            if isinstance(func, HigherOrderOperator):
+                return self._of_functions(func, args, kwargs or {})
             if not isinstance(func, torch._ops.OpOverload):
                 return func(*args, **kwargs or {})
             handler = _handler(func)
@@ -241,4 +287,9 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
                 _PASSED.add(func)
                 return func(*args, **kwargs or {})
             known = _KNOWN[func] = handler, Signature.of(func)
+        if _is_traced():
+            return func(*args, **kwargs or {})
+        if _nested(func, args):
+            with self.emulating(self.within):
+                return func._op_dk(torch._C.DispatchKey.NestedTensorCPU, *args, **kwargs or {})
         return known[0](OperatorCall(self, func, known[1], args, kwargs or {}))
