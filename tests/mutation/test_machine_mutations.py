@@ -215,7 +215,7 @@ CHANGES: Final = (
     Change("address: windows", '"shared": words.SHARED_TAG', '"shared": words.LOCAL_TAG', (f"{RULES}::test_spaces_of_generic_addresses",)),
     Change("address: isspacep", 'code.compare("eq", top, code.constant(tag, 64))', 'code.compare("ne", top, code.constant(tag, 64))',
            (f"{RULES}::test_spaces_of_generic_addresses",)),
-    Change("address: stride of a vector", "            at += 32 * register\n", "            at += 32 * unit\n",
+    Change("address: stride of a vector", "            at += 32 * register\n", "            at += 16 * register\n",
            (f"{KERNEL}::test_words_of_several_sizes_and_vectors",)),
     # mbarriers, turns, clusters.
     Change("mbarrier: the next phase", "phase, left = phase ^ 1, expected", "phase, left = phase ^ 1, expected + dropped",
