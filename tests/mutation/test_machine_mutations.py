@@ -30,6 +30,10 @@ BULK, CLUSTERS, WGMMA, INLINING, OPCODES = (
 )
 
 
+LIMIT: Final = 300
+"""Seconds. Some changes make a test wait for ever, which is noticed too: the runs of CI have a limit of their own."""
+
+
 class Change(NamedTuple):
     """One place of the sources, made wrong."""
 
@@ -317,10 +321,13 @@ def outcome(change: Change, room: Path) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": str(room / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     if "engine.jit import" in path.read_text(encoding="utf-8"):  # compiled by Numba: its machine code is nobody else's
         environment["NUMBA_CACHE_DIR"] = str(room / "cache")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *change.tests],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *change.tests],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return 1, f"no end within {LIMIT} s"
     return done.returncode, done.stdout[-2000:] + done.stderr[-500:]
 
 
