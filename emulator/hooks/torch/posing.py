@@ -54,6 +54,8 @@ class _Pose(TorchFunctionMode):
         """Every function of PyTorch that the thread calls."""
         kwargs = kwargs or {}
         if torch.compiler.is_dynamo_compiling():  # it looks into this function, and must understand all of it; a mode is part of its guards
+            if function is torch.Tensor.cuda or function is torch.Tensor.pin_memory:
+                return args[0]
             return function(*[_here(each) for each in args], **{key: _here(kwargs[key]) for key in kwargs})
         if function is torch.device or not _holds(self.session):
             return function(*args, **kwargs)
