@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
-from mmabits.emulator.hooks.session import emulate  # noqa: E402
+from mmabits.emulator.hooks.session import NotEmulated, emulate  # noqa: E402
 
 F = torch.nn.functional
 BF16 = torch.bfloat16
@@ -217,3 +217,27 @@ def test_nested_tensors_are_products_of_their_parts() -> None:
     )
     assert np.array_equal(weight.grad.float().numpy(), want.astype("bfloat16").astype(np.float32))
     assert not session.report().skipped
+
+
+def test_backward_after_the_block_is_said() -> None:
+    weight, x = random(16, 16, seed=1).requires_grad_(), random(4, 16)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)).to(BF16)
+    with emulated() as session:
+        inside = (x @ weight).sum()
+        inside.backward()
+        loss = model(x @ weight).sum()
+    assert not session.report().skipped
+    with pytest.warns(
+        NotEmulated, match=r"addmm in backward at test_torch_programs.py:\d+: the block had ended.*call backward inside of it"
+    ) as told:
+        loss.backward()
+    assert len(told) == 1
+    lines = {line.operation: line for line in session.report().skipped}
+    assert lines["addmm in backward"].count == 2 and lines["mm in backward"].count == 1
+    assert "the block had ended" in lines["mm in backward"].reason
+    with emulated():  # another block's tensor cores
+        loss = (x @ weight).sum()
+    with emulated() as other, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss.backward()
+    assert counted(other) == 1

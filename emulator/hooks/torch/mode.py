@@ -18,6 +18,7 @@ from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
 from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
+from mmabits.emulator.hooks.torch.late import LateBackward
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 
 Handler = Callable[[OperatorCall], Any]
@@ -172,6 +173,7 @@ def begin(session: Session) -> Callable[[], None]:
     mode.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
 
     def end() -> None:
+        mode.late.watch()
         mode.has_ended = True
         _take_off_ended()
 
@@ -205,6 +207,7 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         self._thread = threading.get_ident()
         self.within = ""
         """The operator that is being taken apart, for the report."""
+        self.late = LateBackward(session)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -264,6 +267,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
+        if self.late.fresh:
+            self.late.watch()
         if func in _PASSED and not (self.poisons and func in UNWRITTEN):
             return func(*args, **kwargs or {})
         if not self._holds():
@@ -292,4 +297,7 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         if _nested(func, args):
             with self.emulating(self.within):
                 return func._op_dk(torch._C.DispatchKey.NestedTensorCPU, *args, **kwargs or {})
-        return known[0](OperatorCall(self, func, known[1], args, kwargs or {}))
+        result = known[0](OperatorCall(self, func, known[1], args, kwargs or {}))
+        if torch.is_grad_enabled():
+            self.late.made(known[1].name, result)
+        return result
