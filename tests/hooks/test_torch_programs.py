@@ -241,3 +241,58 @@ def test_backward_after_the_block_is_said() -> None:
         warnings.simplefilter("error")
         loss.backward()
     assert counted(other) == 1
+
+
+@pytest.fixture(scope="module")
+def own_operators() -> Any:
+    """Operators that a program defines: of PyTorch's, of NumPy's, and as kernels of a library."""
+    library = torch.library.Library("mmabits_test", "DEF")
+    library.define("product(Tensor a, Tensor b) -> Tensor")
+    library.impl("product", lambda a, b: a @ b, "CompositeExplicitAutograd")
+    library.define("fused_gemv(Tensor a, Tensor b) -> Tensor")
+    library.impl("fused_gemv", lambda a, b: torch.from_numpy(a.numpy() @ b.numpy()), "CPU")
+    library.define("hidden(Tensor a, Tensor b) -> Tensor")
+    library.impl("hidden", lambda a, b: torch.from_numpy(a.numpy() @ b.numpy()), "CPU")
+
+    @torch.library.custom_op("mmabits_test::doubled", mutates_args=())
+    def doubled(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a + a) @ b
+
+    yield torch.ops.mmabits_test
+    library._destroy()
+
+
+def test_operators_of_the_program(own_operators: Any) -> None:
+    a, b = random(8, 16), random(16, 4, seed=1)
+    with emulated() as session:
+        assert torch.equal(own_operators.product(a, b), a @ b) and torch.equal(own_operators.doubled(a, b), (a + a) @ b)
+        assert counted(session) == 4 and not session.report().skipped
+        assert session.report().share == 1 and session.report().multiply_adds == 4 * 8 * 16 * 4
+        own_operators.hidden(a.float(), b.float())
+        own_operators.fused_gemv(a.float(), b.float())
+    hidden, gemv = session.report().skipped
+    assert hidden.operation == "mmabits_test::hidden" and "past PyTorch's operators is not seen" in hidden.reason
+    assert gemv.operation == "mmabits_test::fused_gemv" and gemv.reason == "a matrix product that the emulator does not know"
+    assert hidden.multiply_adds is None and "2 lines below of unknown size" in str(session.report())
+    assert "mm of mmabits_test::product at test_torch_programs.py" in session.report().emulated[0].site
+
+
+def test_multiply_adds_that_are_not_emulated_are_counted() -> None:
+    a, b = random(8, 16), random(16, 4, seed=1)
+    wanted = {
+        "mm": (lambda: a.float() @ b.float(), 8 * 16 * 4),
+        "mv": (lambda: torch.mv(a, b[:, 0]), 8 * 16),
+        "dot": (lambda: torch.dot(a[0], b[:, 0]), 16),
+        "convolution": (lambda: F.conv1d(a.float()[None], torch.ones(5, 8, 3)), 5 * 8 * 3 * 14),
+        "_scaled_dot_product_flash_attention_for_cpu": (
+            lambda: F.scaled_dot_product_attention(*[torch.ones(2, 3, 10, 16)] * 3), 2 * 3 * 10 * 10 * 32,
+        ),
+    }  # fmt: skip
+    for name, (compute, size) in wanted.items():
+        with emulated() as session:
+            compute()
+            a @ b
+        (line,) = session.report().skipped
+        assert (line.operation, line.multiply_adds) == (name, size)
+        assert session.report().share == 512 / (512 + size)
+        assert f"{size:,}" in str(session.report()) and "512 multiply-adds emulated" in str(session.report())

@@ -254,10 +254,10 @@ class _Equation:
         """
         self.session.refuse(self.name, self.operation, reason)
 
-    def not_emulated(self, reason: str) -> Any:
-        """The equation as JAX lowers it, counted in the report as not emulated."""
+    def not_emulated(self, reason: str, shape: tuple[int, int, int, int] = (1, 0, 0, 0)) -> Any:
+        """The equation as JAX lowers it, counted in the report as not emulated; its batch, M, N and K where it is a product."""
         calls = handler.counting_site()
-        self._enter(calls, (1, 0, 0, 0), None, reason)
+        self._enter(calls, shape, None, reason)
         mlir.lower_fun(partial(handler.count, calls), multiple_results=False)(self.context.replace(avals_in=[]))
         return self.as_jax_does()
 
@@ -317,7 +317,7 @@ def _product(site: _Equation, choice: Choice, dimensions: Dimensions) -> Any:
     if isinstance(choice, Refused):
         return site.refuse(choice.reason)
     if isinstance(choice, WithoutTensorCores):
-        return site.not_emulated(choice.reason)
+        return site.not_emulated(choice.reason, dimensions.shape(site.avals[0].shape, site.avals[1].shape))
     a, b = site.avals
     multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
 

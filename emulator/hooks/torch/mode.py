@@ -19,6 +19,7 @@ from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
 from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
 from mmabits.emulator.hooks.torch.late import LateBackward
+from mmabits.emulator.hooks.torch.sizes import has_formula
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 
 Handler = Callable[[OperatorCall], Any]
@@ -54,6 +55,10 @@ class Bypass:
     reason: str
 
 
+UNKNOWN_PRODUCT: Final = Bypass(
+    names=re.compile(r".*(_|::)((\w*mm|\w*gemv|gemm|matmul|linear|qlinear)(_\w+)?)"),
+    reason="a matrix product that the emulator does not know",
+)
 BYPASSES: Final = (
     Bypass(names=re.compile(r"aten::(mv|addmv_?)"), reason="a matrix times a vector: cuBLAS has kernels for it without tensor cores"),
     Bypass(names=re.compile(r"aten::(dot|vdot|addr_?)"), reason="a product of vectors runs on CUDA cores"),
@@ -68,10 +73,7 @@ BYPASSES: Final = (
         names=re.compile(r"aten::(_weight_int\dpack_mm\w*|_dyn_quant_matmul_4bit|_mixed_dtypes_linear|_wrapped_\w*linear\w*)"),
         reason="weight-only quantized kernels are not emulated",
     ),
-    Bypass(
-        names=re.compile(r".*(_|::)((\w*mm|gemm|matmul|linear|qlinear)(_\w+)?)"),
-        reason="a matrix product that the emulator does not know",
-    ),
+    UNKNOWN_PRODUCT,
 )
 """The first that matches counts. The last is the net under the others."""
 
@@ -134,6 +136,33 @@ def _decomposed(call: OperatorCall) -> Any:
     return call.stock() if result is NotImplemented else result
 
 
+OF_TORCH: Final = frozenset({
+    "aten", "prim", "prims", "rngprims", "debug_mode_ops", "quantized", "inductor", "profiler", "c10d", "_c10d_functional",
+    "_c10d_functional_autograd", "c10d_functional", "symm_mem", "fsdp", "higher_order", "_dtensor", "mkldnn", "mkl", "onednn", "torch_xla",
+    "streams", "nccl", "cudnn", "export", "bundled", "sparse", "static_runtime", "_quantized", "xnnpack", "prepacked", "torchvision",
+})  # fmt: skip
+"""Namespaces of operators of PyTorch's own, known by their names, and of some that multiply no matrices."""
+CUSTOM: Final = "an operator of {}'s own: what it computes past PyTorch's operators is not seen"
+
+
+def _custom(call: OperatorCall) -> Any:
+    """An operator that a program or a package defines: what it does by operators of PyTorch is emulated.
+
+    Its kernel for the CPU is called as the dispatcher would call it, with the mode in place. Where nothing of it was seen to multiply,
+    the report says so.
+    """
+    session, name = call.session, call.func._schema.name
+    if any(isinstance(value, torch.Tensor) and value.is_meta for value in call.values.values()):
+        return call.stock()
+    before = session.work
+    with call.mode.emulating(name):
+        result = call.func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *call.args, **call.kwargs)
+    if session.work == before:
+        product = UNKNOWN_PRODUCT.names.fullmatch(name) is not None
+        session.skip(call.site, name, UNKNOWN_PRODUCT.reason if product else CUSTOM.format(name.partition("::")[0]))
+    return result
+
+
 def _bypass(rule: Bypass) -> Handler:
     return lambda call: call.skip(rule.reason)
 
@@ -150,7 +179,10 @@ def _handler(func: torch._ops.OpOverload) -> Handler:
         return attention.refuse
     if NOT_PRODUCTS.fullmatch(name):
         return _passed
-    return next((_bypass(rule) for rule in BYPASSES if rule.names.fullmatch(name)), _passed)
+    if namespace not in OF_TORCH:
+        return _custom
+    found = next((_bypass(rule) for rule in BYPASSES if rule.names.fullmatch(name)), None)
+    return found or (_bypass(UNKNOWN_PRODUCT) if has_formula(func) else _passed)
 
 
 _KNOWN: dict[Any, tuple[Handler, Signature]] = {}
