@@ -9,12 +9,13 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ import numpy as np
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
@@ -171,7 +173,27 @@ class SessionReport:
             return ""
         unknown = sum(line.multiply_adds is None for line in self.skipped)
         left = f"; {unknown} line{'s' * (unknown > 1)} below of unknown size" if unknown else ""
-        return f"{self.multiply_adds:,} multiply-adds emulated, {100 * self.share:.4g}% of those counted{left}"
+        levels = ", ".join(f"{100 * part:.4g}% {level}" for level, part in by_evidence(self.emulated).items())
+        return f"{self.multiply_adds:,} multiply-adds emulated ({levels or 'none'}), {100 * self.share:.4g}% of those counted{left}"
+
+    def json(self) -> str:
+        """The lines of the report as JSON: emulated (each with shape, evidence and multiply-adds), skipped, undefined, kernels by name."""
+        words = {
+            "arch": self.arch, "multiply_adds": self.multiply_adds, "share": self.share, "evidence": dict(by_evidence(self.emulated)),
+            "emulated": [
+                {"site": line.site, "instruction": line.instruction.ptx, "m": line.m, "n": line.n, "k": line.k, "count": line.count,
+                 "multiply_adds": line.multiply_adds, "evidence": str(line.evidence), "note": line.note}
+                for line in self.emulated
+            ],
+            "skipped": [asdict(line) for line in self.skipped],
+            "undefined": [asdict(line) for line in self.undefined],
+            "kernels": [
+                {"name": kernel.name, "launches": kernel.launches, "programs": kernel.programs, "seconds": kernel.seconds}
+                for kernel in self.kernels
+            ],
+            "chosen": [asdict(line) for line in self.chosen],
+        }  # fmt: skip
+        return json.dumps(words, indent=1)
 
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
@@ -181,11 +203,12 @@ class SessionReport:
         done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
         for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
             done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
-        for line in self.emulated:
-            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+        shown, others = largest(rows(self.emulated))
+        for line in shown:
+            row = (line.site, line.instruction, line.shape, str(line.count), line.evidence, line.note)
             done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
         if self._seen:
-            done.caption, done.caption_justify = self._seen, "left"
+            done.caption, done.caption_justify = "\n".join(filter(None, (others, self._seen))), "left"
         yield done
         if self.kernels:
             whole = Table(title="Kernels that ran whole, as compiled", title_justify="left")

@@ -392,7 +392,7 @@ def test_sites_are_the_callers_lines():
         for _ in range(3):
             random(4, 4) @ random(4, 4)
     sites = [line.site for line in session.report().emulated]
-    assert sites[0].startswith("addmm at test_torch.py:") and sites[1].startswith("mm at test_torch.py:")
+    assert sites[0].startswith("Linear: addmm at test_torch.py:") and sites[1].startswith("mm at test_torch.py:")
     first, second = (int(site.rpartition(":")[2]) for site in sites)
     assert second == first + 2
     assert session.report().emulated[1].count == 3
