@@ -109,7 +109,11 @@ def test_int_mm():
     with emulated("sm_80") as session:
         got = torch._int_mm(a, b)
     assert torch.equal(got, a.int() @ b.int())
+        assert torch.equal(torch._int_mm(a[:16], b), got[:16])
+        with pytest.raises(OperandError, match=r"_int_mm at test_torch.py:\d+: K and N must be multiples of 8 on a GPU, got 60 and 16"):
+            torch._int_mm(a[:, :60], b[:60])
     assert session.report().emulated[0].instruction.a_type.name == "s8"
+    assert ["refuses 16 rows" in line.note for line in session.report().emulated] == [False, True]
 
 
 def test_operands_may_be_views():
