@@ -20,6 +20,7 @@ from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import as_codes
 from mmabits.isa import DeviceUnavailable, UnsupportedInstruction, format_spec
 from mmabits.reports.failures import told
+from mmabits.reports.output import flush, say
 
 SEED: Final = 0
 _TIMES: Final = 3
@@ -134,7 +135,8 @@ def rows_of(size: int) -> Iterator[dict[str, Any]]:
 def main(where: str) -> None:
     """Print the rows as they come."""
     for row in rows_of(SIZES[where]):
-        print(json.dumps(row), flush=True)
+        say(json.dumps(row))
+        flush()
 
 
 SIZES: Final = {"hardware": 1024, "simulator": 4}
