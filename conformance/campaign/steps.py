@@ -27,7 +27,7 @@ from mmabits.conformance.diff.kernel_cases import KernelCase
 from mmabits.conformance.record.functions import computed, plans_for, record_functions
 from mmabits.conformance.record.session import Job, make_jobs, record
 from mmabits.conformance.record.tiles import TileOperands
-from mmabits.conformance.recorded.calls import KernelRun, RecordedCall
+from mmabits.conformance.recorded.calls import KernelRun
 from mmabits.conformance.recorded.files import data_sha256
 from mmabits.conformance.recorded.functions import BLOCK, FunctionTable, read_function, write_function
 from mmabits.conformance.recorded.tiles import Recording, read_recording, write_recording
@@ -286,16 +286,20 @@ def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _comman
             raise LeftOut(f"{error}{f' ({case.note})' if isinstance(case, KernelCase) and case.note else ''}") from error
         compared = compare_recorded(run, arch=bench.device.info.arch)
         kept |= {f"ptx/{safe_name(f'{step.name}-{name}')}": data for name, data in ptx() if bench.is_hardware}
-    found = StepResult(state="done", line=f"{compared.elements:,} elements, {compared.differing:,} differ", results=compared.elements,
-                   differ=compared.differing, files=kept)  # fmt: skip
+        found = StepResult(state="done", line=f"{compared.elements:,} elements, {compared.differing:,} differ", results=compared.elements,
+                           differ=compared.differing, files=kept)  # fmt: skip
+        way = WAYS[0]
+        if compared.differing and isinstance(case, KernelCase) and isinstance(run, KernelRun) and case.framework == "triton":
+            differ, words = _as_compiled(case, run, bench.device.info.arch)
+            found.said.append(words)
+            if differ == 0:
+                way, found.differ, found.line = WAYS[1], 0, f"{compared.elements:,} elements, 0 differ from the compiled kernel's"
+            elif differ is not None:
+                words_of_launch, launches = _first_instruction(bench, case, run, folder / "launches")
+                found.said += words_of_launch
+                found.files |= launches
     path = keep(run, folder).path
     data = path.read_bytes()
-    way = WAYS[0]
-    if compared.differing and isinstance(case, KernelCase) and case.framework == "triton":
-        differ, words = _as_compiled(case, run, bench.device.info.arch)
-        found.said.append(words)
-        if differ == 0:
-            way, found.differ, found.line = WAYS[1], 0, f"{compared.elements:,} elements, 0 differ from the compiled kernel's"
     found.recordings.append({**described_case(run, way), "differ": found.differ, "versions": run.versions, "verdict": compared.verdict})
     if found.differ:
         found.recordings[-1]["whole"] = f"differing/{safe_name(path.stem)}.safetensors"
@@ -306,12 +310,10 @@ def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _comman
     return found
 
 
-def _as_compiled(case: KernelCase, run: RecordedCall, arch: str) -> tuple[int | None, str]:
+def _as_compiled(case: KernelCase, run: KernelRun, arch: str) -> tuple[int | None, str]:
     """How many elements differ from the kernel's PTX emulated, which fuses and divides as the GPU does; None: it cannot be."""
     from mmabits.conformance.diff.kernels import emulated
 
-    if not isinstance(run, KernelRun):
-        return None, ""
     try:
         outputs, _ = emulated(case, run.inputs, arch, way=WAYS[1])
     except MmabitsError as error:
@@ -324,18 +326,46 @@ def _as_compiled(case: KernelCase, run: RecordedCall, arch: str) -> tuple[int | 
     return differ, f"{differ:,} differ from the compiled kernel emulated; those above from Triton's interpreter"
 
 
+def _first_instruction(bench: Bench, case: KernelCase, run: KernelRun, folder: Path) -> tuple[list[str], dict[str, bytes]]:
+    """The same PTX launched by the driver: the first instruction whose result differs, and the launch that it is of."""
+    from mmabits.conformance.diff.kernels import emulated
+    from mmabits.conformance.diff.runs import Keeper, compare_run
+    from mmabits.conformance.diff.runs import emulated as launched
+    from mmabits.conformance.record.driver import CudaDevice
+    from mmabits.conformance.record.runs import RunDevice
+
+    folder.mkdir()
+    keeper = Keeper(folder)
+    emulated(case, run.inputs, bench.device.info.arch, way=WAYS[1], keeper=keeper)
+    other = RunDevice(bench.device) if isinstance(bench.device, CudaDevice) else lambda each: launched(each, bench.stand_in)
+    words: list[str] = []
+    for path in keeper.paths:
+        try:
+            compared = compare_run(path, other=other)
+        except MmabitsError as error:
+            words.append(f"launch {path.stem}: {error}")
+            continue
+        if compared.differences:
+            words.append(f"launch {path.stem}: {compared.differences[0]}")
+            words.append(str(compared.parting) if compared.parting is not None else compared.untold)
+            return words, {f"launches/{safe_name(f'{case.name}-{path.stem}')}.safetensors": path.read_bytes()}
+    return [*words, f"none of {len(keeper.paths)} launches of the same PTX by the driver differs"], {}
+
+
 @contextmanager
 def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, bytes]]]]:
-    """What Triton compiles in the block, in a folder of its own."""
-    before = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = str(folder)
+    """What Triton compiles in the block, in a folder of its own, and without the paths of this machine's sources."""
+    wanted = {"TRITON_CACHE_DIR": str(folder), "TRITON_DISABLE_LINE_INFO": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield lambda: ((f"{number}-{path.name}", path.read_bytes()) for number, path in enumerate(sorted(folder.rglob("*.ptx")), start=1))
     finally:
-        if before is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _choices(bench: Bench, _step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:

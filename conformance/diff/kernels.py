@@ -54,7 +54,7 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
 
 
 def emulated(
-    case: KernelCase, inputs: Mapping[str, Array], arch: str, *, way: str = "interpreted"
+    case: KernelCase, inputs: Mapping[str, Array], arch: str, *, way: str = "interpreted", keeper: Any = None
 ) -> tuple[dict[str, Array], SessionReport]:  # fmt: skip
     """A case's outputs under `emulate`, and the report of what was emulated.
 
@@ -63,6 +63,7 @@ def emulated(
         inputs: its operands.
         arch: what to emulate.
         way: how Triton's kernels are computed, as `emulate` takes it.
+        keeper: keeps the launches of compiled kernels; see `Keeper`.
 
     Raises:
         DeviceUnavailable: the framework is missing.
@@ -72,6 +73,7 @@ def emulated(
     with ExitStack() as around:
         # Compositions are of what the interpreter computes: exact dots, and between them each operation rounded.
         session = around.enter_context(emulate(arch, frameworks=[case.framework], triton=way))
+        session.keeper = keeper
         around.enter_context(framework.around())
         outputs = _called(case, inputs, None)
     return outputs, session.report()

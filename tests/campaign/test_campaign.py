@@ -334,6 +334,18 @@ def test_a_product_that_differs_is_kept_whole_and_its_schedule_looked_for(tmp_pa
     assert told(found)["product mm-f16-k256"]["differ"] == result.differ
 
 
+def test_the_instruction_of_a_kernel_that_differs_is_named() -> None:
+    """The same PTX on both sides; no path of this machine is in what is kept."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    result = run_step(emulated_bench("sm_89", "fraction-bits"), CampaignStep(kind="kernel", name="triton-matmul-f16"), limit=60)
+    words = "\n".join(result.said)
+    assert result.state == "done" and result.differ and "differ from the compiled kernel emulated" in words
+    assert "the first instruction that differs: `mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in words
+    (launch,) = [data for name, data in result.files.items() if name.startswith("launches/")]
+    assert str(Path(__file__).parents[2]).encode() not in launch and b".loc" not in launch
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
