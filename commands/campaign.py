@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 EXIT_DIFFER: Final = 1
 EXIT_FAILED: Final = 2
 _SAID: Final = 4
+_WARMS: Final = """
+import contextlib
+for name in ("torch", "triton", "jax"):  # their files are in memory then
+    with contextlib.suppress(Exception):
+        __import__(name)
+from mmabits.emulator.machine.kernel import helper_address
+helper_address()  # of compiled kernels; half a minute of a new machine
+"""
 
 
 def campaign(
@@ -108,9 +116,9 @@ def _run(out: Path, budget: float, began: float, place: BenchChoice, only: str |
 
 
 def _warming() -> subprocess.Popen[bytes]:
-    """A process that imports what later steps import, beside the first ones: their files are in memory then."""
-    text = "import contextlib\nfor name in ('torch', 'triton', 'jax'):\n with contextlib.suppress(Exception):\n  __import__(name)"
-    return subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """A process beside the first steps, which makes ready what later ones wait for."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", _WARMS], stdin=quiet, stdout=quiet, stderr=quiet)
 
 
 def _interrupted(_number: int, _frame: object) -> None:
