@@ -98,7 +98,7 @@ def choice(
     if file is None:
         return _known(asked)
     path = Path(file)
-    return _chosen(asked, path, _changed(path))
+    return _chosen(asked, path, changed_at(path))
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,15 @@ def read_choices(path: str | Path) -> dict[str, Any]:
         OperandError: it is none.
     """
     path = Path(path)
-    return _file(path, _changed(path))
+    return _file(path, changed_at(path))
 
 
-def _changed(path: Path) -> int:
+def changed_at(path: Path) -> int:
+    """When a file of choices was written last, in nanoseconds.
+
+    Raises:
+        OperandError: there is none.
+    """
     try:
         return path.stat().st_mtime_ns
     except OSError as error:
@@ -318,7 +323,7 @@ def signature(schedule: Schedule, k: int) -> tuple[Any, ...]:
     if isinstance(sums, Chains):
         group = sums.group or 0
         leads = tuple((stop - start) % sums.lead_block if sums.lead_block else 0 for start, stop in cuts)
-        usual = group in (0, 16, 32) and not any(lead % group for lead in leads if group)
+        usual = group in (0, 16, 32) and not any(lead % group if group else lead for lead in leads)
         sums = ("chains", sums.promote_every, None if usual else (group, leads))
     merge = (schedule.merge, schedule.merge_type) if len(cuts) > 1 or schedule.merge is not schedule.merge.F32 else None
     return (sums, cuts, merge, schedule.output)

@@ -8,14 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
 from mmabits.isa import Instruction, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
 
-ASSUMED: Final = "the library's choice of instruction is assumed, and that it does not split K"
 EPILOGUE: Final = "alpha, beta and C in the accumulator's type after the product, then rounded once"
 
 
@@ -124,16 +122,11 @@ def compute(
     call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, epilogue: str = "", output: torch.dtype | None = None
 ) -> torch.Tensor:
     """A B in the accumulator's type, entered into the report; as the session's library sums it where the result's type is given."""
-    left, right, library = to_numpy(a), to_numpy(b), call.session.library
-    if library is not None and output in OUTPUTS:
-        found = library.product(
-            call.session, call.site, left, right, instruction=instruction, output=OUTPUTS[output], note=epilogue
-        )  # fmt: skip
-        if found is not None:
-            return tensor_of(found, a)
-    return tensor_of(
-        call.session.dot(call.site, left, right, instruction=instruction, note=joined(ASSUMED, not_followed(library), epilogue)), a
-    )
+    result = call.session.library.product(
+        call.session, call.site, to_numpy(a), to_numpy(b), instruction=instruction,
+        output="" if output is None else OUTPUTS.get(output, ""), note=epilogue,
+    )  # fmt: skip
+    return tensor_of(result, a)
 
 
 def _not_plain(*tensors: torch.Tensor | None) -> str:
