@@ -156,14 +156,16 @@ def _file(path: Path, changed: int) -> dict[str, Any]:
     for row in data["answers"]:
         try:
             key = (int(row["m"]), int(row["n"]), int(row["k"]), operand_types(row["types"]), bool(row.get("fast_accum", False)))
-            answers[key] = row["config"]
+            answers[key] = row["config"], row.get("compared")
+            if answers[key][1] is not None:
+                int(answers[key][1]["results"]), int(answers[key][1]["differ"] or 0)
         except (KeyError, TypeError, ValueError) as error:
             raise OperandError(f"{path}: an answer is damaged: {error}") from None
     return {**data, "answers": answers}
 
 
 def read_choices(path: str | Path) -> dict[str, Any]:
-    """A file of choices, its answers by (M, N, K, types, fast accumulation).
+    """A file of choices, its answers (configuration, and how its product compared, if it did) by (M, N, K, types, fast accumulation).
 
     Raises:
         OperandError: it is none.
@@ -192,7 +194,7 @@ def _chosen(asked: _ChoiceRequest, path: Path, changed: int) -> Choice:
         raise OperandError(f"{path} was recorded on {data['arch']}, and {asked.arch} is asked for")
     if data["library"] != asked.library:
         raise OperandError(f"{path} was recorded from {data['library']}, and {asked.library} is asked for")
-    config = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum))
+    config, compared = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum), (None, None))
     if config is None:
         return _known(asked)
     level = Evidence.INFERRED if data.get("kind") == "emulator" else Evidence.RECORDED
@@ -202,7 +204,17 @@ def _chosen(asked: _ChoiceRequest, path: Path, changed: int) -> Choice:
     except NoSchedule as reason:
         known = _known(asked)
         return replace(known, rule=f"no plan for the library's answer ({asked_where}): {reason}; then {known.rule}")
-    return asked.choice([one], level, asked_where)
+    if compared is None:
+        return asked.choice([one], level, asked_where)
+    results, differ = compared["results"], compared["differ"]
+    if differ:  # the answer's plan is wrong: those that gave the library's bits come first
+        fits = set(compared.get("fits", ()))
+        tried = _distinct([one, *_known(asked).candidates], asked.k)
+        ranked = sorted(tried, key=lambda each: each.why not in fits)
+        rule = f"{asked_where}; but {differ:,} of {results:,} results of the product differed from the answer's schedule"
+        return asked.choice(ranked, Evidence.INFERRED, rule)
+    seen = replace(one, schedule=replace(one.schedule, evidence=level), why="the library's answer, and its product's bits")
+    return asked.choice([seen], level, f"{asked_where}; {results:,} results of its product had the schedule's bits")
 
 
 def _mmaemu(asked: _ChoiceRequest) -> int | None:
