@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ def find_model(name: str, *, layers: int, width: int, steps: int, seed: int, tex
         folder = model_folder()
         if folder is None:
             raise EmulationError(f"minilm needs the model's package: {INSTALL}")
-        return _of_folder(folder, text)
+        return replace(_of_folder(folder, text), words="all-MiniLM-L6-v2, an encoder of sentences")
     if ":" in name:
         return _of_function(name)
     if Path(name).is_dir():
