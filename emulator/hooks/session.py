@@ -502,16 +502,9 @@ class Session:
             counter()
         done = tuple(
             Emulated(
-                site=product[0],
-                instruction=product[1],
-                arch=self.arch,
-                m=product[2],
-                n=product[3],
-                k=product[4],
-                count=count,
-                note=self._compared(product),
-            )  # fmt: skip
-            for product, count in self._emulated.items()
+                site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=self._compared((site, row, m, n, k, note))
+            )
+            for (site, row, m, n, k, note), count in self._emulated.items()
         )
         left = tuple(
             Skipped(site=site, operation=operation, reason=reason, count=count, multiply_adds=size)
