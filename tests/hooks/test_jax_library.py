@@ -113,6 +113,19 @@ def test_recorded_choices_and_required_evidence(tmp_path):
         product(a, b)  # that XLA takes cuBLASLt at all is inferred
 
 
+def test_the_lost_tail_is_lost_when_asked(tmp_path):
+    """One row is one of eight to cuBLASLt: XLA fills it up."""
+    path = tmp_path / "choices.json"
+    head = {"format": "mmabits-choices-1", "arch": "sm_90a", "library": "cublaslt-13.1", "gpu": "H100", "workspace": 33554432}
+    config = [66, None, 9, 0, None, 0, 35, None, None]
+    path.write_text(json.dumps({**head, "answers": [{"m": 8, "n": 8, "k": 11528, "types": ["f16", "f16", "f32"], "config": config}]}))
+    a, b = np.ones((1, 11528), np.float16), np.ones((11528, 8), np.float16)
+    for bugs, total, words in ((False, 11528.0, "summed here: bugs=True"), (True, 11520.0, "left out here too")):
+        with mmabits.emulate("sm_90a", frameworks=["jax"], library=path, bugs=bugs) as session:
+            assert np.asarray(product(a, b, np.float32)).tolist() == [[total] * 8]
+        assert words in note(session)
+
+
 def test_fp8_is_promoted_as_before():
     a, b = operands(16, 16, 384, "e4m3", 8.0)
     for fast, every in ((True, None), (False, 128)):
