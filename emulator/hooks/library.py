@@ -226,7 +226,7 @@ class Library:
 
     def product(
         self, session: Session, site: str, a: Array, b: Array, *, instruction: Instruction, output: str, fast_accum: bool = False,
-        promote_every: int | None = None, note: str = "", chain_note: str = "",
+        promote_every: int | None = None, doubt: str = "", note: str = "", chain_note: str = "",
     ) -> Array:  # fmt: skip
         """A B in the accumulator's type, before it is scaled and rounded, as the library sums it; entered into the report.
 
@@ -239,6 +239,7 @@ class Library:
             output: type of the result, empty where no library's schedule is for it.
             fast_accum: whether FP8 is accumulated fast.
             promote_every: as for `mmabits.gemm`, where no schedule says so.
+            doubt: why an answer of the library for this shape may not be that for this product; it is inferred then.
             note: for the report.
             chain_note: for the report, where no schedule is followed.
 
@@ -252,6 +253,8 @@ class Library:
             words, level = self.unknown(instruction)
             told = _joined(words, chain_note, note)
             return session.dot(site, a, b, instruction=instruction, promote_every=promote_every, note=told, order=level)
+        if doubt and plan.found is not None and plan.found.evidence > Evidence.INFERRED:
+            plan = replace(plan, words=f"{plan.words}; inferred here: {doubt}", evidence=Evidence.INFERRED)
         row = plan.instruction(instruction, session.arch)
         chain = plan.chain(k, row)
         ready = session.ready(

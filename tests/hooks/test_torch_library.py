@@ -103,17 +103,36 @@ def test_required_evidence_counts_the_order_of_sums(tmp_path):
             pytest.raises(InsufficientEvidence, match=r"order in which .* inferred"),
         ):
             torch.mm(a, b)
-    path = recorded(tmp_path / "choices.json", [66, None, 3, 0, None, 0, 35, None, None])
-    for given in ("chain", path, replace(SPLIT, evidence=Evidence.PUBLISHED)):
+    for given in ("chain", replace(SPLIT, evidence=Evidence.PUBLISHED)):
         with mmabits.emulate("sm_90a", require="published", library=given):
             torch.mm(a, b)
-    with mmabits.emulate("sm_80", require="recorded"), pytest.raises(InsufficientEvidence, match="'chain': one chain"):
+    with mmabits.emulate("sm_80", require="recorded"), pytest.raises(InsufficientEvidence, match=r"'chain' \(one chain"):
         torch.mm(a, b)
     with mmabits.emulate("sm_80", require="recorded", library="chain"):
         torch.mm(a, b)
     with mmabits.emulate("sm_80", require="published") as session:  # integer sums have no order
         torch._int_mm(torch.ones(32, 32, dtype=torch.int8), torch.ones(32, 32, dtype=torch.int8))
     assert "no order" in note(session.report())
+
+
+def test_answers_of_the_library_are_for_products_that_it_gets(tmp_path):
+    """_scaled_mm goes to cuBLASLt; torch.mm to cuBLAS, whose choice nobody has compared with an answer of the other."""
+    path = recorded(tmp_path / "choices.json", [66, None, 3, 0, None, 0, 36, None, None], types=["e4m3", "e4m3", "f16"])
+    a, b = tensors(64, 64, 4096, torch.float32)
+    a, b, one = a.to(torch.float8_e4m3fn), b.T.contiguous().to(torch.float8_e4m3fn).T, torch.tensor(1.0)
+    with mmabits.emulate("sm_90a", require="published", library=path) as session:
+        torch._scaled_mm(a, b, one, one, out_dtype=torch.float16)
+    assert "slices of" in note(session.report()) and "schedule published" in note(session.report())
+    rows, columns = torch.ones(64, 1), torch.ones(1, 64)
+    with mmabits.emulate("sm_90a", library=path) as session:
+        torch._scaled_mm(a, b, rows, columns, out_dtype=torch.bfloat16)
+    path = recorded(tmp_path / "choices.json", [66, None, 3, 0, None, 0, 35, None, None])
+    a, b = tensors(64, 64, 4096)
+    with mmabits.emulate("sm_90a", library=path) as session:
+        torch.mm(a, b)
+    assert "slices of" in note(session.report()) and "inferred here: PyTorch hands such products to cuBLAS" in note(session.report())
+    with mmabits.emulate("sm_90a", library=path, require="published"), pytest.raises(InsufficientEvidence, match="inferred evidence"):
+        torch.mm(a, b)
 
 
 def test_grouped_products_say_that_no_schedule_is_known():

@@ -38,6 +38,7 @@ KINDS: Final = {
 OUTPUTS: Final = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 """Results of products whose sums a library's schedule says."""
 
+IN_CUBLAS: Final = "PyTorch hands such products to cuBLAS, those with a bias to cuBLASLt, and nobody has compared their choices"
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
 COMPLEX: Final = "complex products are not emulated"
@@ -124,7 +125,7 @@ def compute(
     """A B in the accumulator's type, entered into the report; as the session's library sums it where the result's type is given."""
     result = call.session.library.product(
         call.session, call.site, to_numpy(a), to_numpy(b), instruction=instruction,
-        output="" if output is None else OUTPUTS.get(output, ""), note=epilogue,
+        output="" if output is None else OUTPUTS.get(output, ""), doubt=IN_CUBLAS, note=epilogue,
     )  # fmt: skip
     return tensor_of(result, a)
 

@@ -89,6 +89,7 @@ ROWWISE_F16_WITHOUT_BIAS: Final = (2, 14)
 VERSION: Final = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 PER_TENSOR: Final = "scale_a * scale_b in f32, then the product times it, then bias"
+SCALES_BY_ROW: Final = "the library was asked with one scale for a tensor"
 PER_ROW: Final = "the product times scale_a, times scale_b, then bias, each rounded to f32"
 PER_BLOCK: Final = "every 128 of K an FFMA with scale_a * scale_b: DeepGEMM's order; cuBLAS's is not documented"
 PER_BLOCK_AND_TENSOR: Final = "the global scales' product in f32, then the product times it, then bias"
@@ -250,7 +251,8 @@ def _product(call: OperatorCall, given: ScaledOperands, promote: int | None, *no
     output = OUTPUTS.get(_out_dtype(call, call.values["self"]), "f32") if is_library and "grouped" not in call.signature.name else ""
     return call.session.library.product(
         call.session, call.site, given.a, given.b, instruction=given.instruction, output=output, promote_every=promote,
-        fast_accum=bool(call.values["use_fast_accum"]), note=joined(scales, given.note), chain_note=joined(*rest),
+        fast_accum=bool(call.values["use_fast_accum"]), doubt="" if given.recipe.a == (TENSOR,) else SCALES_BY_ROW,
+        note=joined(scales, given.note), chain_note=joined(*rest),
     )  # fmt: skip
 
 
