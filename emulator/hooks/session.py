@@ -365,7 +365,7 @@ class Session:
         if order < self.require:
             raise InsufficientEvidence(
                 f"{site}: the order in which the library sums K rests on {order} evidence, but {self.require} is required; "
-                "library= takes a mmabits.Schedule, 'chain' (one chain of the instruction, K upward), or cuBLASLt's answers for its products"
+                "library= takes a Schedule, 'chain' (one chain of the instruction, K upward), or cuBLASLt's answers for its products"
             )
         return ReadyProduct(session=self, site=site, lowering=lowering, asked_promotion=promote_every, note=note)
 
