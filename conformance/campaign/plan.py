@@ -20,7 +20,7 @@ KINDS: Final = {
     "many": (2.5, "two million results with C of random bits, and of normal values"),
     "identify": (5.0, "asks for the datapath, probe by probe"),
     "function": (2.0, "every operand of a function"),
-    "choices": (3.0, "which algorithms cuBLASLt takes"),
+    "choices": (12.0, "which algorithms cuBLASLt takes, and the bits of their products"),
     "product": (2.0, "a matrix product of PyTorch or JAX, and the schedule that explains it"),
     "kernel": (3.0, "a kernel of kernels/"),
     "cuda": (40.0, "device=\"cuda\" against the CPU: bits, and how fast"),
@@ -41,7 +41,7 @@ _SPECIALS_WORTH: Final = 3.0
 _OPEN_WORTH: Final = 10.0
 _PRODUCT_WORTH: Final = 2.0
 _FIRST_KERNEL_WORTH: Final = 3.0
-_KIND_WORTH: Final = {"choices": 10.0, "product": 2.2, "kernel": 4.5, "cuda": 80.0, "tests": 30.0}
+_KIND_WORTH: Final = {"choices": 30.0, "product": 2.2, "kernel": 4.5, "cuda": 80.0, "tests": 30.0}
 _MANY_WORTH: Final = {Evidence.INFERRED: 8.0, Evidence.PUBLISHED: 6.0, Evidence.RECORDED: 4.0}
 CHOICE_SHAPES: Final = tuple(
     f"{m}x{n}x{k}:{types}"

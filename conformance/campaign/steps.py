@@ -24,6 +24,7 @@ from mmabits.conformance.campaign.bench import Bench
 from mmabits.conformance.campaign.cases import WAYS, described_case
 from mmabits.conformance.campaign.plan import CHOICE_SHAPES, CampaignStep
 from mmabits.conformance.diff.kernel_cases import KernelCase
+from mmabits.conformance.record.compared import ProductMemory
 from mmabits.conformance.record.functions import computed, plans_for, record_functions
 from mmabits.conformance.record.session import Job, make_jobs, record
 from mmabits.conformance.record.tiles import TileOperands
@@ -368,6 +369,14 @@ def _triton_cache(folder: Path) -> Iterator[Callable[[], Iterator[tuple[str, byt
                 os.environ[name] = value
 
 
+def _memory_of(bench: Bench) -> ProductMemory | None:
+    """Where products of cuBLASLt are run; None where the emulator stands in, which would compute them for minutes."""
+    from mmabits.conformance.record.compared import GpuMemory
+    from mmabits.conformance.record.driver import CudaDevice
+
+    return GpuMemory(bench.device) if isinstance(bench.device, CudaDevice) else None
+
+
 def _choices(bench: Bench, _step: CampaignStep, folder: Path, _limit: float, command: str) -> StepResult:
     from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
     from mmabits.isa import DeviceUnavailable
@@ -377,15 +386,20 @@ def _choices(bench: Bench, _step: CampaignStep, folder: Path, _limit: float, com
     try:
         library = CublasLtLibrary() if bench.is_hardware else RulesLibrary(arch)
         out = folder / "choices.json"
-        answers = record_choices(library, bench.device.info, asked, out, command=command)
+        answers = record_choices(library, bench.device.info, asked, out, command=command, memory=_memory_of(bench))
     except DeviceUnavailable as error:
         raise LeftOut(str(error)) from error
     rules = RulesLibrary(arch)
     others = [answer for answer in answers if answer.config is not None and answer.config != rules.ask(answer.question).config]
     given = sum(answer.config is not None for answer in answers)
+    compared = [(answer.question, answer.compared) for answer in answers if answer.compared is not None]
+    parted = [(asked_of, found) for asked_of, found in compared if not found.is_equal]
+    told_of = [f"{row.m}x{row.n}x{row.k} {' x '.join(row.types[:2])}: {found.words}" for row, found in parted]
+    also = f"; {len(compared)} products run, {len(parted)} not as their schedule says" if compared else ""
     return StepResult(
-        state="done", line=f"cuBLASLt {library.version_words}: {given} of {len(asked)} shapes answered, {len(others)} not as the rules say",
-        results=given, differ=len(others), files={"choices/choices.json": out.read_bytes()},
+        state="done", results=given + len(compared), differ=len(others) + len(parted), said=told_of,
+        line=f"cuBLASLt {library.version_words}: {given} of {len(asked)} shapes answered, {len(others)} not as the rules say{also}",
+        files={"choices/choices.json": out.read_bytes()},
     )  # fmt: skip
 
 

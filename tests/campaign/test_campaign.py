@@ -24,6 +24,7 @@ from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
 from mmabits.conformance.campaign.steps import StepResult, run_step, with_toolkit
 from mmabits.conformance.campaign.worker import BenchChoice, Worker, visible_alone
+from mmabits.conformance.record.compared import HostMemory
 from mmabits.conformance.record.nvrtc import compiler_version
 from mmabits.isa import DeviceUnavailable, Evidence, OperandError, VectorFileError
 
@@ -438,6 +439,14 @@ def test_the_engine_of_gpus_in_the_simulator() -> None:
     result = run_step(emulated_bench(ARCH), CampaignStep(kind="cuda", name="engine"), limit=200)
     assert (result.state, result.results, result.differ) == ("done", 8 * 16, 0), result.files
     assert "s8, 4^3: 0 of 16 differ" in "\n".join(result.said) and "f64: " in result.said[-1]
+
+
+def test_products_of_the_library_are_run_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.CHOICE_SHAPES", ("16x64x128:bf16", "1x64x256:f16"))
+    monkeypatch.setattr("mmabits.conformance.campaign.steps._memory_of", lambda bench: HostMemory())
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="choices", name="cuBLASLt"), limit=60)
+    assert result.line.endswith("2 of 2 shapes answered, 0 not as the rules say; 2 products run, 0 not as their schedule says")
+    assert (result.state, result.results, result.differ) == ("done", 4, 0)
 
 
 def test_the_toolkit_of_the_compiler_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
