@@ -11,7 +11,7 @@ import torch
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
-from mmabits.isa import Instruction, UnsupportedInstruction
+from mmabits.isa import Instruction, OperandError, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
 
 EPILOGUE: Final = "alpha, beta and C in the accumulator's type after the product, then rounded once"
@@ -41,6 +41,7 @@ OUTPUTS: Final = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "
 IN_CUBLAS: Final = "PyTorch hands such products to cuBLAS, those with a bias to cuBLASLt, and nobody has compared their choices"
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
+FEW_ROWS: Final = "PyTorch to 2.10 at least refuses 16 rows and fewer of integers on CUDA devices"
 COMPLEX: Final = "complex products are not emulated"
 
 
@@ -213,4 +214,7 @@ def int_mm(call: OperatorCall) -> Any:
     found = route(call.session.arch, torch.int8)
     if found.instruction is None:
         return _without_instruction(call, found)
-    return call.give(compute(call, a, b, found.instruction))
+    (k, n), rows = b.shape, a.shape[0]
+    if k % 8 or n % 8:
+        raise OperandError(f"{call.site}: K and N must be multiples of 8 on a GPU, got {k} and {n}")
+    return call.give(compute(call, a, b, found.instruction, FEW_ROWS if rows <= 16 else ""))
