@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from mmabits.reports.pages.report import Cell, Count, NoteBlock, Report, Section, TableBlock, plural, report_page
@@ -17,9 +18,9 @@ MEASURES: Final = {"log-probability": "log-probabilities", "output": "outputs"}
 def mismatch_page(found: Mismatch, *, model: str = "") -> str:
     """The page: log-probabilities or outputs, causes one by one, layers."""
     what = MEASURES[found.measure]
-    verdict = "The same bits" if found.is_same else f"{plural(found.changed, 'token')} of {found.tokens} get other log-probabilities"
+    verdict = "The same bits" if found.is_same else f"{plural(found.changed, 'token')} of {found.tokens:,} get other log-probabilities"
     if found.measure == "output" and not found.is_same:
-        verdict = f"{plural(found.changed, 'output')} of {found.tokens} differ"
+        verdict = f"{plural(found.changed, 'output')} of {found.tokens:,} differ"
     facts = [
         ("first cause", found.first_cause or "nothing differs"),
         (what, f"mean difference {found.mean:.3g}, largest {found.largest:.3g}"),
@@ -38,7 +39,7 @@ def mismatch_page(found: Mismatch, *, model: str = "") -> str:
             lead=f"{found.a.words} against {found.b.words}.",
             verdict=verdict, tone="good" if found.is_same else "bad", notice=NOTICE.format(model) if model else "",
             counts=(
-                Count(value=found.changed, what=f"of {found.tokens} {what} change", tone="bad" if found.changed else "good"),
+                Count(value=found.changed, what=f"of {found.tokens:,} {what} change", tone="bad" if found.changed else "good"),
                 Count(value=sum(bool(layer.changed) for layer in found.layers), what=f"of {len(found.layers)} layers differ"),
             ),
             facts=tuple(facts),
@@ -68,13 +69,29 @@ def _causes(found: Mismatch) -> Section:
     return Section(title="Causes, each alone", blocks=(table, NoteBlock(text="What they do together need not be their sum.")))
 
 
+def _whole(ulps: float) -> float:
+    return round(ulps) if math.isfinite(ulps) else ulps
+
+
 def _layers(found: Mismatch) -> Section:
     rows = tuple(
-        (layer.name, layer.results, layer.changed, layer.mean_ulps, layer.ulps, layer.own_changed, layer.own_mean_ulps, layer.own_ulps)
+        (
+            layer.name,
+            layer.results,
+            layer.changed,
+            layer.mean_ulps,
+            _whole(layer.ulps),
+            layer.own_changed,
+            layer.own_mean_ulps,
+            _whole(layer.own_ulps),
+        )
         for layer in found.layers
     )
     table = TableBlock(
-        headings=("layer", "results", "changed", "mean ulps", "most ulps", "changed by itself", "mean ulps", "most ulps"), rows=rows,
+        headings=(
+            "layer", "results", "changed", "mean ulps", "most ulps", "changed by itself", "mean ulps by itself", "most by itself",
+        ),
+        rows=rows,
         numeric=frozenset(range(1, 8)), caption="By itself: with the inputs of the first setting's run in both.",
     )  # fmt: skip
     return Section(title="Layers, in their order", blocks=(table,))

@@ -136,6 +136,20 @@ def test_fp8_is_promoted_as_before():
             assert same(got, want)
 
 
+def test_grouped_products_are_one_chain():
+    """Of JAX's own expansion: K becomes pairs of an element and a group."""
+    a, b = operands(6, 8, 45)
+    wide = np.zeros((6, 45, 2), np.float16)
+    wide[:4, :, 0], wide[4:, :, 1] = a[:4], a[4:]
+    want = mmabits.gemm(wide.reshape(6, 90), np.stack([b, -b], 1).reshape(90, 8), instruction="wgmma", arch="sm_90a")
+    for library in (None, SPLIT, "chain"):
+        with mmabits.emulate("sm_90a", frameworks=["jax"], library=library) as session:
+            got = jax.lax.ragged_dot(a, np.stack([b, -b]), np.array([4, 2], np.int32), preferred_element_type=np.float32)
+            assert same(got, want)
+        text = note(session)
+        assert ("no schedule is known" in text) == (library != "chain") and "pairs of an element and a group" in text
+
+
 def test_what_is_not_followed():
     a, b = operands(4, 8, 64)
     cores = Schedule(sums=PartSums(parts=2))

@@ -38,6 +38,9 @@ _HERE = str(Path(__file__).parent)
 _NOTE: ContextVar[str] = ContextVar("note", default="")
 """What the products that a rule is made of have in common, for the report."""
 
+_GROUPED: ContextVar[bool] = ContextVar("grouped", default=False)
+"""Whether they are a grouped product's, whose schedule nobody knows."""
+
 
 # ---------------------------------------------------------------------------------------------------- replacing, and back
 
@@ -138,6 +141,12 @@ def _rules() -> dict[Any, Callable[[_Equation], Any]]:
         from jax._src.lax.scaled_dot import scaled_dot_p
 
         found[scaled_dot_p] = _scaled_dot
+    except ImportError:
+        pass
+    try:
+        from jax._src.lax.lax import ragged_dot_general_p
+
+        found[ragged_dot_general_p] = _ragged
     except ImportError:
         pass
     try:
@@ -263,7 +272,9 @@ class _Equation:
 
     def multiply(self, choice: OnTensorCores, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
-        plan = choices.plan(self.session.library, choice, shape, np.dtype(self.out.dtype), self.session.arch)
+        plan = None
+        if not _GROUPED.get():
+            plan = choices.plan(self.session.library, choice, shape, np.dtype(self.out.dtype), self.session.arch)
         if plan is None:
             words, order = self.session.library.unknown(choice.instruction)
             ready = self._ready(choice.instruction, choice.promote_every, (words, choice.note), order)
@@ -318,7 +329,7 @@ def _noted(note: str) -> Iterator[None]:
 
 
 def _dot_general(site: _Equation) -> Any:
-    """lax.dot_general, and with it jnp.dot, matmul, einsum, tensordot and lax.ragged_dot."""
+    """lax.dot_general, and with it jnp.dot, matmul, einsum and tensordot."""
     a, b = site.avals
     if not _known(a, b):
         site.refuse("emulate needs shapes that are known when a program is compiled")
@@ -358,6 +369,16 @@ def _product(site: _Equation, choice: Choice, dimensions: Dimensions) -> Any:
 
 def _convolution(site: _Equation) -> Any:
     return site.not_emulated(CONVOLUTION)
+
+
+def _ragged(site: _Equation) -> Any:
+    """lax.ragged_dot: the product that JAX expands it to, one chain."""
+    token = _GROUPED.set(True)
+    try:
+        with _noted("a grouped product by JAX's own expansion: K becomes pairs of an element and a group"):
+            return site.as_jax_does()
+    finally:
+        _GROUPED.reset(token)
 
 
 def _empty(site: _Equation) -> Any:
