@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.cuda.arguments import PassedArray, KernelParameter, described, given, is_array, scalar_bytes
+from mmabits.emulator.cuda.arguments import KernelParameter, PassedArray, described, given, is_array, scalar_bytes
 from mmabits.emulator.cuda.maps import ArrayMap
 from mmabits.emulator.cuda.names import demangled, short_names
-from mmabits.emulator.cuda.nvrtc import compile_program, header_folders
+from mmabits.emulator.cuda.nvrtc import compile_program, header_folders, standard_headers
 from mmabits.emulator.machine.kernel import Kernel, ModuleMemory
 from mmabits.emulator.machine.ptx import Entry, Module, read_ptx
 from mmabits.emulator.machine.tensormaps import BYTES
@@ -62,7 +62,9 @@ def compile_cuda(
     folders += [os.fspath(each) for each in include]
     given_options = ["-lineinfo", *options, *(f"--include-path={each}" for each in (*folders, *header_folders()))]
     file = str(path.resolve()) if path is not None else "source.cu"
-    made = compile_program(text, file, f"compute_{target.target.removeprefix('sm_')}", given_options, names=names)
+    made = compile_program(
+        text, file, f"compute_{target.target.removeprefix('sm_')}", given_options, names=names, headers=standard_headers()
+    )
     ptx = made.outputs["PTX"].decode(errors="replace").rstrip("\0 \n") + "\n"
     return PtxModule(ptx, target.name, contracts=not set(options) & set(_UNFUSED), names=made.names, log=made.log)
 

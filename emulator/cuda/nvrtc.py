@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,16 @@ class CompilerRefused(MmabitsError, RuntimeError):
     """NVRTC does not take a kernel; the text says what it said, and `log` has all of it."""
 
     log = ""
+
+
+STANDARD_HEADERS: Final = (
+    "algorithm", "array", "atomic", "bit", "cassert", "cfloat", "climits", "cmath", "complex", "concepts", "cstddef", "cstdint", "cstdlib",
+    "cstring", "functional", "initializer_list", "iterator", "limits", "numeric", "optional", "ratio", "span", "tuple", "type_traits",
+    "utility", "variant",
+)  # fmt: skip
+"""Headers of C++'s standard library that CUDA has in a namespace of its own; NVRTC has none."""
+_IN_C: Final = {"stdint.h": "cstdint", "stddef.h": "cstddef", "assert.h": "cassert", "string.h": "cstring", "math.h": "cmath",
+                "float.h": "cfloat", "limits.h": "climits"}  # fmt: skip
 
 
 class Compiled(NamedTuple):
@@ -88,9 +98,26 @@ def _candidates() -> Iterator[Path]:
         yield from (Path(home) / "include", Path(home) / "include" / "cccl")
 
 
+def standard_headers() -> dict[str, str]:
+    """Headers of C++'s standard library, made of CUDA's: what `#include <cstdint>` means to NVRTC."""
+    if not any((Path(each) / "cuda" / "std").is_dir() for each in header_folders()):
+        return {}
+    found = {name: _forwarding(name) for name in STANDARD_HEADERS}
+    return found | {name: _forwarding(of) for name, of in _IN_C.items()}
+
+
+def _forwarding(name: str) -> str:
+    lines = ["#pragma once", f"#include <cuda/std/{name}>", "namespace std { using namespace cuda::std; }"]
+    if name == "cstdint":
+        lines += [f"using cuda::std::{sign}int{bits}_t;" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+        lines += ["using cuda::std::intptr_t;", "using cuda::std::uintptr_t;"]
+    return "\n".join(lines) + "\n"
+
+
 def compile_program(
-    source: str, file: str, arch: str, options: Sequence[str] = (), *, names: Sequence[str] = (), wants: Sequence[str] = ("PTX",)
-) -> Compiled:
+    source: str, file: str, arch: str, options: Sequence[str] = (), *, names: Sequence[str] = (), wants: Sequence[str] = ("PTX",),
+    headers: Mapping[str, str] | None = None,
+) -> Compiled:  # fmt: skip
     """Compile one translation unit.
 
     Args:
@@ -100,6 +127,7 @@ def compile_program(
         options: of NVRTC, besides.
         names: expressions of kernels that are wanted: instances of templates.
         wants: what to fetch: `PTX`, `CUBIN`.
+        headers: texts of headers, by the names that they are included by.
 
     Raises:
         DeviceUnavailable: NVRTC is not installed.
@@ -107,7 +135,10 @@ def compile_program(
     """
     version = compiler_version()
     nvrtc = _bindings()
-    status, program = nvrtc.nvrtcCreateProgram(source.encode(), file.encode(), 0, [], [])
+    given = dict(headers or {})
+    status, program = nvrtc.nvrtcCreateProgram(
+        source.encode(), file.encode(), len(given), [text.encode() for text in given.values()], [name.encode() for name in given]
+    )
     if int(status):
         raise CompilerRefused(f"NVRTC {version} makes no program ({status})")
     try:

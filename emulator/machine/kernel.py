@@ -20,6 +20,7 @@ from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, bulk, exchange, host, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine.arranging import arranged
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
@@ -233,7 +234,7 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         began = time.perf_counter()
-        self.entry, self.arch = expanded(module, module.entries[name]), arch
+        self.entry, self.arch = arranged(expanded(module, module.entries[name])), arch
         self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
         """Opcodes of the text, as it was given, with their numbers."""
         self.text_instructions = tuple(self.entry.instructions)
