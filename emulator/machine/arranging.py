@@ -92,7 +92,8 @@ class _Blocks:
         for edge in self.edges:
             if edge not in self.loops:
                 waits[edge[1]] += 1
-        ready, found = [0], []
+        ready = [0]
+        found: list[int] = []
         while ready:
             inside = [loop for loop in members if found and found[-1] in loop]
             place = max(ready, key=lambda each: (sum(each in loop for loop in inside), -each))

@@ -519,6 +519,9 @@ class _Reader:
             register = self.predicate(found[2])
             guard, rest = register._replace(negated=bool(found[1])), text[found.end() :]
         opcode, _, operands = rest.partition(" ")
+        if "{" in opcode or "[" in opcode:  # operands without a space before them
+            end = min(place for place in (opcode.find("{"), opcode.find("[")) if place >= 0)
+            opcode, operands = rest[:end], rest[end:]
         if opcode.startswith("."):
             raise self.fail(f"a directive that is not understood: {shown(text)}")
         entry.instructions.append(
