@@ -23,8 +23,8 @@ __device__ __forceinline__ unsigned low_codes(unsigned word, unsigned zero) {
 // Likewise from bits 4-7 and 20-23, which are sixteen times as large; `less` is -64 less the zero point, twice.
 __device__ __forceinline__ unsigned high_codes(unsigned word, unsigned less) {
     unsigned found;
-    asm("{ .reg .b32 t; lop3.b32 t, %1, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 %0, t, 0x2c002c00, %2; }"
-        : "=r"(found) : "r"(word), "r"(less));
+    asm("{ .reg .b32 t; lop3.b32 t, %1, 0x00f000f0, 0x64006400, 0xea; fma.rn.f16x2 %0, t, %3, %2; }"
+        : "=r"(found) : "r"(word), "r"(less), "r"(0x2c002c00));  // 1 / 16, twice
     return found;
 }
 
