@@ -18,6 +18,7 @@ from mmabits.emulator.machine.kernel import Kernel, ModuleMemory
 from mmabits.emulator.machine.ptx import Entry, Module, read_ptx
 from mmabits.emulator.machine.tensormaps import BYTES
 from mmabits.isa import EmulationError, OperandError, OperandTypeError, architecture
+from mmabits.isa.architectures import ARCHITECTURES
 from mmabits.isa.errors import nearest
 from mmabits.isa.memories import CTA
 
@@ -74,7 +75,7 @@ def load_ptx(source: str | Path, *, arch: str | None = None, fuses: bool = True)
 
     Args:
         source: PTX, or the path of a file of it.
-        arch: architecture, or a GPU of it; the `.target` of the text if None.
+        arch: architecture, or a GPU of it; if None the `.target` of the text, or that with an `a` where there is only such a one.
         fuses: whether products and sums are fused as ptxas does by default; not so with its `--fmad=false`.
 
     Raises:
@@ -84,7 +85,13 @@ def load_ptx(source: str | Path, *, arch: str | None = None, fuses: bool = True)
     """
     text, _ = _text_of(source)
     module = read_ptx(text)
-    return PtxModule(text, architecture(arch if arch is not None else module.target).name, contracts=fuses, module=module)
+    return PtxModule(text, arch_of(module.target) if arch is None else architecture(arch).name, contracts=fuses, module=module)
+
+
+def arch_of(target: str) -> str:
+    """The architecture of a `.target`: text for sm_90 runs as sm_90a, which has all that sm_90 has."""
+    names = [each for each in (target, f"{target}a") if each in ARCHITECTURES]
+    return architecture(names[0] if names else target).name
 
 
 def _text_of(source: str | Path) -> tuple[str, Path | None]:

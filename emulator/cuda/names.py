@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import lru_cache
 from typing import Any, Final
 
+_ABI: Final = re.compile(r"\[abi:[^\]]*\]")
+"""Tags, as Numba puts behind its names."""
 _LIBRARIES: Final = ("libstdc++.so.6", "libc++abi.so.1", "libc++abi.dylib", None)
 
 
@@ -42,7 +45,7 @@ def demangled(name: str) -> str:
 
 def short_names(full: str) -> tuple[str, ...]:
     """What a function may be called besides `void ns::scale<7>(float*)`: `ns::scale<7>`, `ns::scale`, `scale<7>` and `scale`."""
-    head = _without_parameters(full)
+    head = _ABI.sub("", _without_parameters(full))
     head = head[_last_outside(head, " ") + 1 :]
     bare = head[: head.index("<")] if "<" in head else head
     return tuple(dict.fromkeys([head, bare, head[_last_outside(head, ":") + 1 :], bare.rpartition(":")[2]]))
