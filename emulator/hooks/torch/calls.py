@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mmabits.emulator.hooks.session import Session
+from mmabits.emulator.hooks.torch.sizes import multiply_adds
 from mmabits.emulator.interop import torch_to_numpy
 from mmabits.isa import OperandError, OperandTypeError
 
@@ -108,7 +109,8 @@ class OperatorCall:
     def skip(self, reason: str) -> Any:
         """Run the operator un-emulated and say so in the report."""
         result = self.stock()
-        self.session.skip(self.site, self.signature.name, reason)
+        size = multiply_adds(self.func, self.values, self.args, self.kwargs, result)
+        self.session.skip(self.site, self.signature.name, reason, multiply_adds=size)
         return result
 
     def give(self, result: torch.Tensor) -> torch.Tensor:
