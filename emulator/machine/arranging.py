@@ -17,13 +17,13 @@ _LEAVES = ("ret", "exit", "trap")
 
 def arranged(entry: Entry) -> Entry:
     """The same kernel, its blocks in another order where that is needed."""
-    blocks = _Blocks(entry)
+    blocks = _BasicBlocks(entry)
     if blocks.backward <= blocks.loops or not blocks.is_reducible:
         return entry
     return blocks.written(blocks.order())
 
 
-class _Blocks:
+class _BasicBlocks:
     """Blocks, what follows each, and which branches close loops."""
 
     def __init__(self, entry: Entry) -> None:

@@ -10,17 +10,21 @@ import numpy.typing as npt
 import operands
 import pytest
 
+import mmabits
 from mmabits.emulator.cuda.nvrtc import compile_program
 from mmabits.isa import MmabitsError, UnsupportedInstruction
 from mmabits.kernels.cuda.block_scaled import block_scaled_matmul
 from mmabits.kernels.cuda.fp8_blockwise import fp8_blockwise_matmul
+from mmabits.kernels.cuda.sage2 import EXPONENTIAL, ORDER, sage2_attention
 from mmabits.kernels.cuda.sources import source
 from mmabits.kernels.cuda.w4a16 import pack, w4a16_matmul
-from mmabits.kernels.schemes import fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a16
+from mmabits.kernels.schemes import attention, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a16
 from mmabits.kernels.schemes.dots import Dots
 
 pytestmark = pytest.mark.usefixtures("nvrtc")
 
+MMA_S8 = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
+MMA_E4M3 = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
 MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 
 
@@ -77,6 +81,23 @@ def test_mxfp8_and_nvfp4(group: int, arch: str) -> None:
     same(block_scaled_matmul(left, right, arch=arch, group=group), nvfp4.nvfp4_matmul(left, right, arch=arch))
 
 
+@pytest.mark.parametrize(("arch", "width", "causal"), [
+    ("sm_89", 64, True),
+    pytest.param("sm_120a", 64, False, marks=pytest.mark.slow), pytest.param("sm_89", 128, True, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_attention(arch: str, width: int, causal: bool) -> None:
+    """With the GPU's ex2, and keys in the order in which scores lie in registers; the last blocks are not full, two heads share keys."""
+    rng = operands.generator("cuda sage2", arch, str(width))
+    q = attention.quantize_queries(rng.standard_normal((4, 130, width)).astype(np.float32))
+    k = attention.quantize_keys(rng.standard_normal((2, 130, width)).astype(np.float32))
+    v = attention.quantize_values(rng.standard_normal((2, 130, width)).astype(np.float32))
+    wanted = attention.sage2_attention(
+        q, k, v, arch=Dots(arch=arch, instruction=MMA_S8), pv=Dots(arch=arch, instruction=MMA_E4M3, k_order=ORDER), causal=causal,
+        exp2=lambda x: mmabits.function(EXPONENTIAL, x, arch=arch),
+    )  # fmt: skip
+    same(sage2_attention(q, k, v, arch=arch, causal=causal), wanted)
+
+
 def test_what_the_kernels_do_not_take() -> None:
     rng = operands.generator("cuda refused")
     weights = w4a16.quantize_int4(wide(rng, 128, 64))
@@ -100,7 +121,7 @@ def test_what_the_kernels_do_not_take() -> None:
 
 
 @pytest.mark.parametrize(("name", "arch", "options"), [
-    ("w4a16", "sm_80", []), ("w4a16", "sm_120a", []), ("fp8_blockwise", "sm_90a", []),
+    ("w4a16", "sm_80", []), ("w4a16", "sm_120a", []), ("fp8_blockwise", "sm_90a", []), ("sage2", "sm_89", ["-DWIDTH=128"]),
     ("block_scaled", "sm_100a", ["-DGROUP=1", "-DNVFP4"]),
     ("block_scaled", "sm_103a", ["-DGROUP=2", "-DA_TYPE=0", "-DB_TYPE=1"]), ("block_scaled", "sm_100a", ["-DGROUP=2", "-DNVFP4"]),
 ])  # fmt: skip
