@@ -113,7 +113,7 @@ def called(instruction: PtxInstruction, places: dict[str, int], memory: HostMemo
         if name in FAILS:
             raise KernelError(f"{kernel}: {_assertion(groups[-1], memory, lane)}, at {instruction}")
         given = groups[-1]
-        count = _print(memory.number(given[0], 8, lane), memory.number(given[1], 8, lane), memory, lane)
+        count = print_text(memory.number(given[0], 8, lane), memory.number(given[1], 8, lane), memory, lane)
         if len(groups) == 2 and groups[0]:
             memory.write(groups[0][0], count, lane)
 
@@ -130,7 +130,7 @@ def _assertion(given: list[int], memory: HostMemory, lane: int) -> str:
     return f"a trap, {told}, in program {cta}, thread {thread}"
 
 
-def _print(format_at: int, arguments_at: int, memory: HostMemory, lane: int) -> int:
+def print_text(format_at: int, arguments_at: int, memory: HostMemory, lane: int) -> int:
     """Write one line of printf; how many arguments it took, -1 without a format."""
     if not format_at:
         return -1
@@ -214,6 +214,8 @@ def _float(number: float, flags: str, digits: int, kind: str) -> str:
         text = "nan" if math.isnan(number) else "inf"
     elif kind in "aA":
         text = _hexadecimal(number, digits)
+        if "#" in flags and "." not in text:
+            text = text.replace("p", ".p")
     else:
         python = "%" + ("#" if "#" in flags else "") + f".{digits if digits >= 0 else 6}" + kind.lower()
         text = python % number
