@@ -117,7 +117,10 @@ class PtxModule(Mapping[str, "CudaKernel"]):
         arch: what it runs as.
         globals: `__device__` and `__constant__` variables.
         log: what the compiler warned of.
+        keeper: writes each launch into a file, where it is one of `mmabits.conformance.diff.runs.Keeper`.
     """
+
+    keeper: Any = None
 
     def __init__(
         self, ptx: str, arch: str, *, contracts: bool = True, names: Mapping[str, str] | None = None, log: str = "",
@@ -279,7 +282,12 @@ class CudaKernel:
             if not is_array(each):
                 raise OperandTypeError(f"{self.name}: memory[{place}] must be an array, got {type(each).__name__}")
             arrays.append((f"memory[{place}]", given(each, f"{self.name}: memory[{place}]")))
-        launched.launch(grid_size, values, [(each.first, each.last) for _, each in arrays])
+        ranges, keeper, finish = [(each.first, each.last) for _, each in arrays], self.module.keeper, None
+        if keeper is not None:
+            finish = keeper.begin(launched, self.module.ptx, grid_size, values, ranges, ())
+        launched.launch(grid_size, values, ranges)
+        if finish is not None:
+            finish()
         for name, each in arrays:
             if each.unchanged is not None and not each.unchanged():
                 raise OperandError(f"{self.name} wrote to {name}, {each.what}, which cannot change: pass what numpy.array() makes of it")
@@ -309,12 +317,12 @@ class CudaKernel:
         if count > CTA.threads:
             raise OperandError(f"{self.name}: {count:,} threads of a CTA; there are up to {CTA.threads:,}")
 
-    def _values(self, arguments: Sequence[Any]) -> tuple[list[bytes], list[tuple[str, PassedArray]]]:
-        """The bytes of each parameter, and the arrays."""
+    def _values(self, arguments: Sequence[Any]) -> tuple[list[int | bytes], list[tuple[str, PassedArray]]]:
+        """The address or bytes of each parameter, and the arrays."""
         if len(arguments) != len(self.parameters):
             told = ", ".join(each.kind for each in self.parameters)
             raise OperandError(f"{self.name} takes {len(self.parameters)} arguments ({told}), got {len(arguments)}")
-        values: list[bytes] = []
+        values: list[int | bytes] = []
         arrays: list[tuple[str, PassedArray]] = []
         for place, (value, parameter) in enumerate(zip(arguments, self.parameters, strict=True)):
             name = f"argument {place + 1} of {self.name}, {parameter.kind},"
@@ -329,7 +337,7 @@ class CudaKernel:
                     raise OperandTypeError(f"{name} is no pointer, got an array{hint}")
                 held = given(value, name)
                 arrays.append((f"argument {place + 1}", held))
-                values.append(held.address.to_bytes(8, "little"))
+                values.append(held.address)
             else:
                 values.append(scalar_bytes(value, parameter, name))
         return values, arrays

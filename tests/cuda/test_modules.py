@@ -177,6 +177,22 @@ def test_sizes_that_no_gpu_takes(grid: Any, block: Any, error: str, module: PtxM
         module["nothing"](grid, block, 1.0, 1, b"12", 1)
 
 
+def test_a_launch_in_a_file_runs_again(module: PtxModule, tmp_path: Path) -> None:
+    """`mmabits diff --run` takes such files, and a GPU's results; variables begin as the text has them."""
+    from mmabits.conformance.diff.runs import Keeper, compare_run, emulated
+    from mmabits.conformance.recorded.runs import read_run
+
+    x, y = np.arange(64, dtype=np.float32), np.zeros(32, np.float32)
+    module.keeper = Keeper(tmp_path)
+    module["scale"](1, 32, y, x[32:], 0.5, 32, pair(0, 0.25))
+    (path,) = module.keeper.paths
+    run = read_run(path)
+    assert run.kernel == "scale" and run.grid == (1, 1, 1) and len(run.before) == 2
+    after = emulated(run)
+    assert any(np.array_equal(each.view(np.float32), y) for each in after if each.size == y.nbytes)
+    assert not compare_run(path).differences
+
+
 def test_names_that_are_not_there(module: PtxModule) -> None:
     with pytest.raises(KeyError, match="no kernel is called 'scalee'; did you mean scale"):
         module["scalee"]

@@ -52,6 +52,46 @@ def test_cute_dsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(y, 2 * x + 1)
 
 
+def test_pallas_on_triton(tmp_path: Path) -> None:
+    """JAX lowers a Pallas kernel for CUDA without a GPU, to a Triton module; Triton's compiler makes PTX of it."""
+    jax = pytest.importorskip("jax")
+    triton = pytest.importorskip("triton")
+    from jax.experimental import pallas
+    from jax.experimental.pallas import triton as pallas_triton
+    from jaxlib.mlir import ir
+    from jaxlib.triton import dialect
+    from triton.backends.compiler import GPUTarget
+
+    def sums(x, y, out):  # type: ignore[no-untyped-def]
+        out[...] = x[...] * 2 + y[...]
+
+    blocks = pallas.BlockSpec((128,), lambda i: i)
+    call = pallas.pallas_call(
+        sums, out_shape=jax.ShapeDtypeStruct((256,), np.float32), grid=(2,), in_specs=[blocks] * 2, out_specs=blocks,
+        compiler_params=pallas_triton.CompilerParams(num_warps=4),
+    )  # fmt: skip
+    example = jax.ShapeDtypeStruct((256,), np.float32)
+    lowered = jax.jit(call).trace(example, example).lower(lowering_platforms=("cuda",)).compiler_ir()
+    calls = []
+
+    def visit(operation):  # type: ignore[no-untyped-def]
+        if operation.name == "stablehlo.custom_call" and "xla.gpu.triton" in str(operation.attributes["call_target_name"]):
+            calls.append(ir.StringAttr(ir.DictAttr(operation.attributes["mhlo.backend_config"])["ir"]).value_bytes)
+        return ir.WalkResult.ADVANCE
+
+    lowered.operation.walk(visit)
+    with ir.Context() as context:
+        dialect.register_dialect(context)
+        text = str(ir.Module.parse(calls[0]))
+    file = tmp_path / "sums.ttir"
+    file.write_text(text)
+    made = triton.compile(str(file), target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "enable_fp_fusion": False})
+    kernel = mmabits.load_ptx(made.asm["ptx"])["sums"]
+    x, y, out = np.arange(256, dtype=np.float32), np.ones(256, np.float32), np.zeros(256, np.float32)
+    kernel(2, 128, x, y, out, *[None] * (len(kernel.parameters) - 3), shared=made.metadata.shared)
+    assert np.array_equal(out, 2 * x + 1)
+
+
 def test_names_and_targets_of_other_compilers() -> None:
     assert short_names("__main__::axpy[abi:v1][abi:cw5](Array<float, 1, C>, float)") == ("__main__::axpy", "axpy")
     assert (arch_of("sm_90"), arch_of("sm_80"), arch_of("sm_100a")) == ("sm_90a", "sm_80", "sm_100a")
