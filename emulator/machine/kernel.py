@@ -507,7 +507,7 @@ class _ThreadState:
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
-        queues_of_products = np.zeros((warps // 4, warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
+        queues_of_products = np.zeros((-(-warps // 4), warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
         self.kept.append(queues_of_products)
         cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0, 0)
         self.ctas[place] = cta

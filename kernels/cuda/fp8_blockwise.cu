@@ -1,7 +1,7 @@
 // FP8 in tiles, as DeepGEMM multiplies it: TMA into shared memory, wgmma from zero for every 128 of K, then one fused multiply-add in registers
 // with the product of both scales.
 //
-// A CTA makes 64 x 64 of the result. Warps 0 to 3 are the warpgroup that multiplies; one lane of the other warpgroup asks for the copies, STAGES ahead.
+// A CTA makes 64 x 64 of the result. Warps 0 to 3 are the warpgroup that multiplies; one lane of warp 4 asks for the copies, STAGES ahead.
 
 static constexpr int ROWS = 64, COLUMNS = 64, STEP = 128, STAGES = 4;
 static constexpr int X_BYTES = ROWS * STEP, W_BYTES = COLUMNS * STEP;
@@ -35,7 +35,7 @@ __device__ __forceinline__ void multiply(float (&d)[COLUMNS / 2], unsigned long 
 }
 
 // x (M, K) and w (N, K) e4m3 by their maps, boxes of 64 x 128; x_scales (M, K / 128), w_scales (K / 128, ceil(N / 128)), out (M, N).
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(160)
 fp8_blockwise(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const float *x_scales, const float *w_scales,
               float *out, int M, int N, int K) {
     extern __shared__ __align__(1024) unsigned char buffers[];
@@ -51,8 +51,8 @@ fp8_blockwise(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    if (warp >= 4) {
-        if (thread == 128)
+    if (warp == 4) {
+        if (lane == 0)
             for (int block = 0; block < blocks; block++) {
                 const int stage = block % STAGES;
                 const unsigned place = base + stage * (X_BYTES + W_BYTES), barrier = fulls + 8 * stage;

@@ -44,5 +44,5 @@ def fp8_blockwise_matmul(x: TiledFp8, w: TiledFp8, *, arch: str = "sm_90a") -> n
         tensor_map(np.ascontiguousarray(each).view(np.uint8), box=(TILE, BLOCK), swizzle=128) for each in (x.elements, w.elements.T)
     ]  # fmt: skip
     kernel = module("fp8_blockwise", arch, since=90, until=90)["fp8_blockwise"]
-    kernel((-(-n // TILE), -(-m // TILE)), 256, *maps, x.scales, w.scales, out, m, n, k, shared=_SHARED)
+    kernel((-(-n // TILE), -(-m // TILE)), 160, *maps, x.scales, w.scales, out, m, n, k, shared=_SHARED)
     return out
