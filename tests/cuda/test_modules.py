@@ -361,6 +361,43 @@ extern "C" __global__ void k(int *lock, int *out, int n, int rare) {
     assert lock.tolist() == [0, 3, 5] and (out == 1 + 2 + 3 + 3 + 4 + 5).all()
 
 
+def test_lanes_wait_in_front_of_wgmma_for_one_that_waits_for_an_mbarrier(nvrtc: None) -> None:
+    """As in CuTe's kernels without a warp of its own for copies: lane 0 waits for all threads while the others go round the loop."""
+    source = """
+__device__ void wait(unsigned place, int parity) {
+    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra again; }"
+                 :: "r"(place), "r"(parity) : "memory");
+}
+__device__ void arrive(unsigned place) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(place) : "memory"); }
+
+extern "C" __global__ void k(int *out, int n) {
+    __shared__ __align__(8) unsigned long long full[2], empty[2];
+    const unsigned fulls = (unsigned)__cvta_generic_to_shared(full), empties = (unsigned)__cvta_generic_to_shared(empty);
+    if (threadIdx.x == 0)
+        for (int stage = 0; stage < 2; stage++) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(fulls + 8 * stage) : "memory");
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 128;" :: "r"(empties + 8 * stage) : "memory");
+            arrive(fulls + 8 * stage);
+        }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < n; i++) {
+        const int stage = i % 2, parity = i / 2 & 1;
+        wait(fulls + 8 * stage, parity);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        arrive(empties + 8 * stage);
+        if (threadIdx.x == 0) {
+            wait(empties + 8 * stage, parity);
+            arrive(fulls + 8 * stage);
+            out[0] += 1;
+        }
+    }
+}"""
+    out = np.zeros(1, np.int32)
+    mmabits.compile_cuda(source, arch="sm_90a")["k"](1, 128, out, 9)
+    assert out[0] == 9
+
+
 def test_cuda_headers(headers: None) -> None:
     source = """
 #include <cuda_fp16.h>
