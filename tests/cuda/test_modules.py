@@ -398,6 +398,40 @@ extern "C" __global__ void k(int *out, int n) {
     assert out[0] == 9
 
 
+def test_copies_of_a_pair_are_counted_in_its_first_cta(nvrtc: None) -> None:
+    """CUTLASS clears the bit of the barrier's address that has the rank, in copies of .cta_group::2."""
+    source = """
+struct alignas(64) Map { unsigned long long words[16]; };
+extern "C" __global__ void k(const __grid_constant__ Map map, int *out) {
+    __shared__ __align__(128) int held[32];
+    __shared__ __align__(8) unsigned long long barrier;
+    const unsigned place = (unsigned)__cvta_generic_to_shared(&barrier), to = (unsigned)__cvta_generic_to_shared(held);
+    if (threadIdx.x == 0) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(place) : "memory");
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    if (threadIdx.x == 0) {
+        if (blockIdx.x % 2 == 0) asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 256;" :: "r"(place) : "memory");
+        asm volatile("cp.async.bulk.tensor.2d.cta_group::2.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                     :: "r"(to), "l"(&map), "r"(0), "r"(blockIdx.x), "r"(place & MASK) : "memory");
+        if (blockIdx.x % 2 == 0)
+            asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0; @!done bra again; }"
+                         :: "r"(place) : "memory");
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+    out[blockIdx.x * 32 + threadIdx.x] = held[threadIdx.x];
+}"""
+    given, found = np.arange(128, dtype=np.int32).reshape(4, 32), np.zeros((4, 32), np.int32)
+    for mask in ("0xfeffffff", "0xffffffff"):
+        made = mmabits.compile_cuda(source, arch="sm_100a", options=[f"-DMASK={mask}"])["k"]
+        launch = (4, 32, mmabits.tensor_map(given, box=(1, 32)), found)
+        if mask == "0xfeffffff":
+            made(*launch, cluster=2)
+            assert np.array_equal(found, given)
+        else:
+            with pytest.raises(KernelError, match="a deadlock"):
+                made(*launch, cluster=2)
+
+
 def test_cuda_headers(headers: None) -> None:
     source = """
 #include <cuda_fp16.h>
