@@ -14,6 +14,8 @@ from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 
 EXTRA: Final = "pip install 'mmabits[nvrtc]'"
 _LOG_LINES: Final = 3
+_LEAST: Final = 64
+"""Bytes of a buffer, at least."""
 
 
 class CompilerRefused(MmabitsError, RuntimeError):
@@ -73,13 +75,13 @@ def _one_line(text: object) -> str:
 
 def _fetched(nvrtc: Any, program: Any, what: str) -> bytes:
     status, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
-    data = bytearray(0 if int(status) else size)
-    buffer = b" " * len(data)
+    # NVRTC writes into the bytes; Python has one object for all bytes of length 1, which must not be given.
+    buffer = bytes(_LEAST if int(status) else max(size, _LEAST))
     if not int(status):
         (status,) = getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
     if int(status):
         raise CompilerRefused(f"NVRTC does not hand out the {what} ({status})")
-    return buffer
+    return buffer[:size]
 
 
 def header_folders() -> tuple[str, ...]:

@@ -306,6 +306,12 @@ def test_a_failed_assertion_says_what_and_where(nvrtc: None) -> None:
         kernel(2, (8, 8), 6)
 
 
+def test_the_compiler_writes_into_nothing_of_pythons(nvrtc: None) -> None:
+    """Its log is one byte, a zero, where it says nothing; Python has one object for all single spaces."""
+    mmabits.compile_cuda("__global__ void k() {}", arch="sm_90a")
+    assert bytes([32])[0] == 32 and (b" " * 1).hex() == "20" and b"\n"[0] == 10
+
+
 def test_what_nvrtc_says(nvrtc: None, tmp_path: Path) -> None:
     (tmp_path / "own.cuh").write_text("#define VALUE 7\n")
     file = tmp_path / "kernel.cu"
