@@ -9,12 +9,14 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -23,8 +25,9 @@ import numpy as np
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
-from mmabits.emulator.hooks.library import Library
+from mmabits.emulator.hooks.library import COMPARED, ChoiceSample, Library
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.isa import (
     EmulationError,
@@ -171,7 +174,27 @@ class SessionReport:
             return ""
         unknown = sum(line.multiply_adds is None for line in self.skipped)
         left = f"; {unknown} line{'s' * (unknown > 1)} below of unknown size" if unknown else ""
-        return f"{self.multiply_adds:,} multiply-adds emulated, {100 * self.share:.4g}% of those counted{left}"
+        levels = ", ".join(f"{100 * part:.4g}% {level}" for level, part in by_evidence(self.emulated).items())
+        return f"{self.multiply_adds:,} multiply-adds emulated ({levels or 'none'}), {100 * self.share:.4g}% of those counted{left}"
+
+    def json(self) -> str:
+        """The lines of the report as JSON: emulated (each with shape, evidence and multiply-adds), skipped, undefined, kernels by name."""
+        words = {
+            "arch": self.arch, "multiply_adds": self.multiply_adds, "share": self.share, "evidence": dict(by_evidence(self.emulated)),
+            "emulated": [
+                {"site": line.site, "instruction": line.instruction.ptx, "m": line.m, "n": line.n, "k": line.k, "count": line.count,
+                 "multiply_adds": line.multiply_adds, "evidence": str(line.evidence), "note": line.note}
+                for line in self.emulated
+            ],
+            "skipped": [asdict(line) for line in self.skipped],
+            "undefined": [asdict(line) for line in self.undefined],
+            "kernels": [
+                {"name": kernel.name, "launches": kernel.launches, "programs": kernel.programs, "seconds": kernel.seconds}
+                for kernel in self.kernels
+            ],
+            "chosen": [asdict(line) for line in self.chosen],
+        }  # fmt: skip
+        return json.dumps(words, indent=1)
 
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
@@ -181,11 +204,12 @@ class SessionReport:
         done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
         for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
             done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
-        for line in self.emulated:
-            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+        shown, others = largest(rows(self.emulated))
+        for line in shown:
+            row = (line.site, line.instruction, line.shape, str(line.count), line.evidence, line.note)
             done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
         if self._seen:
-            done.caption, done.caption_justify = self._seen, "left"
+            done.caption, done.caption_justify = "\n".join(filter(None, (others, self._seen))), "left"
         yield done
         if self.kernels:
             whole = Table(title="Kernels that ran whole, as compiled", title_justify="left")
@@ -285,6 +309,10 @@ class ReadyProduct:
         """Enter products of a shape into the session's report."""
         self.session.count(self.site, self.instruction, m, n, k, count=count, note=self.note)
 
+    def compare(self, m: int, n: int, k: int, sample: Callable[[], ChoiceSample]) -> None:
+        """Keep a sample for the report, which says in how many results of it the library's candidates differ."""
+        self.session.compare((self.site, self.instruction, m, n, k, self.note), sample)
+
 
 Describe = Callable[["Session", bool, bool], LaunchedKernel]
 """What the report says of a kernel, but its launches; whether ptxas is asked for its spills, and for what it fuses."""
@@ -309,8 +337,10 @@ class Session:
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     cuda: bool = False
     """Whether host code finds a GPU."""
-    library: Library | None = None
-    """What a matrix library is taken to do; None: one chain of instructions, K upward."""
+    threads: bool = False
+    """Whether threads that the program starts inside a block are inside too."""
+    library: Library = field(default_factory=Library)
+    """What a matrix library is taken to do."""
     watch: Any = field(default=None, repr=False)
     """What compiled kernels tell of their steps (research/follow.py)."""
     keeper: Any = field(default=None, repr=False)
@@ -322,9 +352,11 @@ class Session:
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
     _skipped: dict[tuple[str, str, str], tuple[int, int | None]] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _samples: dict[tuple[str, Instruction, int, int, int, str], ChoiceSample] = field(default_factory=dict, repr=False)
 
     @property
     def target(self) -> str:
@@ -336,7 +368,9 @@ class Session:
         """Whether NaN stands where a GPU leaves a value open."""
         return self.undefined == "poison"
 
-    def ready(self, site: str, instruction: Instruction, *, promote_every: int | None = None, note: str = "") -> ReadyProduct:
+    def ready(
+        self, site: str, instruction: Instruction, *, promote_every: int | None = None, note: str = "", order: Evidence = Evidence.RECORDED
+    ) -> ReadyProduct:
         """Get products of one kind ready: every hook's way to the engine, whoever calls it then.
 
         Args:
@@ -344,15 +378,21 @@ class Session:
             instruction: which.
             promote_every: as for `mmabits.gemm`.
             note: for the report.
+            order: how well it is known in which order the elements of K are summed; as well as can be where the program says it itself.
 
         Raises:
             UnsupportedInstruction: the architecture lacks the instruction, or it is not modelled.
-            InsufficientEvidence: it is known less well than the session requires.
+            InsufficientEvidence: it, or the order, is known less well than the session requires.
         """
         lowering = lower(instruction, self.arch)
         if lowering.evidence < self.require:
             raise InsufficientEvidence(
                 f"{instruction} on {self.arch} rests on {lowering.evidence} evidence, but {self.require} is required"
+            )
+        if order < self.require:
+            raise InsufficientEvidence(
+                f"{site}: the order in which the library sums K rests on {order} evidence, but {self.require} is required; "
+                "library= takes a Schedule, 'chain' (one chain of the instruction, K upward), or cuBLASLt's answers for its products"
             )
         return ReadyProduct(session=self, site=site, lowering=lowering, asked_promotion=promote_every, note=note)
 
@@ -369,6 +409,7 @@ class Session:
         accumulator: str | None = None,
         promote_every: int | None = None,
         note: str = "",
+        order: Evidence = Evidence.RECORDED,
     ) -> Array:
         """A product with the session's architecture, entered into the report.
 
@@ -383,6 +424,7 @@ class Session:
             accumulator: its type, where `instruction` is None and it is not the usual one: `"f16"`.
             promote_every: as for `mmabits.gemm`.
             note: for the report.
+            order: as for `ready`.
 
         Returns:
             D, (..., M, N), in the accumulator's type.
@@ -398,7 +440,7 @@ class Session:
             instruction = prepare(
                 a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
             ).instruction  # fmt: skip
-        found = self.ready(site, instruction, promote_every=promote_every, note=note)
+        found = self.ready(site, instruction, promote_every=promote_every, note=note, order=order)
         result = found.multiply(a, b, c, scale_a=scale_a, scale_b=scale_b)
         m, n = result.shape[-2:]
         if result.size and a.shape[-1]:  # else no instruction runs
@@ -408,7 +450,19 @@ class Session:
     def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
         """Enter `count` products of one shape into the report."""
         key = (site, instruction, m, n, k, note)
-        self._emulated[key] = self._emulated.get(key, 0) + count
+        with self._lock:
+            self._emulated[key] = self._emulated.get(key, 0) + count
+
+    def compare(self, product: tuple[str, Instruction, int, int, int, str], sample: Callable[[], ChoiceSample]) -> None:
+        """Keep a sample of a product of several candidates for the report, of so many products."""
+        with self._lock:
+            if product not in self._samples and len(self._samples) < COMPARED:
+                self._samples[product] = sample()
+
+    def _compared(self, product: tuple[str, Instruction, int, int, int, str]) -> str:
+        """The note of a product, with what its sample says."""
+        sample = self._samples.get(product)
+        return product[-1] if sample is None else f"{product[-1]}; {sample.words}"
 
     def skip(self, site: str, operation: str, reason: str, *, count: int = 1, multiply_adds: int | None = None) -> None:
         """Enter into the report that something runs without emulation.
@@ -421,8 +475,9 @@ class Session:
             multiply_adds: all that it does; None: not known, or nothing.
         """
         key = (site, operation, reason)
-        times, before = self._skipped.get(key, (0, 0))
-        self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
+        with self._lock:
+            times, before = self._skipped.get(key, (0, 0))
+            self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
 
     @property
     def work(self) -> int:
@@ -440,17 +495,20 @@ class Session:
             here: what stands there now; empty: what `undefined` says.
         """
         key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
-        self._undefined[key] = self._undefined.get(key, 0) + 1
+        with self._lock:
+            self._undefined[key] = self._undefined.get(key, 0) + 1
 
     def ran(self, kernel: Describe, programs: int, seconds: float) -> None:
         """Enter into the report one launch of a kernel that ran whole."""
-        launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
-        self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
+        with self._lock:
+            launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
+            self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
 
     def choose(self, site: str, configuration: str, why: str) -> None:
         """Enter into the report that an autotuner launches a configuration, and why this one."""
         key = (site, configuration, why)
-        self._chosen[key] = self._chosen.get(key, 0) + 1
+        with self._lock:
+            self._chosen[key] = self._chosen.get(key, 0) + 1
 
     def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
         """Stop a program that asks for what the architecture or the emulator lacks.
@@ -476,7 +534,9 @@ class Session:
         for counter in self._counters:
             counter()
         done = tuple(
-            Emulated(site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=note)
+            Emulated(
+                site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=self._compared((site, row, m, n, k, note))
+            )
             for (site, row, m, n, k, note), count in self._emulated.items()
         )
         left = tuple(
@@ -593,6 +653,7 @@ def emulate(
     triton: str | None = None,
     autotune: Autotune = "best",
     cuda: bool = False,
+    threads: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
 ) -> Emulation:
@@ -607,7 +668,8 @@ def emulate(
 
     Args:
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
-        require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
+        require: refuse instructions whose evidence is below `"recorded"` or `"published"`, and products whose order of sums is a
+            library's and known less well.
         frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported, and Triton with `cuda`.
         undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
@@ -621,9 +683,12 @@ def emulate(
             name, which returns one of them. The report has it.
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
-        library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
-            of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
-            chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
+        threads: let threads that the program starts inside the block (`threading.Thread`, `ThreadPoolExecutor`) be inside too.
+            Otherwise the report has a line for each place that starts some. Triton's interpreter runs in one thread only.
+        library: in which order PyTorch's and JAX's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what
+            is known of that version's choices; a file of choices that was recorded on a GPU; a `mmabits.Schedule` for all of them;
+            `"chain"`: one chain of instructions, K upward. None: the best known choice of the newest version, which is inferred, so that
+            `require` refuses it. The report has plan, evidence and candidates. See docs/library-choices.md.
         bugs: whether to leave out what the library is known to leave out.
 
     Returns:
@@ -645,6 +710,8 @@ def emulate(
         raise OperandError(f"autotune must be {names}, the number of a configuration from 0, or a function, got {autotune!r}")
     if not isinstance(cuda, bool):
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
+    if not isinstance(threads, bool):
+        raise OperandError(f"threads must be True or False, got {threads!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
@@ -657,7 +724,7 @@ def emulate(
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums,
+            not_compiled=reason, autotune=autotune, cuda=cuda, threads=threads, library=sums,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

@@ -288,7 +288,7 @@ def test_shapes_that_are_not_known_are_those_of_exported_programs() -> None:
     from jax import export
 
     (rows,) = export.symbolic_shape("rows")
-    with emulate("sm_90a"), pytest.raises(EmulationError, match="jax.export makes programs for other processes"):
+    with emulate("sm_90a"), pytest.raises(EmulationError, match=r"jax.export makes programs for other processes"):
         export.export(jax.jit(lambda a, b: dot(a, b)))(jax.ShapeDtypeStruct((rows, 8), F16), jax.ShapeDtypeStruct((8, 4), F16))
 
 

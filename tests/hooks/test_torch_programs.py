@@ -228,13 +228,13 @@ def test_backward_after_the_block_is_said() -> None:
         loss = model(x @ weight).sum()
     assert not session.report().skipped
     with pytest.warns(
-        NotEmulated, match=r"addmm in backward at test_torch_programs.py:\d+: the block had ended.*call backward inside of it"
+        NotEmulated, match=r"2: addmm in backward at test_torch_programs.py:\d+: the block had ended.*call backward inside of it"
     ) as told:
         loss.backward()
     assert len(told) == 1
-    lines = {line.operation: line for line in session.report().skipped}
-    assert lines["addmm in backward"].count == 2 and lines["mm in backward"].count == 1
-    assert "the block had ended" in lines["mm in backward"].reason
+    lines = session.report().skipped
+    assert [line.site.partition(" at ")[0] for line in lines] == ["2: addmm in backward", "0: addmm in backward", "mm in backward"]
+    assert all("the block had ended" in line.reason for line in lines)
     with emulated():  # another block's tensor cores
         loss = (x @ weight).sum()
     with emulated() as other, warnings.catch_warnings():
@@ -296,3 +296,48 @@ def test_multiply_adds_that_are_not_emulated_are_counted() -> None:
         assert (line.operation, line.multiply_adds) == (name, size)
         assert session.report().share == 512 / (512 + size)
         assert f"{size:,}" in str(session.report()) and "512 multiply-adds emulated" in str(session.report())
+
+
+class Block(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(16, 32, dtype=BF16), torch.nn.Linear(32, 16, dtype=BF16)
+
+    def forward(self, x: Any) -> Any:
+        return x + self.down(torch.relu(self.up(x))) @ x.T @ x
+
+
+def test_sites_are_paths_of_modules() -> None:
+    model, x = torch.nn.ModuleDict({"layers": torch.nn.Sequential(Block(), Block())})["layers"], random(4, 16)
+    with emulated() as session:
+        model(x).sum().backward()
+    sites = [line.site.partition(" at ")[0] for line in session.report().emulated]
+    wanted = [f"{layer}{part}" for layer in (0, 1) for part in (".up: addmm", ".down: addmm", ": mm", ": mm")]
+    assert [site for site in sites if "backward" not in site] == wanted
+    assert {site.partition(":")[0] for site in sites if "backward" in site} == {f"{n}{p}" for n in (0, 1) for p in (".up", ".down", "")}
+
+
+def test_the_report_of_a_growing_cache_is_one_row_and_json() -> None:
+    import json
+
+    query = random(1, 16)
+    with emulated() as session:
+        for length in range(16, 64, 8):
+            query @ random(16, length)
+        query @ random(16, 8)
+    text, data = str(session.report()), json.loads(session.report().json())
+    assert "1 x 16..56 x 16" in text and text.count("wgmma") == 2
+    assert "100% published" in text and data["share"] == 1 and data["evidence"] == {"published": 1.0}
+    assert [line["n"] for line in data["emulated"]] == [*range(16, 64, 8), 8] and data["multiply_adds"] == 16 * (sum(range(16, 64, 8)) + 8)
+
+
+def test_the_largest_rows_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmabits.emulator.hooks import condensed
+
+    with emulated() as session:
+        for size in (8, 64, 16, 32):
+            random(size, size) @ random(size, size)
+    found = condensed.rows(session.report().emulated)
+    kept, words = condensed.largest(found, 2)
+    assert [row.shape for row in kept] == ["64 x 64 x 64", "32 x 32 x 32"] and words == "2 rows more with 1.5% of the multiply-adds"
+    assert condensed.largest(found, 4) == (found, "")

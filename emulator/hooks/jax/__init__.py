@@ -1,15 +1,17 @@
 """JAX: lowering rules that hand matrix products to the engine through XLA's foreign function interface.
 
 `rules` stands in for JAX's lowering rules, `flag` says which block a program is compiled for, `choices` says what XLA would make of a
-product on a GPU, `matrices` brings operands into the engine's layout, `handler` is what XLA calls, `account` counts for the report,
-`ahead_of_time` looks after programs that are compiled before they are called; `mosaic` computes the tensor-core instructions of
-interpreted Mosaic GPU kernels. They import jax when they are imported, which is when a block is entered.
+product on a GPU, `schedules` sums slices of K as a library does, `matrices` brings operands into the engine's layout, `handler` is what
+XLA calls, `account` counts for the report, `ahead_of_time` looks after programs that are compiled before they are called; `mosaic`
+computes the tensor-core instructions of interpreted Mosaic GPU kernels. They import jax when they are imported, which is when a block
+is entered.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -51,3 +53,11 @@ def _tell_of_other_devices(session: Session) -> None:
         reason = f"JAX's default device is a {platform}: open the block inside jax.default_device(jax.devices('cpu')[0])"
         session.skip("programs on the default device", "jax", reason)
         warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=4)
+
+
+def enter_thread(_session: Session) -> Callable[[], None]:
+    """Let a thread that was started inside a session's block be inside; what is returned ends it."""
+    from mmabits.emulator.hooks.jax import flag
+
+    flag.begin()
+    return flag.end

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
-from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
-from mmabits.emulator.hooks.torch.late import LateBackward
+from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller, module_path
+from mmabits.emulator.hooks.torch.nodes import WatchedNodes
 from mmabits.emulator.hooks.torch.sizes import has_formula
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 
@@ -205,7 +205,7 @@ def begin(session: Session) -> Callable[[], None]:
     mode.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
 
     def end() -> None:
-        mode.late.watch()
+        mode.nodes.watch()
         mode.has_ended = True
         _take_off_ended()
 
@@ -239,7 +239,9 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         self._thread = threading.get_ident()
         self.within = ""
         """The operator that is being taken apart, for the report."""
-        self.late = LateBackward(session)
+        self.backward_of = ""
+        """The path of the module whose product's gradients are computed now."""
+        self.nodes = WatchedNodes(self)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -299,8 +301,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
-        if self.late.fresh:
-            self.late.watch()
+        if self.nodes.fresh:
+            self.nodes.watch()
         if func in _PASSED and not (self.poisons and func in UNWRITTEN):
             return func(*args, **kwargs or {})
         if not self._holds():
@@ -329,7 +331,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         if _nested(func, args):
             with self.emulating(self.within):
                 return func._op_dk(torch._C.DispatchKey.NestedTensorCPU, *args, **kwargs or {})
-        result = known[0](OperatorCall(self, func, known[1], args, kwargs or {}))
+        call = OperatorCall(self, func, known[1], args, kwargs or {})
+        result = known[0](call)
         if torch.is_grad_enabled():
-            self.late.made(known[1].name, result)
+            self.nodes.made(known[1].name, module_path(), result)
         return result
