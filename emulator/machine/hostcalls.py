@@ -36,7 +36,7 @@ class KernelError(EmulationError):
     """A kernel did what a GPU ends it for, or leaves undefined."""
 
 
-class HostMemory:
+class WarpMemory:
     """Memory as a warp sees it, to read and write from outside.
 
     Args:
@@ -90,7 +90,7 @@ class HostMemory:
             ctypes.memmove(address, (number & 0xFFFF_FFFF).to_bytes(4, "little"), 4)
 
 
-def called(instruction: PtxInstruction, places: dict[str, int], memory: HostMemory, lanes: int, kernel: str) -> None:
+def called(instruction: PtxInstruction, places: dict[str, int], memory: WarpMemory, lanes: int, kernel: str) -> None:
     """Carry out a call.
 
     Args:
@@ -118,7 +118,7 @@ def called(instruction: PtxInstruction, places: dict[str, int], memory: HostMemo
             memory.write(groups[0][0], count, lane)
 
 
-def _assertion(given: list[int], memory: HostMemory, lane: int) -> str:
+def _assertion(given: list[int], memory: WarpMemory, lane: int) -> str:
     """`__assertfail(message, file, line, function, size of a character)`."""
     message, file, function = (memory.text(memory.number(given[place], 8, lane), lane) for place in (0, 1, 3))
     linear = 32 * memory.word("warp") + lane
@@ -130,7 +130,7 @@ def _assertion(given: list[int], memory: HostMemory, lane: int) -> str:
     return f"a trap, {told}, in program {cta}, thread {thread}"
 
 
-def print_text(format_at: int, arguments_at: int, memory: HostMemory, lane: int) -> int:
+def print_text(format_at: int, arguments_at: int, memory: WarpMemory, lane: int) -> int:
     """Write one line of printf; how many arguments it took, -1 without a format."""
     if not format_at:
         return -1
@@ -142,7 +142,7 @@ def print_text(format_at: int, arguments_at: int, memory: HostMemory, lane: int)
 class _Arguments:
     """Arguments of printf one after another, each at a multiple of its size."""
 
-    def __init__(self, address: int, memory: HostMemory, lane: int) -> None:
+    def __init__(self, address: int, memory: WarpMemory, lane: int) -> None:
         self.at, self.memory, self.lane, self.count = address, memory, lane, 0
 
     def take(self, size: int) -> bytes:
@@ -239,4 +239,4 @@ def _hexadecimal(number: float, digits: int) -> str:
     return f"0x{whole}{behind and f'.{behind}'}p{exponent:+d}"
 
 
-__all__ = ["FAILS", "FUNCTIONS", "HostMemory", "KernelError", "called"]
+__all__ = ["FAILS", "FUNCTIONS", "WarpMemory", "KernelError", "called"]

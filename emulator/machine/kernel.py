@@ -25,7 +25,7 @@ from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted, folded
-from mmabits.emulator.machine.hostcalls import HostMemory, KernelError, called
+from mmabits.emulator.machine.hostcalls import KernelError, WarpMemory, called
 from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, base_of, looks, program
 from mmabits.emulator.machine.ptx import Address, Entry, Module, PtxError, PtxInstruction, Symbol, Variable, read_ptx
@@ -541,7 +541,7 @@ class _ThreadState:
         context = self._context_at(address)
         try:
             called(
-                self.kernel.entry.instructions[index], self.kernel.memory.places, HostMemory(context, self.pairs), lanes, self.kernel.name
+                self.kernel.entry.instructions[index], self.kernel.memory.places, WarpMemory(context, self.pairs), lanes, self.kernel.name
             )
         except BaseException as error:  # as of a parted warp
             self.failure = error

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
-from mmabits.emulator.machine.hostcalls import HostMemory, print_text
+from mmabits.emulator.machine.hostcalls import WarpMemory, print_text
 
 
 def printed(text: str, data: bytes) -> tuple[str, int]:
@@ -30,7 +30,7 @@ def printed(text: str, data: bytes) -> tuple[str, int]:
     out, before = io.StringIO(), sys.stdout
     sys.stdout = out
     try:
-        count = print_text(memory.ctypes.data, words.LOCAL_TAG << words.TAG_SHIFT, HostMemory(context, ranges), 0)
+        count = print_text(memory.ctypes.data, words.LOCAL_TAG << words.TAG_SHIFT, WarpMemory(context, ranges), 0)
     finally:
         sys.stdout = before
     return out.getvalue(), count
