@@ -114,7 +114,7 @@ def _call(code: WarpCode, what: int, *more: int | str) -> None:
 def _wgmma(code: WarpCode, instruction: PtxInstruction) -> None:
     what = instruction.opcode.split(".")[1]
     together(code)
-    if code.layout.warps % 4:
+    if code.layout.warps < 4:
         raise code.refused(f"{instruction.opcode} in a CTA of {code.layout.warps} warps")
     if what == "mma_async":
         _multiply(code, instruction)
