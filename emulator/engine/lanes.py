@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = {F32: "f32", F64: "f64"}
 
 
@@ -77,6 +77,10 @@ class Lanes:
     def __rshift__(self, places: Lanes | int) -> Lanes:
         return self._new(self.builder.lshr(self.value, self._like(places)))
 
+    def arithmetic_shift(self, places: int) -> Lanes:
+        """Integer lanes to the right, the sign above."""
+        return self._new(self.builder.ashr(self.value, self._like(places)))
+
     def _compare(self, operator: str, other: Lanes | float) -> Lanes:
         compare = self.builder.fcmp_ordered if self.is_float else self.builder.icmp_signed
         return self._new(compare(operator, self.value, self._like(other)))
@@ -107,6 +111,10 @@ class Lanes:
         if self.is_float:
             return (self > other).choose(self, self._new(self._like(other)))
         return self._new(self._intrinsic(f"llvm.smax.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
+
+    def minimum(self, other: Lanes | int) -> Lanes:
+        """The smaller of each pair of integers."""
+        return self._new(self._intrinsic(f"llvm.smin.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
 
     def fma(self, factor: Lanes, addend: Lanes) -> Lanes:
         """This vector * factor + addend, rounded once."""
@@ -151,6 +159,41 @@ class Lanes:
     def narrow(self, element: ir.Type) -> Lanes:
         """Integer lanes to narrower ones, low bits kept."""
         return self._new(self.builder.trunc(self.value, ir.VectorType(element, self.count)))
+
+    def trailing_zeros(self) -> Lanes:
+        """Zeros below the lowest bit that is set, of integer lanes; of 0 anything."""
+        kind = ir.FunctionType(self.value.type, [self.value.type, ir.IntType(1)])
+        name = f"llvm.cttz.v{self.count}i{self.element.width}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self._new(self.builder.call(function, [self.value, ir.Constant(ir.IntType(1), 1)]))
+
+    def reduced(self, how: str) -> ir.Value:
+        """One integer of all lanes: `smax`, `smin`."""
+        kind = ir.FunctionType(self.element, [self.value.type])
+        name = f"llvm.vector.reduce.{how}.v{self.count}i{self.element.width}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [self.value])
+
+    def as_bytes(self) -> Lanes:
+        """32-bit lanes seen as four bytes each, the lowest first."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType(I8, 4 * self.count)))
+
+    def as_words(self) -> Lanes:
+        """Bytes seen as 32-bit lanes, four in each."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType(I32, self.count // 4)))
+
+    def spread_lowest(self) -> Lanes:
+        """Bytes, the first of every four in all four."""
+        pick = ir.Constant(ir.VectorType(I32, self.count), [lane // 4 * 4 for lane in range(self.count)])
+        return self._new(self.builder.shuffle_vector(self.value, ir.Constant(self.value.type, ir.Undefined), pick))
+
+    def sum_of_bytes(self) -> Lanes:
+        """Of 32-bit lanes the sum of the four bytes, each taken without a sign."""
+        halves = (self & 0x00FF00FF) + ((self >> 8) & 0x00FF00FF)
+        return (halves + (halves >> 16)) & 0xFFFF
+
+    def as_ones(self) -> Lanes:
+        """Of a mask: bytes, -1 where it is set."""
+        return self._new(self.builder.sext(self.value, ir.VectorType(I8, self.count)))
 
     def to_float32(self) -> Lanes:
         """Float64 lanes to float32, in the thread's rounding mode."""

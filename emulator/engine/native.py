@@ -16,9 +16,10 @@ Neither this module nor a call imports Numba, save when machine code must be mad
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from mmabits.emulator.engine import plan
 from mmabits.emulator.engine.machine_code import function_address
 from mmabits.emulator.engine.record import CALL, CALLED, Call, Variant
 from mmabits.emulator.engine.tasks import Tiling, side_by_side_count, side_by_side_tiling, task_count, tiling
-from mmabits.isa import Arithmetic, FormatSpec, Lowering, UnsupportedInstruction
+from mmabits.isa import Arithmetic, FormatSpec, Lowering, OperandError, UnsupportedInstruction
 
 Array = npt.NDArray[Any]
 
@@ -91,17 +92,21 @@ _FLOAT16, _FLOAT32, _FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dt
 _CARRIERS: dict[int, np.dtype[Any]] = {24: _FLOAT32, 53: _FLOAT64}
 _CODES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32)}
 _NONE = np.zeros(0)
+SETTING: Final = "MMABITS_STEPS"
+"""Environment variable that has the engine take its general path everywhere."""
 _SIDE_BY_SIDE = {"fused": "fused_side_by_side", "grouped": "grouped_side_by_side"}
 """Functions for batches of narrow items, by the function for every product."""
 
 
 @lru_cache(maxsize=1024)
-def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: bool = False) -> NativeProduct:
+def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: bool = False, general: bool | None = None) -> NativeProduct:
     """The engine's function for a lowering; made now if it never was on this machine, which takes about ten seconds.
 
     Args:
         lowering: what the architecture makes of the instruction (`mmabits.isa.lower`).
         promote_every: elements of K, a multiple of the instruction's, after which the chain is added to an f32 total; 0 for never.
+        general: whether to take the path that is right for everything, also where a faster one has the same bits; as the environment
+            variable MMABITS_STEPS says (`general`) where it is None.
         side_by_side: the function for batches whose items have at most tasks.SIDE columns, which computes several of them at once;
             the other is right for them too, and slower. Where there is only the other, it is that.
 
@@ -119,7 +124,7 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
     factors, exponents, scale_powers = plan.scale_tables(row.scale_type)
     order = plan.k_order(lowering)
     kept = (
-        _words(plan.step_numbers(lowering, promote_every)),
+        _words(plan.step_numbers(lowering, promote_every, _general() if general is None else general)),
         _words(result),
         _words(plan.format_numbers(row.a_type, lowering.unpacked_to)) if aligned else _NONE,
         _words(plan.format_numbers(row.b_type, lowering.unpacked_to)) if aligned else _NONE,
@@ -135,6 +140,13 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
         address=function_address(variant), operand=variant.operand, accumulator=_FLOAT16 if result.half else variant.accumulator,
         block=row.block or 0, side_by_side=side_by_side, constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
     )  # fmt: skip
+
+
+def _general() -> bool:
+    told = os.environ.get(SETTING, "")
+    if told not in ("", "general"):
+        raise OperandError(f"{SETTING} must be 'general' or nothing, got {told!r}")
+    return told == "general"
 
 
 def variants(lowering: Lowering) -> tuple[Variant, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
-from mmabits.isa import FormatSpec, Lowering, NonFinite, Rounding
+from mmabits.isa import Arithmetic, FormatSpec, Lowering, NonFinite, Rounding
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
@@ -78,6 +78,8 @@ class StepNumbers(NamedTuple):
     rounding: int
     unit_scale: int
     """Code of the block scale 1, for what lies past the edge."""
+    floors: int
+    """1 where floors.floor_step may take a step."""
 
 
 _MODES = {
@@ -121,8 +123,11 @@ def result_numbers(lowering: Lowering, promote_every: int = 0) -> ResultNumbers:
 
 
 @lru_cache(maxsize=1024)
-def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
-    """A lowering as integers; a lowering with an add of its own restarts each instruction, any other as the caller promotes."""
+def step_numbers(lowering: Lowering, promote_every: int = 0, general: bool = False) -> StepNumbers:
+    """A lowering as integers; a lowering with an add of its own restarts each instruction, any other as the caller promotes.
+
+    `general` has the engine take the path that is right for everything, also where a faster one is.
+    """
     instruction = lowering.instruction
     own_add = lowering.separate_add
     return StepNumbers(
@@ -140,7 +145,17 @@ def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
         saturate=int(instruction.satfinite),
         rounding=_MODES[instruction.rounding_mode],
         unit_scale=_code_of_one(instruction.scale_type) if instruction.scale_type else 0,
+        floors=int(not general and _has_floors(lowering)),
     )
+
+
+def _has_floors(lowering: Lowering) -> bool:
+    """Whether steps are whole runs of four elements, with at most one power of two as scale, of at most 11 fraction bits."""
+    path, row = lowering.datapath, lowering.instruction
+    plain = path.arithmetic is Arithmetic.FUSED and lowering.step % 4 == 0 and lowering.step // 4 < 128
+    narrow = all(not form.is_integer and form.fraction_bits <= 11 for form in (row.a_type, row.b_type))
+    scaled = row.block is None or (row.block % lowering.step == 0 and row.scale_type is not None and row.scale_type.fraction_bits == 0)
+    return plain and narrow and scaled
 
 
 def _code_of_one(form: FormatSpec) -> int:
