@@ -278,14 +278,6 @@ class _FloorStep(NamedTuple):
         rows = (self.row_at(self.emit.index(r)) for r in range(ROWS))
         return [builder.add(builder.mul(row, self.left.panel), self.at) for row in rows]
 
-    def four(self, table: Any, start: Any, run: Any) -> Lanes:
-        """Four bytes of a row of A in every lane."""
-        emit, builder = self.emit, self.emit.builder
-        place = builder.gep(table, [builder.add(start, builder.mul(run, emit.index(4)))])
-        word = builder.load(builder.bitcast(place, I32.as_pointer()))
-        word.align = 4
-        return emit.splat(word, LANES).as_bytes()
-
     def byte_runs(self, table: Any) -> Any:
         """A loop over the runs of four elements of the step: (row's place, vector, the bytes of A, the bytes of B)."""
         emit, builder = self.emit, self.emit.builder
@@ -295,7 +287,7 @@ class _FloorStep(NamedTuple):
             place = builder.mul(run, emit.index(4 * WIDTH))
             others = [emit.load(table, builder.add(place, emit.index(v * 4 * LANES)), 4 * LANES) for v in range(_VECTORS)]
             for r, start in enumerate(starts):
-                bytes_a = self.four(mine, start, run)
+                bytes_a = emit.four_bytes(mine, builder.add(start, builder.mul(run, emit.index(4))), LANES)
                 for v, bytes_b in enumerate(others):
                     yield r * _VECTORS + v, bytes_a, bytes_b
 

@@ -80,6 +80,13 @@ class StepNumbers(NamedTuple):
     """Code of the block scale 1, for what lies past the edge."""
     floors: int
     """1 where floors.floor_step may take a step."""
+    room_of_groups: int
+    """F and the places that a scaled sum of a group can have below its scales' exponents: so far E may lie above them."""
+    room_of_held: int
+    """F - 23: how far E may lie above an accumulator that keeps all its bits."""
+    signed_a: int
+    signed_b: int
+    """Of integers: 1 where their bytes have a sign."""
 
 
 _MODES = {
@@ -146,6 +153,10 @@ def step_numbers(lowering: Lowering, promote_every: int = 0, general: bool = Fal
         rounding=_MODES[instruction.rounding_mode],
         unit_scale=_code_of_one(instruction.scale_type) if instruction.scale_type else 0,
         floors=int(not general and _has_floors(lowering)),
+        room_of_groups=lowering.datapath.fraction_bits + _last_place(lowering),
+        room_of_held=lowering.datapath.fraction_bits - 23,
+        signed_a=int(instruction.a_type.sign_bits > 0),
+        signed_b=int(instruction.b_type.sign_bits > 0),
     )
 
 
@@ -171,24 +182,28 @@ class StepPowers(NamedTuple):
     """2^e_zero."""
     floor: float
     """2^exponent of an accumulator's subnormals."""
-    last_place: float
-    """2^-F over the last place that a scaled sum can have."""
-    above_accumulator: float
-    """2^(F - 23): how far E may lie above an accumulator that keeps all its bits."""
+    byte_unit: float
+    """The product of the smallest positive elements: what all products are multiples of."""
+
+
+def _last_place(lowering: Lowering) -> int:
+    """The exponent of the last place that a group's scaled sum can have, its scales' exponents 0."""
+    row = lowering.instruction
+    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
+    if row.a_type.is_integer or row.b_type.is_integer:
+        return 0
+    return sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - 2 * scale_bits
 
 
 @lru_cache(maxsize=1024)
 def step_powers(lowering: Lowering) -> StepPowers:
     """The powers of a lowering."""
     path, row = lowering.datapath, lowering.instruction
-    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
-    last_place = sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - 2 * scale_bits
     return StepPowers(
         window=2.0 ** (52 - path.fraction_bits),
         zero=2.0**path.zero_exponent,
         floor=2.0**path.result.min_exponent,
-        last_place=2.0 ** (-path.fraction_bits - last_place),
-        above_accumulator=2.0 ** (path.fraction_bits - 23),
+        byte_unit=row.a_type.min_positive * row.b_type.min_positive,
     )
 
 
@@ -206,6 +221,14 @@ def groups_fit(lowering: Lowering) -> bool:
     in_group = largest / (row.a_type.min_positive * row.b_type.min_positive) <= 2.0**24
     in_sum = (4 * groups * largest + 2) * 2.0**path.fraction_bits <= 2.0**52  # two scale significands are below 4
     return whole and tables and in_group and in_sum
+
+
+@lru_cache(maxsize=1024)
+def bytes_fit(lowering: Lowering) -> bool:
+    """Whether a grouped lowering's elements are bytes, as multiples of their format's smallest number, and its groups whole runs of four."""
+    row = lowering.instruction
+    narrow = all(form.max_finite / form.min_positive <= 127 for form in (row.a_type, row.b_type))
+    return narrow and lowering.datapath.group % 4 == 0 and lowering.datapath.group <= 32
 
 
 @lru_cache(maxsize=64)

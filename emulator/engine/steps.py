@@ -16,12 +16,17 @@ from numba import types
 from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
-from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, LoopVariable
+from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes, LoopVariable
 from mmabits.emulator.engine.plan import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
+from mmabits.emulator.engine.width import lanes
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
+OFFSET = 128
+"""Added to bytes of A, so that they have no sign."""
+_LARGEST = 0x7F7FFFFF
+"""The largest finite float32."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
 _index = types.intp
@@ -54,8 +59,11 @@ def _truncated(emit: Emitter, exact: Lanes, cut: Any) -> Lanes:
     """Exact sums toward zero to float32 codes, low `cut` bits zero; too large is infinity; a zero is +0."""
     bits = exact.to_float32().bits() if exact.element is F64 else exact.bits()
     if exact.element is F64:
-        infinity = (bits & -(1 << 31)) | 0x7F800000
-        bits = (exact.magnitude() >= 2.0**128).choose(infinity, bits)
+        (found,) = emit.cells([bits])
+        with emit.builder.if_then((bits & 0x7FFFFFFF).equals(_LARGEST).any(), likely=False):  # what is too large comes to that too
+            infinity = (bits & -(1 << 31)) | 0x7F800000
+            found.set((exact.magnitude() >= 2.0**128).choose(infinity, bits))
+        bits = found.get()
     keep = emit.builder.shl(ir.Constant(I32, -1), emit.narrow_index(cut))
     bits = bits & emit.splat(keep, exact.count)
     return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)
@@ -180,6 +188,76 @@ def _signed(magnitude: Lanes, sign: Lanes) -> Lanes:
     return (magnitude.bits() | (sign << 31)).floats()
 
 
+def _as_bytes(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> Lanes:
+    """WIDTH codes, as many from each start, as multiples of the smallest number of their format, in bytes."""
+    form = SimpleNamespace(**{name: emit.splat(emit.narrow_index(number), WIDTH) for name, number in vars(form).items()})
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I32)
+    one = emit.constant(I32, 1, WIDTH)
+    field = (code >> form.low_bits) & ((one << (form.sign_shift - form.low_bits)) - 1)
+    hidden = one << form.fraction_bits
+    exponent, fraction = field >> form.fraction_bits, field & (hidden - 1)
+    significand = exponent.equals(0).choose(fraction, fraction | hidden)
+    magnitude = significand << (exponent.maximum(1) - 1)
+    sign = ((code >> form.sign_shift) + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
+    return ((magnitude ^ -sign) + sign).narrow(I8)
+
+
+@intrinsic
+def finish_group_columns(_context: Any, right: Any, step: Any, group: Any) -> Any:
+    """Of bytes: the four of a column together, masks, and what the offset of A adds to each group's sums. Of float32 nothing."""
+    signature = types.none(right, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[0])
+        if columns.values.type.pointee != I8:
+            return context.get_dummy_value()
+        with emit.loop(builder.sdiv(arguments[1], arguments[2])) as number:
+            start = builder.mul(number, arguments[2])
+            sums, masks = emit.cells([emit.constant(I32, 0, WIDTH)] * 2)
+            with emit.loop(builder.sdiv(arguments[2], emit.index(4))) as run:
+                first = builder.add(start, builder.mul(run, emit.index(4)))
+                places = [builder.mul(builder.add(first, emit.index(i)), emit.index(WIDTH)) for i in range(4)]
+                rows = [emit.load(columns.raw, place, WIDTH) for place in places]
+                words = [row.unsigned(I32) for row in rows]
+                together = words[0] | (words[1] << 8) | (words[2] << 16) | (words[3] << 24)
+                emit.store(together.as_bytes(), columns.values, places[0])
+                for i, row in enumerate(rows):
+                    sums.set(sums.get() + row.widen(I32))
+                    place = builder.add(builder.mul(run, emit.index(4)), emit.index(i))
+                    bit = builder.shl(ir.Constant(I32, 1), emit.narrow_index(place))
+                    masks.set(row.equals(0).choose(masks.get(), masks.get() | emit.splat(bit, WIDTH)))
+            emit.store(sums.get() * -OFFSET, columns.offsets, builder.mul(number, emit.index(WIDTH)))
+            emit.store(masks.get().unsigned(I64), columns.masks, builder.mul(number, emit.index(WIDTH)))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def bound_group_columns(_context: Any, right: Any, groups: Any) -> Any:
+    """right.bounds and right.bad of the scales of a step; whether one is NaN."""
+    signature = types.boolean(right, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[0])
+        largest, smallest = emit.cells([emit.constant(I32, NO_EXPONENT, WIDTH), emit.constant(I32, -NO_EXPONENT, WIDTH)])
+        (bad,) = emit.cells([emit.constant(I8, 0, WIDTH)])
+        with emit.loop(arguments[1]) as group:
+            place = builder.mul(group, emit.index(WIDTH))
+            exponent, factor = emit.load(columns.exponents, place, WIDTH).widen(I32), emit.load(columns.factors, place, WIDTH)
+            largest.set(largest.get().maximum(exponent))
+            smallest.set(smallest.get().minimum(exponent.equals(NO_EXPONENT).choose(-NO_EXPONENT, exponent)))
+            bad.set(factor.unordered(factor).choose(1, bad.get()))
+        emit.store(largest.get(), columns.bounds, emit.index(0))
+        emit.store(smallest.get(), columns.bounds, emit.index(WIDTH))
+        emit.store(bad.get(), columns.bad, emit.index(0))
+        return bad.get().equals(0).complement().any()
+
+    return signature, codegen
+
+
 @intrinsic
 def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, values: Any, cell: Any) -> Any:
     """WIDTH codes of a row of A to values[cell:]; which of them are not zero, a bit each."""
@@ -187,9 +265,13 @@ def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate:
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        magnitude, _, sign, _ = _decoded(emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2]))
-        flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
-        emit.store(_signed(magnitude, sign + flip), emit.data(values, arguments[4]), arguments[5])
+        form_, source, target = emit.fields(form, arguments[2]), emit.data(codes, arguments[0]), emit.data(values, arguments[4])
+        if target.type.pointee == I8:
+            value = _as_bytes(emit, source, [arguments[1]], form_, arguments[3])
+            emit.store(value ^ emit.constant(I8, -OFFSET, WIDTH), target, arguments[5])
+            return builder.zext(value.equals(0).complement().as_bits(), I64)
+        magnitude, _, sign, _ = _decoded(emit, source, [arguments[1]], form_)
+        emit.store(_signed(magnitude, sign + emit.splat(emit.narrow_index(arguments[3]), WIDTH)), target, arguments[5])
         return builder.zext((magnitude > 0.0).as_bits(), I64)
 
     return signature, codegen
@@ -203,10 +285,13 @@ def decode_group_columns(_context: Any, codes: Any, starts: Any, form: Any, righ
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         columns = emit.fields(right, arguments[3])
-        magnitude, _, sign, _ = _decoded(
-            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
-        )
-        emit.store(_signed(magnitude, sign), columns.values, builder.mul(arguments[4], emit.index(WIDTH)))
+        form_, row = emit.fields(form, arguments[2]), builder.mul(arguments[4], emit.index(WIDTH))
+        source, places = emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1])
+        if columns.values.type.pointee == I8:
+            emit.store(_as_bytes(emit, source, places, form_, emit.index(0)), columns.raw, row)
+            return context.get_dummy_value()
+        magnitude, _, sign, _ = _decoded(emit, source, places, form_)
+        emit.store(_signed(magnitude, sign), columns.values, row)
         masks = builder.mul(arguments[5], emit.index(WIDTH))
         bit = (magnitude > 0.0).unsigned(I64) << emit.splat(arguments[6], WIDTH)
         emit.store(emit.load(columns.masks, masks, WIDTH) | bit, columns.masks, masks)
@@ -362,7 +447,7 @@ def _grouped_step(items: int) -> Any:
             for first in range(0, WIDTH, 16):
                 places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
                 held = [emit.load(chain_, place, 16) for place in places]
-                exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
+                exact = work.sums([_finite_part(row) for row in held], first)
                 for row in range(2):
                     _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
             return context.get_dummy_value()
@@ -409,8 +494,9 @@ class _GroupedStep(NamedTuple):
     def sums(self, held: list[Lanes], first: int) -> list[Lanes]:
         """For each of two rows the exact sum of the truncated terms, 16 columns from `first` on."""
         emit, builder = self.emit, self.emit.builder
-        fits = builder.and_(*(self.loses_nothing(held[row], first, self.rows[row]) for row in range(2)))
+        fits = (self.loses_nothing(held[0], first, self.rows[0]) & self.loses_nothing(held[1], first, self.rows[1])).all()
         windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
+        held = [row.widen(F64) for row in held]
         exact = emit.cells(held)
         with builder.if_then(builder.not_(fits), likely=False):
             for row in range(2):
@@ -438,10 +524,10 @@ class _GroupedStep(NamedTuple):
         builder = self.emit.builder
         return builder.add(builder.mul(row, self.left.panel_groups), builder.mul(self.step_index, self.groups()))
 
-    def loses_nothing(self, held: Lanes, first: int, row: Any) -> Any:
-        """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
+    def loses_nothing(self, held: Lanes, first: int, row: Any) -> Lanes:
+        """Where no term of the step has bits below 2^(E - F), judged by a bound on E: a mask."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        steps = builder.sdiv(self.left.panel_groups, self.groups())
+        steps = self.left.steps
 
         def bound(which: int) -> Callable[[Any], Any]:
             def read(row: Any) -> Any:
@@ -451,13 +537,14 @@ class _GroupedStep(NamedTuple):
             return read
 
         largest, smallest = (self.by_item(row, first, lanes, bound(which)) for which in range(2))
-        largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
-        smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
-        power = _power_of(held)
-        top = largest.maximum(self.own_power(held))
-        keeps_groups = smallest >= top * emit.splat(self.powers.last_place, lanes)
-        keeps_held = held.equals(0.0) | (power * emit.splat(self.powers.above_accumulator, lanes) >= top)
-        return (keeps_groups & keeps_held).all()
+        largest = largest + emit.load(self.right.bounds, emit.index(first), lanes)
+        smallest = smallest + emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
+        magnitude = held.bits() & 0x7FFFFFFF
+        is_zero, own = magnitude.equals(0), (magnitude >> 23).maximum(1) - 127
+        top = largest.maximum(is_zero.choose(emit.splat(emit.narrow_index(self.numbers.zero_exponent), lanes), own))
+        keeps_groups = smallest >= top - emit.splat(emit.narrow_index(self.numbers.room_of_groups), lanes)
+        keeps_held = is_zero | (own >= top - emit.splat(emit.narrow_index(self.numbers.room_of_held), lanes))
+        return keeps_groups & keeps_held
 
     def own_power(self, held: Lanes) -> Lanes:
         """2^exponent of the accumulators: a subnormal has the smallest normal's exponent, a zero e_zero."""
@@ -483,6 +570,8 @@ class _GroupedStep(NamedTuple):
 
     def terms(self, first: int, number: Any) -> list[list[Lanes]]:
         """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
+        if self.left.values.type.pointee == I8:
+            return self.terms_of_bytes(first, number)
         emit, builder = self.emit, self.emit.builder
         size = self.numbers.group
         panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
@@ -502,12 +591,56 @@ class _GroupedStep(NamedTuple):
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
 
+    def terms_of_bytes(self, first: int, number: Any) -> list[list[Lanes]]:
+        """`terms` of elements that are whole multiples of their format's smallest number, four products at once."""
+        emit, builder = self.emit, self.emit.builder
+        size, vector = self.numbers.group, lanes()
+        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
+        vectors = range(first, first + 16, vector)
+        together = min(vector, SIDE) if self.items > 1 else vector
+
+        def starts_of(row: Any) -> list[list[Any]]:
+            """For each vector where each `together` of its lanes have their row of A."""
+            strides = [
+                [
+                    builder.mul(self.left.stride, emit.index(lane // SIDE if self.items > 1 else 0))
+                    for lane in range(v, v + vector, together)
+                ]
+                for v in vectors
+            ]
+            return [[builder.add(builder.mul(builder.add(row, each), panel), before) for each in of_vector] for of_vector in strides]
+
+        starts = [starts_of(row) for row in self.rows]
+        groups = [builder.add(number, emit.index(i)) for i in range(GROUPS_AT_ONCE)]
+        elements = [builder.mul(group, size) for group in groups]
+        parts = [
+            [emit.cells([emit.load(self.right.offsets, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(v)), vector)
+                         for v in vectors]) for group in groups]
+            for _ in starts
+        ]  # fmt: skip
+        with emit.loop(builder.sdiv(size, emit.index(4))) as run:
+            for i, start_element in enumerate(elements):
+                element = builder.add(start_element, builder.mul(run, emit.index(4)))
+                place = builder.mul(element, emit.index(WIDTH))
+                others = [emit.load(self.right.values, builder.add(place, emit.index(4 * v)), 4 * vector) for v in vectors]
+                for by_vector, cells in zip(starts, parts, strict=True):
+                    for at, cell, other in zip(by_vector, cells[i], others, strict=True):
+                        mine = _join([emit.four_bytes(self.left.values, builder.add(start, element), together) for start in at])
+                        cell.set(cell.get().add_products_of_bytes(mine, other))
+        return [[self.times_scales(_join([cell.get() for cell in of_group]).to_float64(), row, group, first)
+                 for group, of_group in zip(groups, cells, strict=True)]
+                for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
+
     def scaled(self, sums: list[LoopVariable], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
+        return self.times_scales(_join([cell.get() for cell in sums]).widen(F64), row, group, first)
+
+    def times_scales(self, sums: Lanes, row: Any, group: Any, first: int) -> Lanes:
+        """Float64 sums of a group times its scales."""
         emit, builder = self.emit, self.emit.builder
         mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))
         others = emit.load(self.right.factors, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
-        return _join([cell.get() for cell in sums]).widen(F64) * (mine * others)
+        return sums * (mine * others)
 
 
 def _cut(value: Lanes, window: Lanes) -> Lanes:
@@ -609,13 +742,13 @@ Elements are float16 where result.half says so. An accumulator is then one of f1
 
 @intrinsic
 def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count: Any) -> Any:
-    """sums[cell + j] = a[at + k] * b[k, j] + sums[cell + j], k ascending: fused multiply-adds, or integers that wrap."""
+    """sums[cell + j] = a[at + k] * b[k, j] + sums[cell + j], k ascending: fused multiply-adds."""
     signature = types.none(sums, _index, a, _index, b, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         sums_, a_, b_ = (emit.data(kind, arguments[i]) for kind, i in ((sums, 0), (a, 2), (b, 4)))
-        vector = 4 if b.dtype == types.float64 else 8
+        vector = max(lanes() // 2, 2)
         places = [builder.add(arguments[1], emit.index(i)) for i in range(0, WIDTH, vector)]
         cells = emit.cells([emit.load(sums_, place, vector) for place in places])
         with emit.loop(arguments[5]) as k:
@@ -623,7 +756,7 @@ def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count
             row = builder.mul(k, emit.index(WIDTH))
             for i, cell_ in enumerate(cells):
                 other = emit.load(b_, builder.add(row, emit.index(i * vector)), vector)
-                cell_.set(factor.fma(other, cell_.get()) if factor.is_float else factor * other + cell_.get())
+                cell_.set(factor.fma(other, cell_.get()))
         for place, cell_ in zip(places, cells, strict=True):
             emit.store(cell_.get(), sums_, place)
         return context.get_dummy_value()

@@ -38,3 +38,26 @@ def has(*features: str) -> bool:
     """Whether the processor has all of these, by LLVM's names."""
     found = llvm.get_host_cpu_features()
     return all(found.get(name, False) for name in features)
+
+
+BYTES_SETTING: Final = "MMABITS_BYTES"
+"""Environment variable that says another way to multiply bytes than the processor's best; each gives the same bits."""
+
+
+@lru_cache(maxsize=1)
+def byte_products() -> str:
+    """How four products of bytes are added: `vnni` by one instruction, `pairs` by x86's products of pairs of 16 bits, `plain` by any.
+
+    Raises:
+        OperandError: MMABITS_BYTES is another word, or one that this processor cannot do.
+    """
+    possible = ["plain"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        wide = lanes() < 8 or (lanes() == 8 and has("avx2")) or has("avx512bw")
+        possible = ["pairs", *possible] if wide else possible
+        if has("avx512vnni", "avx512vl") or (lanes() == 8 and has("avxvnni")):
+            possible = ["vnni", *possible]
+    told = os.environ.get(BYTES_SETTING, "")
+    if told not in ("", *possible):
+        raise OperandError(f"{BYTES_SETTING} must be one of {', '.join(possible)} on this processor, got {told!r}")
+    return told or possible[0]
