@@ -18,7 +18,7 @@ from numba.core import cgutils
 from mmabits.emulator.engine.jit import intrinsic
 from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes
 from mmabits.emulator.engine.plan import NO_EXPONENT
-from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _decoded, _finite_part, _nearest, _not_finite, _signed
+from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _decoded, _finite_part, _nearest, _not_finite, _signed, _truncated
 from mmabits.emulator.engine.tasks import WIDTH
 from mmabits.emulator.engine.width import lanes
 
@@ -29,8 +29,8 @@ PASS = WIDTH if LANES == 16 else 16
 """Columns whose float64 sums are kept in registers at once."""
 RANGE = 31
 """A row or column is taken here where its exponents lie no farther apart."""
-NO_BYTE = -64
-"""Stands for the exponent of a zero: with any other it is below the sum of two at the end of the range, -62."""
+HIGHEST = 63
+"""The byte of the largest exponent of a row or column; 0 stands for a zero's. So the sum of two is above HIGHEST where neither is zero."""
 ALL = 85
 """Above the sum of two places of lowest bits, each at most RANGE + 11: all products have bits below it."""
 ZERO_A, ZERO_B = ALL, ALL - 128
@@ -38,7 +38,7 @@ ZERO_A, ZERO_B = ALL, ALL - 128
 _SIGN = -128
 _index = types.intp
 _VECTORS = WIDTH // LANES
-assert 3 * (RANGE + 11) + 1 <= 127 and 2 * (RANGE + 11) + 1 == ALL and 2 * -RANGE > NO_BYTE
+assert 3 * (RANGE + 11) + 1 <= 127 and 2 * (RANGE + 11) + 1 == ALL and 2 * (HIGHEST - RANGE) > HIGHEST
 
 
 def _lowest_place(magnitude: Lanes) -> Lanes:
@@ -127,7 +127,7 @@ def _relative(exponent: Lanes, place: Lanes, top: Lanes, low: Lanes, zero_key: i
     """Exponents relative to the largest, and keys: the place relative to the lowest, less 128 where the sign is set (int16)."""
     is_zero = exponent.equals(NO_EXPONENT)
     key = (place.arithmetic_shift(1) - low) + ((place & 1) << 7)
-    return is_zero.choose(NO_BYTE, exponent - top), is_zero.choose(zero_key, key)
+    return is_zero.choose(0, exponent - top), is_zero.choose(zero_key, key)
 
 
 @intrinsic
@@ -146,8 +146,9 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
 
         with emit.loop(arguments[1]) as k:
             bounds.take(*raw(k))
-        top, low = bounds.top.get(), bounds.low.get()
-        spread = (top - bounds.bottom.get()) > RANGE
+        low = bounds.low.get()
+        spread = (bounds.top.get() - bounds.bottom.get()) > RANGE
+        top = bounds.top.get() - HIGHEST
         with emit.loop(builder.sdiv(arguments[1], emit.index(4))) as run:
             first = builder.mul(run, emit.index(4))
             four = [_relative(*raw(builder.add(first, emit.index(i))), top, low, ZERO_B) for i in range(4)]
@@ -167,7 +168,7 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
 def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any) -> Any:
     """The bytes of `count` elements of a row of A from `cell` on, from what was decoded of it.
 
-    Returns (the largest exponent, the lowest place of a bit, whether its exponents lie within RANGE).
+    Returns (what the bytes of exponents are relative to, the lowest place of a bit, whether its exponents lie within RANGE).
     """
     signature = types.UniTuple(types.int64, 3)(left, _index, _index)
 
@@ -186,15 +187,16 @@ def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any) -> Any:
         top, bottom, low = (
             cell.get().reduced(how) for cell, how in zip(bounds, ("smax", "smin", "smin"), strict=True)
         )  # fmt: skip
+        spread = builder.sub(builder.sext(top, I64), builder.sext(bottom, I64))
+        narrow = builder.icmp_signed("<=", spread, emit.index(RANGE))
+        top = builder.sub(top, ir.Constant(I16, HIGHEST))
         with emit.loop(runs) as run:
             at, exponent, place = raw(run)
             near, key = _relative(exponent, place, emit.splat(top, WIDTH), emit.splat(low, WIDTH), ZERO_A)
             target = builder.add(arguments[1], at)
             emit.store(near.narrow(I8), rows.exponents, target)
             emit.store(key.narrow(I8), rows.keys, target)
-        top, bottom, low = (builder.sext(number, I64) for number in (top, bottom, low))
-        narrow = builder.icmp_signed("<=", builder.sub(top, bottom), emit.index(RANGE))
-        return cgutils.pack_array(builder, [top, low, builder.zext(narrow, I64)])
+        return cgutils.pack_array(builder, [builder.sext(top, I64), builder.sext(low, I64), builder.zext(narrow, I64)])
 
     return signature, codegen
 
@@ -294,7 +296,7 @@ class _FloorStep(NamedTuple):
     def largest_exponents(self) -> None:
         """work.tops: for every lane and each of its bytes the largest sum of exponents."""
         emit = self.emit
-        cells = emit.cells([emit.constant(I8, -128, 4 * LANES)] * (ROWS * _VECTORS))
+        cells = emit.cells([emit.constant(I8, 0, 4 * LANES)] * (ROWS * _VECTORS))
         for place, mine, other in self.byte_runs(self.right.exponents):
             cells[place].set(cells[place].get().maximum(mine + other))
         for place, cell in enumerate(cells):
@@ -303,10 +305,11 @@ class _FloorStep(NamedTuple):
     def count_cuts(self) -> None:
         """work.counts: for every lane and each of its bytes how many negative products have bits below the window."""
         emit = self.emit
+        one = emit.splat(emit.builder.trunc(self.numbers.floors, I8), 4 * LANES)  # no constant, which LLVM would make a longer sum of
         limits = [emit.load(self.work.limits, emit.index(place * 4 * LANES), 4 * LANES) for place in range(ROWS * _VECTORS)]
         cells = emit.cells([emit.constant(I8, 0, 4 * LANES)] * (ROWS * _VECTORS))
         for place, mine, other in self.byte_runs(self.right.keys):
-            cells[place].set(cells[place].get() - ((mine + other) < limits[place]).as_ones())
+            cells[place].set(((mine + other) < limits[place]).choose(cells[place].get() + one, cells[place].get()))
         for place, cell in enumerate(cells):
             emit.store(cell.get(), self.work.counts, emit.index(place * 4 * LANES))
 
@@ -341,11 +344,12 @@ class _FloorStep(NamedTuple):
     def parts(self) -> Any:
         """A loop over rows and vectors: (place in `work`, row, first column, cell of the chain)."""
         emit, builder = self.emit, self.emit.builder
-        with emit.loop(emit.index(ROWS * _VECTORS)) as part:
-            row = self.row_at(builder.sdiv(part, emit.index(_VECTORS)))
-            first = builder.mul(builder.srem(part, emit.index(_VECTORS)), emit.index(LANES))
-            cell = builder.add(builder.add(self.base, builder.mul(row, emit.index(WIDTH))), first)
-            yield builder.mul(part, emit.index(LANES)), row, first, cell
+        with emit.loop(emit.index(ROWS)) as place:
+            row = self.row_at(place)
+            cell = builder.add(self.base, builder.mul(row, emit.index(WIDTH)))
+            for first in range(0, WIDTH, LANES):
+                column = emit.index(first)
+                yield builder.add(builder.mul(place, emit.index(WIDTH)), column), row, column, builder.add(cell, column)
 
     def is_scaled(self) -> Any:
         """Whether operands have scales, or the accumulator one (an i1)."""
@@ -365,22 +369,28 @@ class _FloorStep(NamedTuple):
             bytes_ = builder.mul(place, emit.index(4))
             emit.store((limit + _SIGN).as_bytes().spread_lowest(), self.work.limits, bytes_)
             if self.carrier is F32:
-                shift = number(builder.sub(emit.index(127 + 23), self.numbers.fraction_bits))
-                window = (((exponent + shift) << 23) | (1 << 22)).floats()
+                window = ((exponent << 23) + self.lowest_window(127 + 23, 23)).floats()
             else:
-                scale = self.scales(row, first)
-                shift = number(builder.sub(emit.index(1023 + 52), self.numbers.fraction_bits))
-                high = ((exponent - scale + shift) << 20) | (1 << 19)
-                window = (high.unsigned(I64) << 32).floats()
-                (wide,) = emit.cells([held.widen(F64)])
+                wide, unscaled = emit.cells([held.widen(F64), exponent])
                 with builder.if_then(self.is_scaled(), likely=False):
+                    scale = self.scales(row, first)
                     down = number(builder.sub(emit.index(1023), self.numbers.c_shift)) - scale
                     wide.set(wide.get() * ((down << 20).unsigned(I64) << 32).floats())
+                    unscaled.set(exponent - scale)
+                high = (unscaled.get() << 20) + self.lowest_window(1023 + 52, 20)
+                window = (high.unsigned(I64) << 32).floats()
                 held = wide.get()
             mirrored = window.with_sign_of(held)
             emit.store(window, self.work.windows, place)
             emit.store(window + ((mirrored + held) - mirrored), self.work.sums, place)
-        return (highest.get() > CARRIER_LIMIT).any(), (deepest.get() > 0).any()
+        too_wide = (highest.get() > CARRIER_LIMIT).any() if self.carrier is F32 else ir.Constant(ir.IntType(1), 0)
+        return too_wide, (deepest.get() > 0).any()
+
+    def lowest_window(self, bias: int, place: int) -> Lanes:
+        """What the exponent of E, at its place in a float's upper bits, lacks to be 1.5 * 2^(E - F + p - 1)."""
+        builder = self.emit.builder
+        bits = builder.shl(builder.sub(self.emit.index(bias), self.numbers.fraction_bits), self.emit.index(place))
+        return self.number(builder.or_(bits, self.emit.index(1 << (place - 1))))
 
     def number(self, value: Any) -> Lanes:
         """An index as int32 in every lane."""
@@ -391,11 +401,10 @@ class _FloorStep(NamedTuple):
         emit, builder, number = self.emit, self.emit.builder, self.number
         tops = emit.load(self.work.tops, builder.mul(place, emit.index(4)), 4 * LANES).as_words()
         tops = tops.as_bytes().maximum((tops >> 16).as_bytes()).as_words()
-        tops = tops.as_bytes().maximum((tops >> 8).as_bytes()).as_words()
-        near = (tops << 24).arithmetic_shift(24)
+        near = tops.as_bytes().maximum((tops >> 8).as_bytes()).as_words() & 0xFF
         zero = number(self.numbers.zero_exponent)
         highest = self.of_row(self.left.tops, row) + emit.load(self.right.tops, first, LANES)
-        products = (near > NO_BYTE + 1).choose(near + highest, zero)
+        products = (near > HIGHEST).choose(near + highest, zero)
         held = _finite_part(emit.load(self.chain, cell, LANES))
         magnitude = held.bits() & 0x7FFFFFFF
         floor = number(builder.add(self.result.min_exponent, emit.index(127)))
@@ -407,7 +416,8 @@ class _FloorStep(NamedTuple):
         emit, builder = self.emit, self.emit.builder
         nearest = builder.icmp_signed("!=", self.result.mode, emit.index(0))
         for place, row, first, cell in self.parts():
-            counts = emit.load(self.work.counts, builder.mul(place, emit.index(4)), 4 * LANES).as_words().sum_of_bytes()
+            counts = emit.load(self.work.counts, builder.mul(place, emit.index(4)), 4 * LANES)
+            counts = emit.constant(I32, 0, LANES).add_products_of_bytes(counts, emit.constant(I8, 1, 4 * LANES))
             bits = emit.load(self.work.sums, place, LANES).bits()
             total = (bits + (counts if self.carrier is F32 else counts.unsigned(I64))).floats()
             exact = total - emit.load(self.work.windows, place, LANES)
@@ -422,14 +432,6 @@ class _FloorStep(NamedTuple):
                 with to_nearest:
                     rounded.set(_nearest(emit, exact, self.result))
                 with toward_zero:
-                    rounded.set(self.truncated(exact))
+                    rounded.set(_truncated(emit, exact, self.result.cut))
             held = emit.load(self.chain, cell, LANES)
             emit.store(_not_finite(held).choose(held.bits(), rounded.get()).floats(), self.chain, cell)
-
-    def truncated(self, exact: Lanes) -> Lanes:
-        """steps._truncated of sums too small to overflow."""
-        builder = self.emit.builder
-        bits = exact.to_float32().bits() if exact.element is F64 else exact.bits()
-        keep = builder.shl(ir.Constant(I32, -1), self.emit.narrow_index(self.result.cut))
-        bits = bits & self.emit.splat(keep, LANES)
-        return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)

@@ -235,15 +235,6 @@ class Lanes:
         pick = ir.Constant(ir.VectorType(I32, self.count), [lane // 4 * 4 for lane in range(self.count)])
         return self._new(self.builder.shuffle_vector(self.value, ir.Constant(self.value.type, ir.Undefined), pick))
 
-    def sum_of_bytes(self) -> Lanes:
-        """Of 32-bit lanes the sum of the four bytes, each taken without a sign."""
-        halves = (self & 0x00FF00FF) + ((self >> 8) & 0x00FF00FF)
-        return (halves + (halves >> 16)) & 0xFFFF
-
-    def as_ones(self) -> Lanes:
-        """Of a mask: bytes, -1 where it is set."""
-        return self._new(self.builder.sext(self.value, ir.VectorType(I8, self.count)))
-
     def whole(self) -> Lanes:
         """Float32 lanes that are whole numbers, as 32-bit integers."""
         return self._new(self.builder.fptosi(self.value, ir.VectorType(I32, self.count)))

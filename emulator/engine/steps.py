@@ -19,7 +19,7 @@ from mmabits.emulator.engine.jit import intrinsic
 from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes, LoopVariable
 from mmabits.emulator.engine.plan import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
-from mmabits.emulator.engine.width import lanes
+from mmabits.emulator.engine.width import lanes as width
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
@@ -409,10 +409,10 @@ class _FusedStep(NamedTuple):
         `sides[k]` is where the part of B with a[k]'s sign lies, the other part WIDTH away.
         """
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        vector = 8 if held.element is F32 else 4
+        together = lanes if self.items == 1 else SIDE
+        vector = min(width() if held.element is F32 else width() // 2, together)
         zero = emit.constant(held.element, 0.0, lanes)
         parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
-        together = lanes if self.items == 1 else SIDE
         starts = range(first, first + lanes, together)
         places = [self.at_lane(start) for start in starts]
         with emit.loop(self.numbers.step) as k:
@@ -594,7 +594,7 @@ class _GroupedStep(NamedTuple):
     def terms_of_bytes(self, first: int, number: Any) -> list[list[Lanes]]:
         """`terms` of elements that are whole multiples of their format's smallest number, four products at once."""
         emit, builder = self.emit, self.emit.builder
-        size, vector = self.numbers.group, lanes()
+        size, vector = self.numbers.group, width()
         panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
         vectors = range(first, first + 16, vector)
         together = min(vector, SIDE) if self.items > 1 else vector
@@ -748,7 +748,7 @@ def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         sums_, a_, b_ = (emit.data(kind, arguments[i]) for kind, i in ((sums, 0), (a, 2), (b, 4)))
-        vector = max(lanes() // 2, 2)
+        vector = width() // 2
         places = [builder.add(arguments[1], emit.index(i)) for i in range(0, WIDTH, vector)]
         cells = emit.cells([emit.load(sums_, place, vector) for place in places])
         with emit.loop(arguments[5]) as k:
