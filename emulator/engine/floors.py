@@ -52,7 +52,8 @@ def _lowest_place(magnitude: Lanes) -> Lanes:
 
 def _floor_decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
     """WIDTH codes: signed values (float32), exponents (int16), twice the place of the lowest bit and the sign (int16), whether one is
-    not finite."""
+    not finite.
+    """
     magnitude, exponent, sign, not_finite = _decoded(emit, codes, starts, form)
     if negate is not None:
         sign = (sign + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
@@ -84,7 +85,8 @@ def decode_floor_columns(_context: Any, codes: Any, starts: Any, form: Any, righ
 @intrinsic
 def decode_floor_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, left: Any, place: Any, cell: Any) -> Any:
     """WIDTH codes of a row of A to `left` (fused.FloorRows) from `cell` on, which is element `place` of its panel; whether all are
-    finite."""
+    finite.
+    """
     signature = types.boolean(codes, _index, form, _index, left, _index, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -206,7 +208,7 @@ def floor_step(
     _context: Any, chain: Any, base: Any, left: Any, row: Any, last: Any, at: Any, step_index: Any, right: Any, work: Any, numbers: Any,
     result: Any,
 ) -> Any:  # fmt: skip
-    """Section 2 for rows `row` .. row + ROWS - 1 of A, or to `last` and that one again: chain[base + row * WIDTH + j] as in steps.fused_step.
+    """Section 2 for ROWS rows of A from `row` on, or to `last` and that one again: chain[base + row * WIDTH + j] as in steps.fused_step.
 
     `left` is fused.FloorRows, `right` fused.FloorColumns; `at` is the step's first element in the panel. Returns DONE, or TOO_WIDE and
     nothing is done.

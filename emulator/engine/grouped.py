@@ -163,7 +163,7 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
             left.nonzero[k // WIDTH] = decode_group_elements(codes, at, product.form_a, numbers.negate, left.values, row_group * size + k)
         for step_index in range(steps):
             left.bad[slot, step_index] = 0
-            largest, smallest = NO_EXPONENT, -NO_EXPONENT
+            largest, smallest = np.int64(NO_EXPONENT), np.int64(-NO_EXPONENT)
             for group in range(step_index * groups, (step_index + 1) * groups):
                 block = left.blocks[group]
                 code = product.scale_a[item, row0 + row, block] if block >= 0 else numbers.unit_scale

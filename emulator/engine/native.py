@@ -142,7 +142,8 @@ def native_product(lowering: Lowering, promote_every: int = 0, *, side_by_side: 
     place = Call._fields.index("order_size") - CALLED
     return NativeProduct(
         address=function_address(variant), operand=variant.operand, accumulator=_FLOAT16 if result.half else variant.accumulator,
-        block=row.block or 0, side_by_side=side_by_side, in_bytes=variant.kind in _IN_BYTES, constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
+        block=row.block or 0, side_by_side=side_by_side, in_bytes=variant.kind in _IN_BYTES,
+        constants=(*addresses[:place], order.size, *addresses[place:]), kept=kept,
     )  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def groups_fit(lowering: Lowering) -> bool:
 
 @lru_cache(maxsize=1024)
 def bytes_fit(lowering: Lowering) -> bool:
-    """Whether a grouped lowering's elements are bytes, as multiples of their format's smallest number, and its groups whole runs of four."""
+    """Whether a grouped lowering's elements are bytes, as multiples of their format's smallest number, and its groups runs of four."""
     row = lowering.instruction
     narrow = all(form.max_finite / form.min_positive <= 127 for form in (row.a_type, row.b_type))
     return narrow and lowering.datapath.group % 4 == 0 and lowering.datapath.group <= 32

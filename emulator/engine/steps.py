@@ -199,7 +199,8 @@ def _as_bytes(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: A
     significand = exponent.equals(0).choose(fraction, fraction | hidden)
     magnitude = significand << (exponent.maximum(1) - 1)
     sign = ((code >> form.sign_shift) + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
-    return ((magnitude ^ -sign) + sign).narrow(I8)
+    signed: Lanes = ((magnitude ^ -sign) + sign).narrow(I8)
+    return signed
 
 
 @intrinsic

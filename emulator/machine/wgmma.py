@@ -88,7 +88,7 @@ class Warpgroups:
         records = np.concatenate([product.record(1, matrix.m, matrix.n, matrix.k * each).reshape(-1) for each in steps])
         slots = np.array(form.slots, np.int32)
         row = warpgrouprecords.WarpgroupProduct(
-            matrix.n, matrix.k, matrix.a_type.container_bits, matrix.b_type.container_bits, matrix.a_type.container_bits, matrix.b_type.container_bits,
+            matrix.n, matrix.k, *(2 * (matrix.a_type.container_bits, matrix.b_type.container_bits)),
             matrix.d_type.container_bits, int(form.a_in_registers), int(form.a_mn_major), int(form.b_mn_major), product.address,
             records.ctypes.data, len(Call._fields), warpgrouprecords.FIRST_COUNTER + len(self.tables), len(slots), slots.ctypes.data,
         )  # fmt: skip
