@@ -27,6 +27,8 @@ ROWS = 4 if LANES == 16 else 2
 """Rows of A at once: as many as keep their sums in registers."""
 PASS = WIDTH if LANES == 16 else 16
 """Columns whose float64 sums are kept in registers at once."""
+WORK = (3 * 4 + 2 * 8) * ROWS * WIDTH
+"""Bytes of scratch of a step: for each row and column thrice four bytes, and two numbers of the carrier."""
 RANGE = 31
 """A row or column is taken here where its exponents lie no farther apart."""
 HIGHEST = 63
@@ -219,7 +221,7 @@ def floor_step(
         emit = Emitter(context, builder)
         step = _FloorStep(
             emit, emit.data(chain, arguments[0]), arguments[1], emit.fields(left, arguments[2]), arguments[3], arguments[4], arguments[5],
-            arguments[6], emit.fields(right, arguments[7]), emit.fields(work, arguments[8]), emit.fields(numbers, arguments[9]),
+            arguments[6], emit.fields(right, arguments[7]), emit.data(work, arguments[8]), emit.fields(numbers, arguments[9]),
             emit.fields(result, arguments[10]),
         )  # fmt: skip
         return step.run()
@@ -249,6 +251,36 @@ class _FloorStep(NamedTuple):
         found: ir.Type = self.right.values.type.pointee
         return found
 
+    def scratch(self, first: int, kind: ir.Type) -> Any:
+        """The numbers of a kind that begin so many bytes behind each row and column's in the scratch of the step."""
+        builder = self.emit.builder
+        return builder.bitcast(builder.gep(self.work, [self.emit.index(first * ROWS * WIDTH)]), kind.as_pointer())
+
+    @property
+    def tops(self) -> Any:
+        """For every row and column the largest sums of exponents, four bytes;"""
+        return self.scratch(0, I8)
+
+    @property
+    def limits(self) -> Any:
+        """Below which keys count as cut, four times;"""
+        return self.scratch(4, I8)
+
+    @property
+    def counts(self) -> Any:
+        """How many do, four bytes;"""
+        return self.scratch(8, I8)
+
+    @property
+    def windows(self) -> Any:
+        """The window;"""
+        return self.scratch(12, self.carrier)
+
+    @property
+    def sums(self) -> Any:
+        """And the sum in it."""
+        return self.scratch(20, self.carrier)
+
     def run(self) -> Any:
         emit, builder = self.emit, self.emit.builder
         self.largest_exponents()
@@ -265,7 +297,7 @@ class _FloorStep(NamedTuple):
                     with whole:
                         nothing = emit.constant(I8, 0, 4 * LANES)
                         for place in range(ROWS * _VECTORS):
-                            emit.store(nothing, self.work.counts, emit.index(place * 4 * LANES))
+                            emit.store(nothing, self.counts, emit.index(place * 4 * LANES))
                 self.end_sums()
                 builder.store(emit.index(DONE), report)
         return builder.load(report)
@@ -296,33 +328,33 @@ class _FloorStep(NamedTuple):
                     yield r * _VECTORS + v, bytes_a, bytes_b
 
     def largest_exponents(self) -> None:
-        """work.tops: for every lane and each of its bytes the largest sum of exponents."""
+        """tops: for every lane and each of its bytes the largest sum of exponents."""
         emit = self.emit
         cells = emit.cells([emit.constant(I8, 0, 4 * LANES)] * (ROWS * _VECTORS))
         for place, mine, other in self.byte_runs(self.right.exponents):
             cells[place].set(cells[place].get().maximum(mine + other))
         for place, cell in enumerate(cells):
-            emit.store(cell.get(), self.work.tops, emit.index(place * 4 * LANES))
+            emit.store(cell.get(), self.tops, emit.index(place * 4 * LANES))
 
     def count_cuts(self) -> None:
-        """work.counts: for every lane and each of its bytes how many negative products have bits below the window."""
+        """counts: for every lane and each of its bytes how many negative products have bits below the window."""
         emit = self.emit
         one = emit.splat(emit.builder.trunc(self.numbers.floors, I8), 4 * LANES)  # no constant, which LLVM would make a longer sum of
-        limits = [emit.load(self.work.limits, emit.index(place * 4 * LANES), 4 * LANES) for place in range(ROWS * _VECTORS)]
+        limits = [emit.load(self.limits, emit.index(place * 4 * LANES), 4 * LANES) for place in range(ROWS * _VECTORS)]
         cells = emit.cells([emit.constant(I8, 0, 4 * LANES)] * (ROWS * _VECTORS))
         for place, mine, other in self.byte_runs(self.right.keys):
             cells[place].set(((mine + other) < limits[place]).choose(cells[place].get() + one, cells[place].get()))
         for place, cell in enumerate(cells):
-            emit.store(cell.get(), self.work.counts, emit.index(place * 4 * LANES))
+            emit.store(cell.get(), self.counts, emit.index(place * 4 * LANES))
 
     def add_products(self) -> None:
-        """work.sums + the products, each rounded down."""
+        """Sums + the products, each rounded down."""
         emit, builder = self.emit, self.emit.builder
         vector, columns = (LANES, WIDTH) if self.carrier is F32 else (LANES // 2, PASS)
         starts = self.starts()
         for first in range(0, WIDTH, columns):
             places = [[emit.index(r * WIDTH + j) for j in range(first, first + columns, vector)] for r in range(ROWS)]
-            cells = [emit.cells([emit.load(self.work.sums, place, vector) for place in row]) for row in places]
+            cells = [emit.cells([emit.load(self.sums, place, vector) for place in row]) for row in places]
             with emit.loop(self.numbers.step) as k:
                 row_b = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(first))
                 others = [emit.load(self.right.values, builder.add(row_b, emit.index(j)), vector) for j in range(0, columns, vector)]
@@ -332,7 +364,7 @@ class _FloorStep(NamedTuple):
                         cell.set(factor.fma(other, cell.get()))
             for row, sums in zip(places, cells, strict=True):
                 for place, cell in zip(row, sums, strict=True):
-                    emit.store(cell.get(), self.work.sums, place)
+                    emit.store(cell.get(), self.sums, place)
 
     def scales(self, row: Any, first: Any) -> Lanes:
         """The exponent (int32) of the scales of a row and LANES columns."""
@@ -346,12 +378,11 @@ class _FloorStep(NamedTuple):
     def parts(self) -> Any:
         """A loop over rows and vectors: (place in `work`, row, first column, cell of the chain)."""
         emit, builder = self.emit, self.emit.builder
-        with emit.loop(emit.index(ROWS)) as place:
-            row = self.row_at(place)
-            cell = builder.add(self.base, builder.mul(row, emit.index(WIDTH)))
-            for first in range(0, WIDTH, LANES):
-                column = emit.index(first)
-                yield builder.add(builder.mul(place, emit.index(WIDTH)), column), row, column, builder.add(cell, column)
+        with emit.loop(emit.index(ROWS * _VECTORS)) as part:
+            row = self.row_at(builder.udiv(part, emit.index(_VECTORS)))
+            first = builder.mul(builder.urem(part, emit.index(_VECTORS)), emit.index(LANES))
+            cell = builder.add(builder.add(self.base, builder.mul(row, emit.index(WIDTH))), first)
+            yield builder.mul(part, emit.index(LANES)), row, first, cell
 
     def is_scaled(self) -> Any:
         """Whether operands have scales, or the accumulator one (an i1)."""
@@ -359,7 +390,7 @@ class _FloorStep(NamedTuple):
         return builder.icmp_signed("!=", builder.or_(self.numbers.block, self.numbers.c_shift), self.emit.index(0))
 
     def start_sums(self) -> tuple[Any, Any]:
-        """work.windows, work.sums: window + c cut to it; work.limits. Whether an exponent is too large, and whether a product is cut."""
+        """windows, sums: window + c cut to it; limits. Whether an exponent is too large, and whether a product is cut."""
         emit, builder, number = self.emit, self.emit.builder, self.number
         highest, deepest = emit.cells([emit.constant(I32, -(1 << 30), LANES)] * 2)
         for place, row, first, cell in self.parts():
@@ -369,7 +400,7 @@ class _FloorStep(NamedTuple):
             limit = (exponent - lows - number(self.numbers.fraction_bits)).maximum(0).minimum(ALL)
             deepest.set(deepest.get().maximum(limit))
             bytes_ = builder.mul(place, emit.index(4))
-            emit.store((limit + _SIGN).as_bytes().spread_lowest(), self.work.limits, bytes_)
+            emit.store((limit + _SIGN).as_bytes().spread_lowest(), self.limits, bytes_)
             if self.carrier is F32:
                 window = ((exponent << 23) + self.lowest_window(127 + 23, 23)).floats()
             else:
@@ -383,8 +414,8 @@ class _FloorStep(NamedTuple):
                 window = (high.unsigned(I64) << 32).floats()
                 held = wide.get()
             mirrored = window.with_sign_of(held)
-            emit.store(window, self.work.windows, place)
-            emit.store(window + ((mirrored + held) - mirrored), self.work.sums, place)
+            emit.store(window, self.windows, place)
+            emit.store(window + ((mirrored + held) - mirrored), self.sums, place)
         too_wide = (highest.get() > CARRIER_LIMIT).any() if self.carrier is F32 else ir.Constant(ir.IntType(1), 0)
         return too_wide, (deepest.get() > 0).any()
 
@@ -401,7 +432,7 @@ class _FloorStep(NamedTuple):
     def exponent(self, place: Any, row: Any, first: Any, cell: Any) -> tuple[Lanes, Lanes]:
         """E (int32), and the accumulators, zeros for what is not finite."""
         emit, builder, number = self.emit, self.emit.builder, self.number
-        tops = emit.load(self.work.tops, builder.mul(place, emit.index(4)), 4 * LANES).as_words()
+        tops = emit.load(self.tops, builder.mul(place, emit.index(4)), 4 * LANES).as_words()
         tops = tops.as_bytes().maximum((tops >> 16).as_bytes()).as_words()
         near = tops.as_bytes().maximum((tops >> 8).as_bytes()).as_words() & 0xFF
         zero = number(self.numbers.zero_exponent)
@@ -418,11 +449,11 @@ class _FloorStep(NamedTuple):
         emit, builder = self.emit, self.emit.builder
         nearest = builder.icmp_signed("!=", self.result.mode, emit.index(0))
         for place, row, first, cell in self.parts():
-            counts = emit.load(self.work.counts, builder.mul(place, emit.index(4)), 4 * LANES)
+            counts = emit.load(self.counts, builder.mul(place, emit.index(4)), 4 * LANES)
             counts = emit.constant(I32, 0, LANES).add_products_of_bytes(counts, emit.constant(I8, 1, 4 * LANES))
-            bits = emit.load(self.work.sums, place, LANES).bits()
+            bits = emit.load(self.sums, place, LANES).bits()
             total = (bits + (counts if self.carrier is F32 else counts.unsigned(I64))).floats()
-            exact = total - emit.load(self.work.windows, place, LANES)
+            exact = total - emit.load(self.windows, place, LANES)
             if self.carrier is F64:
                 (wide,) = emit.cells([exact])
                 with builder.if_then(self.is_scaled(), likely=False):

@@ -10,6 +10,7 @@ import numpy as np
 from mmabits.emulator.engine.decode import code_class
 from mmabits.emulator.engine.floors import (
     ROWS,
+    WORK,
     decode_floor_columns,
     decode_floor_elements,
     finish_floor_columns,
@@ -109,7 +110,7 @@ class Columns(NamedTuple):
     every: Any
     """(WIDTH): columns with something not finite, and all columns."""
     special: Any
-    """Scratch: what such columns come to, for each of ROWS rows."""
+    """Scratch: what such columns come to."""
     factors: Any
     powers: Any
     """Scratch: value and exponent of every column's scale; of a column past the edge anything."""
@@ -153,26 +154,15 @@ class FloorColumns(NamedTuple):
     raw_places: Any
 
 
-class FloorWork(NamedTuple):
-    """Scratch of floor_step: for ROWS rows and WIDTH columns numbers, or four bytes."""
-
-    tops: Any
-    limits: Any
-    counts: Any
-    windows: Any
-    sums: Any
-
-
 class Floors(NamedTuple):
     """What a task works in where one multiply-add a product does."""
 
     left: Any
     right: Any
     work: Any
+    """Scratch of floor_step: WORK bytes."""
     ready: Any
     """Whether the panel of A, and the step of B, are decoded for the general path too."""
-    counts: Any
-    """(ROWS): columns of a row in which a step has something not finite."""
 
 
 class Scratch(NamedTuple):
@@ -397,16 +387,16 @@ def apply_scales(first: int, last: int, right: Any) -> None:
 
 @jit
 def resolve_specials(
-    product: Any, item: int, row: int, k0: int, col0: int, columns: Any, count: int, right: Any, chain: Any, cell: int, at: int
+    product: Any, item: int, row: int, k0: int, col0: int, columns: Any, count: int, right: Any, chain: Any, cell: int
 ) -> None:
-    """right.special[at + i]: the infinity or NaN that a step with something not finite comes to in column columns[i].
+    """right.special[i]: the infinity or NaN that a step with something not finite comes to in column columns[i].
 
     Section 5: a NaN anywhere, 0 x infinity, or infinities of both signs give NaN, any other infinity stays.
     """
     for i in range(count):
         held = np.float64(chain[cell + columns[i]])
         dead = np.isnan(held) or right.bad[columns[i]] == NAN
-        right.special[at + i] = np.nan if dead else ieee_sum(product, item, row, k0, col0 + columns[i], held)
+        right.special[i] = np.nan if dead else ieee_sum(product, item, row, k0, col0 + columns[i], held)
 
 
 @jit
@@ -445,17 +435,6 @@ def wide_copies(left: Any, at: int, step: int, items: int, right: Any) -> Any:
     )  # fmt: skip
 
 
-@inlined
-def find_odd(right: Any, columns: int) -> Any:
-    """right.odd: the columns with something not finite; how many."""
-    count = 0
-    for j in range(columns):
-        if right.bad[j] != FINITE:
-            right.odd[count] = j
-            count += 1
-    return count
-
-
 @jit
 def step_rows(
     product: Any, item: int, row0: int, first: int, last: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any,
@@ -464,7 +443,11 @@ def step_rows(
     """One step of the datapath for rows first .. last - 1 of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     numbers = product.numbers
     step_index = start // numbers.step
-    bad_count = find_odd(right, columns)
+    bad_count = 0
+    for j in range(columns):
+        if right.bad[j] != FINITE:
+            right.odd[bad_count] = j
+            bad_count += 1
     for row in range(first, last):
         if dead[row] == 1:
             continue
@@ -475,7 +458,7 @@ def step_rows(
             continue
         odd, count = (right.every, columns) if worst == INFINITE else (right.odd, bad_count)
         if count > 0:
-            resolve_specials(product, item, row0 + row, k0, col0, odd, count, right, chain, cell, 0)
+            resolve_specials(product, item, row0 + row, k0, col0, odd, count, right, chain, cell)
         if fused_step(chain, cell, left, at, right, numbers, product.result) == TOO_WIDE:
             wide_left, wide_right = wide_copies(left, at, numbers.step, 1, right)
             fused_step(chain, cell, wide_left, 0, wide_right, numbers, product.result)
@@ -488,56 +471,31 @@ def floor_rows(
     product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, scratch: Any, panel0: int, start: int, count: int,
     narrow: Any, base: int, dead: Any,
 ) -> None:  # fmt: skip
-    """step_rows for all rows of a task, ROWS at a time, by one multiply-add a product wherever that does."""
+    """step_rows for all rows of a task, ROWS at a time, by one multiply-add a product wherever that does, else by the general path.
+
+    `narrow` says whether the step of B is packed for the former, and A decoded. What is not finite takes the latter.
+    """
     left, right, floors, numbers, chain = scratch.left, scratch.right, scratch.floors, product.numbers, scratch.chain
     step_index = start // numbers.step
-    bad_count = find_odd(right, columns)
+    for j in range(columns if narrow else 0):
+        narrow &= right.bad[j] == FINITE
     for upper in range(0, rows, ROWS):
-        last = min(upper + ROWS, rows)
-        fits, worst = narrow, FINITE if bad_count == 0 else INFINITE
-        for row in range(upper, last):
-            fits &= floors.left.narrow[row] != 0
-            worst = max(worst, left.bad[row, step_index])
-        if fits and worst != FINITE:
+        last, fits = min(upper + ROWS, rows), narrow
+        if narrow:
             for row in range(upper, last):
-                begin_special_row(product, item, row0 + row, k0, col0, columns, left.bad[row, step_index], bad_count, scratch,
-                                  base + row * WIDTH, row, row - upper, dead)  # fmt: skip
+                fits &= (floors.left.narrow[row] != 0) & (left.bad[row, step_index] == FINITE)
         if fits:
             done = floor_step(
                 chain, base, floors.left, upper, last - 1, start, step_index, floors.right, floors.work, numbers, product.result
             )
-            fits = done != TOO_WIDE
-        if fits and worst != FINITE:
-            for row in range(upper, last):
-                odd = right.every if left.bad[row, step_index] == INFINITE else right.odd
-                for i in range(floors.counts[row - upper]):
-                    chain[base + row * WIDTH + odd[i]] = right.special[(row - upper) * WIDTH + i]
-        if not fits:
-            if floors.ready[0] == 0:
-                decode_rows(product, item, row0, rows, panel0, count, left, 0)
-            if floors.ready[1] == 0:
-                pack_columns(product, item, k0, col0, columns, right)
-            floors.ready[:] = 1
-            step_rows(product, item, row0, upper, last, k0, col0, columns, left, start, right, chain, base, dead)
-
-
-@inlined
-def begin_special_row(
-    product: Any, item: int, row: int, k0: int, col0: int, columns: int, worst: int, bad_count: int, scratch: Any, cell: int, at: int,
-    place: int, dead: Any,
-) -> None:  # fmt: skip
-    """What a row comes to in the columns where its step has something not finite: right.special from place * WIDTH on."""
-    counts = scratch.floors.counts
-    counts[place] = 0
-    if dead[at] == 1:
-        return
-    if worst == NAN:
-        kill_row(scratch.chain, cell)
-        dead[at] = 1
-        return
-    odd, count = (scratch.right.every, columns) if worst == INFINITE else (scratch.right.odd, bad_count)
-    counts[place] = count
-    resolve_specials(product, item, row, k0, col0, odd, count, scratch.right, scratch.chain, cell, place * WIDTH)
+            if done != TOO_WIDE:
+                continue
+        if floors.ready[0] == 0:
+            decode_rows(product, item, row0, rows, panel0, count, left, 0)
+        if floors.ready[1] == 0:
+            pack_columns(product, item, k0, col0, columns, right)
+        floors.ready[:] = 1
+        step_rows(product, item, row0, upper, last, k0, col0, columns, left, start, right, chain, base, dead)
 
 
 @jit
@@ -563,14 +521,9 @@ def floor_scratch(at: int, rows: int, panel: int, step: int, carrier: Any) -> An
     raw_exponents, at = carve(at, step * WIDTH, np.int16)
     raw_places, at = carve(at, step * WIDTH, np.int16)
     right = FloorColumns(values, exponents, keys, tops, lows, shifts, raw_exponents, raw_places)
-    tops_, at = carve(at, 4 * ROWS * WIDTH, np.int8)
-    limits, at = carve(at, 4 * ROWS * WIDTH, np.int8)
-    counts, at = carve(at, 4 * ROWS * WIDTH, np.int8)
-    windows, at = carve(at, ROWS * WIDTH, carrier)
-    sums, at = carve(at, ROWS * WIDTH, carrier)
+    work, at = carve(at, WORK, np.int8)
     ready, at = carve(at, 2, np.uint8)
-    numbers_of_odd, at = carve(at, ROWS, np.int64)
-    return Floors(left, right, FloorWork(tops_, limits, counts, windows, sums), ready, numbers_of_odd), at
+    return Floors(left, right, work, ready), at
 
 
 @jit
@@ -597,7 +550,7 @@ def fused_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any, ca
     bad_columns, at = carve(at, WIDTH, np.uint8)
     odd, at = carve(at, WIDTH, np.int64)
     every, at = carve(at, WIDTH, np.int64)
-    special, at = carve(at, ROWS * WIDTH, np.float32)
+    special, at = carve(at, WIDTH, np.float32)
     factors, at = carve(at, WIDTH, carrier)
     powers, at = carve(at, WIDTH, np.int16)
     wide_planes, at = carve(at, step * 2 * WIDTH, np.float64)
@@ -638,11 +591,9 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
             part[:] = 0.0
         for panel0 in range(0, k_padded, elements):
             count = min(elements, k_padded - panel0)
+            floors.ready[0] = 0
             if numbers.floors == 1:
                 decode_floor_rows(product, item, row0, rows, panel0, count, left, floors.left)
-            else:
-                decode_rows(product, item, row0, rows, panel0, count, left, 0)
-            floors.ready[0] = 0
             for tile in range(tiles):
                 if stopped(call):
                     leave_rounding(before)
@@ -651,13 +602,11 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
                     k0 = panel0 + start
+                    floors.ready[1] = 0
+                    narrow = False
                     if numbers.floors == 1:
-                        floors.ready[1] = 0
                         narrow = pack_floor_columns(product, item, k0, col0, columns, right, floors.right)
-                        floor_rows(product, item, row0, rows, k0, col0, columns, scratch, panel0, start, count, narrow, base, dead[tile])
-                    else:
-                        pack_columns(product, item, k0, col0, columns, right)
-                        step_rows(product, item, row0, 0, rows, k0, col0, columns, left, start, right, chain, base, dead[tile])
+                    floor_rows(product, item, row0, rows, k0, col0, columns, scratch, panel0, start, count, narrow, base, dead[tile])
                     end_chain(total, part, chain, base, rows, k0 + step, k_padded, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d, product.flat_d)
     leave_rounding(before)

@@ -346,17 +346,21 @@ class _FusedStep(NamedTuple):
     items: int
     """Rows of A that the lanes belong to: 1 or ITEMS."""
 
-    def at_lane(self, lane: int) -> Any:
-        """Where the row of A that a lane belongs to has its step."""
-        item = self.emit.index(lane // SIDE if self.items > 1 else 0)
-        return self.emit.builder.add(self.at, self.emit.builder.mul(item, self.left.stride))
+    def at_lane(self, first: Any, lane: int) -> Any:
+        """Where the row of A that a lane behind `first` belongs to has its step."""
+        builder = self.emit.builder
+        if self.items == 1:
+            return self.at
+        item = builder.udiv(builder.add(first, self.emit.index(lane)), self.emit.index(SIDE))
+        return builder.add(self.at, builder.mul(item, self.left.stride))
 
     def wide(self) -> Any:
         """With a float64 carrier, in two halves of the columns."""
         emit, builder = self.emit, self.emit.builder
         shift = builder.shl(builder.sub(emit.index(1023), self.numbers.c_shift), emit.index(52))
-        for first in range(0, WIDTH, 16):
-            cell = builder.add(self.cell, emit.index(first))
+        with emit.loop(emit.index(WIDTH // 16)) as half:
+            first = builder.mul(half, emit.index(16))
+            cell = builder.add(self.cell, first)
             held = emit.load(self.chain, cell, 16)
             finite = _finite_part(held)
             exponent = self.exponents(finite, first, self.numbers.c_shift).widen(I64)
@@ -370,7 +374,7 @@ class _FusedStep(NamedTuple):
         emit, builder = self.emit, self.emit.builder
         held = emit.load(self.chain, self.cell, WIDTH)
         finite = _finite_part(held)
-        exponent = self.exponents(finite, 0, emit.index(0))
+        exponent = self.exponents(finite, emit.index(0), emit.index(0))
         shift = emit.splat(builder.sub(ir.Constant(I32, 127 + 23), emit.narrow_index(self.numbers.fraction_bits)), WIDTH)
         window = ((exponent + shift) << 23) | (1 << 22)
         report = cgutils.alloca_once(builder, I64)
@@ -378,21 +382,21 @@ class _FusedStep(NamedTuple):
             with too_wide:
                 builder.store(emit.index(TOO_WIDE), report)
             with fits:
-                exact = self.signed_sums(window.floats(), finite, 0)
+                exact = self.signed_sums(window.floats(), finite, emit.index(0))
                 _round_and_store(emit, exact, held, self.result, self.chain, self.cell)
                 builder.store(emit.index(DONE), report)
         return builder.load(report)
 
-    def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
+    def exponents(self, held: Lanes, first: Any, shift: Any) -> Lanes:
         """E (int32): the largest exponent of the step's products and of the accumulator, which has e_zero where it is zero."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         together = lanes if self.items == 1 else SIDE
-        starts = range(first, first + lanes, together)
+        starts = range(0, lanes, together)
         cells = emit.cells([emit.constant(I16, -(1 << 15), together) for _ in starts])
-        places = [self.at_lane(start) for start in starts]
+        places = [self.at_lane(first, start) for start in starts]
         with emit.loop(self.numbers.step) as k:
             for start, place, cell in zip(starts, places, cells, strict=True):
-                row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(start))
+                row = builder.add(builder.add(builder.mul(k, emit.index(WIDTH)), first), emit.index(start))
                 exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(place, k)), together)
                 cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, together)))
         largest = _join([cell.get() for cell in cells])
@@ -403,7 +407,7 @@ class _FusedStep(NamedTuple):
         own = magnitude.equals(0).choose(zero, (magnitude >> 23).maximum(floor) - unbias)
         return own.maximum(largest.widen(I32)).maximum(zero)
 
-    def signed_sums(self, window: Lanes, held: Lanes, first: int) -> Lanes:
+    def signed_sums(self, window: Lanes, held: Lanes, first: Any) -> Lanes:
         """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
 
         The window lies in [1.5, 2) * 2^(E - F + p - 1), so window + |a| * |b| keeps exactly the multiples of 2^(E - F).
@@ -414,8 +418,8 @@ class _FusedStep(NamedTuple):
         vector = min(width() if held.element is F32 else width() // 2, together)
         zero = emit.constant(held.element, 0.0, lanes)
         parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
-        starts = range(first, first + lanes, together)
-        places = [self.at_lane(start) for start in starts]
+        starts = range(0, lanes, together)
+        places = [self.at_lane(first, start) for start in starts]
         with emit.loop(self.numbers.step) as k:
             for start, place in zip(starts, places, strict=True):
                 at = builder.add(place, k)
@@ -423,8 +427,8 @@ class _FusedStep(NamedTuple):
                 side = builder.sext(emit.scalar(self.left.sides, at), I64)
                 for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
                     for lane in range(start, start + together, vector):
-                        cell = cells[(lane - first) // vector]
-                        cell.set(factor.fma(emit.load(self.right.planes, builder.add(base, emit.index(lane)), vector), cell.get()))
+                        cell, column = cells[lane // vector], builder.add(builder.add(base, first), emit.index(lane))
+                        cell.set(factor.fma(emit.load(self.right.planes, column, vector), cell.get()))
         positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
         return (positive - window) - (negative - window)
 
