@@ -9,12 +9,14 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -23,6 +25,7 @@ import numpy as np
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
@@ -107,6 +110,11 @@ class Emulated:
         """`M x N x K`."""
         return f"{self.m} x {self.n} x {self.k}"
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of all of them."""
+        return self.m * self.n * self.k * self.count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -116,6 +124,8 @@ class Skipped:
     operation: str
     reason: str
     count: int
+    multiply_adds: int | None = None
+    """Of all of them; None: not known, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +153,49 @@ class SessionReport:
     kernels: tuple[LaunchedKernel, ...] = ()
     chosen: tuple[Chosen, ...] = ()
 
+    @property
+    def multiply_adds(self) -> int:
+        """How many were emulated."""
+        return sum(line.multiply_adds for line in self.emulated)
+
+    @property
+    def share(self) -> float | None:
+        """The part of the multiply-adds, of those that can be counted, that was emulated; None where none were seen.
+
+        What compiled code, extensions and other threads multiply by themselves is not seen; lines of `skipped` name what is known of it.
+        """
+        missed = sum(line.multiply_adds or 0 for line in self.skipped)
+        return self.multiply_adds / (self.multiply_adds + missed) if self.multiply_adds + missed else None
+
+    @property
+    def _seen(self) -> str:
+        """One line on the multiply-adds."""
+        if self.share is None:
+            return ""
+        unknown = sum(line.multiply_adds is None for line in self.skipped)
+        left = f"; {unknown} line{'s' * (unknown > 1)} below of unknown size" if unknown else ""
+        levels = ", ".join(f"{100 * part:.4g}% {level}" for level, part in by_evidence(self.emulated).items())
+        return f"{self.multiply_adds:,} multiply-adds emulated ({levels or 'none'}), {100 * self.share:.4g}% of those counted{left}"
+
+    def json(self) -> str:
+        """The lines of the report as JSON: emulated (each with shape, evidence and multiply-adds), skipped, undefined, kernels by name."""
+        words = {
+            "arch": self.arch, "multiply_adds": self.multiply_adds, "share": self.share, "evidence": dict(by_evidence(self.emulated)),
+            "emulated": [
+                {"site": line.site, "instruction": line.instruction.ptx, "m": line.m, "n": line.n, "k": line.k, "count": line.count,
+                 "multiply_adds": line.multiply_adds, "evidence": str(line.evidence), "note": line.note}
+                for line in self.emulated
+            ],
+            "skipped": [asdict(line) for line in self.skipped],
+            "undefined": [asdict(line) for line in self.undefined],
+            "kernels": [
+                {"name": kernel.name, "launches": kernel.launches, "programs": kernel.programs, "seconds": kernel.seconds}
+                for kernel in self.kernels
+            ],
+            "chosen": [asdict(line) for line in self.chosen],
+        }  # fmt: skip
+        return json.dumps(words, indent=1)
+
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
         from rich.table import Table
@@ -151,9 +204,12 @@ class SessionReport:
         done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
         for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
             done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
-        for line in self.emulated:
-            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+        shown, others = largest(rows(self.emulated))
+        for line in shown:
+            row = (line.site, line.instruction, line.shape, str(line.count), line.evidence, line.note)
             done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
+        if self._seen:
+            done.caption, done.caption_justify = "\n".join(filter(None, (others, self._seen))), "left"
         yield done
         if self.kernels:
             whole = Table(title="Kernels that ran whole, as compiled", title_justify="left")
@@ -172,10 +228,11 @@ class SessionReport:
             yield told
         if self.skipped:
             left = Table(title="Not emulated", title_justify="left")
-            for heading in ("where", "operation", "count", "why"):
-                left.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+            for heading in ("where", "operation", "count", "multiply-adds", "why"):
+                left.add_column(heading, overflow="fold", justify="right" if heading in ("count", "multiply-adds") else "left")
             for missed in self.skipped:
-                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), missed.reason)))
+                size = "" if missed.multiply_adds is None else f"{missed.multiply_adds:,}"
+                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), size, missed.reason)))
             yield left
         if self.undefined:
             open_ = Table(title="Undefined on a GPU", title_justify="left")
@@ -276,6 +333,8 @@ class Session:
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     cuda: bool = False
     """Whether host code finds a GPU."""
+    threads: bool = False
+    """Whether threads that the program starts inside a block are inside too."""
     library: Library | None = None
     """What a matrix library is taken to do; None: one chain of instructions, K upward."""
     watch: Any = field(default=None, repr=False)
@@ -287,8 +346,9 @@ class Session:
     within: tuple[Session, ...] = field(default=(), repr=False)
     """The sessions of the blocks that its own lies in, and whose code does not go on before it ends."""
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
-    _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _skipped: dict[tuple[str, str, str], tuple[int, int | None]] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
@@ -375,12 +435,29 @@ class Session:
     def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
         """Enter `count` products of one shape into the report."""
         key = (site, instruction, m, n, k, note)
-        self._emulated[key] = self._emulated.get(key, 0) + count
+        with self._lock:
+            self._emulated[key] = self._emulated.get(key, 0) + count
 
-    def skip(self, site: str, operation: str, reason: str, *, count: int = 1) -> None:
-        """Enter into the report that something runs without emulation."""
+    def skip(self, site: str, operation: str, reason: str, *, count: int = 1, multiply_adds: int | None = None) -> None:
+        """Enter into the report that something runs without emulation.
+
+        Args:
+            site: where in the program.
+            operation: which.
+            reason: why.
+            count: how often.
+            multiply_adds: all that it does; None: not known, or nothing.
+        """
         key = (site, operation, reason)
-        self._skipped[key] = self._skipped.get(key, 0) + count
+        with self._lock:
+            times, before = self._skipped.get(key, (0, 0))
+            self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
+
+    @property
+    def work(self) -> int:
+        """A number that grows with whatever is entered into the report, emulated or not."""
+        launched = sum(launches for launches, *_ in self._kernels.values())
+        return launched + sum(self._emulated.values()) + sum(times for times, _ in self._skipped.values())
 
     def leave_open(self, site: str, operation: str, what: str, *, here: str = "") -> None:
         """Enter into the report that a GPU leaves values undefined.
@@ -392,17 +469,20 @@ class Session:
             here: what stands there now; empty: what `undefined` says.
         """
         key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
-        self._undefined[key] = self._undefined.get(key, 0) + 1
+        with self._lock:
+            self._undefined[key] = self._undefined.get(key, 0) + 1
 
     def ran(self, kernel: Describe, programs: int, seconds: float) -> None:
         """Enter into the report one launch of a kernel that ran whole."""
-        launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
-        self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
+        with self._lock:
+            launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
+            self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
 
     def choose(self, site: str, configuration: str, why: str) -> None:
         """Enter into the report that an autotuner launches a configuration, and why this one."""
         key = (site, configuration, why)
-        self._chosen[key] = self._chosen.get(key, 0) + 1
+        with self._lock:
+            self._chosen[key] = self._chosen.get(key, 0) + 1
 
     def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
         """Stop a program that asks for what the architecture or the emulator lacks.
@@ -432,8 +512,8 @@ class Session:
             for (site, row, m, n, k, note), count in self._emulated.items()
         )
         left = tuple(
-            Skipped(site=site, operation=operation, reason=reason, count=count)
-            for (site, operation, reason), count in self._skipped.items()
+            Skipped(site=site, operation=operation, reason=reason, count=count, multiply_adds=size)
+            for (site, operation, reason), (count, size) in self._skipped.items()
         )
         opened = tuple(
             Undefined(site=site, operation=operation, what=what, here=here, count=count)
@@ -545,6 +625,7 @@ def emulate(
     triton: str | None = None,
     autotune: Autotune = "best",
     cuda: bool = False,
+    threads: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
 ) -> Emulation:
@@ -573,6 +654,8 @@ def emulate(
             name, which returns one of them. The report has it.
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
+        threads: let threads that the program starts inside the block (`threading.Thread`, `ThreadPoolExecutor`) be inside too.
+            Otherwise the report has a line for each place that starts some. Triton's interpreter runs in one thread only.
         library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
             of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
             chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
@@ -597,6 +680,8 @@ def emulate(
         raise OperandError(f"autotune must be {names}, the number of a configuration from 0, or a function, got {autotune!r}")
     if not isinstance(cuda, bool):
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
+    if not isinstance(threads, bool):
+        raise OperandError(f"threads must be True or False, got {threads!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
@@ -609,7 +694,7 @@ def emulate(
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums,
+            not_compiled=reason, autotune=autotune, cuda=cuda, threads=threads, library=sums,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)
