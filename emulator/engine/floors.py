@@ -378,11 +378,12 @@ class _FloorStep(NamedTuple):
     def parts(self) -> Any:
         """A loop over rows and vectors: (place in `work`, row, first column, cell of the chain)."""
         emit, builder = self.emit, self.emit.builder
-        with emit.loop(emit.index(ROWS * _VECTORS)) as part:
-            row = self.row_at(builder.udiv(part, emit.index(_VECTORS)))
-            first = builder.mul(builder.urem(part, emit.index(_VECTORS)), emit.index(LANES))
-            cell = builder.add(builder.add(self.base, builder.mul(row, emit.index(WIDTH))), first)
-            yield builder.mul(part, emit.index(LANES)), row, first, cell
+        with emit.loop(emit.index(ROWS)) as place:
+            row = self.row_at(place)
+            cell = builder.add(self.base, builder.mul(row, emit.index(WIDTH)))
+            for column in range(0, WIDTH, LANES):
+                first = emit.index(column)
+                yield builder.add(builder.mul(place, emit.index(WIDTH)), first), row, first, builder.add(cell, first)
 
     def is_scaled(self) -> Any:
         """Whether operands have scales, or the accumulator one (an i1)."""
