@@ -24,6 +24,7 @@ from mmabits.emulator.machine.context import (
     Launch,
 )
 from mmabits.emulator.machine.halves import sum_of_halves
+from mmabits.emulator.machine.tensorrecords import SIGNED
 
 # Places of words.
 _C = Context._fields
@@ -389,9 +390,9 @@ def _unpacked(
                 array_at(codes, 1 << 40, np.uint32)[base + column] = code
             elif held == 64:
                 array_at(codes, 1 << 40, np.uint64)[base + column] = array_at(fragment, 1 << 20, np.uint64)[start >> 6]
-            elif held == 17:  # s8, s4 as int16
-                shift = 16 - bits
-                array_at(codes, 1 << 40, np.int16)[base + column] = np.int16(np.int16(code << np.uint32(shift)) >> shift)
+            elif held == SIGNED:
+                shift = 32 - bits
+                array_at(codes, 1 << 40, np.int8)[base + column] = np.int8(np.int32(code << np.uint32(shift)) >> shift)
 
 
 @jit
