@@ -113,6 +113,10 @@ class Context(NamedTuple):
     """1 while it is at a barrier with a reduction, whose result it comes back for."""
     trace: int
     """Address of two words: where the next note goes, and where there is no more room (trace.py); 0 where nothing is noted."""
+    checks: int
+    """Address of the CheckState (checkrecords.py); 0 where nothing is checked."""
+    defined: int
+    """Address of lanes in which registers were written, where that is checked."""
 
 
 class Cta(NamedTuple):

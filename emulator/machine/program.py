@@ -101,6 +101,8 @@ class Program:
     live_in: tuple[frozenset[Register], ...]
     """Registers that a segment may read before it writes them, or that a later one may."""
     live_out: tuple[frozenset[Register], ...]
+    gathers: bool = False
+    """Whether lanes of a parted warp wait for each other at whatever they do together."""
 
     def segment_of(self, label: str) -> int:
         """The segment that begins at a label."""
@@ -144,7 +146,7 @@ class Program:
     @cached_property
     def meetings(self) -> frozenset[int]:
         """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others."""
-        if not self.spins:
+        if not self.spins and not self.gathers:
             return frozenset()
         return frozenset(place for place, each in enumerate(self.entry.instructions) if meets(each.opcode))
 
@@ -187,19 +189,20 @@ class Program:
         return names
 
 
-def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
+def program(entry: Entry, stops: frozenset[int] = frozenset(), *, gathers: bool = False) -> Program:
     """The control flow of a kernel.
 
     Args:
         entry: the kernel.
         stops: instructions that begin a segment besides those that must.
+        gathers: see Program.
 
     Raises:
         PtxError: a branch to nowhere.
     """
     segments = _segments(entry, stops)
     live_in, live_out = _lives(entry.instructions, segments)
-    return Program(entry, tuple(segments), live_in, live_out)
+    return Program(entry, tuple(segments), live_in, live_out, gathers)
 
 
 def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:

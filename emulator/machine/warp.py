@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
@@ -52,6 +52,18 @@ _MASK_LAST: Final = ("shfl", "vote", "match", "redux", "elect")
 """Opcodes whose last operand names the lanes that take part."""
 
 Handler = Callable[["WarpCode", PtxInstruction], None]
+
+
+class Tells(Protocol):
+    """What writes the code that tells the checks of a warp's steps (tells.py)."""
+
+    def begins(self, code: WarpCode) -> None: ...
+    def ends(self, code: WarpCode) -> None: ...
+    def in_flight(self, code: WarpCode) -> None: ...
+    def at_barrier(self, code: WarpCode, arrives: int) -> None: ...
+    def reads(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
+    def before(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
+    def after(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
 
 
 class WarpCode(Code):
@@ -101,6 +113,8 @@ class WarpCode(Code):
         self.late = accumulators(program.entry.instructions)
         self.tensor_cores: Any = None
         """Products of tensor memory (tcgen05.py)."""
+        self.tells: Tells | None = None
+        """What is told to the checks (tells.py)."""
 
     # ------------------------------------------------------------------------------------------------------------------ frame
 
@@ -418,6 +432,8 @@ class WarpCode(Code):
             if self.diverged:
                 self.active = self.value("i1", f"bitcast i32 {self.named('load i32, ptr %active')} to <{LANES} x i1>")
             ended = False
+            if self.tells is not None and place == 0:
+                self.tells.begins(self)
             for index in range(segment.first, segment.last):
                 self.index = index
                 ended = self.safe_step(self.program.entry.instructions[index], place)
@@ -517,7 +533,11 @@ class WarpCode(Code):
     def step(self, instruction: PtxInstruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
         if self.index in self.early_uses:
+            if self.tells is not None:
+                self.tells.in_flight(self)
             self.warpgroups.finish(self)
+        if self.tells is not None:
+            self.tells.reads(self, instruction)
         base = base_of(instruction.opcode)
         if base == "bra":
             self.branch(instruction, place)
@@ -525,6 +545,8 @@ class WarpCode(Code):
             self.indirect(instruction, place)
         elif base in ("ret", "exit"):
             self.leave(place)
+            if self.tells is not None:
+                self.tells.ends(self)
             self.end(self.guard(instruction), place)
         elif base == "trap":
             running = self.running(self.guard(instruction))
@@ -547,7 +569,11 @@ class WarpCode(Code):
             if self.diverged and self.index in self.program.meetings:
                 self.members_come(instruction)
             lanes = self.lanes(self.guard(instruction)) if self.traces else ""
+            if self.tells is not None:
+                self.tells.before(self, instruction)
             self.write(instruction)
+            if self.tells is not None:
+                self.tells.after(self, instruction)
             if self.traces:
                 self.note(instruction, lanes)
             return False
@@ -768,6 +794,8 @@ class WarpCode(Code):
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
         self.waits_here()
+        if self.tells is not None:
+            self.tells.at_barrier(self, int(arrives))
         self.set_context("counted", counted)
         if reduces:
             self.set_context("returns", 1)
@@ -780,6 +808,8 @@ class WarpCode(Code):
             self.label(name)
             self.set_context("returns", 0)
             self.reduced(instruction, target)
+            if self.tells is not None:
+                self.tells.after(self, instruction)
             self.leave(place)
             self.go(place + 1, place)
 
