@@ -26,6 +26,7 @@ from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
+from mmabits.emulator.machine.checkrecords import check_names
 from mmabits.isa import (
     EmulationError,
     Evidence,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmabits.emulator.engine.native import NativeProduct
+    from mmabits.emulator.machine.checks import Finding
     from mmabits.emulator.schedules import Schedule
 
 __all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
@@ -63,6 +65,7 @@ AUTOTUNE: Final = ("best", "first")
 """How an autotuner chooses, which measures nothing here: what was tuned on a GPU, else the first that can be; or always the first."""
 
 
+FINDINGS: Final = ("raise", "collect")
 UNDEFINED: Final = ("zero", "poison")
 """What `emulate` puts where a GPU puts nothing."""
 
@@ -282,6 +285,10 @@ class Session:
     """What compiled kernels tell of their steps (research/follow.py)."""
     keeper: Any = field(default=None, repr=False)
     """What looks at memory before and after each launch of a compiled kernel (conformance/diff/runs.py)."""
+    checks: tuple[str, ...] = ()
+    """What compiled kernels are checked for: out of checks.CHECKS."""
+    findings: list[Finding] | None = field(default=None, repr=False)
+    """What the checks found, where they do not raise it."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -547,6 +554,8 @@ def emulate(
     cuda: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
+    check: str | Sequence[str] = (),
+    findings: str = "raise",
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -577,6 +586,10 @@ def emulate(
             of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
             chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
         bugs: whether to leave out what the library is known to leave out.
+        check: what to look for while compiled Triton kernels run, out of `"memory"`, `"init"`, `"races"` and `"sync"`: errors that a GPU
+            does not tell of. See docs/checks.md.
+        findings: `"raise"`: a kernel that the checks found something in raises KernelCheckError when it has run, with all of it;
+            `"collect"`: `session.findings` has it, and the program goes on.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -597,6 +610,11 @@ def emulate(
         raise OperandError(f"autotune must be {names}, the number of a configuration from 0, or a function, got {autotune!r}")
     if not isinstance(cuda, bool):
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
+    if findings not in FINDINGS:
+        raise OperandError(f"findings must be {' or '.join(map(repr, FINDINGS))}, got {findings!r}")
+    checks = check_names(check)
+    if checks and triton not in (None, "compiled"):
+        raise OperandError(f"checks are made of compiled kernels: triton must be 'compiled' or None, got {triton!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
@@ -609,7 +627,7 @@ def emulate(
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums,
+            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums, checks=checks, findings=[] if findings == "collect" else None,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

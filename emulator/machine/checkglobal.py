@@ -57,6 +57,9 @@ def touch_global(
             continue
         record[at], record[at + 1], record[at + 2], record[at + 3] = cluster + 1, thread, now, instruction
         record[at + 4], record[at + 5] = state[_MOMENT], 1 if strong else 0
+    if data != 0 and address & (size - 1) == 0:  # what the next lanes write is compared with it; the helper writes it again
+        for byte in range(size):
+            array_at(address, size, np.uint8)[byte] = array_at(data + byte // unit * step, unit, np.uint8)[byte % unit]
     if strong and writes:
         fenced = array_at(group[clock.FENCED], thread + 1, np.int32)[thread] != 0
         if fenced or flags & check.RELEASES:

@@ -147,7 +147,7 @@ def _copies(state: Any, group: Any, context: Any, words: Any) -> None:
                     False, words[8], 0, 0, 1, 1,
                 )  # fmt: skip
             if taken[lane] > 0 and sources[lane] >> words_of.TAG_SHIFT == 0 and state[_GLOBAL] != 0:
-                touch_global(state, group, context, warp, lane, sources[lane], taken[lane], False, True, 0, words[8], np.int64(0), 1, 1)
+                touch_global(state, group, context, warp, lane, sources[lane], np.int64(taken[lane]), False, True, 0, words[8], np.int64(0), 1, 1)
     elif what == 2:
         done = context[_GROUP] - words[9]
         for lane in range(32):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
+
+from mmabits.isa import OperandError
+from mmabits.isa.errors import nearest
+
+CHECKS: Final = ("memory", "init", "races", "sync")
+"""Checks that there are, in the order of the documentation."""
 
 
 class CheckState(NamedTuple):
@@ -161,3 +168,16 @@ CHECK: Final = 200
 """Kinds of findings."""
 SHARED, TENSOR, LOCAL, GLOBAL, REGISTERS, NO_SPACE = range(6)
 """Spaces of findings."""
+
+
+def check_names(checks: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of checks, in order, each once.
+
+    Raises:
+        OperandError: no such check.
+    """
+    given = (checks,) if isinstance(checks, str) else tuple(checks)
+    for each in given:
+        if each not in CHECKS:
+            raise OperandError(f"no check is called {each!r}{nearest(str(each), CHECKS)}; there are: {', '.join(CHECKS)}")
+    return tuple(each for each in CHECKS if each in given)

@@ -5,7 +5,7 @@ A checked launch runs other machine code than a plain one, on one thread: what p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,12 +18,9 @@ from mmabits.emulator.machine.inflight import missing_fences, unawaited_loads
 from mmabits.emulator.machine.program import Program, base_of
 from mmabits.emulator.machine.ptx import Entry, Immediate, PtxInstruction, Register
 from mmabits.isa import OperandError
-from mmabits.isa.errors import nearest
 from mmabits.isa.memories import CTA, TENSOR_MEMORY
 from mmabits.isa.opcodes import width
 
-CHECKS: Final = ("memory", "init", "races", "sync")
-"""Checks that there are, in the order of the documentation."""
 _BITS: Final = {"memory": 0, "init": record.INIT, "races": record.RACES, "sync": record.SYNC}
 _MOST_GRANULES: Final = 1 << 26
 _MOST_THREADS: Final = 4096
@@ -50,19 +47,6 @@ _WAITS: Final = {
     record.WARPGROUP: "wgmma.wait_group of that warp, and a barrier behind it",
     record.MBARRIER_AGENT: "a wait for the phase of the mbarrier that the copy completes",
 }  # fmt: skip
-
-
-def check_names(checks: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of checks, in order, each once.
-
-    Raises:
-        OperandError: no such check.
-    """
-    given = (checks,) if isinstance(checks, str) else tuple(checks)
-    for each in given:
-        if each not in CHECKS:
-            raise OperandError(f"no check is called {each!r}{nearest(str(each), CHECKS)}; there are: {', '.join(CHECKS)}")
-    return tuple(each for each in CHECKS if each in given)
 
 
 def bits_of(checks: Sequence[str]) -> int:

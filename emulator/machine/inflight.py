@@ -41,6 +41,26 @@ def _solve(
     return [found[index] for index in sorted(found)]
 
 
+def waits_behind(program: Program, index: int, opcode: str) -> bool:
+    """Whether every way on from an instruction comes to one of an opcode.
+
+    Compilers move what reads a register to before the wait for it, and ptxas waits where it is read.
+    """
+    instructions = program.entry.instructions
+    first = next(place for place, each in enumerate(program.segments) if each.first <= index < each.last)
+    seen, ways = {first}, [(first, index)]
+    while ways:
+        place, start = ways.pop()
+        segment = program.segments[place]
+        if any(instructions[each].opcode.startswith(opcode) for each in range(start, segment.last)):
+            continue
+        if not segment.targets:
+            return False
+        ways += [(target, program.segments[target].first) for target in segment.targets if target not in seen]
+        seen.update(segment.targets)
+    return True
+
+
 def missing_fences(program: Program) -> list[Found]:
     """Products of wgmma whose registers were written since the last wgmma.fence; the first of a kernel needs one in any case."""
     instructions = program.entry.instructions
@@ -79,4 +99,4 @@ def unawaited_loads(program: Program) -> list[Found]:
             pending = {**pending, **dict.fromkeys(written(instruction), index)}
         return pending, bad
 
-    return _solve(program, {}, step)
+    return [each for each in _solve(program, {}, step) if not waits_behind(program, each[0], "tcgen05.wait::ld")]

@@ -20,7 +20,8 @@ from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
-from mmabits.emulator.machine.checks import CheckRun, Finding, bits_of, check_names, static_findings
+from mmabits.emulator.machine.checkrecords import check_names
+from mmabits.emulator.machine.checks import CheckRun, Finding, bits_of, static_findings
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses

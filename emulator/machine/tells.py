@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.emulator.machine import checkrecords as check
+from mmabits.emulator.machine.inflight import waits_behind
 from mmabits.emulator.machine.program import Program, base_of, meets, results_of, written
 from mmabits.emulator.machine.ptx import PtxInstruction, Register, registers_of
 from mmabits.emulator.machine.warp import ALL, WarpCode, member_mask
@@ -69,7 +70,8 @@ class CheckTells:
 
     def in_flight(self, code: WarpCode) -> None:
         """An instruction before which products of wgmma must be done, although no wait says so."""
-        self._tell(code, check.IN_FLIGHT, ALL)
+        if not waits_behind(code.program, code.index, "wgmma.wait_group"):
+            self._tell(code, check.IN_FLIGHT, ALL)
 
     def at_barrier(self, code: WarpCode, arrives: int) -> None:
         """A barrier, whose number and threads stand in the context."""
