@@ -75,7 +75,7 @@ def _rows(*rows: tuple[str, str, str, str], **options: Any) -> list[CheckCase]:
     return [CheckCase(name=name, check=check, match=match, body=body, **options) for name, check, match, body in rows]
 
 
-_OUT = "\n\tst.global.b32 [%rd11], %r20;\n"
+_OUT = "\n\tst.global.b32 [%rd11+8192], %r20;\n"
 _BAR = "bar.sync 0;"
 
 BARRIERS = _rows(
@@ -217,7 +217,7 @@ MBARRIERS = _rows(
     ("a proxy fence of a thread that does not copy", "races", "missing: fence.proxy.async",
      "st.shared.b32 [%r9], %r1; bar.sync 0; <<@%p8||@%p1>> fence.proxy.async.shared::cta;"
      " @%p1 cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r8], 256; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"),
-    ("a bulk store without a barrier", "races", "missing: a barrier",
+    ("a bulk store without a barrier", "races", "missing: (bar.warp.sync or )?a barrier",
      "st.shared.b32 [%r9], %r1; fence.proxy.async.shared::cta; <<||bar.sync 0;>>"
      " @%p1 cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r8], 256; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"),
     ("what a bulk store reads is written again", "races", "writes 0x.* reads; .* cp.async.bulk.wait_group",
@@ -277,7 +277,7 @@ WGMMA = _rows(
      _DESCRIPTORS + _ZEROS + _FILL + _PROXY + _BAR + _FENCE + _MMA + "wgmma.wait_group.sync.aligned <<1||0>>; " + _GIVE),
     ("wgmma without a proxy fence", "races", "missing: fence.proxy.async",
      _DESCRIPTORS + _ZEROS + _FILL + "<<||" + _PROXY + ">>" + _BAR + _FENCE + _MMA + _WAIT + _GIVE),
-    ("wgmma without a barrier", "races", "reads 0x.* missing: a barrier",
+    ("wgmma without a barrier", "races", "reads 0x.* missing: (bar.warp.sync or )?a barrier",
      _DESCRIPTORS + _ZEROS + _FILL + _PROXY + "<<||" + _BAR + ">>" + _FENCE + _MMA + _WAIT + _GIVE),
     ("what wgmma reads is written before the wait", "races", "writes 0x.* wgmma.wait_group",
      _DESCRIPTORS + _ZEROS + _FILL + _PROXY + _BAR + _FENCE + _MMA + "<<||" + _WAIT + _BAR + ">>" + "st.shared.b32 [%r9], 1; " + _WAIT + _GIVE),
@@ -291,7 +291,7 @@ WGMMA = _rows(
     threads=128,
 )  # fmt: skip
 
-_TENSOR_KIND = "tcgen05.mma.cta_group::1.kind::f16.m64n8k16.f32.f16.f16"
+_TENSOR_KIND = "tcgen05.mma.cta_group::1.kind::f16.m128n16k16.f32.f16.f16"
 CLUSTERS = _rows(
     ("shared memory of the other CTA without the cluster's barrier", "races", "barrier.cluster",
      "st.shared.b32 [%r9], %r1; <<bar.sync 0;||barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;>> mov.u32 %r30, %cluster_ctarank;"
@@ -311,27 +311,26 @@ CLUSTERS = _rows(
     cluster=2, grid=2,
 )  # fmt: skip
 
-_TA, _TB = MatrixDescriptor(0, 128, 256, NONE), MatrixDescriptor(2048, 128, 256, NONE)
-_ROOM_T = "%r8+4112"
+_TA, _TB = MatrixDescriptor(0, 128, 256, NONE), MatrixDescriptor(4096, 128, 256, NONE)
 _T_BEGIN = (
     f"mov.b64 %rd30, {encode_tcgen05(_TA)}; mov.b64 %rd31, {encode_tcgen05(_TB)}; mov.b32 %r50, {instruction_descriptor(parse(_TENSOR_KIND))};"
-    " @%p2 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r8+4112], 32; @%p1 mbarrier.init.shared::cta.b64 [%r8+4096], 1;"
-    + _FILL + _PROXY + "tcgen05.fence::before_thread_sync; bar.sync 0; tcgen05.fence::after_thread_sync;"
-    " ld.shared.b32 %r51, [%r8+4112]; shl.b32 %r52, %r6, 21; add.s32 %r53, %r51, %r52; setp.ne.u32 %p10, 0, 0;"
+    " @%p2 tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r8+6160], 32; @%p1 mbarrier.init.shared::cta.b64 [%r8+6144], 1;"
+    + _FILL.replace("%r41, 5", "%r41, 9") + _PROXY + "tcgen05.fence::before_thread_sync; bar.sync 0; tcgen05.fence::after_thread_sync;"
+    " ld.shared.b32 %r51, [%r8+6160]; shl.b32 %r52, %r6, 21; add.s32 %r53, %r51, %r52; setp.ne.u32 %p10, 0, 0;"
 )  # fmt: skip
 _T_MMA = "@%p1 tcgen05.mma.cta_group::1.kind::f16 [%r51], %rd30, %rd31, %r50, %p10; "
-_T_COMMIT = "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r8+4096];\n"
-_T_WAIT = _wait("%r8+4096")
+_T_COMMIT = "@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster.b64 [%r8+6144];\n"
+_T_WAIT = _wait("%r8+6144")
 _T_AFTER, _T_BEFORE = "tcgen05.fence::after_thread_sync; ", "tcgen05.fence::before_thread_sync; "
 _T_LOAD = "tcgen05.ld.sync.aligned.32x32b.x1.b32 {%v0}, [%r53]; "
 _T_WAITED = "tcgen05.wait::ld.sync.aligned; "
 _T_GIVE = "st.global.b32 [%rd11], %v0; "
 _T_END = _T_BEFORE + "bar.sync 0; " + _T_AFTER + "@%p2 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r51, 32;"
-_T_STORE = "tcgen05.st.sync.aligned.32x32b.x1.b32 [%r53], {%r1}; "
+_T_STORE = f"tcgen05.st.sync.aligned.32x32b.x16.b32 [%r53], {{{', '.join(['%r1'] * 16)}}}; "
 TCGEN05 = _rows(
     ("tensor memory without a wait for the product", "races", "tcgen05.commit and a wait",
      _T_BEGIN + _T_MMA + _T_COMMIT + "<<bar.sync 0;||" + _T_WAIT + ">>" + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + "<<"
-     + _wait("%r8+4096", 0, "y") + "||>>" + _T_END),
+     + _wait("%r8+6144", 0, "y") + "||>>" + _T_END),
     ("a commit before the product", "races", "tcgen05.commit and a wait",
      _T_BEGIN + "<<" + _T_COMMIT + _T_MMA + "||" + _T_MMA + _T_COMMIT + ">>" + _T_WAIT + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + _T_END),
     ("no fence behind the wait", "races", "tcgen05.fence",
@@ -344,7 +343,7 @@ TCGEN05 = _rows(
     ("tcgen05.st, and no fence before the barrier", "races", "tcgen05.fence",
      _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned; <<||" + _T_BEFORE + ">>bar.sync 0;" + _T_AFTER + _T_MMA.replace("%p10", "%p9")
      + _T_COMMIT + _T_WAIT + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + _T_END),
-    ("tcgen05.st, and no barrier", "races", "tcgen05.wait::st, and a barrier",
+    ("tcgen05.st, and no barrier", "races", "tensor memory, which .* (wrote|reads); between them is missing",
      _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned; " + _T_BEFORE + "<<||bar.sync 0;>>" + _T_AFTER + _T_MMA.replace("%p10", "%p9")
      + _T_COMMIT + _T_WAIT + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + _T_END),
     ("a product that adds to nothing", "init", "tensor memory, which nothing has written",
@@ -357,8 +356,8 @@ TCGEN05 = _rows(
     ("a product without a proxy fence", "races", "missing: fence.proxy.async",
      _T_BEGIN.replace(_PROXY, "<<||" + _PROXY + ">>") + _T_MMA + _T_COMMIT + _T_WAIT + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + _T_END),
     ("tensor memory given back while others read it", "races", "tcgen05.dealloc.* writes 0x",
-     _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned;" + _T_LOAD + _T_WAITED + _T_GIVE + "<<" + _T_END.replace("bar.sync 0;", "") + "||"
-     + _T_END + ">>"),
+     _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned;" + _T_LOAD + _T_WAITED + _T_GIVE + "setp.eq.u32 %p2, %r6, 3;"
+     + _T_END.replace("bar.sync 0;", "<<||bar.sync 0;>>")),
     ("tensor memory that is not given back", "sync", "not given back",
      _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned;" + _T_LOAD + _T_WAITED + _T_GIVE + "<<||" + _T_END + ">>"),
     ("tensor memory that was given back", "memory", "not allocated",
@@ -390,7 +389,7 @@ TOGETHER = _rows(
      "mov.b32 %r30, 64; @!%p2 mov.b32 %r30, <<96||64>>; bar.sync 1, %r30;"),
     ("lanes that vote on different ways", "sync", "deadlock|names lanes that are not there",
      "setp.lt.u32 %p4, %r7, 16; <<@%p4 bra $L_a; bar.warp.sync 0xffff0000; ret;\n$L_a:||>> vote.sync.ballot.b32 %r20, %p1, -1;" + _OUT),
-    ("mma with half of the lanes", "sync", "only some of its lanes",
+    ("mma with half of the lanes", "sync", "only some of its lanes|deadlock.* `mma.sync",
      "mov.b32 %v0, 0; mov.b32 %v1, 0; mov.b32 %v2, 0; mov.b32 %v3, 0; setp.lt.u32 %p4, %r7, <<16||32>>; @!%p4 bra $L_e;"
      " mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%c0, %c1, %c2, %c3}, {%v0, %v1}, {%v2}, {%v0, %v1, %v2, %v3};\n$L_e: bar.warp.sync -1;"),
 )  # fmt: skip

@@ -277,7 +277,15 @@ def _told(state: Any, group: Any, context: Any, words: Any) -> None:
     if what == check.AT_BARRIER:
         _at_barrier(state, group, context, words)
     elif what == check.WARP_BARRIER:
-        clock.join_lanes(group, warp, lanes)
+        named, left = array_at(words[5], 32, np.uint32), lanes
+        for lane in range(32):
+            if left >> lane & 1:  # with those that came with the same mask
+                together = np.int64(0)
+                for other in range(lane, 32):
+                    if left >> other & 1 and named[other] == named[lane]:
+                        together |= 1 << other
+                clock.join_lanes(group, warp, together & (np.int64(named[lane]) | 1 << lane))
+                left &= ~together
     elif what == check.MEETS:
         _met(state, context, words)
     elif what == check.READS:

@@ -324,7 +324,7 @@ class CheckRun:
             return who, _WAITS[kind]
         if self.kernel.cluster_size > 1 and rank != own:
             return f"{who} of CTA {rank} of the cluster", "barrier.cluster, or an mbarrier"
-        return who, "bar.warp.sync" if warp_before == warp else "a barrier (bar.sync, or an mbarrier)"
+        return who, "bar.warp.sync or a barrier" if warp_before == warp else "a barrier (bar.sync, or an mbarrier)"
 
 
 def _lanes(mask: int) -> str:

@@ -38,6 +38,7 @@ from mmabits.emulator.machine.checkrecords import (
     UNWRITTEN,
     WRITE_READ,
     WRITE_WRITE,
+    WROTE,
     CheckGroup,
     CheckState,
 )
@@ -213,7 +214,7 @@ def _conflicts(
     lost = not_before(group, layer, thread, before, clock, lanes)
     if lost >= 0:
         plain = 1 if layer != PLAIN and not_before(group, PLAIN, thread, before, clock, lanes) < 0 else 0
-        other = plain | (2 if is_async else 0) | (agent & ~ATOMIC) << 8
+        other = plain | (2 if is_async else 0) | (agent & _AGENT_MASK) << 8
         find(state, kind, space, address, context, lane, instruction, before, lost, np.int64(record[at + 3]), other)
 
 
@@ -268,34 +269,33 @@ def touch_place(
     checks, lane = state[_CHECKS], thread % 32
     if record[1] == 0:
         if reads and checks & INIT:
-            find(state, UNWRITTEN, space, address, context, lane, instruction, 0, 0, -1, (agent & ~ATOMIC) << 8)
+            find(state, UNWRITTEN, space, address, context, lane, instruction, 0, 0, -1, (agent & _AGENT_MASK) << 8)
     elif checks & RACES and changes:
         _conflicts(
             state, group, context, space, number, address, thread, agent, is_async, lane, instruction, record, 0,
             WRITE_WRITE if writes else WRITE_READ,
         )  # fmt: skip
     heads = array_at(group[HEADS] + 4 * at, 1, np.int32)
-    if not writes:
-        if checks & RACES:
-            _reads(group, heads, agent, clock, bit, instruction, thread)
+    atomic = agent & ATOMIC != 0
+    if checks & RACES:
+        node = heads[0]
+        while node != 0:
+            words = array_at(group[NODES] + 4 * NODE_WORDS * node, NODE_WORDS, np.int32)
+            if changes and (writes or words[1] & WROTE):
+                kind = WRITE_READ if not writes else WRITE_WRITE if words[1] & WROTE else READ_WRITE
+                _conflicts(state, group, context, space, number, address, thread, agent, is_async, lane, instruction, words, 1, kind)
+            node = words[0]
+        if not writes or atomic:
+            _reads(group, heads, agent | WROTE if writes else agent, clock, bit, instruction, thread)
+    if not writes or (atomic and record[1] != 0):
         return
-    node = heads[0]
-    while node != 0:
-        words = array_at(group[NODES] + 4 * NODE_WORDS * node, NODE_WORDS, np.int32)
-        if changes and checks & RACES:
-            _conflicts(
-                state, group, context, space, number, address, thread, agent, is_async, lane, instruction, words, 1, READ_WRITE
-            )  # fmt: skip
-        following = words[0]
-        words[0] = group[FREE_NODE]
-        group[FREE_NODE] = node
-        node = following
-    heads[0] = 0
-    if record[0] == agent and record[1] == clock and agent & ATOMIC:
-        record[2] |= np.int32(bit)
-    else:
-        record[2] = np.int32(bit)
-    record[0], record[1], record[3] = agent, clock, instruction
+    if not atomic:
+        while heads[0] != 0:
+            node = heads[0]
+            words = array_at(group[NODES] + 4 * NODE_WORDS * node, NODE_WORDS, np.int32)
+            heads[0], words[0] = words[0], group[FREE_NODE]
+            group[FREE_NODE] = node
+    record[0], record[1], record[2], record[3] = agent, clock, np.int32(bit), instruction
 
 
 @jit
@@ -305,11 +305,10 @@ def _reads(group: Any, heads: Any, agent: int, clock: int, bit: int, instruction
     while node != 0:
         words = array_at(group[NODES] + 4 * NODE_WORDS * node, NODE_WORDS, np.int32)
         if words[1] == agent:
-            if words[2] == clock:
+            if words[2] == clock and words[4] == instruction:
                 words[3] |= np.int32(bit)
-                words[4] = instruction
                 return
-            if not_before(group, PLAIN, thread, agent, words[2], np.int64(words[3]) & 0xFFFFFFFF) < 0:
+            if (words[2] != clock or words[3] == np.int32(bit)) and not_before(group, PLAIN, thread, agent, words[2], np.int64(words[3]) & 0xFFFFFFFF) < 0:
                 words[2], words[3], words[4] = clock, np.int32(bit), instruction
                 return
         node = words[0]

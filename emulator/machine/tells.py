@@ -40,8 +40,8 @@ def followed(program: Program) -> tuple[Register, ...]:
 
 def really_read(instruction: PtxInstruction) -> set[Register]:
     """Registers whose value an instruction takes."""
-    found = {each._replace(negated=False) for operand in instruction.operands[len(results_of(instruction)) :] for each in registers_of(operand)}
-    return found | ({instruction.guard._replace(negated=False)} if instruction.guard is not None else set())
+    operands = instruction.operands[len(results_of(instruction)) :]
+    return {each._replace(negated=False) for operand in operands for each in registers_of(operand)}
 
 
 class CheckTells:
@@ -80,9 +80,11 @@ class CheckTells:
 
     def reads(self, code: WarpCode, instruction: PtxInstruction) -> None:
         """Registers that were not written yet."""
-        if not self.registers or packs(instruction.opcode):
+        if not self.registers:
             return
-        for register in sorted(really_read(instruction) & self.registers.keys(), key=lambda each: each.name):
+        guards = {instruction.guard._replace(negated=False)} if instruction.guard is not None else set()
+        taken = guards if packs(instruction.opcode) else guards | really_read(instruction)
+        for register in sorted(taken & self.registers.keys(), key=lambda each: each.name):
             guard = None if instruction.guard is None or register == instruction.guard._replace(negated=False) else code.guard(instruction)
             lanes = code.lanes(guard)
             has = code.named(f"zext i32 {self._word(code, register)} to i64")
@@ -114,8 +116,11 @@ class CheckTells:
 
     def after(self, code: WarpCode, instruction: PtxInstruction) -> None:
         """Fences and waits that were passed, and registers that were written."""
-        what = check.WARP_BARRIER if instruction.opcode.startswith("bar.warp.sync") else told(instruction.opcode)
-        if what is not None:
+        what = told(instruction.opcode)
+        if instruction.opcode.startswith("bar.warp.sync"):
+            code.put_down(code.operand(instruction.operands[0], 32), _MASKS)
+            self._tell(code, check.WARP_BARRIER, self._lanes or code.lanes(None), code.frame_number(_MASKS))
+        elif what is not None:
             self._tell(code, what, self._lanes or code.lanes(None))
         for register in sorted({*written(instruction)} & self.registers.keys(), key=lambda each: each.name):
             lanes = code.named(f"trunc i64 {self._lanes or code.lanes(None)} to i32")
