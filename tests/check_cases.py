@@ -1,5 +1,7 @@
 """Small kernels with one planted fault each, and their corrected twins: `<<fault|twin>>` in the text of a kernel is where they differ."""
 
+# ruff: noqa: E501 - lines of PTX
+
 from __future__ import annotations
 
 import re

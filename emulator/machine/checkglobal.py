@@ -72,10 +72,11 @@ def _is_before(state: Any, group: Any, record: Any, at: int, cluster: int, threa
     other = np.int64(record[at]) - 1
     if other == cluster:
         agent = clock.agent_of(group, check.THREAD, record[at + 1] // 32)
-        return clock.not_before(group, check.PLAIN, thread, agent, np.int64(record[at + 2]), 1 << np.int64(record[at + 1] % 32)) < 0
+        lost: int = clock.not_before(group, check.PLAIN, thread, agent, np.int64(record[at + 2]), 1 << np.int64(record[at + 1] % 32))
+        return lost < 0
     released = array_at(state[_RELEASED], other + 1, np.int64)[other]
     acquired = array_at(state[_ACQUIRED], cluster + 1, np.int64)[cluster]
-    return released >= record[at + 4] and acquired > record[at + 4]
+    return bool(released >= record[at + 4]) and bool(acquired > record[at + 4])
 
 
 @jit

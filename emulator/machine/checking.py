@@ -123,7 +123,7 @@ def _local(state: Any, group: Any, context: Any, warp: int, lane: int, place: in
 
 @jit
 def _matrix(state: Any, group: Any, context: Any, words: Any) -> None:
-    """ldmatrix and stmatrix: rows of 16 bytes."""
+    """Ldmatrix and stmatrix: rows of 16 bytes."""
     store, instruction = words[1] != 0, words[7]
     addresses = array_at(words[3], 32, np.int64)
     for lane in range(8 * words[5]):
@@ -147,7 +147,9 @@ def _copies(state: Any, group: Any, context: Any, words: Any) -> None:
                     False, words[8], 0, 0, 1, 1,
                 )  # fmt: skip
             if taken[lane] > 0 and sources[lane] >> words_of.TAG_SHIFT == 0 and state[_GLOBAL] != 0:
-                touch_global(state, group, context, warp, lane, sources[lane], np.int64(taken[lane]), False, True, 0, words[8], np.int64(0), 1, 1)
+                touch_global(
+                    state, group, context, warp, lane, sources[lane], np.int64(taken[lane]), False, True, 0, words[8], np.int64(0), 1, 1
+                )
     elif what == 2:
         done = context[_GROUP] - words[9]
         for lane in range(32):

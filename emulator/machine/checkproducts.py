@@ -10,7 +10,6 @@ from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine import checkrecords as check
 from mmabits.emulator.machine import clocks as clock
 from mmabits.emulator.machine import tensorrecords, warpgrouprecords
-from mmabits.emulator.machine import context as words_of
 from mmabits.emulator.machine.cells import COLUMNS, LANES, transfer_place
 from mmabits.emulator.machine.checkcopies import mbarrier_at
 from mmabits.emulator.machine.checkrecords import CheckState
@@ -48,11 +47,11 @@ def _read_matrix(
 ) -> None:  # fmt: skip
     """The 16 bytes at a time that operands.read_matrix reads."""
     start, leading, stride = (code & 0x3FFF) << 4, (code >> 16 & 0x3FFF) << 4, (code >> 32 & 0x3FFF) << 4
-    span, unit, lines = np.int64(swizzle_span(code, kind)), 16, 8
+    span, unit, lines = swizzle_span(code, kind), 16, 8
     if span == 0:
         return
     if span == 129:
-        span, unit, lines = np.int64(128), 32, 4
+        span, unit, lines = 128, 32, 4
     across_count, along_count = (ks, rows) if mn_major else (rows, ks)
     for across in range(across_count):
         atom, within_atom = across // lines, across % lines
@@ -149,7 +148,8 @@ def _transfer(state: Any, group: Any, context: Any, words: Any, store: bool) -> 
                 column += split
             for part in range(parts):
                 _cell(
-                    state, group, context, rank, (address >> 16) + lane, column + part, 32 * warp, agent, now, 1, store, not store, instruction
+                    state, group, context, rank, (address >> 16) + lane, column + part, 32 * warp, agent, now, 1, store, not store,
+                    instruction,
                 )  # fmt: skip
 
 
@@ -270,9 +270,9 @@ def _multiply(
         else:
             for row in range(rows):
                 for column in range(table[_TK] * table[_SLOT_BITS] // 32):
+                    at = (a >> 16 & 0x7F) + row_lane(table, row)
                     _cell(
-                        state, group, context, rank, (a >> 16 & 0x7F) + row_lane(table, row), (a & 0xFFFF) + column, thread, agent, now, bit,
-                        False, True, instruction,
+                        state, group, context, rank, at, (a & 0xFFFF) + column, thread, agent, now, bit, False, True, instruction
                     )  # fmt: skip
         _read_matrix(
             state, group, context, rank, b, TCGEN05, table[_TB_MN] != 0, columns, table[_TK], table[_TB_BITS], table[_TB_ELEMENTS],

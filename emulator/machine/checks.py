@@ -112,7 +112,10 @@ def _size_of(instruction: PtxInstruction) -> int:
 
 def granule_of(entry: Entry, space: str) -> int:
     """The smallest access to a space: accesses are aligned, so none parts what is so large."""
-    others = {"shared": ("global", "local", "param", "const"), "global": ("shared", "shared::cta", "shared::cluster", "local", "param", "const")}
+    others = {
+        "shared": ("global", "local", "param", "const"),
+        "global": ("shared", "shared::cta", "shared::cluster", "local", "param", "const"),
+    }
     sizes = [16]
     for each in entry.instructions:
         words = each.opcode.split(".")
@@ -177,7 +180,8 @@ class CheckRun:
             at = 0
         if at > _MOST_GRANULES:
             raise OperandError(
-                f"{self.kernel.name}: {at:,} places of global memory to check for races; there may be {_MOST_GRANULES:,}: check a smaller launch"
+                f"{self.kernel.name}: {at:,} places of global memory to check for races, of {_MOST_GRANULES:,} that there may be: "
+                "check a smaller launch"
             )
         pieces = np.array(rows or [0, 0, 0], np.int64)
         self._kept.append(pieces)
@@ -225,10 +229,10 @@ class CheckRun:
         node_words = self._zeros(nodes * record.NODE_WORDS, np.int32).ctypes.data
         local = self._zeros(lanes * kernel.memory.local_size, np.uint8).ctypes.data
         defined = self._zeros(all_warps * registers, np.int32).ctypes.data
-        made = CheckGroup(
+        made = [
             -1, ctas, warps, lanes, columns, layers, *arrays, *bases, mbarriers, 0, mbarrier_rows, waited, shadow, heads, granules, places,
             granule, node_words, nodes, 1, 0, local, kernel.memory.local_size, defined, registers,
-        )  # fmt: skip
+        ]  # fmt: skip
         size = len(CheckGroup._fields)
         self.groups[size * number : size * (number + 1)] = made
         self._defined = defined, registers
@@ -252,7 +256,7 @@ class CheckRun:
 
     def _rank(self, cta: int) -> int:
         """The number of a CTA in its cluster."""
-        wide, high, deep = self.kernel.cluster
+        wide, high, deep = (int(each) for each in self.kernel.cluster)
         x, y, z = self._program(cta)
         return (z % deep * high + y % high) * wide + x % wide
 
@@ -274,8 +278,8 @@ class CheckRun:
         )  # fmt: skip
 
     def _words(
-        self, kind: int, space: int, address: int, cta: int, warp: int, lane: int, instruction: PtxInstruction, agent: int, lane_before: int,
-        before: PtxInstruction | None, other: int, where: str,
+        self, kind: int, space: int, address: int, cta: int, warp: int, lane: int, instruction: PtxInstruction, agent: int,
+        lane_before: int, before: PtxInstruction | None, other: int, where: str,
     ) -> tuple[str, str]:  # fmt: skip
         """What to say of a finding, and what is missing."""
         place = f"{address:#x} of {_SPACE[space]}"
@@ -284,7 +288,8 @@ class CheckRun:
                 record.WRITE_WRITE: ("wrote", "writes"), record.WRITE_READ: ("wrote", "reads"), record.READ_WRITE: ("reads", "writes"),
             }[kind]  # fmt: skip
             who, missing = self._before(space, cta, warp, agent, lane_before, other)
-            return f"{instruction} in {where} {later} {place}, which {before} of {who} {earlier}; between them is missing: {missing}", missing
+            text = f"{instruction} in {where} {later} {place}, which {before} of {who} {earlier}"
+            return f"{text}; between them is missing: {missing}", missing
         if kind == record.UNWRITTEN:
             return f"{instruction} in {where} reads {place}, which nothing has written", "a write"
         if kind == record.UNWRITTEN_REGISTER:
@@ -292,10 +297,12 @@ class CheckRun:
             return f"{instruction} in {where} reads the register {name}, which was not written", "a write"
         if kind == record.NOT_INITIALISED:
             who, missing = self._before(space, cta, warp, agent, lane_before, 0)
-            return f"{instruction} in {where} uses the mbarrier at {place}, which {before} of {who} initialised; between them is missing: {missing}", missing  # fmt: skip # noqa: E501
+            text = f"{instruction} in {where} uses the mbarrier at {place}, which {before} of {who} initialised"
+            return f"{text}; between them is missing: {missing}", missing
         if kind == record.PART_OF_BLOCK:
             absent = f"{other >> 32} warps of the block did not come" if other >> 32 else f"lanes {_lanes(other)} did not come"
-            return f"{instruction} in {where}: the barrier {address} was reached by part of the block: {absent}", "the barrier for all threads"
+            text = f"{instruction} in {where}: the barrier {address} was reached by part of the block: {absent}"
+            return text, "the barrier for all threads"
         if kind == record.ABSENT_LANES:
             return f"{instruction} in {where} names lanes that are not there: {_lanes(other)}", "those lanes"
         if kind == record.NOT_NAMED:
@@ -303,7 +310,8 @@ class CheckRun:
         if kind == record.ABSENT_SOURCE:
             return f"{instruction} in {where} reads from lane {address}, which does not run it", "that lane"
         if kind == record.MISSED_PHASE:
-            return f"{instruction} in {where}: {other} phases of the mbarrier at {place} ended since the thread last waited for one", "waits for those phases"  # fmt: skip # noqa: E501
+            text = f"{instruction} in {where}: {other} phases of the mbarrier at {place} ended since the thread last waited for one"
+            return text, "waits for those phases"
         return f"{instruction} in {where} names registers of wgmma that is under way", "wgmma.wait_group"
 
     def _before(self, space: int, cta: int, warp: int, agent: int, lane: int, other: int) -> tuple[str, str]:

@@ -194,7 +194,7 @@ def _layer(state: Any, group: Any, warp: int, space: int, is_async: bool, before
     """Which order is needed between an access and one before it."""
     kind = (before & _AGENT_MASK) >> AGENT_SHIFT
     if space == TENSOR:
-        is_own = TENSOR_LOAD <= kind and before & (1 << AGENT_SHIFT) - 1 == warp
+        is_own = kind >= TENSOR_LOAD and before & (1 << AGENT_SHIFT) - 1 == warp
         return AFTER if state[_STRICT] != 0 and not is_own else PLAIN
     return PROXY if is_async and wrote and kind in (THREAD, COPY) else PLAIN
 
@@ -236,13 +236,8 @@ def touch(
 ) -> None:  # fmt: skip
     """An access to `size` bytes of shared memory of a CTA from `first` on.
 
-    Args:
-        thread: in whose order it stands.
-        agent: who makes it, at
-        clock: its clock,
-        bit: and its lanes.
-        is_async: through the async proxy.
-        place: address in this process; with `data`, what is written and how it lies (unit, step), to see writes that change nothing.
+    It stands in the order of a thread; an agent makes it, at a clock and in lanes (`bit`), through the async proxy or not. `place` is the
+    address in this process, and `data` what is written and how it lies (`unit`, `step`), so that writes are seen that change nothing.
     """
     granule = group[GRANULE]
     last = min((first + size + granule - 1) // granule, group[GRANULES])
@@ -308,7 +303,9 @@ def _reads(group: Any, heads: Any, agent: int, clock: int, bit: int, instruction
             if words[2] == clock and words[4] == instruction:
                 words[3] |= np.int32(bit)
                 return
-            if (words[2] != clock or words[3] == np.int32(bit)) and not_before(group, PLAIN, thread, agent, words[2], np.int64(words[3]) & 0xFFFFFFFF) < 0:
+            if (words[2] != clock or words[3] == np.int32(bit)) and not_before(
+                group, PLAIN, thread, agent, words[2], np.int64(words[3]) & 0xFFFFFFFF
+            ) < 0:
                 words[2], words[3], words[4] = clock, np.int32(bit), instruction
                 return
         node = words[0]

@@ -30,8 +30,8 @@ from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, looks, program
 from mmabits.emulator.machine.ptx import Entry, Module, PtxError, PtxInstruction, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
-from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.tells import CheckTells
+from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups

@@ -1,4 +1,4 @@
-"""What a checked kernel tells of itself: calls of the helper that carry nothing out (checkrecords.CHECK), beside those that it makes anyway."""
+"""What a checked kernel tells of itself: calls of the helper that carry nothing out (checkrecords.CHECK), beside those of any kernel."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mmabits.emulator.machine.warp import ALL, WarpCode, member_mask
 _RECORD, _MASKS = 0, 256
 """Places in the frame."""
 _FENCES: Final = {
-    "fence.proxy.async": check.PROXY_FENCE, "membar": check.FENCE, "fence": check.FENCE, "tcgen05.fence::before_thread_sync": check.TENSOR_BEFORE,
-    "tcgen05.fence::after_thread_sync": check.TENSOR_AFTER, "tcgen05.wait::ld": check.WAIT_LOADS, "tcgen05.wait::st": check.WAIT_STORES,
+    "fence.proxy.async": check.PROXY_FENCE, "membar": check.FENCE, "fence": check.FENCE,
+    "tcgen05.fence::before_thread_sync": check.TENSOR_BEFORE, "tcgen05.fence::after_thread_sync": check.TENSOR_AFTER, "tcgen05.wait::ld": check.WAIT_LOADS, "tcgen05.wait::st": check.WAIT_STORES,
 }  # fmt: skip
 """What is told of opcodes, by how they begin; the first that fits."""
 _PACKS: Final = ("mov", "prmt")
@@ -32,7 +32,7 @@ def packs(opcode: str) -> bool:
 
 
 def followed(program: Program) -> tuple[Register, ...]:
-    """Registers that may be read where they were never written; accumulators of wgmma, of which it says itself whether it reads them, not."""
+    """Registers that may be read where they were never written, but accumulators of wgmma, which says itself whether it reads them."""
     accumulators = {each for found in program.entry.instructions if found.opcode.startswith("wgmma.mma") for each in written(found)}
     live = program.live_in[0] if program.live_in else frozenset()
     return tuple(sorted((each for each in live if each.name != "%cc" and each not in accumulators), key=lambda each: each.name))

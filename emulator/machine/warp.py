@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import Context
@@ -52,18 +52,6 @@ _MASK_LAST: Final = ("shfl", "vote", "match", "redux", "elect")
 """Opcodes whose last operand names the lanes that take part."""
 
 Handler = Callable[["WarpCode", PtxInstruction], None]
-
-
-class Tells(Protocol):
-    """What writes the code that tells the checks of a warp's steps (tells.py)."""
-
-    def begins(self, code: WarpCode) -> None: ...
-    def ends(self, code: WarpCode) -> None: ...
-    def in_flight(self, code: WarpCode) -> None: ...
-    def at_barrier(self, code: WarpCode, arrives: int) -> None: ...
-    def reads(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
-    def before(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
-    def after(self, code: WarpCode, instruction: PtxInstruction) -> None: ...
 
 
 class WarpCode(Code):
@@ -113,7 +101,7 @@ class WarpCode(Code):
         self.late = accumulators(program.entry.instructions)
         self.tensor_cores: Any = None
         """Products of tensor memory (tcgen05.py)."""
-        self.tells: Tells | None = None
+        self.tells: Any = None
         """What is told to the checks (tells.py)."""
 
     # ------------------------------------------------------------------------------------------------------------------ frame

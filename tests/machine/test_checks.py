@@ -56,7 +56,7 @@ def test_an_error_that_ends_a_kernel_comes_with_what_was_found_before() -> None:
 
 
 def test_an_unknown_check_is_refused() -> None:
-    with pytest.raises(OperandError, match="no check is called 'race'; did you mean 'races'|no check is called 'race'"):
+    with pytest.raises(OperandError, match="no check is called 'race'"):
         CASES[0].kernel(0, checks=("race",))
 
 
@@ -84,7 +84,8 @@ def text_of(steps: list[Step]) -> str:
     for number, step in enumerate(steps):
         at, guard = _TEXT[step.where], _TEXT[step.who]
         lines.append({
-            "store": f"add.s32 %r20, %r1, {1000 * (number + 1)};\n{guard}st.shared.b32 {at}, %r20;", "load": f"{guard}ld.shared.b32 %r21, {at};",
+            "store": f"add.s32 %r20, %r1, {1000 * (number + 1)};\n{guard}st.shared.b32 {at}, %r20;",
+            "load": f"{guard}ld.shared.b32 %r21, {at};",
             "atomic": f"{guard}red.shared.add.u32 {at}, 1;", "barrier": "bar.sync 0;", "warp barrier": "bar.warp.sync -1;",
             "named": "bar.sync 3, 64;",
         }[step.what])  # fmt: skip
