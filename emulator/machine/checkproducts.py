@@ -211,9 +211,14 @@ def _commits(state: Any, group: Any, context: Any, words: Any) -> None:
             asked = array_at(group[clock.TENSOR_CLOCKS], thread + 1, np.int32)[thread]
             column = clock.column(group, clock.agent_of(group, check.TENSOR_CORE, warp), lane)
             for layer in range(group[clock.LAYERS]):
+                start = 4 * layer * group[clock.COLUMNS]
+                row = clock.mbarrier_row(group, number, 0) + start
+                # What the products came after is over when they are, as far as it is the work of others than threads.
+                first = group[clock.BASES + check.COPY]
+                clock.join(row + 4 * first, clock.row_of(group, thread) + start + 4 * first, group[clock.COLUMNS] - first)
                 if layer == check.PLAIN or layer == check.BEFORE:
-                    row = array_at(clock.mbarrier_row(group, number, 0) + 4 * layer * group[clock.COLUMNS], group[clock.COLUMNS], np.int32)
-                    row[column] = max(row[column], asked)
+                    clocks = array_at(row, group[clock.COLUMNS], np.int32)
+                    clocks[column] = max(clocks[column], asked)
 
 
 @jit
@@ -227,8 +232,8 @@ def tensor_after(state: Any, group: Any, context: Any, words: Any) -> None:
         place = words[6] & clock.PLACE_BITS
         now = np.int64(array_at(group[clock.CLOCKS], warp + 1, np.int32)[warp])
         clock.touch(
-            state, group, context, own, place, 4, 32 * warp, clock.agent_of(group, check.THREAD, warp), now, 1, False, True, False,
-            instruction, 0, 0, 1, 1,
+            state, group, context, own, place, 4, 32 * warp, clock.agent_of(group, check.THREAD, warp) | check.ANY_PROXY, now, 1, False,
+            True, False, instruction, 0, 0, 1, 1,
         )  # fmt: skip
         first = np.int64(array_at(clock.shared_of(context, own) + place, 1, np.uint32)[0])
         _each_cell(state, group, context, own, first, words[5], 32 * warp, 0, 0, instruction, False)

@@ -143,8 +143,8 @@ FINDING_WORDS: Final = 16
 FINDINGS: Final = 256
 """Different findings that are kept."""
 AGENT_SHIFT: Final = 20
-ATOMIC, WROTE = 1 << 28, 1 << 29
-"""Marks of an agent: the access was atomic, and wrote."""
+ATOMIC, WROTE, ANY_PROXY = 1 << 28, 1 << 29, 1 << 30
+"""Marks of an agent: the access was atomic, and wrote; it needs no fence to the async proxy."""
 THREAD, COPY, BULK_GROUP, TENSOR_CORE, TENSOR_LOAD, TENSOR_STORE, WARPGROUP, MBARRIER_AGENT = range(8)
 """Kinds of agents: lanes; cp.async, bulk groups and tcgen05 of lanes; tcgen05.ld, tcgen05.st and wgmma of warps; mbarriers."""
 PLAIN, PROXY, BEFORE, AFTER = range(4)

@@ -15,6 +15,7 @@ from mmabits.emulator.engine.jit import array_at, jit
 from mmabits.emulator.machine.checkrecords import (
     AFTER,
     AGENT_SHIFT,
+    ANY_PROXY,
     ARRIVAL_WORDS,
     ATOMIC,
     COPY,
@@ -196,7 +197,7 @@ def _layer(state: Any, group: Any, warp: int, space: int, is_async: bool, before
     if space == TENSOR:
         is_own = kind >= TENSOR_LOAD and before & (1 << AGENT_SHIFT) - 1 == warp
         return AFTER if state[_STRICT] != 0 and not is_own else PLAIN
-    return PROXY if is_async and wrote and kind in (THREAD, COPY) else PLAIN
+    return PROXY if is_async and wrote and kind in (THREAD, COPY) and before & ANY_PROXY == 0 else PLAIN
 
 
 @jit

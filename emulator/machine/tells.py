@@ -13,9 +13,14 @@ from mmabits.emulator.machine.warp import ALL, WarpCode, member_mask
 _RECORD, _MASKS = 0, 256
 """Places in the frame."""
 _FENCES: Final = {
-    "fence.proxy.async": check.PROXY_FENCE, "membar": check.FENCE, "fence": check.FENCE,
-    "tcgen05.fence::before_thread_sync": check.TENSOR_BEFORE, "tcgen05.fence::after_thread_sync": check.TENSOR_AFTER, "tcgen05.wait::ld": check.WAIT_LOADS, "tcgen05.wait::st": check.WAIT_STORES,
-}  # fmt: skip
+    "fence.proxy.async": check.PROXY_FENCE,
+    "membar": check.FENCE,
+    "fence": check.FENCE,
+    "tcgen05.fence::before_thread_sync": check.TENSOR_BEFORE,
+    "tcgen05.fence::after_thread_sync": check.TENSOR_AFTER,
+    "tcgen05.wait::ld": check.WAIT_LOADS,
+    "tcgen05.wait::st": check.WAIT_STORES,
+}
 """What is told of opcodes, by how they begin; the first that fits."""
 _PACKS: Final = ("mov", "prmt")
 """Opcodes that may move what nobody wrote."""
