@@ -1,4 +1,4 @@
-"""`python -m benchmarks.checks`: what each check of compiled kernels costs, as a factor of the plain launch, in one process on one thread."""
+"""`python -m benchmarks.checks`: what each check of compiled kernels costs, as a factor of the processor time of a plain launch."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _seconds(arch: str, launch: Callable[[], None], checks: tuple[str, ...]) -> 
     with mmabits.emulate(arch, frameworks=["triton"], check=checks):
         launch()
         for _ in range(LAUNCHES):
-            began = time.perf_counter()
+            began = time.process_time()
             launch()
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
     return statistics.median(times)
 
 
@@ -49,7 +49,7 @@ def main() -> None:
             plain = _seconds(arch, launch, ())
             factors = [_seconds(arch, launch, checks) / plain for checks in (*((each,) for each in CHECKS), CHECKS)]
             table.add_row(name, arch, f"{plain:.3f} s", *(f"{each:.1f}" for each in factors))
-    console.print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":
