@@ -121,10 +121,7 @@ def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
     bits, dtype = _TORCH_VIEWS.get(kind, ("uint8" if kind == _PACKED else "", None))
     try:
         tensor = tensor.detach().cpu()
-        if bits:
-            held: Array = tensor.view(getattr(torch, bits)).numpy()
-        else:
-            held = tensor.resolve_conj().resolve_neg().numpy()
+        held = _in_place(tensor.view(getattr(torch, bits)) if bits else tensor.resolve_conj().resolve_neg())
     except TypeError:
         raise OperandTypeError(f"{name}: torch type {kind} has no NumPy counterpart") from None
     except (RuntimeError, ValueError) as error:  # tensors of other libraries, and those inside torch.func's transformations
@@ -136,6 +133,33 @@ def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
             raise OperandTypeError(f"{name} must have a dimension to be packed FP4 (torch.{_PACKED}), got none")
         return nibbles(held, packed_along % held.ndim).view(ml_dtypes.float4_e2m1fn)
     return held if dtype is None else held.view(dtype)
+
+
+class _Memory:
+    """A tensor's memory, by NumPy's protocol. `Tensor.numpy` would make its storage one that can never be resized again."""
+
+    def __init__(self, tensor: Any, dtype: np.dtype[Any]) -> None:
+        size = dtype.itemsize
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3, "typestr": dtype.str, "shape": tuple(tensor.shape), "data": (tensor.data_ptr(), False),
+            "strides": tuple(size * stride for stride in tensor.stride()),
+        }  # fmt: skip
+
+
+def _in_place(tensor: Any) -> Array:
+    """A tensor of the CPU as an array on its memory.
+
+    Raises:
+        TypeError: a type that NumPy lacks.
+        RuntimeError: a tensor without memory of its own.
+    """
+    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+    if dtype.isbuiltin != 1:
+        raise TypeError(dtype)
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), dtype)
+    return np.asarray(_Memory(tensor, dtype))
 
 
 def without_numbers(tensor: Any) -> str:

@@ -9,12 +9,13 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ import numpy as np
 from mmabits.emulator.api import Array, gemm, operand_type, prepare, scale_type
 from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
@@ -110,6 +112,11 @@ class Emulated:
         """`M x N x K`."""
         return f"{self.m} x {self.n} x {self.k}"
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of all of them."""
+        return self.m * self.n * self.k * self.count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
@@ -119,6 +126,8 @@ class Skipped:
     operation: str
     reason: str
     count: int
+    multiply_adds: int | None = None
+    """Of all of them; None: not known, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +155,49 @@ class SessionReport:
     kernels: tuple[LaunchedKernel, ...] = ()
     chosen: tuple[Chosen, ...] = ()
 
+    @property
+    def multiply_adds(self) -> int:
+        """How many were emulated."""
+        return sum(line.multiply_adds for line in self.emulated)
+
+    @property
+    def share(self) -> float | None:
+        """The part of the multiply-adds, of those that can be counted, that was emulated; None where none were seen.
+
+        What compiled code, extensions and other threads multiply by themselves is not seen; lines of `skipped` name what is known of it.
+        """
+        missed = sum(line.multiply_adds or 0 for line in self.skipped)
+        return self.multiply_adds / (self.multiply_adds + missed) if self.multiply_adds + missed else None
+
+    @property
+    def _seen(self) -> str:
+        """One line on the multiply-adds."""
+        if self.share is None:
+            return ""
+        unknown = sum(line.multiply_adds is None for line in self.skipped)
+        left = f"; {unknown} line{'s' * (unknown > 1)} below of unknown size" if unknown else ""
+        levels = ", ".join(f"{100 * part:.4g}% {level}" for level, part in by_evidence(self.emulated).items())
+        return f"{self.multiply_adds:,} multiply-adds emulated ({levels or 'none'}), {100 * self.share:.4g}% of those counted{left}"
+
+    def json(self) -> str:
+        """The lines of the report as JSON: emulated (each with shape, evidence and multiply-adds), skipped, undefined, kernels by name."""
+        words = {
+            "arch": self.arch, "multiply_adds": self.multiply_adds, "share": self.share, "evidence": dict(by_evidence(self.emulated)),
+            "emulated": [
+                {"site": line.site, "instruction": line.instruction.ptx, "m": line.m, "n": line.n, "k": line.k, "count": line.count,
+                 "multiply_adds": line.multiply_adds, "evidence": str(line.evidence), "note": line.note}
+                for line in self.emulated
+            ],
+            "skipped": [asdict(line) for line in self.skipped],
+            "undefined": [asdict(line) for line in self.undefined],
+            "kernels": [
+                {"name": kernel.name, "launches": kernel.launches, "programs": kernel.programs, "seconds": kernel.seconds}
+                for kernel in self.kernels
+            ],
+            "chosen": [asdict(line) for line in self.chosen],
+        }  # fmt: skip
+        return json.dumps(words, indent=1)
+
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
         from rich.table import Table
@@ -154,9 +206,12 @@ class SessionReport:
         done = Table(title=f"Emulated with the tensor cores of {self.arch}", title_justify="left")
         for heading in ("where", "instruction", "M x N x K", "count", "evidence", "note"):
             done.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
-        for line in self.emulated:
-            row = (line.site, line.instruction.ptx, line.shape, str(line.count), str(line.evidence), line.note)
+        shown, others = largest(rows(self.emulated))
+        for line in shown:
+            row = (line.site, line.instruction, line.shape, str(line.count), line.evidence, line.note)
             done.add_row(*map(Text, row))  # as it is: names of sites and reasons may hold brackets
+        if self._seen:
+            done.caption, done.caption_justify = "\n".join(filter(None, (others, self._seen))), "left"
         yield done
         if self.kernels:
             whole = Table(title="Kernels that ran whole, as compiled", title_justify="left")
@@ -175,10 +230,11 @@ class SessionReport:
             yield told
         if self.skipped:
             left = Table(title="Not emulated", title_justify="left")
-            for heading in ("where", "operation", "count", "why"):
-                left.add_column(heading, overflow="fold", justify="right" if heading == "count" else "left")
+            for heading in ("where", "operation", "count", "multiply-adds", "why"):
+                left.add_column(heading, overflow="fold", justify="right" if heading in ("count", "multiply-adds") else "left")
             for missed in self.skipped:
-                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), missed.reason)))
+                size = "" if missed.multiply_adds is None else f"{missed.multiply_adds:,}"
+                left.add_row(*map(Text, (missed.site, missed.operation, str(missed.count), size, missed.reason)))
             yield left
         if self.undefined:
             open_ = Table(title="Undefined on a GPU", title_justify="left")
@@ -294,7 +350,7 @@ class Session:
     within: tuple[Session, ...] = field(default=(), repr=False)
     """The sessions of the blocks that its own lies in, and whose code does not go on before it ends."""
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
-    _skipped: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _skipped: dict[tuple[str, str, str], tuple[int, int | None]] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
@@ -384,10 +440,25 @@ class Session:
         key = (site, instruction, m, n, k, note)
         self._emulated[key] = self._emulated.get(key, 0) + count
 
-    def skip(self, site: str, operation: str, reason: str, *, count: int = 1) -> None:
-        """Enter into the report that something runs without emulation."""
+    def skip(self, site: str, operation: str, reason: str, *, count: int = 1, multiply_adds: int | None = None) -> None:
+        """Enter into the report that something runs without emulation.
+
+        Args:
+            site: where in the program.
+            operation: which.
+            reason: why.
+            count: how often.
+            multiply_adds: all that it does; None: not known, or nothing.
+        """
         key = (site, operation, reason)
-        self._skipped[key] = self._skipped.get(key, 0) + count
+        times, before = self._skipped.get(key, (0, 0))
+        self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
+
+    @property
+    def work(self) -> int:
+        """A number that grows with whatever is entered into the report, emulated or not."""
+        launched = sum(launches for launches, *_ in self._kernels.values())
+        return launched + sum(self._emulated.values()) + sum(times for times, _ in self._skipped.values())
 
     def leave_open(self, site: str, operation: str, what: str, *, here: str = "") -> None:
         """Enter into the report that a GPU leaves values undefined.
@@ -439,8 +510,8 @@ class Session:
             for (site, row, m, n, k, note), count in self._emulated.items()
         )
         left = tuple(
-            Skipped(site=site, operation=operation, reason=reason, count=count)
-            for (site, operation, reason), count in self._skipped.items()
+            Skipped(site=site, operation=operation, reason=reason, count=count, multiply_adds=size)
+            for (site, operation, reason), (count, size) in self._skipped.items()
         )
         opened = tuple(
             Undefined(site=site, operation=operation, what=what, here=here, count=count)

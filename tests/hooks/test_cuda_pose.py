@@ -179,3 +179,68 @@ def test_a_host_wrapper_for_cuda_launches_a_compiled_kernel():
         assert found.is_cuda
     want = mmabits.gemm(a, b, instruction="mma.sync", arch="sm_80")
     assert np.array_equal(found.float().numpy(), np.asarray(want, np.float32).astype(found.numpy().dtype).astype(np.float32))
+
+
+class Doubled(torch.Tensor):
+    """A tensor made of another, as quantized ones are: its device is what its part says."""
+
+    @staticmethod
+    def __new__(cls, part):
+        return torch.Tensor._make_wrapper_subclass(cls, part.shape, dtype=part.dtype, device=part.device)
+
+    def __init__(self, part):
+        self.part = part
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        plain = [each.part if isinstance(each, cls) else each for each in args]
+        found = func(*plain, **(kwargs or {}))
+        return cls(found) if func in (torch.ops.aten.detach.default, torch.ops.aten.t.default) else found
+
+
+def test_tensors_of_tensors_lie_where_their_parts_do() -> None:
+    weight, x = torch.randn(32, 16).to(torch.bfloat16), torch.randn(8, 16).to(torch.bfloat16)
+    with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True) as session:
+        held = torch.nn.Parameter(Doubled(weight.cuda()), requires_grad=False)
+        assert held.is_cuda and held.device == torch.device("cuda", 0)
+        assert torch.equal(torch.nn.functional.linear(x.cuda(), held), torch.nn.functional.linear(x, weight))
+    assert sum(line.count for line in session.report().emulated) == 2
+    with pytest.raises((AssertionError, RuntimeError)):
+        Doubled(weight.cuda())
+
+
+def test_random_numbers_are_seeded_and_put_back() -> None:
+    with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True):
+        state = torch.cuda.get_rng_state()
+        first = torch.randn(4, device="cuda")
+        torch.cuda.set_rng_state(state)
+        assert torch.equal(torch.randn(4, device="cuda"), first)
+        torch.cuda.manual_seed_all(5)
+        seeded = torch.randn(4, device="cuda")
+        torch.manual_seed(5)
+        assert torch.equal(torch.randn(4, device="cuda"), seeded) and torch.cuda.initial_seed() == 5
+
+
+@pytest.mark.parametrize(("bins", "least", "most"), [(4, 0, 3), (8, 0, 7), (3, -5, 9), (5, 0, 0)])
+def test_histograms_of_integers_which_the_cpu_lacks(bins: int, least: int, most: int) -> None:
+    values = torch.randint(-8, 12, (200,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True):
+        found = torch.histc(values.cuda(), bins=bins, min=least, max=most)
+    low, high = (least, most) if least != most else (int(values.min()), int(values.max()))
+    counts = [0] * bins
+    for value in values.tolist():
+        if low <= value <= high:
+            counts[min((value - low) * bins // (high - low), bins - 1)] += 1
+    assert found.tolist() == counts and found.dtype == torch.int32
+
+
+def test_compiled_functions_take_no_notice_of_the_mode() -> None:
+    """torch.compile looks into modes, and has made wrong code of what it cannot follow there."""
+
+    def rotated(x, angles):
+        angles = angles.unsqueeze(1)
+        return x.cuda() * angles + torch.zeros(16, device="cuda")
+
+    with mmabits.emulate("sm_90a", cuda=True):
+        x, angles = torch.randn(2, 4, 12, 16, device="cuda"), torch.randn(2, 12, 16, device="cuda")
+        assert torch.equal(torch.compile(rotated, backend="eager")(x, angles), rotated(x, angles))

@@ -513,3 +513,22 @@ def test_forked_processes_and_fresh_ones() -> None:
     )
     found = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert found.stdout.split() == ["16.0", "1"], found.stderr
+
+
+def test_export_inside_a_block_is_refused_with_a_reason():
+    from jax import export
+
+    a = jnp.ones((16, 16), jnp.bfloat16)
+    with mmabits.emulate("sm_90a", frameworks=["jax"]):
+        with pytest.raises(EmulationError, match=r"jax.export makes programs for other processes.*export outside of the block"):
+            export.export(jax.jit(lambda a: a @ a.T))(a)
+        assert jax.jit(lambda a: a @ a.T)(a).shape == (16, 16)
+
+
+def test_multiply_adds_that_are_not_emulated_are_counted():
+    a, b = jnp.ones((8, 16), jnp.float32), jnp.ones((16, 4), jnp.float32)
+    with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
+        jax.jit(lambda a, b: jnp.dot(a, b, precision=lax.Precision.HIGHEST))(a, b).block_until_ready()
+        jax.jit(lambda a, b: jnp.dot(a, b))(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).block_until_ready()
+    (line,) = session.report().skipped
+    assert line.multiply_adds == 8 * 16 * 4 and session.report().share == 0.5

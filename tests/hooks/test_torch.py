@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from mmabits import gemm  # noqa: E402
 from mmabits.emulator.hooks.session import NotEmulated, emulate  # noqa: E402
 from mmabits.emulator.hooks.torch import VERSIONS  # noqa: E402
-from mmabits.isa import EmulationError, InsufficientEvidence  # noqa: E402
+from mmabits.isa import EmulationError, InsufficientEvidence, OperandError  # noqa: E402
 
 F = torch.nn.functional
 
@@ -108,8 +108,12 @@ def test_int_mm():
     a, b = (torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8)) for shape in ((32, 64), (64, 16)))
     with emulated("sm_80") as session:
         got = torch._int_mm(a, b)
+        assert torch.equal(torch._int_mm(a[:16], b), got[:16])
+        with pytest.raises(OperandError, match=r"_int_mm at test_torch.py:\d+: K and N must be multiples of 8 on a GPU, got 60 and 16"):
+            torch._int_mm(a[:, :60], b[:60])
     assert torch.equal(got, a.int() @ b.int())
     assert session.report().emulated[0].instruction.a_type.name == "s8"
+    assert ["refuses 16 rows" in line.note for line in session.report().emulated] == [False, True]
 
 
 def test_operands_may_be_views():
@@ -269,7 +273,8 @@ def test_backward_outside_the_block_is_not():
     x, w = wide(8, 32).requires_grad_(), wide(32, 8, seed=1)
     with emulated() as session:
         y = x @ w
-    y.backward(torch.ones_like(y))
+    with pytest.warns(UserWarning, match="the block had ended"):
+        y.backward(torch.ones_like(y))
     assert_same(x.grad, torch.ones(8, 8, dtype=torch.float16) @ w.t())
     assert sum(line.count for line in session.report().emulated) == 1
 
@@ -391,7 +396,7 @@ def test_sites_are_the_callers_lines():
         for _ in range(3):
             random(4, 4) @ random(4, 4)
     sites = [line.site for line in session.report().emulated]
-    assert sites[0].startswith("addmm at test_torch.py:") and sites[1].startswith("mm at test_torch.py:")
+    assert sites[0].startswith("Linear: addmm at test_torch.py:") and sites[1].startswith("mm at test_torch.py:")
     first, second = (int(site.rpartition(":")[2]) for site in sites)
     assert second == first + 2
     assert session.report().emulated[1].count == 3

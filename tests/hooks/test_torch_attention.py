@@ -51,7 +51,7 @@ def test_attention_is_its_two_products(is_causal):
     assert [(line.m, line.n, line.k, line.count) for line in report.emulated] == [(16, 16, 32, 6), (16, 32, 16, 6)]
     assert report.skipped == ()
     assert report.emulated[0].site.startswith("bmm of scaled_dot_product_attention at test_torch_attention.py:")
-    assert got.shape == query.shape and got.transpose(1, 2).is_contiguous()
+    assert got.shape == query.shape and got.is_contiguous()
 
 
 def test_masks_and_inference_mode():

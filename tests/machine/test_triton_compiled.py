@@ -20,7 +20,7 @@ import triton.language as tl  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 QUICK = ("triton-matmul-f16", "triton-w8a8", "triton-quantize-mxfp4-rows")
-COMPARED = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_103a")
+COMPARED = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a", "sm_121a")
 """Architectures."""
 QUICK_ON = {
     "sm_80": QUICK,

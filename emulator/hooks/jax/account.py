@@ -30,7 +30,7 @@ class ReportedSite:
     site: str
     operation: str
     shape: tuple[int, int, int, int]
-    """Batch, M, N, K."""
+    """Batch, M, N, K; zeros where that is not how its size is known."""
     instruction: Instruction | None
     note: str
     """Without an instruction: why it is not emulated."""
@@ -39,7 +39,7 @@ class ReportedSite:
         """Enter so many calls."""
         batch, m, n, k = self.shape
         if self.instruction is None:
-            session.skip(self.site, self.operation, self.note, count=calls)
+            session.skip(self.site, self.operation, self.note, count=calls, multiply_adds=calls * batch * m * n * k or None)
         else:
             session.count(self.site, self.instruction, m, n, k, count=calls * batch, note=self.note)
 

@@ -164,12 +164,24 @@ def _rule(primitive: Any, lower: Callable[[_Equation], Any]) -> Rule:
         if session is None or key is None:
             scope.tell_of_missed("jax", _name(context), str(context.primitive))
             return original(context, *operands, **parameters)
+        if _is_exported(context):
+            session.refuse(_name(context), str(context.primitive), EXPORTED)
         return lower(_Equation(context=context, operands=operands, parameters=parameters, session=session, key=key, original=original))
 
     return rule
 
 
 # --------------------------------------------------------------------------------------------------------- what is lowered
+
+EXPORTED: Final = (
+    "jax.export makes programs for other processes, where nothing emulates; export outside of the block, and jit the function itself inside"
+)
+
+
+def _is_exported(context: Any) -> bool:
+    """Whether `jax.export` asked for the program."""
+    settings = getattr(context.module_context, "lowering_parameters", None)
+    return bool(getattr(settings, "for_export", False))
 
 
 def _tracebacks(context: Any) -> Iterator[Any]:
@@ -242,10 +254,10 @@ class _Equation:
         """
         self.session.refuse(self.name, self.operation, reason)
 
-    def not_emulated(self, reason: str) -> Any:
-        """The equation as JAX lowers it, counted in the report as not emulated."""
+    def not_emulated(self, reason: str, shape: tuple[int, int, int, int] = (1, 0, 0, 0)) -> Any:
+        """The equation as JAX lowers it, counted in the report as not emulated; its batch, M, N and K where it is a product."""
         calls = handler.counting_site()
-        self._enter(calls, (1, 0, 0, 0), None, reason)
+        self._enter(calls, shape, None, reason)
         mlir.lower_fun(partial(handler.count, calls), multiple_results=False)(self.context.replace(avals_in=[]))
         return self.as_jax_does()
 
@@ -305,7 +317,7 @@ def _product(site: _Equation, choice: Choice, dimensions: Dimensions) -> Any:
     if isinstance(choice, Refused):
         return site.refuse(choice.reason)
     if isinstance(choice, WithoutTensorCores):
-        return site.not_emulated(choice.reason)
+        return site.not_emulated(choice.reason, dimensions.shape(site.avals[0].shape, site.avals[1].shape))
     a, b = site.avals
     multiply = site.multiply(choice, dimensions.shape(a.shape, b.shape))
 

@@ -24,9 +24,25 @@ def _math(call: OperatorCall, query: torch.Tensor, key: torch.Tensor, value: tor
     values = call.values
     with call.mode.emulating(ATTENTION):
         output: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-            query, key, value, values.get("attn_mask"), values["dropout_p"], values["is_causal"], None, scale=values.get("scale")
-        )[0]
+            query, key, value, values.get("attn_mask"), values["dropout_p"], values["is_causal"], None,
+            scale=values.get("scale"), enable_gqa=key.shape[1] != query.shape[1],
+        )[0]  # fmt: skip
     return output
+
+
+def _laid_out(call: OperatorCall, *results: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Results as they lie in memory after the fused operator: its backward, callers' views and compiled code count on it."""
+
+    def shape_alone(value: Any) -> Any:
+        return (
+            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
+        )
+
+    expected = call.func(*map(shape_alone, call.args), **{name: shape_alone(value) for name, value in call.kwargs.items()})
+    return tuple(
+        result if result.stride() == like.stride() else torch.empty_like(like, device=result.device).copy_(result)
+        for result, like in zip(results, expected, strict=False)
+    )
 
 
 def forward(call: OperatorCall) -> Any:
@@ -40,8 +56,7 @@ def forward(call: OperatorCall) -> Any:
             call.session.refuse(call.site, ATTENTION, found.reason)
         return call.skip(found.reason)
     output = _math(call, query, key, value)
-    # The fused operator's output lies in memory as (batch, length, heads, size); its backward and callers' views count on it.
-    output = output.transpose(1, 2).contiguous().transpose(1, 2)
+    (output,) = _laid_out(call, output)
     batch, heads, length = query.shape[:3]
     return output, query.new_full((batch, length, heads), float("nan"), dtype=torch.float32).transpose(1, 2)
 
@@ -56,7 +71,8 @@ def backward(call: OperatorCall) -> Any:
         inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         output = _math(call, *inputs)
         with call.mode.emulating(f"{ATTENTION}'s backward"):
-            return torch.autograd.grad(output, inputs, gradient)
+            gradients = torch.autograd.grad(output, inputs, gradient)
+    return _laid_out(call, *gradients)
 
 
 def refuse(call: OperatorCall) -> Any:

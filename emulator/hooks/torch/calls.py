@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from mmabits.emulator.hooks.session import Session
+from mmabits.emulator.hooks.torch.sizes import multiply_adds
 from mmabits.emulator.interop import torch_to_numpy
 from mmabits.isa import OperandError, OperandTypeError
 
@@ -50,6 +52,30 @@ def caller(operation: str) -> str:
             break
         frame = frame.f_back
     return operation
+
+
+_CALLED: Final = torch.nn.Module._call_impl.__code__
+_PATHS: Final[weakref.WeakKeyDictionary[Any, dict[int, str]]] = weakref.WeakKeyDictionary()
+"""Of a model that was called: the paths of the modules in it, by their `id`."""
+
+
+def module_path() -> str:
+    """Which module of the outermost one that is running calls now: `layers.3.self_attn.q_proj`; its class where it is that itself.
+
+    Empty where no module runs, as in backward passes and compiled code.
+    """
+    frame, running = sys._getframe(1).f_back, []
+    while frame is not None:
+        if frame.f_code is _CALLED:
+            running.append(frame.f_locals["self"])
+        frame = frame.f_back
+    if not running:
+        return ""
+    outermost, innermost = running[-1], running[0]
+    paths = _PATHS.get(outermost)
+    if paths is None or id(innermost) not in paths:
+        paths = _PATHS[outermost] = {id(module): path for path, module in outermost.named_modules()}
+    return paths.get(id(innermost), "") or type(innermost).__name__
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,9 +122,10 @@ class OperatorCall:
 
     @property
     def site(self) -> str:
-        """The operation and the line that called it."""
+        """The module that runs, the operation and the line that called it."""
         if not self._site:
-            self._site = caller(self.operation)
+            path = self.mode.backward_of or module_path()
+            self._site = caller(f"{path}: {self.operation}" if path else self.operation)
         return self._site
 
     def stock(self) -> Any:
@@ -108,7 +135,8 @@ class OperatorCall:
     def skip(self, reason: str) -> Any:
         """Run the operator un-emulated and say so in the report."""
         result = self.stock()
-        self.session.skip(self.site, self.signature.name, reason)
+        size = multiply_adds(self.func, self.values, self.args, self.kwargs, result)
+        self.session.skip(self.site, self.signature.name, reason, multiply_adds=size)
         return result
 
     def give(self, result: torch.Tensor) -> torch.Tensor:

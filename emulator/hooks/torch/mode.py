@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch._C import _get_dispatch_stack_at, _len_torch_dispatch_stack
+from torch._C import _get_dispatch_mode, _get_dispatch_stack_at, _len_torch_dispatch_stack, _TorchDispatchModeKey
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
-from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
+from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller, module_path
+from mmabits.emulator.hooks.torch.nodes import WatchedNodes
+from mmabits.emulator.hooks.torch.sizes import has_formula
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
 
 Handler = Callable[[OperatorCall], Any]
@@ -52,6 +55,10 @@ class Bypass:
     reason: str
 
 
+UNKNOWN_PRODUCT: Final = Bypass(
+    names=re.compile(r".*(_|::)((\w*mm|\w*gemv|gemm|matmul|linear|qlinear)(_\w+)?)"),
+    reason="a matrix product that the emulator does not know",
+)
 BYPASSES: Final = (
     Bypass(names=re.compile(r"aten::(mv|addmv_?)"), reason="a matrix times a vector: cuBLAS has kernels for it without tensor cores"),
     Bypass(names=re.compile(r"aten::(dot|vdot|addr_?)"), reason="a product of vectors runs on CUDA cores"),
@@ -66,10 +73,7 @@ BYPASSES: Final = (
         names=re.compile(r"aten::(_weight_int\dpack_mm\w*|_dyn_quant_matmul_4bit|_mixed_dtypes_linear|_wrapped_\w*linear\w*)"),
         reason="weight-only quantized kernels are not emulated",
     ),
-    Bypass(
-        names=re.compile(r".*(_|::)((\w*mm|gemm|matmul|linear|qlinear)(_\w+)?)"),
-        reason="a matrix product that the emulator does not know",
-    ),
+    UNKNOWN_PRODUCT,
 )
 """The first that matches counts. The last is the net under the others."""
 
@@ -79,6 +83,10 @@ FUSED_ATTENTION: Final = re.compile(
 )
 NOT_PRODUCTS: Final = re.compile(r".*(_(un|pre)pack(_\w+)?|_reorder_\w+|_flatten_weight|_search|pack_gemm_matrix_fp16)")
 """Operators that only arrange weights."""
+
+
+WITH_PRODUCTS: Final = frozenset({"flex_attention", "flex_attention_backward"})
+"""Operators that take functions and multiply matrices by themselves, in Python."""
 
 
 def _passed(call: OperatorCall) -> Any:
@@ -115,11 +123,44 @@ class _AttentionInProducts:
 attention_in_products: Final = _AttentionInProducts()
 
 
+def _nested(func: torch._ops.OpOverload, values: Iterable[Any]) -> bool:
+    """Whether an operator works on nested tensors of torch's own layout, by a kernel for them that is made of products of their parts."""
+    is_nested = any(isinstance(value, torch.Tensor) and value.is_nested and value.layout == torch.strided for value in values)
+    return is_nested and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.NestedTensorCPU)
+
+
 def _decomposed(call: OperatorCall) -> Any:
     """An operator made of others, which inference mode does not take apart by itself."""
     with call.mode.emulating(call.mode.within):
         result = call.func.decompose(*call.args, **call.kwargs)
     return call.stock() if result is NotImplemented else result
+
+
+OF_TORCH: Final = frozenset({
+    "aten", "prim", "prims", "rngprims", "debug_mode_ops", "quantized", "inductor", "profiler", "c10d", "_c10d_functional",
+    "_c10d_functional_autograd", "c10d_functional", "symm_mem", "fsdp", "higher_order", "_dtensor", "mkldnn", "mkl", "onednn", "torch_xla",
+    "streams", "nccl", "cudnn", "export", "bundled", "sparse", "static_runtime", "_quantized", "xnnpack", "prepacked", "torchvision",
+})  # fmt: skip
+"""Namespaces of operators of PyTorch's own, known by their names, and of some that multiply no matrices."""
+CUSTOM: Final = "an operator of {}'s own: what it computes past PyTorch's operators is not seen"
+
+
+def _custom(call: OperatorCall) -> Any:
+    """An operator that a program or a package defines: what it does by operators of PyTorch is emulated.
+
+    Its kernel for the CPU is called as the dispatcher would call it, with the mode in place. Where nothing of it was seen to multiply,
+    the report says so.
+    """
+    session, name = call.session, call.func._schema.name
+    if any(isinstance(value, torch.Tensor) and value.is_meta for value in call.values.values()):
+        return call.stock()
+    before = session.work
+    with call.mode.emulating(name):
+        result = call.func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *call.args, **call.kwargs)
+    if session.work == before:
+        product = UNKNOWN_PRODUCT.names.fullmatch(name) is not None
+        session.skip(call.site, name, UNKNOWN_PRODUCT.reason if product else CUSTOM.format(name.partition("::")[0]))
+    return result
 
 
 def _bypass(rule: Bypass) -> Handler:
@@ -138,7 +179,10 @@ def _handler(func: torch._ops.OpOverload) -> Handler:
         return attention.refuse
     if NOT_PRODUCTS.fullmatch(name):
         return _passed
-    return next((_bypass(rule) for rule in BYPASSES if rule.names.fullmatch(name)), _passed)
+    if namespace not in OF_TORCH:
+        return _custom
+    found = next((_bypass(rule) for rule in BYPASSES if rule.names.fullmatch(name)), None)
+    return found or (_bypass(UNKNOWN_PRODUCT) if has_formula(func) else _passed)
 
 
 _KNOWN: dict[Any, tuple[Handler, Signature]] = {}
@@ -146,6 +190,13 @@ _KNOWN: dict[Any, tuple[Handler, Signature]] = {}
 _PASSED: set[Any] = set()
 """Those of them that are none of the emulator's business."""
 _NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
+_TRACERS: Final = (_TorchDispatchModeKey.FAKE, _TorchDispatchModeKey.PROXY, _TorchDispatchModeKey.FUNCTIONAL)
+"""Modes that torch keeps below all others: shapes without numbers, graphs in the making."""
+
+
+def _is_traced() -> bool:
+    """Whether torch only looks at what a program would do: nothing is to be multiplied, and the graph must hold the operators."""
+    return any(_get_dispatch_mode(key) is not None for key in _TRACERS)
 
 
 def begin(session: Session) -> Callable[[], None]:
@@ -154,6 +205,7 @@ def begin(session: Session) -> Callable[[], None]:
     mode.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
 
     def end() -> None:
+        mode.nodes.watch()
         mode.has_ended = True
         _take_off_ended()
 
@@ -178,6 +230,8 @@ def _take_off_ended() -> None:
 class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Computes the matrix products of the running thread with a session's tensor cores, where the session's block holds."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, session: Session) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self.session, self.poisons = session, session.poisons
@@ -185,6 +239,9 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         self._thread = threading.get_ident()
         self.within = ""
         """The operator that is being taken apart, for the report."""
+        self.backward_of = ""
+        """The path of the module whose product's gradients are computed now."""
+        self.nodes = WatchedNodes(self)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -220,20 +277,48 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
             if name in PRODUCTS:
                 scope.tell_of_missed("torch", caller(name), name)
 
+    def _of_functions(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """An operator that takes functions, as `cond` and `flex_attention`: the products in these are emulated, and its own."""
+        if _is_traced():
+            return func(*args, **kwargs)
+        name = str(func)
+        own = func.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd) if name in WITH_PRODUCTS else None
+        if own is not None:
+            with self.emulating(name):
+                return own(*args, **kwargs)
+
+        def inside(value: Any) -> Any:
+            if not callable(value) or isinstance(value, (torch.Tensor, torch._ops.OperatorBase, type)):
+                return value
+
+            def emulated(*own: Any, **named: Any) -> Any:
+                with self.emulating(name):
+                    return value(*own, **named)
+
+            return emulated
+
+        return func(*map(inside, args), **{word: inside(value) for word, value in kwargs.items()})
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every operator that the thread calls."""
+        if self.nodes.fresh:
+            self.nodes.watch()
         if func in _PASSED and not (self.poisons and func in UNWRITTEN):
             return func(*args, **kwargs or {})
         if not self._holds():
             self._tell(func)
             return func(*args, **kwargs or {})
-        if self.poisons and func in UNWRITTEN:
+        if self.poisons and func in UNWRITTEN and not _is_traced():
             return unwritten(func, args, kwargs or {})
         for kind in types:
             if kind.__torch_dispatch__ is not _NO_DISPATCH:
+                if _is_traced():
+                    return func(*args, **kwargs or {})
                 return NotImplemented  # a tensor subclass: it takes itself apart, and its parts come here
         known = _KNOWN.get(func)
         if known is None:
+            if isinstance(func, HigherOrderOperator):
+                return self._of_functions(func, args, kwargs or {})
             if not isinstance(func, torch._ops.OpOverload):
                 return func(*args, **kwargs or {})
             handler = _handler(func)
@@ -241,4 +326,13 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
                 _PASSED.add(func)
                 return func(*args, **kwargs or {})
             known = _KNOWN[func] = handler, Signature.of(func)
-        return known[0](OperatorCall(self, func, known[1], args, kwargs or {}))
+        if _is_traced():
+            return func(*args, **kwargs or {})
+        if _nested(func, args):
+            with self.emulating(self.within):
+                return func._op_dk(torch._C.DispatchKey.NestedTensorCPU, *args, **kwargs or {})
+        call = OperatorCall(self, func, known[1], args, kwargs or {})
+        result = known[0](call)
+        if torch.is_grad_enabled():
+            self.nodes.made(known[1].name, module_path(), result)
+        return result

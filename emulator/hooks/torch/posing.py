@@ -53,6 +53,10 @@ class _Pose(TorchFunctionMode):
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every function of PyTorch that the thread calls."""
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # it looks into this function, and must understand all of it; a mode is part of its guards
+            if function is torch.Tensor.cuda or function is torch.Tensor.pin_memory:
+                return args[0]
+            return function(*[_here(each) for each in args], **{key: _here(kwargs[key]) for key in kwargs})
         if function is torch.device or not _holds(self.session):
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
@@ -63,12 +67,25 @@ class _Pose(TorchFunctionMode):
             return args[0]
         if name == "get_device":
             return 0
+        if name == "histc" and not args[0].dtype.is_floating_point:
+            return _histogram(*args, **kwargs)
         kwargs = {key: _here(value) for key, value in kwargs.items() if not (key == "pin_memory" and value)}
         written = _written_in_python(function)
         if written is not None:
             with self:
                 return written(*map(_here, args), **kwargs)
         return function(*map(_here, args), **kwargs)
+
+
+def _histogram(values: torch.Tensor, bins: int = 100, min: int = 0, max: int = 0) -> torch.Tensor:
+    """`torch.histc` of integers, which CUDA has and the CPU lacks: bins by a division of integers, as in PyTorch's kernel."""
+    if min == max and values.numel():
+        min, max = int(values.min()), int(values.max())
+    if min == max:
+        min, max = min - 1, max + 1
+    inside = values[(values >= min) & (values <= max)].long()
+    places = ((inside - int(min)) * bins).div(int(max) - int(min), rounding_mode="trunc").clamp(max=bins - 1)
+    return torch.bincount(places.flatten(), minlength=bins).to(values.dtype)
 
 
 def _written_in_python(operator: Any) -> Callable[..., Any] | None:
@@ -176,6 +193,18 @@ def _properties(device: DeviceSpec) -> SimpleNamespace:
     )  # fmt: skip
 
 
+_RANDOM: Final[dict[str, Callable[..., Any]]] = {
+    "manual_seed": torch.default_generator.manual_seed, "manual_seed_all": torch.default_generator.manual_seed,
+    "seed": lambda: torch.default_generator.seed(), "seed_all": lambda: torch.default_generator.seed(),
+    "initial_seed": lambda: torch.default_generator.initial_seed(),
+    "get_rng_state": lambda *_, **__: torch.default_generator.get_state(),
+    "get_rng_state_all": lambda: [torch.default_generator.get_state()],
+    "set_rng_state": lambda state, *_, **__: torch.default_generator.set_state(state),
+    "set_rng_state_all": lambda states: torch.default_generator.set_state(next(iter(states))),
+}  # fmt: skip
+"""Random numbers of tensors that pose come from the CPU's generator: it is the one that is seeded, kept and put back."""
+
+
 def _answers(device: DeviceSpec) -> dict[str, Callable[..., Any]]:
     """What functions of torch.cuda say of a GPU."""
     properties, stream = _properties(device), object.__new__(Stream)
@@ -193,7 +222,7 @@ def _answers(device: DeviceSpec) -> dict[str, Callable[..., Any]]:
         "device": context, "device_of": context, "stream": context, "init": nothing, "_lazy_init": nothing, "set_device": nothing,
         "set_stream": nothing, "synchronize": nothing, "empty_cache": nothing, "ipc_collect": nothing, "reset_peak_memory_stats": nothing,
         "reset_max_memory_allocated": nothing, "memory_allocated": none_used, "max_memory_allocated": none_used,
-        "memory_reserved": none_used, "max_memory_reserved": none_used, "mem_get_info": lambda *_: (total, total),
+        "memory_reserved": none_used, "max_memory_reserved": none_used, "mem_get_info": lambda *_: (total, total), **_RANDOM,
     }  # fmt: skip
 
 
@@ -258,6 +287,18 @@ def _record_stream(stock: Any) -> Any:
     return record_stream
 
 
+def _wrapper_subclass(stock: Any) -> Any:
+    """Tensors of tensors are made past every mode: their device is that of their parts, the CPU."""
+
+    @wraps(stock)
+    def make(*arguments: Any, **keywords: Any) -> Any:
+        if _posing() is not None:
+            keywords = {key: _here(value) for key, value in keywords.items()}
+        return stock(*arguments, **keywords)
+
+    return staticmethod(make)
+
+
 def _patch() -> None:
     for name in _answers(device_of("sm_90a")):
         stock = getattr(torch.cuda, name, None)
@@ -273,6 +314,7 @@ def _patch() -> None:
     _PATCHES.set(torch.amp.autocast_mode.autocast, "__init__", _autocast(torch.amp.autocast_mode.autocast.__init__))
     _PATCHES.set(torch, "set_default_device", _default_device(torch.set_default_device))
     _PATCHES.set(torch.Tensor, "record_stream", _record_stream(torch.Tensor.record_stream))
+    _PATCHES.set(torch.Tensor, "_make_wrapper_subclass", _wrapper_subclass(torch.Tensor._make_wrapper_subclass))
     _PATCHES.set(torch.version, "cuda", CUDA_VERSION)
 
 

@@ -12,7 +12,7 @@ from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
-from mmabits.isa import Instruction, UnsupportedInstruction
+from mmabits.isa import Instruction, OperandError, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
 
 ASSUMED: Final = "the library's choice of instruction is assumed, and that it does not split K"
@@ -42,6 +42,7 @@ OUTPUTS: Final = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "
 
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
+FEW_ROWS: Final = "PyTorch to 2.10 at least refuses 16 rows and fewer of integers on CUDA devices"
 COMPLEX: Final = "complex products are not emulated"
 
 
@@ -219,4 +220,7 @@ def int_mm(call: OperatorCall) -> Any:
     found = route(call.session.arch, torch.int8)
     if found.instruction is None:
         return _without_instruction(call, found)
-    return call.give(compute(call, a, b, found.instruction))
+    (k, n), rows = b.shape, a.shape[0]
+    if k % 8 or n % 8:
+        raise OperandError(f"{call.site}: K and N must be multiples of 8 on a GPU, got {k} and {n}")
+    return call.give(compute(call, a, b, found.instruction, FEW_ROWS if rows <= 16 else ""))

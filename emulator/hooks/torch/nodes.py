@@ -1,0 +1,84 @@
+"""The nodes that autograd makes of emulated products: which module they are of, and whether they are used after the block.
+
+A backward pass that begins when the block has ended is PyTorch's own, which is said.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from mmabits.emulator.hooks import scope
+from mmabits.emulator.hooks.torch.calls import caller
+
+if TYPE_CHECKING:
+    from mmabits.emulator.hooks.torch.mode import EmulateMode
+
+REASON: Final = "the block had ended, in which the forward pass was emulated"
+REMEDY: Final = "call backward inside of it"
+
+
+class WatchedNodes:
+    """Watches the nodes that autograd makes of emulated products.
+
+    Autograd has not made the node when an operator returns. So results are remembered until the next operator, and looked at then.
+    """
+
+    def __init__(self, mode: EmulateMode) -> None:
+        self.mode = mode
+        self.has_told = False
+        self._thread = threading.get_ident()
+        self.fresh: list[tuple[str, str, weakref.ref[Any]]] = []
+        """Names of operators, paths of modules, and results."""
+
+    def is_inside(self) -> bool:
+        """Whether a block emulates what the running code multiplies."""
+        if scope.current("torch") is not None:
+            return True
+        return threading.get_ident() != self._thread and scope.innermost("torch") is not None  # a thread of autograd's
+
+    def made(self, name: str, path: str, result: Any) -> None:
+        """A product was computed, with gradients enabled."""
+        if isinstance(result, tuple):
+            result = result[0]
+        if isinstance(result, torch.Tensor):
+            self.fresh.append((name, path, weakref.ref(result)))
+
+    def watch(self) -> None:
+        """Have the nodes of the results so far say when they are used."""
+        for name, path, held in self.fresh:
+            result = held()
+            node = None if result is None else result.grad_fn
+            if node is not None:
+                used = _Used(self, name, path)
+                node.register_prehook(used.begins)
+                node.register_hook(used.ends)
+        self.fresh.clear()
+
+
+class _Used:
+    """Called by autograd before and after it computes gradients of one product."""
+
+    def __init__(self, nodes: WatchedNodes, name: str, path: str) -> None:
+        self._nodes, self._name, self._path = nodes, name, path
+
+    def begins(self, _gradients: Any) -> None:
+        """The gradient of the result is there."""
+        nodes = self._nodes
+        if nodes.is_inside():
+            nodes.mode.backward_of = self._path
+            return
+        operation = f"{self._name} in backward"
+        site = caller(f"{self._path}: {operation}" if self._path else operation)
+        nodes.mode.session.skip(site, operation, REASON)
+        if not nodes.has_told:
+            nodes.has_told = True
+            warnings.warn(f"not emulated: {site}: {REASON}; {REMEDY}", scope.NotEmulated, stacklevel=2)
+
+    def ends(self, _inner: Any, _outer: Any) -> None:
+        """Those of the operands are."""
+        self._nodes.mode.backward_of = ""
