@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.conformance.record.kernels import instruction_descriptor
-from mmabits.emulator.machine.checks import Finding
+from mmabits.emulator.machine.checks import KernelFinding
 from mmabits.emulator.machine.descriptors import NONE, MatrixDescriptor, encode_tcgen05, encode_wgmma
 from mmabits.emulator.machine.kernel import Kernel
 from mmabits.isa import parse
@@ -60,11 +60,11 @@ class CheckCase:
         cluster = {"cluster": (self.cluster, 1, 1)} if self.cluster > 1 else {}
         return Kernel(head + entry, arch=self.arch, shared=self.shared, **cluster, **options)
 
-    def findings(self, way: int, checks: tuple[str, ...] = ("memory", "init", "races", "sync")) -> list[Finding]:
+    def findings(self, way: int, checks: tuple[str, ...] = ("memory", "init", "races", "sync")) -> list[KernelFinding]:
         """What the checks say of it."""
         array: npt.NDArray[Any] = np.zeros(WORDS + 64, np.uint32)
         start = array.ctypes.data + -array.ctypes.data % 256
-        found: list[Finding] = []
+        found: list[KernelFinding] = []
         self.kernel(way, checks=checks).launch((self.grid,), [start], [(start, start + 4 * WORDS)], findings=found)
         return found
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmabits.emulator.engine.native import NativeProduct
-    from mmabits.emulator.machine.checks import Finding
+    from mmabits.emulator.machine.checks import KernelFinding
     from mmabits.emulator.schedules import Schedule
 
 __all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
@@ -343,7 +343,7 @@ class Session:
     """What looks at memory before and after each launch of a compiled kernel (conformance/diff/runs.py)."""
     checks: tuple[str, ...] = ()
     """What compiled kernels are checked for: out of checks.CHECKS."""
-    findings: list[Finding] | None = field(default=None, repr=False)
+    findings: list[KernelFinding] | None = field(default=None, repr=False)
     """What the checks found, where they do not raise it."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""

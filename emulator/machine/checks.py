@@ -55,7 +55,7 @@ def bits_of(checks: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class KernelFinding:
     """Something that a check found."""
 
     check: str
@@ -244,7 +244,7 @@ class CheckRun:
 
     # ------------------------------------------------------------------------------------------------------------- findings
 
-    def found(self) -> list[Finding]:
+    def found(self) -> list[KernelFinding]:
         """What was found, the first first."""
         rows = self.findings.reshape(-1, record.FINDING_WORDS)[: int(self.state[CheckState._fields.index("found")])]
         return [self._finding([int(word) for word in each]) for each in rows]
@@ -264,7 +264,7 @@ class CheckRun:
         x, y, _ = self.grid
         return cta % x, cta // x % y, cta // x // y
 
-    def _finding(self, words: list[int]) -> Finding:
+    def _finding(self, words: list[int]) -> KernelFinding:
         kind, space, address, cta, warp, lane, index, agent, lane_before, index_before, other, times = words[:12]
         instructions = self.kernel.entry.instructions
         instruction = instructions[index]
@@ -272,7 +272,7 @@ class CheckRun:
         program = self._program(cta)
         where = f"program {program}, warp {warp}, lane {lane}"
         text, missing = self._words(kind, space, address, cta, warp, lane, instruction, agent, lane_before, before, other, where)
-        return Finding(
+        return KernelFinding(
             check=_CHECK_OF[kind], text=f"{self.kernel.name}: {text}", instruction=instruction, before=before, program=program, warp=warp,
             lane=lane, space=_SPACE[space], address=address, missing=missing, times=times,
         )  # fmt: skip
@@ -339,11 +339,11 @@ def _lanes(mask: int) -> str:
     return ", ".join(str(each) for each in range(32) if mask >> each & 1)
 
 
-def static_findings(name: str, entry: Entry, program: Program, checks: Sequence[str]) -> list[Finding]:
+def static_findings(name: str, entry: Entry, program: Program, checks: Sequence[str]) -> list[KernelFinding]:
     """What the text alone shows: wgmma without a fence, results of tcgen05.ld that are read before a wait."""
     if "races" not in checks:
         return []
-    found: list[Finding] = []
+    found: list[KernelFinding] = []
     for index, writer, register in missing_fences(program):
         found.append(_static(name, entry, index, writer, register, "wgmma.fence", "takes", "wrote"))
     for index, writer, register in unawaited_loads(program):
@@ -351,11 +351,11 @@ def static_findings(name: str, entry: Entry, program: Program, checks: Sequence[
     return found
 
 
-def _static(name: str, entry: Entry, index: int, writer: int, register: Register | None, missing: str, verb: str, did: str) -> Finding:
+def _static(name: str, entry: Entry, index: int, writer: int, register: Register | None, missing: str, verb: str, did: str) -> KernelFinding:
     instruction = entry.instructions[index]
     before = entry.instructions[writer] if writer >= 0 else None
     if register is None or before is None:
         text = f"{name}: {instruction} may be reached without {missing}"
     else:
         text = f"{name}: {instruction} {verb} {register.name}, which {before} {did}; between them is missing: {missing}"
-    return Finding(check="races", text=text, instruction=instruction, before=before, space="registers", missing=missing)
+    return KernelFinding(check="races", text=text, instruction=instruction, before=before, space="registers", missing=missing)

@@ -21,7 +21,7 @@ from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.checkrecords import check_names
-from mmabits.emulator.machine.checks import CheckRun, Finding, bits_of, static_findings
+from mmabits.emulator.machine.checks import CheckRun, KernelFinding, bits_of, static_findings
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
@@ -97,7 +97,7 @@ class KernelError(EmulationError):
 class KernelCheckError(KernelError):
     """Checks of a kernel found something: all of it is in `findings`."""
 
-    def __init__(self, name: str, findings: Sequence[Finding], more: int = 0) -> None:
+    def __init__(self, name: str, findings: Sequence[KernelFinding], more: int = 0) -> None:
         lines = "".join(f"\n- {each}" for each in findings)
         beyond = f"\nand {more:,} more" if more else ""
         super().__init__(f"{name}: {len(findings)} finding{'s' if len(findings) != 1 else ''} of the checks{lines}{beyond}")
@@ -337,7 +337,7 @@ class Kernel:
     def launch(
         self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
         check: Callable[[Matrix], object] | None = None, trace: Callable[[Log], object] | None = None,
-        findings: list[Finding] | None = None,
+        findings: list[KernelFinding] | None = None,
     ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
@@ -401,13 +401,13 @@ class Kernel:
                     executed[matrix] = executed.get(matrix, 0) + times
         return executed
 
-    def _tell(self, runs: Sequence[_ThreadState], failure: KernelError | None, findings: list[Finding] | None) -> None:
+    def _tell(self, runs: Sequence[_ThreadState], failure: KernelError | None, findings: list[KernelFinding] | None) -> None:
         """Hand on what the checks found, or raise it."""
         found = static_findings(self.name, self.entry, self.program, self.checks)
         found += [each for run in runs if run.checked is not None for each in run.checked.found()]
         if failure is not None:
             kind = "memory" if failure.code in _MEMORY_ERRORS else "sync"
-            found.append(Finding(check=kind, text=str(failure), instruction=failure.instruction))
+            found.append(KernelFinding(check=kind, text=str(failure), instruction=failure.instruction))
         if findings is not None:
             findings += found
         elif found:
