@@ -51,7 +51,8 @@ _COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "re
 """Modules whose code or constants end up in machine code."""
 _MACHINE = (
     *(f"../machine/{name}" for name in (
-        "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
+        "cells", "context", "halves", "hasten", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps",
+        "tensorrecords",
         "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
     )),
     "../../isa/memories",

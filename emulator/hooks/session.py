@@ -29,6 +29,7 @@ from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import Library
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.emulator.machine.checkrecords import check_names
+from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import (
     EmulationError,
     Evidence,
@@ -345,6 +346,8 @@ class Session:
     """What compiled kernels are checked for: out of checks.CHECKS."""
     findings: list[KernelFinding] | None = field(default=None, repr=False)
     """What the checks found, where they do not raise it."""
+    schedule: WorkSchedule | None = None
+    """In which order compiled kernels work, where not in the machine's own."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -627,6 +630,7 @@ def emulate(
     bugs: bool = False,
     check: str | Sequence[str] = (),
     findings: str = "raise",
+    schedule: str | int | None = None,
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -661,6 +665,8 @@ def emulate(
             does not tell of. See docs/checks.md.
         findings: `"raise"`: a kernel that the checks found something in raises KernelCheckError when it has run, with all of it;
             `"collect"`: `session.findings` has it, and the program goes on.
+        schedule: another order that a GPU may take, of asynchronous work, warps and CTAs of compiled Triton kernels: `"latest"`,
+            `"earliest"`, or the number of one by chance. See docs/checks.md and `mmabits.compare_schedules`.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -683,7 +689,7 @@ def emulate(
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
     if findings not in FINDINGS:
         raise OperandError(f"findings must be {' or '.join(map(repr, FINDINGS))}, got {findings!r}")
-    checks = check_names(check)
+    checks, order = check_names(check), WorkSchedule.of(schedule)
     if checks and triton not in (None, "compiled"):
         raise OperandError(f"checks are made of compiled kernels: triton must be 'compiled' or None, got {triton!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
@@ -699,6 +705,7 @@ def emulate(
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
             not_compiled=reason, autotune=autotune, cuda=cuda, library=sums, checks=checks, findings=[] if findings == "collect" else None,
+            schedule=order,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

@@ -351,7 +351,9 @@ def static_findings(name: str, entry: Entry, program: Program, checks: Sequence[
     return found
 
 
-def _static(name: str, entry: Entry, index: int, writer: int, register: Register | None, missing: str, verb: str, did: str) -> KernelFinding:
+def _static(
+    name: str, entry: Entry, index: int, writer: int, register: Register | None, missing: str, verb: str, did: str
+) -> KernelFinding:
     instruction = entry.instructions[index]
     before = entry.instructions[writer] if writer >= 0 else None
     if register is None or before is None:

@@ -35,6 +35,7 @@ from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
+from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import EmulationError, MmabitsError, OperandError, architecture
 from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
@@ -337,7 +338,7 @@ class Kernel:
     def launch(
         self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
         check: Callable[[Matrix], object] | None = None, trace: Callable[[Log], object] | None = None,
-        findings: list[KernelFinding] | None = None,
+        findings: list[KernelFinding] | None = None, schedule: WorkSchedule | None = None,
     ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
@@ -348,6 +349,7 @@ class Kernel:
             check: raises where an instruction is not wanted that the kernel puts together as it runs; `matrices` has the others.
             trace: is given the notes of each cluster when it has ended, of a kernel that traces; they hold until the next.
             findings: gets what the checks found, which then raises nothing, and neither does an error that ends the kernel.
+            schedule: another order of asynchronous work, warps and CTAs that a GPU may take.
 
         Returns:
             How often each tensor-core instruction was carried out by a warp.
@@ -365,9 +367,13 @@ class Kernel:
         if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
             raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics or self.traces or self.tells is not None else min(products.threads_wanted(), total)
+        count = (
+            1
+            if self.has_atomics or self.traces or self.tells is not None or schedule is not None
+            else min(products.threads_wanted(), total)
+        )
         stop = array("q", (0,))
-        runs = [_ThreadState(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
+        runs = [_ThreadState(self, sizes, parameters, ranges, stop, check, schedule) for _ in range(count)]
         idle = deque(runs)
 
         def share(first: int, last: int) -> None:
@@ -457,6 +463,7 @@ class _ThreadState:
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
     check: Callable[[Matrix], object] | None
+    schedule: WorkSchedule | None
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)
@@ -493,6 +500,8 @@ class _ThreadState:
             "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data,
             "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
+        if self.schedule is not None:
+            launch |= self.schedule.words(int(np.prod(self.grid)) // kernel.cluster_size)
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():
             self.record[_RUN_PLACE[name]] = value

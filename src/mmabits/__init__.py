@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmabits.research.functions import explain_function
     from mmabits.research.invariance import invariance
     from mmabits.research.kernels import describe_kernel
+    from mmabits.research.orders import compare_schedules
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
 
@@ -26,12 +27,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
+    "study", "tolerance", "describe_kernel", "explain_result", "compare_schedules", "what_if", "instruction", "instructions", "decode",
+    "encode", "layouts",
     "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
-    "check_fusion": "mmabits.emulator.machine.sass",
+    "check_fusion": "mmabits.emulator.machine.sass", "compare_schedules": "mmabits.research.orders",
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",

@@ -11,7 +11,8 @@ import pytest
 from check_cases import CASES, CheckCase
 
 from mmabits.emulator.machine.checkrecords import CHECKS
-from mmabits.emulator.machine.kernel import Kernel, KernelCheckError, KernelError
+from mmabits.emulator.machine.kernel import Kernel, KernelCheckError, KernelError, aligned
+from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import OperandError
 
 
@@ -58,6 +59,40 @@ def test_an_error_that_ends_a_kernel_comes_with_what_was_found_before() -> None:
 def test_an_unknown_check_is_refused() -> None:
     with pytest.raises(OperandError, match="no check is called 'race'"):
         CASES[0].kernel(0, checks=("race",))
+
+
+_SYNCHRONISED = [case for case in CASES if case.name in (
+    "a loop with two buffers and a barrier too few", "cp.async: a buffer of a pipeline too few", "a bulk copy refills what others read",
+    "a refill by a bulk copy before wgmma is done", "what the product reads is written before it is done", "wgmma without a barrier",
+    "a store to the other CTA, read without a wait",
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _SYNCHRONISED, ids=lambda case: case.name)
+def test_twins_compute_the_same_by_every_order(case: CheckCase) -> None:
+    made = case.kernel(1)
+    results = []
+    for schedule in (None, "latest", "earliest", 0, 1, 2):
+        held = aligned(4 * 4096).view(np.uint32)
+        held[...] = np.arange(4096)
+        made.launch(
+            (case.grid,), [held.ctypes.data], [(held.ctypes.data, held.ctypes.data + held.nbytes)], schedule=WorkSchedule.of(schedule)
+        )
+        results.append(held)
+    for each in results[1:]:
+        assert np.array_equal(each, results[0])
+
+
+def test_another_order_shows_a_race() -> None:
+    case = next(each for each in CASES if each.name == "two CTAs write one word")
+    found = set()
+    for schedule in (None, "latest"):
+        array = np.zeros(4096, np.uint32)
+        case.kernel(0).launch(
+            (2,), [array.ctypes.data], [(array.ctypes.data, array.ctypes.data + array.nbytes)], schedule=WorkSchedule.of(schedule)
+        )
+        found.add(int(array[0]))
+    assert found == {1, 65}
 
 
 # ---------------------------------------------------------------------------------------------------------------- random programs

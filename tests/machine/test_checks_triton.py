@@ -75,3 +75,48 @@ def test_what_cannot_be_asked_for() -> None:
         emulate("sm_90a", check="races", findings="print")
     with pytest.raises(OperandError, match="checks are made of compiled kernels"):
         emulate("sm_90a", check="races", triton="interpreted")
+
+
+# ------------------------------------------------------------------------------------------------------------------ other orders
+
+
+@triton.jit
+def last_wins(x, N: tl.constexpr):
+    tl.store(x + tl.arange(0, N), tl.program_id(0) + tl.arange(0, N))
+
+
+@triton.jit
+def multiply(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    i, j, k = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BK)
+    total = tl.zeros((BM, BN), dtype=tl.float32)
+    for start in range(0, K, BK):
+        x = tl.load(a + i[:, None] * K + (start + k)[None, :])
+        total = tl.dot(x, tl.load(b + j[None, :] * K + (start + k)[:, None]), total)
+    tl.store(c + i[:, None] * 128 + j[None, :], total)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a"])
+def test_a_product_is_the_same_by_every_order(arch: str) -> None:
+    a, b, c = torch.randn(128, 256).half(), torch.randn(128, 256).half(), torch.zeros(128, 128)
+    found = mmabits.compare_schedules(lambda: multiply[(2, 2)](a, b, c, 256, BM=64, BN=64, BK=64, num_stages=3), c, arch=arch)
+    assert found.same and found.schedules == ("latest", "earliest", 0, 1, 2, 3), str(found)
+    assert torch.allclose(c, a.float() @ b.float().T, atol=0.1)
+
+
+def test_what_hangs_on_the_order_of_programs_is_shown() -> None:
+    x = torch.zeros(128, dtype=torch.int32)
+    found = mmabits.compare_schedules(lambda: last_wins[(4,)](x, N=128), [x], arch="sm_90a", schedules=("latest", "earliest"))
+    (difference,) = found.differences
+    assert (difference.schedule, difference.elements, difference.first) == ("latest", 128, (0,))
+    assert (int(difference.usual), int(difference.found)) == (3, 0) and int(x[0]) == 3
+    assert str(found) == "schedule 'latest': 128 elements of tensor 0, first (0,): 3 became 0"
+
+
+def test_orders_that_there_are_not() -> None:
+    x = torch.zeros(128, dtype=torch.int32)
+    with pytest.raises(OperandError, match="schedule must be 'latest', 'earliest', a number from 0 on or None, got 'soon'"):
+        emulate("sm_90a", schedule="soon")
+    with pytest.raises(OperandError, match="schedule None is the machine's own order"):
+        mmabits.compare_schedules(lambda: None, x, arch="sm_90a", schedules=(None,))
+    with pytest.raises(OperandError, match="tensor 0 must be a contiguous PyTorch tensor"):
+        mmabits.compare_schedules(lambda: None, [1], arch="sm_90a")

@@ -236,7 +236,9 @@ class Launcher:
         if session.keeper is not None:
             grid = (x * self.ctas, y, z)
             finish = session.keeper.begin(kernel, self.text, grid, packed, ranges, self._tensors(arguments))
-        executed = kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace, session.findings)
+        executed = kernel.launch(
+            (x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace, session.findings, session.schedule
+        )
         if finish is not None:
             finish()
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
