@@ -8,8 +8,10 @@ its own: what it sets, whoever iterates over it sees too. So a block that a gene
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import dis
 import functools
+import importlib
 import inspect
 import os
 import sys
@@ -293,7 +295,7 @@ def _watch_threads() -> None:
     for owner, name in _STARTS:
         if (owner, name) not in _stock:
             stock = getattr(owner, name)
-            watched = _watched(stock)
+            watched = _watched(stock, name)
             _stock[owner, name] = stock, watched
             setattr(owner, name, watched)
 
@@ -305,14 +307,37 @@ def _leave_threads_alone() -> None:
             del _stock[owner, name]
 
 
-def _watched(stock: Callable[..., Any]) -> Callable[..., Any]:
+def _inside(block: Block, arguments: tuple[Any, ...], *, handed_over: bool) -> tuple[Any, ...]:
+    """The arguments of `Thread.start` or, where work is handed over, `submit`: what runs there lies in the block."""
+    context = contextvars.copy_context()
+
+    def entered(work: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        with ExitStack() as left:
+            for framework in block.session.frameworks:
+                enter = getattr(importlib.import_module(f"mmabits.emulator.hooks.{framework}"), "enter_thread", None)
+                if enter is not None:
+                    left.callback(enter(block.session))
+            return work(*given, **named)
+
+    if handed_over:
+        return arguments[0], functools.partial(context.run, entered, *arguments[1:2]), *arguments[2:]
+    thread = arguments[0]
+    thread.run = functools.partial(context.run, entered, thread.run)
+    return arguments
+
+
+def _watched(stock: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(stock)
     def start(*arguments: Any, **keywords: Any) -> Any:
         block, frame = current(), sys._getframe(1)
-        if block is not None and block.session.frameworks and _module(frame) != "multiprocessing.queues":  # whose threads only pass on
+        pool = name == "start" and _module(frame) == "concurrent.futures.thread"  # what is submitted to it comes here by itself
+        if block is not None and block.session.frameworks and not pool and _module(frame) != "multiprocessing.queues":  # only passes on
             while frame.f_back is not None and _module(frame).partition(".")[0] in _PASSING_ON:
                 frame = frame.f_back
-            if not _module(frame).startswith("mmabits.emulator."):  # the hooks' own, and that in which the engine compiles
+            own = _module(frame).startswith("mmabits.emulator.")  # the hooks' own, and that in which the engine compiles
+            if not own and block.session.threads:
+                arguments = _inside(block, arguments, handed_over=name == "submit")
+            elif not own:
                 site, reason = f"a thread for {_place(frame)}", "an emulate block holds for the thread that entered it"
                 block.session.skip(site, "what it multiplies, if anything", reason)
         return stock(*arguments, **keywords)

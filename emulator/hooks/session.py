@@ -12,6 +12,7 @@ import io
 import json
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -336,6 +337,8 @@ class Session:
     """What stands where a GPU leaves a value open: one of UNDEFINED."""
     cuda: bool = False
     """Whether host code finds a GPU."""
+    threads: bool = False
+    """Whether threads that the program starts inside a block are inside too."""
     library: Library | None = None
     """What a matrix library is taken to do; None: one chain of instructions, K upward."""
     watch: Any = field(default=None, repr=False)
@@ -355,6 +358,7 @@ class Session:
     _emulated: dict[tuple[str, Instruction, int, int, int, str], int] = field(default_factory=dict, repr=False)
     _skipped: dict[tuple[str, str, str], tuple[int, int | None]] = field(default_factory=dict, repr=False)
     _undefined: dict[tuple[str, str, str, str], int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
@@ -441,7 +445,8 @@ class Session:
     def count(self, site: str, instruction: Instruction, m: int, n: int, k: int, *, count: int = 1, note: str = "") -> None:
         """Enter `count` products of one shape into the report."""
         key = (site, instruction, m, n, k, note)
-        self._emulated[key] = self._emulated.get(key, 0) + count
+        with self._lock:
+            self._emulated[key] = self._emulated.get(key, 0) + count
 
     def skip(self, site: str, operation: str, reason: str, *, count: int = 1, multiply_adds: int | None = None) -> None:
         """Enter into the report that something runs without emulation.
@@ -454,8 +459,9 @@ class Session:
             multiply_adds: all that it does; None: not known, or nothing.
         """
         key = (site, operation, reason)
-        times, before = self._skipped.get(key, (0, 0))
-        self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
+        with self._lock:
+            times, before = self._skipped.get(key, (0, 0))
+            self._skipped[key] = times + count, None if multiply_adds is None or before is None else before + multiply_adds
 
     @property
     def work(self) -> int:
@@ -473,17 +479,20 @@ class Session:
             here: what stands there now; empty: what `undefined` says.
         """
         key = (site, operation, what, here or ("poison" if self.poisons else "zeros"))
-        self._undefined[key] = self._undefined.get(key, 0) + 1
+        with self._lock:
+            self._undefined[key] = self._undefined.get(key, 0) + 1
 
     def ran(self, kernel: Describe, programs: int, seconds: float) -> None:
         """Enter into the report one launch of a kernel that ran whole."""
-        launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
-        self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
+        with self._lock:
+            launches, before, spent = self._kernels.get(kernel, (0, 0, 0.0))
+            self._kernels[kernel] = (launches + 1, before + programs, spent + seconds)
 
     def choose(self, site: str, configuration: str, why: str) -> None:
         """Enter into the report that an autotuner launches a configuration, and why this one."""
         key = (site, configuration, why)
-        self._chosen[key] = self._chosen.get(key, 0) + 1
+        with self._lock:
+            self._chosen[key] = self._chosen.get(key, 0) + 1
 
     def refuse(self, site: str, operation: str, reason: str) -> NoReturn:
         """Stop a program that asks for what the architecture or the emulator lacks.
@@ -626,6 +635,7 @@ def emulate(
     triton: str | None = None,
     autotune: Autotune = "best",
     cuda: bool = False,
+    threads: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
     check: str | Sequence[str] = (),
@@ -657,6 +667,8 @@ def emulate(
             name, which returns one of them. The report has it.
         cuda: let host code written for CUDA run: `torch.cuda` tells of a GPU of that architecture (isa/devices.py), what asks for the
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
+        threads: let threads that the program starts inside the block (`threading.Thread`, `ThreadPoolExecutor`) be inside too.
+            Otherwise the report has a line for each place that starts some. Triton's interpreter runs in one thread only.
         library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
             of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
             chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
@@ -690,8 +702,10 @@ def emulate(
     if findings not in FINDINGS:
         raise OperandError(f"findings must be {' or '.join(map(repr, FINDINGS))}, got {findings!r}")
     checks, order = check_names(check), WorkSchedule.of(schedule)
-    if checks and triton not in (None, "compiled"):
-        raise OperandError(f"checks are made of compiled kernels: triton must be 'compiled' or None, got {triton!r}")
+    if (checks or order is not None) and triton not in (None, "compiled"):
+        raise OperandError(f"checks and schedules are those of compiled kernels: triton must be 'compiled' or None, got {triton!r}")
+    if not isinstance(threads, bool):
+        raise OperandError(f"threads must be True or False, got {threads!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
         frameworks = tuple(frameworks)  # a generator would be empty the second time
 
@@ -700,12 +714,14 @@ def emulate(
     def session() -> Session:
         wanted = _wanted(frameworks, cuda)
         way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
+        if (checks or order is not None) and "triton" in wanted and way != "compiled":
+            raise EmulationError(f"checks and schedules are those of compiled kernels, which cannot be here: {reason}")
         if cuda and "torch" not in wanted:
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda, library=sums, checks=checks, findings=[] if findings == "collect" else None,
-            schedule=order,
+            not_compiled=reason, autotune=autotune, cuda=cuda, threads=threads, library=sums, checks=checks,
+            findings=[] if findings == "collect" else None, schedule=order,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

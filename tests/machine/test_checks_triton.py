@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_for() -> None:
         emulate("sm_90a", check="rases")
     with pytest.raises(OperandError, match="findings must be 'raise' or 'collect'"):
         emulate("sm_90a", check="races", findings="print")
-    with pytest.raises(OperandError, match="checks are made of compiled kernels"):
+    with pytest.raises(OperandError, match="checks and schedules are those of compiled kernels"):
         emulate("sm_90a", check="races", triton="interpreted")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -51,3 +52,11 @@ def _tell_of_other_devices(session: Session) -> None:
         reason = f"JAX's default device is a {platform}: open the block inside jax.default_device(jax.devices('cpu')[0])"
         session.skip("programs on the default device", "jax", reason)
         warnings.warn(f"not emulated: {reason}", NotEmulated, stacklevel=4)
+
+
+def enter_thread(_session: Session) -> Callable[[], None]:
+    """Let a thread that was started inside a session's block be inside; what is returned ends it."""
+    from mmabits.emulator.hooks.jax import flag
+
+    flag.begin()
+    return flag.end

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from mmabits.emulator.hooks.session import NotEmulated, Session
@@ -47,6 +48,18 @@ def hook(session: Session) -> ExitStack:
         if session.cuda:
             undo.callback(posing.begin(session))
         return undo.pop_all()
+
+
+def enter_thread(session: Session) -> Callable[[], None]:
+    """Let a thread that was started inside a session's block be inside; what is returned ends it."""
+    from mmabits.emulator.hooks.torch import posing
+    from mmabits.emulator.hooks.torch.mode import begin
+
+    with ExitStack() as undo:
+        undo.callback(begin(session))
+        if session.cuda:
+            undo.callback(posing.begin_thread(session))
+        return undo.pop_all().close
 
 
 def _check_version(version: str, session: Session) -> None:

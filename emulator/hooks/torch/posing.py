@@ -336,6 +336,13 @@ def begin(session: Session) -> Callable[[], None]:
     return end
 
 
+def begin_thread(session: Session) -> Callable[[], None]:
+    """Pose in a thread of a block that poses already; what is returned ends it."""
+    mode: AbstractContextManager[Any] = _Pose(session)
+    mode.__enter__()
+    return lambda: _take_off(mode)
+
+
 def _take_off(mode: Any) -> None:
     """Take a function mode off the running thread's stack, wherever it lies."""
     above = []
