@@ -114,6 +114,8 @@ BARRIERS = _rows(
     ("stmatrix, read by another warp", "races", "reads 0x",
      "and.b32 %r20, %r7, 7; shl.b32 %r20, %r20, 4; shl.b32 %r21, %r6, 7; add.s32 %r20, %r20, %r21; add.s32 %r20, %r20, %r8;"
      " stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r20], {%r1}; <<||bar.sync 0;>> ld.shared.b32 %r20, [%r10];" + _OUT),
+    ("stmatrix of two warps to one place", "races", "stmatrix.* writes 0x.* wrote",
+     "and.b32 %r20, %r7, 7; shl.b32 %r20, %r20, 4; add.s32 %r20, %r20, %r8; stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r20], {%r<<1||7>>};"),
     ("ldmatrix of what another warp wrote", "races", "ldmatrix.* reads 0x",
      "st.shared.b32 [%r9], %r1; <<bar.warp.sync -1;||bar.sync 0;>> and.b32 %r20, %r7, 7; shl.b32 %r20, %r20, 4;"
      " xor.b32 %r21, %r6, 1; shl.b32 %r21, %r21, 7; add.s32 %r20, %r20, %r21; add.s32 %r20, %r20, %r8;"

@@ -32,7 +32,7 @@ _LAUNCH_THREADS = Launch._fields.index("threads")
 _HELPER, _ASKED, _RUNNING, _MEETS, _FLAGS, _GLOBAL = (
     _S.index(name) for name in ("helper", "checks", "running", "meets", "flags", "global_words")
 )
-_STATE_CONTEXT = _S.index("context")
+_STATE_CONTEXT, _SCRATCH = _S.index("context"), _S.index("scratch")
 
 
 @jit
@@ -123,11 +123,20 @@ def _local(state: Any, group: Any, context: Any, warp: int, lane: int, place: in
 
 @jit
 def _matrix(state: Any, group: Any, context: Any, words: Any) -> None:
-    """Ldmatrix and stmatrix: rows of 16 bytes."""
-    store, instruction = words[1] != 0, words[7]
-    addresses = array_at(words[3], 32, np.int64)
+    """Ldmatrix and stmatrix: rows of 16 bytes, which stmatrix takes from four lanes (helpers._matrix)."""
+    store, transposed, instruction = words[1] != 0, words[6] != 0, words[7]
+    addresses, row_of = array_at(words[3], 32, np.int64), array_at(state[_SCRATCH], 8, np.uint16)
+    data = array_at(words[4], 64 * words[5], np.uint16)
     for lane in range(8 * words[5]):
-        _lane(state, group, context, lane, addresses[lane], 16, store, not store, 0, instruction, np.int64(0), 1, 1)
+        matrix, row = lane // 8, lane % 8
+        if store:
+            for column in range(8):
+                if transposed:
+                    row_of[column] = data[2 * (32 * matrix + 4 * column + row // 2) + (row & 1)]
+                else:
+                    row_of[column] = data[2 * (32 * matrix + 4 * row + column // 2) + (column & 1)]
+        written = state[_SCRATCH] if store else np.int64(0)
+        _lane(state, group, context, lane, addresses[lane], 16, store, not store, 0, instruction, written, 16, 16)
 
 
 @jit

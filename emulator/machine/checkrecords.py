@@ -51,6 +51,8 @@ class CheckState(NamedTuple):
     """and at which it acquired what another had released."""
     moment: int
     """Counts accesses to global memory."""
+    scratch: int
+    """Address of 16 bytes: a row that stmatrix writes."""
 
 
 class CheckGroup(NamedTuple):

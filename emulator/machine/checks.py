@@ -155,7 +155,7 @@ class CheckRun:
         self.state = np.array(CheckState(
             helper, self.bits, self.groups.ctypes.data, self.findings.ctypes.data, 0, 0, 0, 0, 0, int(strict), flags.ctypes.data,
             pieces.ctypes.data, len(pieces) // 3, words.ctypes.data if words.size else 0, granule, moments.ctypes.data,
-            moments.ctypes.data + 8 * total, 0,
+            moments.ctypes.data + 8 * total, 0, self._zeros(2, np.int64).ctypes.data,
         ), np.int64)  # fmt: skip
 
     def _zeros(self, count: int, dtype: Any) -> npt.NDArray[Any]:
