@@ -33,6 +33,10 @@ def invariance(
     reduction: Annotated[str, typer.Option(help="How ranks are added: order, ring or tree.")] = "ring",
     against: Annotated[list[str] | None, typer.Option(help="Another architecture; may be repeated.")] = None,
     other_library: Annotated[list[str] | None, typer.Option(help="Another version; may be repeated.")] = None,
+    split: Annotated[list[int] | None, typer.Option(min=1, help="A kernel that cuts K into so many slices; may be repeated.")] = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option(help="A kernel with another instruction, such as mma.sync (tiles of 16 rows); may be repeated.")
+    ] = None,
     fast_accum: Annotated[bool, typer.Option("--fast-accum", help="FP8 accumulated fast.")] = False,
     workspace: Annotated[int, typer.Option(min=0, help="Bytes that the library may use.")] = 32 << 20,
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 for open settings too.")] = False,
@@ -49,7 +53,7 @@ def invariance(
     found = run(
         _layers(layers), types=types.split(","), arch=arch, library=library, file=choices, reference=reference, batches=batch or BATCHES,
         chunks=chunk or (), pads=pad or (), ranks=ranks or (), reduction=reduction, archs=against or (), libraries=other_library or (),
-        workspace=workspace, fast_accum=fast_accum,
+        splits=split or (), instructions=instruction or (), workspace=workspace, fast_accum=fast_accum,
     )  # fmt: skip
     if report is not None:
         from mmabits.commands.pages.invariance import invariance_page
@@ -93,4 +97,6 @@ def _show(found: InvarianceReport) -> None:
             table.add_row(*map(Text, cells))
     if table.row_count:
         draw(table)
+    for words in found.without_effect:
+        say(f"Not compared: {words}.")
     say(f"{found.count(SAME)} settings the same, {found.count(OPEN)} open, {found.count(CHANGES)} change bits.", KNOWN)

@@ -94,6 +94,9 @@ def record(
     workspace: Annotated[int, typer.Option(min=0, help="With --choices: bytes that the library may use.")] = 32 << 20,
     layout: Annotated[str, typer.Option(help="With --choices: source, as the plans were compared, or torch.")] = "source",
     library: Annotated[Path | None, typer.Option(help="With --choices: the file of cuBLASLt; that of PyTorch if left out.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="With --choices: run the products, too, and compare their bits with the answers' schedules.")
+    ] = False,
     list_kernels: Annotated[bool, typer.Option("--list-kernels", help="Compile one kernel of each form and list them; no GPU.")] = False,
     compile_only: Annotated[bool, typer.Option("--compile-only", help="Compile and list every kernel that would run; no GPU.")] = False,
     functions: Annotated[bool, typer.Option("--functions", help="The functions (ex2, rcp, ...) over all operands instead.")] = False,
@@ -117,7 +120,9 @@ def record(
     if blocks is not None:
         raise OperandError("--blocks goes with --functions")
     if choices:
-        raise typer.Exit(_record_choices(out, arch, choices, workspace, layout, library, device, emulated=emulated))
+        raise typer.Exit(_record_choices(out, arch, choices, workspace, layout, library, device, emulated=emulated, compare=compare))
+    if compare:
+        raise OperandError("--compare goes with --choices")
     raise typer.Exit(_record(out, arch, only, spelled, generator, seed, tiles, chain, device, report, every_n=every_n, emulated=emulated))
 
 
@@ -200,11 +205,13 @@ def _record(
 
 
 def _record_choices(
-    out: Path, arch: str, shapes: Sequence[str], workspace: int, layout: str, library: Path | None, index: int, *, emulated: bool
-) -> int:
+    out: Path, arch: str, shapes: Sequence[str], workspace: int, layout: str, library: Path | None, index: int, *, emulated: bool,
+    compare: bool,
+) -> int:  # fmt: skip
     """Ask for algorithms; the exit status."""
     from mmabits.conformance.record.choices import CublasLtLibrary, RulesLibrary, questions, record_choices
-    from mmabits.conformance.record.device import Device, EmulatedDevice
+    from mmabits.conformance.record.compared import GpuMemory, HostMemory
+    from mmabits.conformance.record.device import EmulatedDevice
     from mmabits.conformance.record.driver import CudaDevice
     from mmabits.reports.pages import check_page
     from mmabits.reports.progress import progress
@@ -213,22 +220,29 @@ def _record_choices(
     asked = questions(shapes)
     if emulated and arch == AUTO:
         raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
-    device: Device = EmulatedDevice(arch) if emulated else CudaDevice(index)
+    device: EmulatedDevice | CudaDevice = EmulatedDevice(arch) if emulated else CudaDevice(index)
     if arch != AUTO and architecture(arch).name != device.info.arch:
         raise OperandError(f"--arch {arch} asks for another architecture than that of {device.info.name}, {device.info.arch}")
+    memory = None if not compare else GpuMemory(device) if isinstance(device, CudaDevice) else HostMemory()
     found = RulesLibrary(device.info.arch) if emulated else CublasLtLibrary(library)
     note(f"{device.info.name}, {device.info.arch}: {found.path}, cuBLASLt {found.version_words}, {len(asked)} shapes")
     with progress(len(asked), "asking") as advance:
         answers = record_choices(
             found, device.info, asked, out, workspace=workspace, layout=layout, command=shlex.join(["mmabits", *sys.argv[1:]]),
-            advance=advance,
+            advance=advance, memory=memory,
         )  # fmt: skip
     silent = [answer for answer in answers if answer.config is None]
     for answer in silent:
         row = answer.question
         complain(f"{row.m}x{row.n}x{row.k} {' x '.join(row.types[:2])}: {answer.status}")
-    say(f"{len(answers) - len(silent)} of {len(answers)} shapes answered; wrote {out}")
-    return EXIT_FAILED if silent else 0
+    compared = [answer for answer in answers if answer.compared is not None]
+    other = [answer for answer in compared if answer.compared is not None and not answer.compared.is_equal]
+    for answer in other:
+        row = answer.question
+        complain(f"{row.m}x{row.n}x{row.k} {' x '.join(row.types[:2])}: {answer.compared.words if answer.compared else ''}")
+    told = f"; {len(compared)} products compared, {len(other)} not as the schedule says" if compare else ""
+    say(f"{len(answers) - len(silent)} of {len(answers)} shapes answered{told}; wrote {out}")
+    return EXIT_FAILED if silent or other else 0
 
 
 def _write_page(report: Path, info: DeviceInfo, outcomes: Sequence[Outcome], out: Path, planned: int, broken: str = "") -> None:

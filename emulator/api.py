@@ -612,18 +612,8 @@ class _ScheduledCall:
             raise OperandTypeError(f"schedules of CUDA cores are for float16 and bfloat16, got {self.a.dtype} and {self.b.dtype}")
 
     def _check_planned(self) -> None:
-        planned = self.schedule.planned
-        if planned is None:
-            return
-        target = architecture(self.arch).target
-        for what, given, wanted in (
-            ("M, N and K", (self.m, self.n, self.k), (planned.m, planned.n, planned.k)),
-            ("types", self.types, (planned.a_type, planned.b_type)), ("architecture", target, planned.arch),
-        ):  # fmt: skip
-            if given != wanted:
-                raise OperandError(
-                    f"the schedule was planned for {what} {wanted}, got {given}; dataclasses.replace(schedule, planned=None) lets it be"
-                )
+        if self.schedule.planned is not None:
+            self.schedule.planned.check((self.m, self.n, self.k), self.types, architecture(self.arch).target)
 
     def run(self, factor: np.float32 | None, bugs: bool, *, warns: bool = True) -> Array:
         """The product, scaled and rounded."""

@@ -135,7 +135,7 @@ def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
     return held if dtype is None else held.view(dtype)
 
 
-class _TensorMemory:
+class _InPlace:
     """A tensor's memory, by NumPy's protocol. `Tensor.numpy` would make its storage one that can never be resized again."""
 
     def __init__(self, tensor: Any, dtype: np.dtype[Any]) -> None:
@@ -159,7 +159,7 @@ def _in_place(tensor: Any) -> Array:
         raise TypeError(dtype)
     if tensor.numel() == 0:
         return np.empty(tuple(tensor.shape), dtype)
-    return np.asarray(_TensorMemory(tensor, dtype))
+    return np.asarray(_InPlace(tensor, dtype))
 
 
 def without_numbers(tensor: Any) -> str:

@@ -18,12 +18,13 @@ import numpy.typing as npt
 from mmabits.emulator.api import by_schedule
 from mmabits.emulator.codecs import encode
 from mmabits.emulator.interop import to_numpy
-from mmabits.emulator.schedules import Choice, Schedule, choice
+from mmabits.emulator.schedules import Chains, Choice, Schedule, choice
 from mmabits.emulator.schedules.choices import signature
-from mmabits.emulator.schedules.cublaslt import operand_types
+from mmabits.emulator.schedules.cublaslt import FP8, chunk, operand_types
 from mmabits.emulator.schedules.run import NARROW, rounded
 from mmabits.isa import OperandError, architecture, library_instruction, lower
 from mmabits.isa.errors import nearest
+from mmabits.isa.ptx import resolve
 
 Array = npt.NDArray[Any]
 
@@ -89,7 +90,8 @@ class InvarianceFinding:
     """The most that change with any two candidates."""
     results: int
     cause: str
-    """schedule, instruction, reduction, function; several, or empty"""
+    """schedule, instruction, reduction, function; several, or empty. Where results change, of the best known choices; where it is
+    open, of any candidates."""
     plan: str
     """The best known of the setting."""
     candidates: int
@@ -106,6 +108,8 @@ class InvarianceReport:
     types: tuple[str, str, str] = ("", "", "")
     plans: Mapping[str, str] = field(default_factory=dict)
     """The reference's plan by layer."""
+    without_effect: tuple[str, ...] = ()
+    """Settings that were asked for and are the reference itself, or cannot be, and why."""
 
     @property
     def is_invariant(self) -> bool:
@@ -127,7 +131,7 @@ class InvarianceReport:
         names = ("layer", "setting", "kind", "status", "changed", "most", "results", "cause", "plan", "candidates")
         return {
             "reference": self.reference, "arch": self.arch, "library": self.library, "types": list(self.types), "plans": dict(self.plans),
-            "invariant": self.is_invariant, "settled": self.is_settled,
+            "invariant": self.is_invariant, "settled": self.is_settled, "without_effect": list(self.without_effect),
             "findings": [{name: getattr(found, name) for name in names} for found in self.findings],
         }  # fmt: skip
 
@@ -175,10 +179,27 @@ class _ComputedLayer:
     def results(self, schedule: Schedule, setting: _LayerSetting, reduction: str) -> Array:
         """The rows by a schedule, as bits."""
         k = setting.k // setting.ranks
-        key = (signature(schedule, k), setting.arch, setting.k, setting.ranks, reduction if setting.ranks > 1 else "")
+        key = (
+            signature(schedule, k), self.arithmetic(schedule, setting.arch), setting.k, setting.ranks,
+            reduction if setting.ranks > 1 else "",
+        )  # fmt: skip
         if key not in self._results:
             self._results[key] = self._computed(schedule, setting, k, reduction)
         return self._results[key]
+
+    def arithmetic(self, schedule: Schedule, arch: str) -> tuple[Any, ...]:
+        """The numbers that decide what one instruction of a schedule gives; of CUDA cores, which multiply and add in f32: none."""
+        sums = schedule.sums
+        if not isinstance(sums, Chains):
+            return ()
+        a, b = self.types[:2]
+        row = resolve(sums.instruction, arch=arch, a_type=a, b_type=b) if sums.instruction else library_instruction(arch, a, b)
+        lowering = lower(row, arch)
+        path, group = lowering.datapath, sums.group or row.k
+        return (
+            path.fraction_bits, lowering.step if lowering.step < group else None, path.zero_exponent, path.result_rounding,
+            path.result_fraction_bits, lowering.k_order, str(lowering.unpacked_to),
+        )  # fmt: skip
 
     def _computed(self, schedule: Schedule, setting: _LayerSetting, k: int, reduction: str) -> Array:
         pad = setting.k - self.shape.k
@@ -239,7 +260,8 @@ def invariance(
     layers: str | Sequence[LinearShape], *, types: str | Sequence[str] = "bf16", arch: str = "sm_90a", library: str = "cublaslt-13.1",
     file: str | Path | None = None, reference: int | None = None, batches: Sequence[int] = BATCHES, chunks: Sequence[int] = (),
     pads: Sequence[int] = (), ranks: Sequence[int] = (), reduction: str = "ring", archs: Sequence[str] = (), libraries: Sequence[str] = (),
-    schedules: Mapping[str, Schedule] | None = None, workspace: int = 32 << 20, fast_accum: bool = False, seed: int = 0,
+    schedules: Mapping[str, Schedule] | None = None, splits: Sequence[int] = (), instructions: Sequence[str] = (),
+    workspace: int = 32 << 20, fast_accum: bool = False, seed: int = 0,
 ) -> InvarianceReport:  # fmt: skip
     """Which settings change the bits of a model's linear layers, as far as the library's choices are known, and by which cause.
 
@@ -261,6 +283,8 @@ def invariance(
         archs: other architectures.
         libraries: other versions.
         schedules: schedules of kernels by name, in place of the library's.
+        splits: kernels that cut K into so many slices and add them in f32, as a split-K kernel does for few rows.
+        instructions: kernels that are the reference's with another instruction, as tiles of 16 rows take `"mma.sync"`.
         workspace: bytes that the library may use.
         fast_accum: for FP8.
         seed: of the operands.
@@ -270,27 +294,31 @@ def invariance(
 
     Raises:
         OperandError: unknown names, sizes below 1, types that are not for this.
+        UnsupportedInstruction, UnknownInstruction: an instruction that the architecture lacks.
     """
     shapes = _shapes(layers)
     forms = operand_types(types)
     if reduction not in REDUCTIONS:
         raise OperandError(f"unknown reduction {reduction!r}{nearest(str(reduction), REDUCTIONS)}; known: {', '.join(REDUCTIONS)}")
-    for name, sizes in (("batches", batches), ("chunks", chunks), ("pads", pads), ("ranks", ranks)):
+    for name, sizes in (("batches", batches), ("chunks", chunks), ("pads", pads), ("ranks", ranks), ("splits", splits)):
         if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
             raise OperandError(f"{name} are whole numbers from 1 on, got {list(sizes)}")
     most = reference if reference is not None else max(batches, default=1)
     target = architecture(arch).name
     findings: list[InvarianceFinding] = []
-    plans = {}
+    plans: dict[str, str] = {}
+    idle: list[str] = []
     for shape in shapes:
         layer = _ComputedLayer(shape, forms, seed, None if file is None else Path(file), fast_accum, workspace)
         base = _LayerSetting(kind="batch", words=f"{most} rows", m=most, arch=target, library=library, n=shape.n, k=shape.k)
         plans[str(shape)] = layer.choice(base).words
-        settings = _settings(base, shape, batches, chunks, pads, ranks, archs, libraries, schedules or {})
+        settings = _settings(base, shape, batches, chunks, pads, ranks, archs, libraries, idle)
+        settings += _kernels(layer, base, schedules or {}, splits, instructions, idle)
         findings += [_compared(layer, base, setting, reduction) for setting in settings]
     return InvarianceReport(
-        findings=tuple(findings), reference=f"{most} rows on {target}, {library}", arch=target, library=library, types=forms, plans=plans
-    )
+        findings=tuple(findings), reference=f"{most} rows on {target}, {library}", arch=target, library=library, types=forms, plans=plans,
+        without_effect=tuple(dict.fromkeys(idle)),
+    )  # fmt: skip
 
 
 def _shapes(layers: str | Sequence[LinearShape]) -> tuple[LinearShape, ...]:
@@ -305,29 +333,73 @@ def _shapes(layers: str | Sequence[LinearShape]) -> tuple[LinearShape, ...]:
 
 def _settings(
     base: _LayerSetting, shape: LinearShape, batches: Sequence[int], chunks: Sequence[int], pads: Sequence[int], ranks: Sequence[int],
-    archs: Sequence[str], libraries: Sequence[str], schedules: Mapping[str, Schedule],
+    archs: Sequence[str], libraries: Sequence[str], idle: list[str],
 ) -> list[_LayerSetting]:  # fmt: skip
+    """What is compared with the reference; `idle` gets what is not, and why."""
     found = [replace(base, words=f"{m} rows", m=m) for m in batches if m != base.m]
     found.append(replace(base, kind="position", words="another row of the same batch"))
     for size in chunks:
-        for m in dict.fromkeys((min(size, base.m), base.m % size)):
-            if m and m != base.m:
+        if size >= base.m:
+            idle.append(f"chunks of {size}: a prefill of {base.m} rows is one")
+            continue
+        for m in dict.fromkeys((size, base.m % size)):
+            if m:
                 found.append(replace(base, kind="chunked prefill", words=f"chunks of {size}, one of {m} rows", m=m))
     for multiple in pads:
         k = -(-shape.k // multiple) * multiple
-        if k != shape.k:
+        if k == shape.k:
+            idle.append(f"K filled to multiples of {multiple}: K of {shape} is one")
+        else:
             found.append(replace(base, kind="padding", words=f"K filled to {k}", k=k))
     for count in ranks:
         if count == 1:
+            idle.append("1 rank: it is the reference")
             continue
         if shape.k % count == 0:
             found.append(replace(base, kind="tensor parallel", words=f"K over {count} ranks", ranks=count))
+        else:
+            idle.append(f"K over {count} ranks: they do not divide K of {shape}")
         if shape.n % count == 0:
             found.append(replace(base, kind="tensor parallel", words=f"N over {count} ranks", n=shape.n // count))
-    found += [replace(base, kind="architecture", words=architecture(name).name, arch=architecture(name).name) for name in archs]
-    found += [replace(base, kind="library", words=name, library=name) for name in libraries]
-    found += [replace(base, kind="kernel", words=name, schedule=schedule) for name, schedule in schedules.items()]
+        else:
+            idle.append(f"N over {count} ranks: they do not divide N of {shape}")
+    for name in archs:
+        other = architecture(name).name
+        if other == base.arch:
+            idle.append(f"{other}: it is the reference's")
+        else:
+            found.append(replace(base, kind="architecture", words=other, arch=other))
+    for name in libraries:
+        if name == base.library:
+            idle.append(f"{name}: it is the reference's")
+        else:
+            found.append(replace(base, kind="library", words=name, library=name))
     return found
+
+
+def _kernels(
+    layer: _ComputedLayer, base: _LayerSetting, schedules: Mapping[str, Schedule], splits: Sequence[int], instructions: Sequence[str],
+    idle: list[str],
+) -> list[_LayerSetting]:  # fmt: skip
+    """Kernels and their configurations in the library's place."""
+    best = layer.schedules(base)[0]
+    output = None if layer.types[2] == "f32" else layer.types[2]
+    named = dict(schedules)
+    for count in splits:
+        grain = 32 if layer.types[0] in FP8 else 16
+        size = chunk(base.k, count, grain)
+        if size >= base.k:
+            idle.append(f"K in {count} slices: K of {layer.shape} stays one")
+        else:
+            named[f"K in {count} slices"] = Schedule(sums=Chains(), slices=count, slice_k=size, output=output)
+    for text in instructions:
+        row = resolve(text, arch=base.arch, a_type=layer.types[0], b_type=layer.types[1])
+        if isinstance(best.sums, Chains):
+            other = replace(best, sums=replace(best.sums, instruction=text, group=None), planned=None)
+            named[f"tiles of {row.m} rows: {row.ptx}"] = other
+        else:
+            idle.append(f"{text}: the reference's plan for {layer.shape} is one of CUDA cores")
+    return [replace(base, kind="kernel", words=name, schedule=schedule) for name, schedule in named.items()]
 
 
 def _compared(layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting, reduction: str) -> InvarianceFinding:
@@ -337,8 +409,8 @@ def _compared(layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting
     is_one = setting.kind == "position"  # whatever the library takes, it takes it for all rows
     pairs = [(x, x) for x in wanted] if is_one else [(x, y) for x in wanted for y in got]
     counts = [int(np.count_nonzero(x != y)) for x, y in pairs]
-    causes = [] if is_one else _causes(layer, base, setting, ours, theirs)
     changed, most = counts[0], max(counts)
+    causes = [] if is_one else _causes(layer, base, setting, *((ours[:1], theirs[:1]) if changed else (ours, theirs)))
     return InvarianceFinding(
         layer=str(layer.shape), setting=setting.words, kind=setting.kind, status=CHANGES if changed else OPEN if causes else SAME,
         changed=changed, most=most, results=wanted[0].size, candidates=len(theirs), cause=", ".join(causes), plan=theirs[0].words,
@@ -348,24 +420,18 @@ def _compared(layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting
 def _causes(
     layer: _ComputedLayer, base: _LayerSetting, setting: _LayerSetting, ours: Sequence[Schedule], theirs: Sequence[Schedule]
 ) -> list[str]:
-    """What is not the same: sums over ranks, the arithmetic of the instructions, the order of K of any two candidates."""
+    """What is not the same of any two candidates: sums over ranks, the arithmetic of the instructions, the order of K."""
     found = []
     if setting.ranks > 1:
         found.append("reduction")
-    if _arithmetic(layer, setting.arch) != _arithmetic(layer, base.arch):
+    kinds = {layer.arithmetic(each, base.arch) for each in ours} | {layer.arithmetic(each, setting.arch) for each in theirs}
+    if len(kinds) > 1:
         found.append("instruction")
     # Zeros after the end of an unsplit K change no sum.
     signs = [{signature(each, base.k if each.slice_k is None else k) for each in some} for some, k in ((ours, base.k), (theirs, setting.k))]
     if setting.ranks == 1 and len(signs[0] | signs[1]) > 1:
         found.append("schedule")
     return found
-
-
-def _arithmetic(layer: _ComputedLayer, arch: str) -> tuple[Any, ...]:
-    """The numbers that decide what one instruction of the library gives."""
-    lowering = lower(library_instruction(arch, layer.types[0], layer.types[1]), arch)
-    path = lowering.datapath
-    return path.fraction_bits, lowering.step, path.zero_exponent, path.result_rounding, path.result_fraction_bits, lowering.k_order
 
 
 # Functions ----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ def invariance_page(report: InvarianceReport) -> str:
     if report.plans:
         rows = tuple((Cell(text=layer), Cell(text=plan)) for layer, plan in report.plans.items())
         sections.append(Section(title="The reference's plans", blocks=(TableBlock(headings=("layer", "plan"), rows=rows),)))
+    if report.without_effect:
+        sections.append(Section(title="Not compared", blocks=tuple(NoteBlock(text=f"{text}.") for text in report.without_effect)))
     facts = [("held against", report.reference)]
     if report.types[0]:
         facts.append(("A, B and D", " x ".join(report.types[:2]) + f" into {report.types[2]}"))
@@ -47,8 +49,8 @@ def invariance_page(report: InvarianceReport) -> str:
 WORDS: Final = (
     "changes: some results of the sample differ with the best known choices. same: the same sums by the same arithmetic, whichever "
     "candidate the library takes. open: neither; other candidates, or other operands, may change bits.",
-    "schedule: another order or cut of K. instruction: another arithmetic of the tensor core. reduction: sums over ranks, each rounded "
-    "to the result's type. function: the function itself gives other bits.",
+    "schedule: another order or cut of K. instruction: another arithmetic, of another tensor-core instruction or of CUDA "
+    "cores. reduction: sums over ranks, each rounded to the result's type. function: the function itself gives other bits.",
 )
 
 

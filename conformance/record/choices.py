@@ -1,4 +1,4 @@
-"""Ask cuBLASLt which algorithm it takes for a shape: `mmabits record --choices`. No product is run.
+"""Ask cuBLASLt which algorithm it takes for a shape: `mmabits record --choices`. Products are run if they are to be compared.
 
 The library's own heuristic is called through ctypes, with the descriptors that are described here, on the GPU at hand. What it answers is a
 file of choices (`mmabits.emulator.schedules.choices`), which `choice`, `emulate` and `invariance` take.
@@ -12,12 +12,17 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from mmabits.conformance.record.compared import DTYPES, Array, ComparedProduct, ProductMemory, compare_product
 from mmabits.conformance.record.device import DeviceInfo
+from mmabits.emulator.api import by_schedule
 from mmabits.emulator.schedules import choice
 from mmabits.emulator.schedules.choices import FILE_FORMAT, LIBRARIES, WORKSPACE
 from mmabits.emulator.schedules.cublaslt import FP8, operand_types
@@ -74,6 +79,8 @@ class Answer:
     workspace: int = 0
     """Bytes that the algorithm takes."""
     status: str = ""
+    compared: ComparedProduct | None = None
+    """None: the product was not run."""
 
     @property
     def row(self) -> dict[str, Any]:
@@ -83,6 +90,7 @@ class Answer:
             "m": asked.m, "n": asked.n, "k": asked.k, "types": list(asked.types), "fast_accum": asked.fast_accum,
             "config": None if self.config is None else list(self.config), "workspace": self.workspace,
             **({"status": self.status} if self.status else {}),
+            **({} if self.compared is None else {"compared": self.compared.row}),
         }  # fmt: skip
 
 
@@ -176,23 +184,77 @@ class CublasLtLibrary:
             DeviceUnavailable: a descriptor is refused.
             OperandError: unknown layout.
         """
+        with ExitStack() as undo:
+            answer, _ = self._asked(undo, self._described(undo, asked, layout, _NOT_READ), asked, workspace)
+            return answer
+
+    def multiply(
+        self, asked: ShapeQuestion, a: Array, b: Array, memory: ProductMemory, *, workspace: int = WORKSPACE, layout: str = "source"
+    ) -> Array:
+        """A product by the first answer of the heuristic; FP8 with scales of one.
+
+        Args:
+            asked: the product.
+            a: (M, K).
+            b: (K, N).
+            memory: where the library's operands lie.
+            workspace: bytes that the library may use.
+            layout: one of LAYOUTS.
+
+        Raises:
+            DeviceUnavailable: a descriptor or the product is refused, or there is no algorithm.
+            OperandError: unknown layout.
+        """
+        is_fp8, d = asked.types[0] in FP8, np.zeros((asked.m, asked.n), DTYPES[asked.types[2]])
+        with ExitStack() as undo:
+
+            def held(data: Array) -> ctypes.c_void_p:
+                address = memory.put(data)
+                undo.callback(memory.free, address)
+                return ctypes.c_void_p(address)
+
+            scale = held(np.ones(1, np.float32))
+            described = self._described(undo, asked, layout, int(scale.value or 0))
+            answer, result = self._asked(undo, described, asked, workspace)
+            if answer.config is None:
+                raise DeviceUnavailable(f"cuBLASLt {self.version_words}: {answer.status}")
+            desc, left, right, c, matrix_d = described
+            matrices = [held(b.T if is_fp8 else b), held(a)]
+            if not is_fp8 and layout == "source":
+                matrices.reverse()
+            out, room = held(d), held(np.zeros(max(1, answer.workspace), np.uint8))
+            one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+            self._call(
+                "cublasLtMatmul", self._handle, desc, ctypes.byref(one), matrices[0], left, matrices[1], right, ctypes.byref(zero), out, c,
+                out, matrix_d, ctypes.byref(result, 0), room, ctypes.c_size_t(answer.workspace), ctypes.c_void_p(None),
+            )  # fmt: skip
+            memory.take(int(out.value or 0), d)
+        return d
+
+    def _described(self, undo: ExitStack, asked: ShapeQuestion, layout: str, scale: int) -> tuple[ctypes.c_void_p, ...]:
+        """Descriptors of the product and of the library's A, B, C and D."""
         if layout not in LAYOUTS:
             raise OperandError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-        with ExitStack() as undo:
-            desc = self._made(undo, "MatmulDesc", ctypes.c_int(_COMPUTE_32F), ctypes.c_int(_R_32F))
-            matrices = self._matrices(undo, desc, asked, layout)
-            preference = self._made(undo, "MatmulPreference")
-            self._set("cublasLtMatmulPreferenceSetAttribute", preference, _PREF_WORKSPACE, ctypes.c_uint64(workspace))
-            result, count = _Result(), ctypes.c_int()
-            status = int(
-                self._lib.cublasLtMatmulAlgoGetHeuristic(
-                    self._handle, desc, *matrices, preference, ctypes.c_int(1), ctypes.byref(result), ctypes.byref(count)
-                )
+        desc = self._made(undo, "MatmulDesc", ctypes.c_int(_COMPUTE_32F), ctypes.c_int(_R_32F))
+        return desc, *self._matrices(undo, desc, asked, layout, scale)
+
+    def _asked(
+        self, undo: ExitStack, described: tuple[ctypes.c_void_p, ...], asked: ShapeQuestion, workspace: int
+    ) -> tuple[Answer, _Result]:
+        """The heuristic's first answer, and as the library holds it."""
+        preference = self._made(undo, "MatmulPreference")
+        self._set("cublasLtMatmulPreferenceSetAttribute", preference, _PREF_WORKSPACE, ctypes.c_uint64(workspace))
+        result, count = _Result(), ctypes.c_int()
+        status = int(
+            self._lib.cublasLtMatmulAlgoGetHeuristic(
+                self._handle, *described, preference, ctypes.c_int(1), ctypes.byref(result), ctypes.byref(count)
             )
-            status = status or int(result.state)
-            if status or count.value < 1:
-                return Answer(question=asked, config=None, status=_STATUS.get(status, f"status {status}") if status else "no algorithm")
-            return Answer(question=asked, config=self._config(result), workspace=int(result.workspace))
+        )
+        status = status or int(result.state)
+        if status or count.value < 1:
+            words = _STATUS.get(status, f"status {status}") if status else "no algorithm"
+            return Answer(question=asked, config=None, status=words), result
+        return Answer(question=asked, config=self._config(result), workspace=int(result.workspace)), result
 
     def _made(self, undo: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
         made = ctypes.c_void_p()
@@ -208,7 +270,9 @@ class CublasLtLibrary:
             self._set("cublasLtMatrixLayoutSetAttribute", made, _LAYOUT_ORDER, ctypes.c_int32(_ORDER_ROW))
         return made
 
-    def _matrices(self, undo: ExitStack, desc: ctypes.c_void_p, asked: ShapeQuestion, layout: str) -> tuple[ctypes.c_void_p, ...]:
+    def _matrices(
+        self, undo: ExitStack, desc: ctypes.c_void_p, asked: ShapeQuestion, layout: str, scale: int
+    ) -> tuple[ctypes.c_void_p, ...]:
         """Layouts of the library's A, B, C and D."""
         m, n, k = asked.m, asked.n, asked.k
         a, b, d = asked.types
@@ -216,7 +280,7 @@ class CublasLtLibrary:
             self._set("cublasLtMatmulDescSetAttribute", desc, _DESC_TRANSA, ctypes.c_int32(_OP_T))
             self._set("cublasLtMatmulDescSetAttribute", desc, _DESC_FAST_ACCUM, ctypes.c_int8(asked.fast_accum))
             for attribute in (_DESC_A_SCALE, _DESC_B_SCALE):
-                self._set("cublasLtMatmulDescSetAttribute", desc, attribute, ctypes.c_void_p(_NOT_READ))
+                self._set("cublasLtMatmulDescSetAttribute", desc, attribute, ctypes.c_void_p(scale))
             left, right = self._layout(undo, b, k, n, k), self._layout(undo, a, k, m, k)
             result = self._layout(undo, d, n, m, n)
             return left, right, result, result
@@ -276,10 +340,19 @@ class RulesLibrary:
             return Answer(question=asked, config=None, status="no rule")
         return Answer(question=asked, config=tuple(0 if value is None else value for value in planned.config))
 
+    def multiply(
+        self, asked: ShapeQuestion, a: Array, b: Array, memory: ProductMemory, *, workspace: int = WORKSPACE, layout: str = "source"
+    ) -> Array:
+        """What `mmabits.gemm` gives by the best schedule."""
+        known = choice(
+            asked.m, asked.n, asked.k, asked.types, arch=self._arch, workspace=workspace, fast_accum=asked.fast_accum
+        )  # fmt: skip
+        return by_schedule(a, b, known.best, arch=self._arch, bugs=True)
+
 
 def record_choices(
     library: CublasLtLibrary | RulesLibrary, info: DeviceInfo, asked: Sequence[ShapeQuestion], out: Path, *, workspace: int = WORKSPACE,
-    layout: str = "source", command: str = "", advance: Callable[[], None] = lambda: None,
+    layout: str = "source", command: str = "", advance: Callable[[], None] = lambda: None, memory: ProductMemory | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Ask about every shape and write the file of choices; it is written once all are answered.
 
@@ -292,16 +365,25 @@ def record_choices(
         layout: one of LAYOUTS.
         command: for the file.
         advance: called after each.
+        memory: where to run the products and compare them with the schedules of the answers; None: they are not run.
 
     Raises:
-        DeviceUnavailable: the library refuses a descriptor.
+        DeviceUnavailable: the library refuses a descriptor or a product.
+        DeviceFailed: the GPU does.
         OperandError: a version of the library that no rule is known of, unknown layout.
     """
     if library.name not in LIBRARIES:
         raise OperandError(f"{library.path} is cuBLASLt {library.version_words}; plans are known of {', '.join(LIBRARIES)}")
     answers = []
     for question in asked:
-        answers.append(library.ask(question, workspace=workspace, layout=layout))
+        answer = library.ask(question, workspace=workspace, layout=layout)
+        if memory is not None and answer.config is not None:
+            multiply = partial(library.multiply, question, memory=memory, workspace=workspace, layout=layout)
+            compared = compare_product(
+                question, answer.config, multiply, arch=info.arch, library=library.name, workspace=workspace
+            )  # fmt: skip
+            answer = replace(answer, compared=compared)
+        answers.append(answer)
         advance()
     data = {
         "format": FILE_FORMAT, "arch": info.arch, "library": library.name, "version": library.version_words, "gpu": info.name,

@@ -34,6 +34,24 @@ try:
     libdevice: Any = import_module("numba.cuda.libdevice")
 except ImportError:  # the simulator has none
     libdevice = None
+if getattr(config, "ENABLE_CUDASIM", False) and libdevice is not None and libdevice.fma_rn(1.0, 1.0, 1.0) is None:
+    libdevice = None  # descriptions of functions alone
+
+
+def _load_arrays() -> None:
+    """Load numba-cuda's module of array functions, which up to 0.30 asks NumPy for `row_stack`; NumPy 2.5 has it no more."""
+    if hasattr(np, "row_stack"):
+        return
+    setattr(np, "row_stack", np.vstack)  # noqa: B010 - the stubs have no such name
+    try:
+        import_module("numba.cuda.np.arrayobj")
+    except ImportError:  # Numba's own target and the simulator have no such module
+        pass
+    finally:
+        delattr(np, "row_stack")
+
+
+_load_arrays()
 
 Array = npt.NDArray[Any]
 

@@ -20,7 +20,7 @@ _FROM: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProductRow:
-    """Products of one site, instruction and note."""
+    """Products of one site and instruction."""
 
     site: str
     instruction: str
@@ -34,17 +34,23 @@ class ProductRow:
 
 def rows(lines: Iterable[Emulated]) -> list[ProductRow]:
     """Rows in order of first appearance; a growing cache, which makes a shape for every token, is one of them."""
-    groups: dict[tuple[str, str, str, str], list[Emulated]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Emulated]] = defaultdict(list)
     for line in lines:
-        groups[line.site, line.instruction.ptx, str(line.evidence), line.note].append(line)
+        groups[line.site, line.instruction.ptx, str(line.evidence)].append(line)
     found = []
-    for (site, instruction, evidence, note), members in groups.items():
+    for (site, instruction, evidence), members in groups.items():
         for shape, part in _ranges(members):
+            note = _note(part)
             count, size = sum(line.count for line in part), sum(line.multiply_adds for line in part)
             found.append(
                 ProductRow(site=site, instruction=instruction, shape=shape, count=count, multiply_adds=size, evidence=evidence, note=note)
             )
     return found
+
+
+def _note(part: Sequence[Emulated]) -> str:
+    notes = list(dict.fromkeys(line.note for line in part))
+    return notes[0] if len(notes) == 1 else f"{notes[0]}; other shapes have {len(notes) - 1} other notes (report.emulated)"
 
 
 def _ranges(members: Sequence[Emulated]) -> list[tuple[str, list[Emulated]]]:
@@ -58,7 +64,7 @@ def _ranges(members: Sequence[Emulated]) -> list[tuple[str, list[Emulated]]]:
             del lengths[free]
             groups[tuple(lengths)].append(line)
         for fixed, part in groups.items():
-            lengths = sorted((line.m, line.n, line.k)[free] for line in part)
+            lengths = sorted({(line.m, line.n, line.k)[free] for line in part})
             if len(lengths) >= _FROM:
                 words = list(map(str, fixed))
                 words.insert(free, f"{lengths[0]}..{lengths[-1]}")

@@ -27,7 +27,7 @@ from mmabits.emulator.engine import memory
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
-from mmabits.emulator.hooks.library import Library
+from mmabits.emulator.hooks.library import COMPARED, ChoiceSample, Library
 from mmabits.emulator.hooks.scope import NotEmulated
 from mmabits.emulator.machine.checkrecords import check_names
 from mmabits.emulator.machine.workorder import WorkSchedule
@@ -313,6 +313,10 @@ class ReadyProduct:
         """Enter products of a shape into the session's report."""
         self.session.count(self.site, self.instruction, m, n, k, count=count, note=self.note)
 
+    def compare(self, m: int, n: int, k: int, sample: Callable[[], ChoiceSample]) -> None:
+        """Keep a sample for the report, which says in how many results of it the library's candidates differ."""
+        self.session.compare((self.site, self.instruction, m, n, k, self.note), sample)
+
 
 Describe = Callable[["Session", bool, bool], LaunchedKernel]
 """What the report says of a kernel, but its launches; whether ptxas is asked for its spills, and for what it fuses."""
@@ -339,8 +343,8 @@ class Session:
     """Whether host code finds a GPU."""
     threads: bool = False
     """Whether threads that the program starts inside a block are inside too."""
-    library: Library | None = None
-    """What a matrix library is taken to do; None: one chain of instructions, K upward."""
+    library: Library = field(default_factory=Library)
+    """What a matrix library is taken to do."""
     watch: Any = field(default=None, repr=False)
     """What compiled kernels tell of their steps (research/follow.py)."""
     keeper: Any = field(default=None, repr=False)
@@ -362,6 +366,7 @@ class Session:
     _counters: list[Callable[[], None]] = field(default_factory=list, repr=False)
     _kernels: dict[Describe, tuple[int, int, float]] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    _samples: dict[tuple[str, Instruction, int, int, int, str], ChoiceSample] = field(default_factory=dict, repr=False)
 
     @property
     def target(self) -> str:
@@ -373,7 +378,9 @@ class Session:
         """Whether NaN stands where a GPU leaves a value open."""
         return self.undefined == "poison"
 
-    def ready(self, site: str, instruction: Instruction, *, promote_every: int | None = None, note: str = "") -> ReadyProduct:
+    def ready(
+        self, site: str, instruction: Instruction, *, promote_every: int | None = None, note: str = "", order: Evidence = Evidence.RECORDED
+    ) -> ReadyProduct:
         """Get products of one kind ready: every hook's way to the engine, whoever calls it then.
 
         Args:
@@ -381,15 +388,21 @@ class Session:
             instruction: which.
             promote_every: as for `mmabits.gemm`.
             note: for the report.
+            order: how well it is known in which order the elements of K are summed; as well as can be where the program says it itself.
 
         Raises:
             UnsupportedInstruction: the architecture lacks the instruction, or it is not modelled.
-            InsufficientEvidence: it is known less well than the session requires.
+            InsufficientEvidence: it, or the order, is known less well than the session requires.
         """
         lowering = lower(instruction, self.arch)
         if lowering.evidence < self.require:
             raise InsufficientEvidence(
                 f"{instruction} on {self.arch} rests on {lowering.evidence} evidence, but {self.require} is required"
+            )
+        if order < self.require:
+            raise InsufficientEvidence(
+                f"{site}: the order in which the library sums K rests on {order} evidence, but {self.require} is required; "
+                "library= takes a Schedule, 'chain' (one chain of the instruction, K upward), or cuBLASLt's answers for its products"
             )
         return ReadyProduct(session=self, site=site, lowering=lowering, asked_promotion=promote_every, note=note)
 
@@ -406,6 +419,7 @@ class Session:
         accumulator: str | None = None,
         promote_every: int | None = None,
         note: str = "",
+        order: Evidence = Evidence.RECORDED,
     ) -> Array:
         """A product with the session's architecture, entered into the report.
 
@@ -420,6 +434,7 @@ class Session:
             accumulator: its type, where `instruction` is None and it is not the usual one: `"f16"`.
             promote_every: as for `mmabits.gemm`.
             note: for the report.
+            order: as for `ready`.
 
         Returns:
             D, (..., M, N), in the accumulator's type.
@@ -435,7 +450,7 @@ class Session:
             instruction = prepare(
                 a, b, c, instruction=instruction, arch=self.arch, scale_a=scale_a, scale_b=scale_b, promote_every=promote_every
             ).instruction  # fmt: skip
-        found = self.ready(site, instruction, promote_every=promote_every, note=note)
+        found = self.ready(site, instruction, promote_every=promote_every, note=note, order=order)
         result = found.multiply(a, b, c, scale_a=scale_a, scale_b=scale_b)
         m, n = result.shape[-2:]
         if result.size and a.shape[-1]:  # else no instruction runs
@@ -447,6 +462,17 @@ class Session:
         key = (site, instruction, m, n, k, note)
         with self._lock:
             self._emulated[key] = self._emulated.get(key, 0) + count
+
+    def compare(self, product: tuple[str, Instruction, int, int, int, str], sample: Callable[[], ChoiceSample]) -> None:
+        """Keep a sample of a product of several candidates for the report, of so many products."""
+        with self._lock:
+            if product not in self._samples and len(self._samples) < COMPARED:
+                self._samples[product] = sample()
+
+    def _compared(self, product: tuple[str, Instruction, int, int, int, str]) -> str:
+        """The note of a product, with what its sample says."""
+        sample = self._samples.get(product)
+        return product[-1] if sample is None else f"{product[-1]}; {sample.words}"
 
     def skip(self, site: str, operation: str, reason: str, *, count: int = 1, multiply_adds: int | None = None) -> None:
         """Enter into the report that something runs without emulation.
@@ -518,7 +544,9 @@ class Session:
         for counter in self._counters:
             counter()
         done = tuple(
-            Emulated(site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=note)
+            Emulated(
+                site=site, instruction=row, arch=self.arch, m=m, n=n, k=k, count=count, note=self._compared((site, row, m, n, k, note))
+            )
             for (site, row, m, n, k, note), count in self._emulated.items()
         )
         left = tuple(
@@ -653,7 +681,8 @@ def emulate(
 
     Args:
         arch: `"sm_90a"` and so on; mmabits.instructions() lists what each has.
-        require: refuse instructions whose evidence is below `"recorded"` or `"published"`.
+        require: refuse instructions whose evidence is below `"recorded"` or `"published"`, and products whose order of sums is a
+            library's and known less well.
         frameworks: which of `"triton"`, `"jax"`, `"torch"` to emulate; None: those that the program has imported, and Triton with `cuda`.
         undefined: what stands where a GPU leaves values open, such as rows that no kernel writes, and memory of `torch.empty`:
             `"zero"` (memory of `torch.empty`: whatever it holds), or `"poison"`, so that a test sees a program that counts on
@@ -669,9 +698,10 @@ def emulate(
             device `"cuda"` gets the CPU, and tensors say they are on the GPU. PyTorch must be among the frameworks. See docs/torch.md.
         threads: let threads that the program starts inside the block (`threading.Thread`, `ThreadPoolExecutor`) be inside too.
             Otherwise the report has a line for each place that starts some. Triton's interpreter runs in one thread only.
-        library: in which order PyTorch's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what is known
-            of that version's choices; a file of choices that was recorded on a GPU; or a `mmabits.Schedule` for all of them. None: one
-            chain of instructions. The report has plan, evidence and candidates. See docs/library-choices.md.
+        library: in which order PyTorch's and JAX's products of f16, bf16 and FP8 are summed: `"cublaslt-13.1"` or `"cublaslt-12.8"`, what
+            is known of that version's choices; a file of choices that was recorded on a GPU; a `mmabits.Schedule` for all of them;
+            `"chain"`: one chain of instructions, K upward. None: the best known choice of the newest version, which is inferred, so that
+            `require` refuses it. The report has plan, evidence and candidates. See docs/library-choices.md.
         bugs: whether to leave out what the library is known to leave out.
         check: what to look for while compiled Triton kernels run, out of `"memory"`, `"init"`, `"races"` and `"sync"`: errors that a GPU
             does not tell of. See docs/checks.md.

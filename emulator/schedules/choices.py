@@ -98,7 +98,7 @@ def choice(
     if file is None:
         return _known(asked)
     path = Path(file)
-    return _chosen(asked, path, _changed(path))
+    return _chosen(asked, path, changed_at(path))
 
 
 @dataclass(frozen=True)
@@ -156,23 +156,30 @@ def _file(path: Path, changed: int) -> dict[str, Any]:
     for row in data["answers"]:
         try:
             key = (int(row["m"]), int(row["n"]), int(row["k"]), operand_types(row["types"]), bool(row.get("fast_accum", False)))
-            answers[key] = row["config"]
+            answers[key] = row["config"], row.get("compared")
+            if answers[key][1] is not None:
+                int(answers[key][1]["results"]), int(answers[key][1]["differ"] or 0)
         except (KeyError, TypeError, ValueError) as error:
             raise OperandError(f"{path}: an answer is damaged: {error}") from None
     return {**data, "answers": answers}
 
 
 def read_choices(path: str | Path) -> dict[str, Any]:
-    """A file of choices, its answers by (M, N, K, types, fast accumulation).
+    """A file of choices, its answers (configuration, and how its product compared, if it did) by (M, N, K, types, fast accumulation).
 
     Raises:
         OperandError: it is none.
     """
     path = Path(path)
-    return _file(path, _changed(path))
+    return _file(path, changed_at(path))
 
 
-def _changed(path: Path) -> int:
+def changed_at(path: Path) -> int:
+    """When a file of choices was written last, in nanoseconds.
+
+    Raises:
+        OperandError: there is none.
+    """
     try:
         return path.stat().st_mtime_ns
     except OSError as error:
@@ -187,7 +194,7 @@ def _chosen(asked: _ChoiceRequest, path: Path, changed: int) -> Choice:
         raise OperandError(f"{path} was recorded on {data['arch']}, and {asked.arch} is asked for")
     if data["library"] != asked.library:
         raise OperandError(f"{path} was recorded from {data['library']}, and {asked.library} is asked for")
-    config = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum))
+    config, compared = data["answers"].get((asked.m, asked.n, asked.k, asked.types, asked.fast_accum), (None, None))
     if config is None:
         return _known(asked)
     level = Evidence.INFERRED if data.get("kind") == "emulator" else Evidence.RECORDED
@@ -197,7 +204,17 @@ def _chosen(asked: _ChoiceRequest, path: Path, changed: int) -> Choice:
     except NoSchedule as reason:
         known = _known(asked)
         return replace(known, rule=f"no plan for the library's answer ({asked_where}): {reason}; then {known.rule}")
-    return asked.choice([one], level, asked_where)
+    if compared is None:
+        return asked.choice([one], level, asked_where)
+    results, differ = compared["results"], compared["differ"]
+    if differ:  # the answer's plan is wrong: those that gave the library's bits come first
+        fits = set(compared.get("fits", ()))
+        tried = _distinct([one, *_known(asked).candidates], asked.k)
+        ranked = sorted(tried, key=lambda each: each.why not in fits)
+        rule = f"{asked_where}; but {differ:,} of {results:,} results of the product differed from the answer's schedule"
+        return asked.choice(ranked, Evidence.INFERRED, rule)
+    seen = replace(one, schedule=replace(one.schedule, evidence=level), why="the library's answer, and its product's bits")
+    return asked.choice([seen], level, f"{asked_where}; {results:,} results of its product had the schedule's bits")
 
 
 def _mmaemu(asked: _ChoiceRequest) -> int | None:
@@ -318,7 +335,7 @@ def signature(schedule: Schedule, k: int) -> tuple[Any, ...]:
     if isinstance(sums, Chains):
         group = sums.group or 0
         leads = tuple((stop - start) % sums.lead_block if sums.lead_block else 0 for start, stop in cuts)
-        usual = group in (0, 16, 32) and not any(lead % group for lead in leads if group)
+        usual = group in (0, 16, 32) and not any(lead % group if group else lead for lead in leads)
         sums = ("chains", sums.promote_every, None if usual else (group, leads))
     merge = (schedule.merge, schedule.merge_type) if len(cuts) > 1 or schedule.merge is not schedule.merge.F32 else None
     return (sums, cuts, merge, schedule.output)

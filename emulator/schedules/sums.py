@@ -171,6 +171,26 @@ class Planned:
     config: tuple[int | None, ...]
     """The nine attributes."""
 
+    def check(self, sizes: tuple[int, int, int], types: tuple[str, str], target: str) -> None:
+        """Refuse a product that it was not planned for.
+
+        Args:
+            sizes: M, N and K.
+            types: of A and B.
+            target: architecture.
+
+        Raises:
+            OperandError: it is another.
+        """
+        for what, given, wanted in (
+            ("M, N and K", sizes, (self.m, self.n, self.k)), ("types", types, (self.a_type, self.b_type)),
+            ("architecture", target, self.arch),
+        ):  # fmt: skip
+            if given != wanted:
+                raise OperandError(
+                    f"the schedule was planned for {what} {wanted}, got {given}; dataclasses.replace(schedule, planned=None) lets it be"
+                )
+
     @property
     def words(self) -> str:
         """In words."""

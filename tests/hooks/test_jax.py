@@ -378,13 +378,15 @@ def test_what_is_not_emulated_is_counted_and_gives_what_jax_gives() -> None:
 
 def test_required_evidence() -> None:
     function = jax.jit(dot)
-    with emulate(require="published"):
+    with emulate(require="published", library="chain"):
         assert same(function(A, B), EMULATED)
+    with emulate(require="published"), pytest.raises(InsufficientEvidence, match="order in which the library sums K rests on inferred"):
+        function(A, B)
     with emulate(require="recorded"):
         with pytest.raises(InsufficientEvidence, match=r"wgmma.* on sm_90a rests on published evidence, but recorded is required"):
             function(A, B)
         assert not mmabits.emulator.hooks.session.current_session().report().emulated
-    with emulate("sm_89", require="recorded"):
+    with emulate("sm_89", require="recorded", library="chain"):
         assert same(function(A, B), gemm(A, B, "sm_89", "mma.sync"))
 
 

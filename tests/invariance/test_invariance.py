@@ -10,7 +10,7 @@ import mmabits
 from mmabits.commands.main import main
 from mmabits.commands.pages.invariance import invariance_page
 from mmabits.emulator.schedules import Chains, Schedule
-from mmabits.isa import OperandError
+from mmabits.isa import OperandError, UnknownInstruction
 from mmabits.research.invariance import InvarianceReport, LinearShape, invariance_of
 
 LAYER = (LinearShape(name="up", n=512, k=1024),)
@@ -24,7 +24,7 @@ def by_setting(report: InvarianceReport) -> dict:
 def test_batches_of_one_schedule_are_the_same_and_vectors_are_open():
     found = by_setting(mmabits.invariance(LAYER, reference=2048, batches=(1, 32, 256, 4096), types="f16"))
     assert [found[f"{m} rows"].status for m in (32, 256, 4096)] == ["same"] * 3
-    assert (found["1 rows"].status, found["1 rows"].cause, found["1 rows"].changed) == ("open", "schedule", 0)
+    assert (found["1 rows"].status, found["1 rows"].cause, found["1 rows"].changed) == ("open", "instruction, schedule", 0)
     assert found["1 rows"].candidates > 10
     assert found["another row of the same batch"].status == "same"
 
@@ -92,6 +92,45 @@ def test_fp8_on_hopper_and_blackwell():
     found = by_setting(mmabits.invariance(LAYER, types=("e4m3", "e4m3", "bf16"), reference=2048, batches=(1, 64), archs=("sm_100a",)))
     assert found["1 rows"].status == "same" and found["sm_100a"].status == "changes"
     assert found["sm_100a"].cause == "instruction, schedule"
+
+
+def test_tiles_of_16_rows_take_another_instruction():
+    """mma.sync beside wgmma: bf16 alike, FP8 not: Hopper's mma.sync multiplies e4m3 as f16."""
+    given = {"reference": 2048, "batches": (), "instructions": ("mma.sync",)}
+    for types, status, cause in (("bf16", "same", ""), ("f16", "same", ""), (("e4m3", "e4m3", "bf16"), "changes", "instruction")):
+        (found,) = (each for each in mmabits.invariance(LAYER, types=types, **given).findings if each.kind == "kernel")
+        assert found.setting.startswith("tiles of 16 rows: mma.sync.aligned.m16n8") and (found.status, found.cause) == (status, cause)
+        assert bool(found.changed) == (status == "changes")
+    with pytest.raises(UnknownInstruction):
+        mmabits.invariance(LAYER, instructions=("mma.sink",), batches=())
+
+
+def test_few_rows_may_leave_the_tensor_cores():
+    """gemmSN: 2 to 16 rows and a short K; at 17 rows nothing is open."""
+    short = (LinearShape(name="q", n=384, k=384),)
+    found = by_setting(mmabits.invariance(short, types=("bf16", "bf16", "f32"), reference=512, batches=(2, 16, 17)))
+    assert [found[f"{m} rows"].status for m in (2, 16, 17)] == ["open", "open", "same"]
+    assert found["16 rows"].cause == "instruction, schedule" and found["16 rows"].most > 0
+
+
+def test_kernels_that_split_k():
+    found = by_setting(mmabits.invariance(LAYER, types=("bf16", "bf16", "f32"), reference=2048, batches=(), splits=(4,)))["K in 4 slices"]
+    assert (found.kind, found.cause) == ("kernel", "schedule") and found.most > 0
+
+
+def test_what_has_no_effect_is_said():
+    report = mmabits.invariance(
+        LAYER, reference=64, batches=(64,), chunks=(64,), pads=(128,), ranks=(1, 3), archs=("h100",), libraries=("cublaslt-13.1",),
+        splits=(1,),
+    )  # fmt: skip
+    assert [found.kind for found in report.findings] == ["position"]
+    assert report.without_effect == (
+        "chunks of 64: a prefill of 64 rows is one", "K filled to multiples of 128: K of up (512 x 1024) is one",
+        "1 rank: it is the reference", "K over 3 ranks: they do not divide K of up (512 x 1024)",
+        "N over 3 ranks: they do not divide N of up (512 x 1024)", "sm_90a: it is the reference's", "cublaslt-13.1: it is the reference's",
+        "K in 1 slices: K of up (512 x 1024) stays one",
+    )  # fmt: skip
+    assert report.as_json["without_effect"] and "Not compared" in invariance_page(report)
 
 
 @pytest.mark.parametrize(

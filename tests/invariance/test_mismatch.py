@@ -1,6 +1,9 @@
 """Two settings of one model: layers, log-probabilities and the cause."""
 
 import json
+import sys
+import types
+from dataclasses import replace
 
 import pytest
 
@@ -8,9 +11,11 @@ torch = pytest.importorskip("torch")
 
 import mmabits  # noqa: E402
 from mmabits.commands.main import main  # noqa: E402
+from mmabits.commands.models import find_model  # noqa: E402
+from mmabits.commands.pages.mismatch import mismatch_page  # noqa: E402
 from mmabits.emulator.interop import torch_to_numpy  # noqa: E402
 from mmabits.isa import OperandError, UnknownArchitecture  # noqa: E402
-from mmabits.research.mismatch import ModelSetting, SmallModel, _ulps, mismatch  # noqa: E402
+from mmabits.research.mismatch import LayerMismatch, ModelSetting, SmallModel, _ulps, mismatch, mismatch_of  # noqa: E402
 
 TOKENS = torch.arange(24).reshape(2, 12) * 7 % 256
 
@@ -108,3 +113,105 @@ def test_the_command(tmp_path, capsys):
     assert run("h100:bf16", "b200:bf16", "--json") == 0
     assert json.loads(capsys.readouterr().out)["same"]
     assert run("h100:bf16", "b200:f4") == 2
+    assert run("h100:bf16", "b200:fp8", "--model", "nowhere") == 2
+    assert run("h100:bf16", "b200:fp8", "--model", "json:loads") == 2
+    assert run("h100:bf16", "b200:fp8", "--model", "minilm", "--train", "3") == 2
+    assert run("h100:bf16", "h100:fp8", "--train", "3") == 1
+    assert "learned one sentence in 3 steps" in capsys.readouterr().out
+
+
+def test_a_model_learns():
+    model = SmallModel(layers=1, width=64, heads=2, inner=96, seed=5)
+    with torch.no_grad():
+        before = model(TOKENS).clone()
+    assert model.learn(40) < 3.2 < model.learn(1, seed=1) + 3 and not torch.equal(model(TOKENS), before)
+
+
+class Encoder(torch.nn.Module):
+    """Outputs instead of logits, and a product that is of no linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.layer = torch.nn.Embedding(64, 32), torch.nn.Linear(32, 32)
+
+    def forward(self, tokens):
+        x = self.words(tokens)
+        return self.layer(torch.tanh(x @ x.transpose(1, 2) @ x))
+
+
+def test_outputs_that_are_no_logits_and_products_of_no_layer(tmp_path, capsys):
+    tokens = torch.arange(24).reshape(2, 12) * 5 % 64
+    found = mismatch("a100:f16", "h100:f16", model=Encoder(), tokens=tokens)
+    assert (found.measure, found.tokens, found.kl, found.ratios) == ("output", 768, None, None) and not found.not_emulated
+    assert mismatch("h100:f16", "b200:f16", model=Encoder(), tokens=tokens).is_same
+    text = mismatch_page(found, model="an encoder")
+    assert "outputs" in text and "log-probabilities" not in text and found.as_json["ratios"] is None
+
+
+def test_a_difference_before_the_first_layer_is_said_to_be():
+    layer = LayerMismatch(name="x", results=1, changed=1, ulps=1.0, mean_ulps=1.0, own_changed=0, own_ulps=0.0, own_mean_ulps=0.0)
+    same = mismatch("h100:bf16", "h100:bf16", model=small(), tokens=TOKENS)
+    found = replace(same, layers=(layer,), changed=1)
+    assert not found.is_same and found.first_cause == "products before x that are of no linear layer"
+
+
+@pytest.mark.parametrize("has_tokenizer", [False, True])
+def test_weights_on_disk(tmp_path, capsys, has_tokenizer):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    if has_tokenizer:
+        tokenizers = pytest.importorskip("tokenizers")
+        words = tokenizers.models.WordLevel({"[UNK]": 0, "The": 1, "it": 2}, unk_token="[UNK]")
+        made = tokenizers.Tokenizer(words)
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(tmp_path / "tokenizer.json"))
+    loaded = find_model(str(tmp_path), layers=1, width=16, steps=0, seed=0, text="The it it x")
+    assert loaded.tokens.tolist() == ([[1, 2, 2, 0]] if has_tokenizer else [list(b"The it it x")])
+    found = mismatch("h100:bf16", "b200:fp8", model=loaded.model, tokens=loaded.tokens)
+    assert found.measure == "log-probability" and found.first_cause == "model.layers.0.self_attn.q_proj: format"
+    assert len(found.layers) == 8 and not found.not_emulated
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(OperandError, match=r"config\.json is missing"):
+        find_model(str(empty), layers=1, width=16, steps=0, seed=0)
+    (empty / "config.json").write_text("{}")
+    with pytest.raises(OperandError, match="no model that transformers reads"):
+        find_model(str(empty), layers=1, width=16, steps=0, seed=0)
+
+
+def test_a_function_that_makes_a_model(monkeypatch):
+    home = types.ModuleType("made_of_functions")
+    home.both, home.one, home.none = (lambda: (Encoder(), TOKENS % 64)), Encoder, lambda: 3
+    monkeypatch.setitem(sys.modules, "made_of_functions", home)
+    given = {"layers": 1, "width": 16, "steps": 0, "seed": 0}
+    assert find_model("made_of_functions:both", **given).tokens is not None and find_model("made_of_functions:one", **given).tokens is None
+    for name, why in (("none", "must return a torch.nn.Module"), ("missing", "AttributeError")):
+        with pytest.raises(OperandError, match=why):
+            find_model(f"made_of_functions:{name}", **given)
+
+
+def test_functions_in_two_settings():
+    generator = torch.Generator().manual_seed(2)
+    x, w = torch.randn(16, 256, generator=generator).half(), torch.randn(256, 32, generator=generator).half()
+
+    def step(x, w):
+        """A layer and its gradient."""
+        w = w.requires_grad_()
+        y = torch.mm(x, w)
+        y.backward(torch.ones_like(y))
+        return y, w.grad, torch.arange(3)
+
+    found = mismatch_of(step, "a100", "h100", x, w)
+    assert [each.results for each in found.outputs] == [512, 8192, 3] and found.outputs[0].ulps >= 0 and found.causes[0][0] == "instruction"
+    assert mismatch_of(step, "h100", "b200", x, w).is_same
+    wide = mismatch_of(lambda x, w: torch.mm(x, w, out_dtype=torch.float32), "a100", "h100:bf16:library=chain", x, w)
+    assert wide.outputs[0].changed > 100 and [name for name, _ in wide.causes] == ["instruction", "schedule"]
+    with pytest.raises(OperandError, match="must give a tensor"):
+        mismatch_of(lambda x: 3, "h100", "b200", x)
+    with pytest.raises(OperandError, match="second time"):
+        mismatch_of(lambda x: torch.rand(3), "h100", "b200", x)

@@ -269,6 +269,17 @@ def test_the_first_product_may_leave_c_out(adds: str) -> None:
     assert np.array_equal(made.found(words), made.wanted(c=False))
 
 
+def test_a_later_product_begins_the_sum_anew() -> None:
+    """Before any wait: what the first put into the accumulators counts for nothing."""
+    made = case(F16.format(16))
+    body = load(made.count) + product(made, 0) + product(made, 1, adds="0") + COMMIT + wait() + store(made.count)
+    words = made.words()
+    made.run(kernel(body), words)
+    a, b = (from_codes(codes[:, 16:], kind) for codes, kind in ((made.a, made.instruction.a_type), (made.b, made.instruction.b_type)))
+    want = mmabits.gemm(a, b.T, instruction=made.instruction, arch="sm_90a")
+    assert np.array_equal(made.found(words), as_codes(want, made.instruction.d_type))
+
+
 def test_a_product_is_put_off_until_its_wait() -> None:
     """B changes between the products and the waits: the first is done at wait_group 1, the second, with what lies there then, at 0."""
     made = case(F16.format(8))

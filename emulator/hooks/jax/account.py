@@ -15,8 +15,8 @@ from mmabits.emulator.hooks.jax.handler import Site, counting_site
 from mmabits.emulator.hooks.session import Session
 from mmabits.isa import Instruction
 
-Key = tuple[str, str, str, int]
-"""Architecture, least evidence and filling of a block, and a number: 0 but for blocks of one kind that run side by side.
+Key = tuple[str, str, str, str, int]
+"""Architecture, least evidence, filling and library of a block, and a number: 0 but for blocks of one kind that run side by side.
 
 Blocks with one key run the same compiled programs, one inside or after the other.
 """
@@ -105,7 +105,7 @@ def enter(session: Session) -> None:
 
 def _free_key(session: Session) -> Key:
     """The first key that no block has but those that this one lies in."""
-    keys = ((session.arch, str(session.require), session.undefined, number) for number in itertools.count())
+    keys = ((session.arch, str(session.require), session.undefined, session.library.identity, number) for number in itertools.count())
     return next(key for key in keys if all(known != key or other in session.within for known, other in _OPEN))
 
 

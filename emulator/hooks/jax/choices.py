@@ -6,17 +6,23 @@ the operands are multiplied as, the accumulator, and whether fp8 is accumulated 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 from jax import lax
 
-from mmabits.isa import Instruction, UnsupportedInstruction, library_instruction
+from mmabits.emulator.hooks.library import Library, PlannedProduct
+from mmabits.isa import Evidence, Instruction, UnsupportedInstruction, library_instruction
 from mmabits.isa.choices import library_promotion
 
-ASSUMED: Final = "XLA's choice of instruction is assumed, and that K is not split"
+XLA_CHOOSES: Final = (
+    "XLA times algorithms of cuBLASLt and Triton kernels of its own: which it takes is not known, here the best known of cuBLASLt"
+)
+PADDED: Final = 8
+"""XLA fills M, N and K of f16 and bf16 products with zeros to multiples of this before it gives them to cuBLASLt
+(xla/service/gpu/cublas_padding_requirements.h)."""
 FAST: Final = "fast accumulation, which XLA asks of cuBLASLt by default"
 PROMOTES: Final = "promotion every {} elements of K is assumed: cuBLASLt does not document its interval"
 TF32: Final = "f32 read as tf32, XLA's default; HIGHEST would run on CUDA cores"
@@ -42,6 +48,9 @@ _F16, _BF16, _F32, _F64 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np
 _S8 = np.dtype(np.int8)
 _E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
 _NO_UNIT: Final = "{} has no {} tensor cores; such products run on CUDA cores"
+
+RESULTS: Final = {_F16: "f16", _BF16: "bf16", _F32: "f32"}
+"""Results of products whose sums a library's schedule says."""
 
 KINDS: Final = {
     _F16: DtypeChoice(form="f16"),
@@ -101,6 +110,8 @@ class OnTensorCores:
     promote_every: int | None
     """Elements of K after which the library promotes; None: it does not."""
     note: str
+    fast: bool = False
+    """Whether FP8 is accumulated fast."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +231,36 @@ def _fp8(arch: str, a: np.dtype[Any], b: np.dtype[Any], *, fast: bool) -> Choice
         return _same_type(arch, _F16, None, UPCAST.format("before sm_89"))
     promoted = library_promotion(arch)
     if not promoted:
-        return _emulated(instruction, (a, b), None, "")
-    return _emulated(instruction, (a, b), None if fast else promoted, FAST if fast else PROMOTES.format(promoted))
+        return _emulated(instruction, (a, b), None, "", fast=fast)
+    return _emulated(instruction, (a, b), None if fast else promoted, FAST if fast else PROMOTES.format(promoted), fast=fast)
 
 
-def _emulated(instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int | None, note: str) -> Choice:
-    return OnTensorCores(instruction=instruction, operands=operands, promote_every=promote, note=f"{ASSUMED}; {note}" if note else ASSUMED)
+def _emulated(
+    instruction: Instruction, operands: tuple[np.dtype[Any], np.dtype[Any]], promote: int | None, note: str, *, fast: bool = False
+) -> Choice:
+    return OnTensorCores(instruction=instruction, operands=operands, promote_every=promote, note=note, fast=fast)
+
+
+def plan(library: Library, choice: OnTensorCores, shape: tuple[int, int, int, int], out: np.dtype[Any], arch: str) -> PlannedProduct | None:
+    """In which order a product of XLA's is summed, if it goes to cuBLASLt; None: nothing is known, or one chain was asked for.
+
+    Args:
+        library: what the block takes the library to do.
+        choice: the instruction.
+        shape: batch, M, N and K.
+        out: dtype of the result.
+        arch: architecture.
+    """
+    m, n, k = shape[1:]
+    if library.schedule is None and choice.operands[0] in (_F16, _BF16):
+        m, n, k = (-(-size // PADDED) * PADDED for size in (m, n, k))
+    found = library.plan(
+        m, n, k, instruction=choice.instruction, output=RESULTS.get(out, ""), arch=arch, fast_accum=choice.fast
+    )  # fmt: skip
+    if found is None or found.found is None:
+        return found
+    padded = f", as {m} x {n} x {k}" if (m, n, k) != shape[1:] else ""
+    return replace(found, words=f"{XLA_CHOOSES}{padded}; {found.words}", evidence=Evidence.INFERRED)
 
 
 # -------------------------------------------------------------------------------------------------------------- block scales

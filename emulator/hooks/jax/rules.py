@@ -6,13 +6,13 @@ JAX's context (`flag`) is part of the keys of its caches: programs compiled insi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import jax
 import numpy as np
@@ -23,12 +23,12 @@ from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
 from mmabits.emulator.hooks import scope
-from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices
+from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices, schedules
 from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
-from mmabits.emulator.hooks.library import not_followed
-from mmabits.emulator.hooks.session import Session, poison
-from mmabits.isa import EmulationError, Instruction
+from mmabits.emulator.hooks.session import ReadyProduct, Session, poison
+from mmabits.emulator.schedules import Chains
+from mmabits.isa import EmulationError, Evidence, Instruction
 
 Rule = Callable[..., Any]
 
@@ -37,6 +37,9 @@ CONVOLUTION: Final = "convolutions are not emulated: cuDNN computes them in seve
 _HERE = str(Path(__file__).parent)
 _NOTE: ContextVar[str] = ContextVar("note", default="")
 """What the products that a rule is made of have in common, for the report."""
+
+_GROUPED: ContextVar[bool] = ContextVar("grouped", default=False)
+"""Whether they are a grouped product's, whose schedule nobody knows."""
 
 
 # ---------------------------------------------------------------------------------------------------- replacing, and back
@@ -138,6 +141,12 @@ def _rules() -> dict[Any, Callable[[_Equation], Any]]:
         from jax._src.lax.scaled_dot import scaled_dot_p
 
         found[scaled_dot_p] = _scaled_dot
+    except ImportError:
+        pass
+    try:
+        from jax._src.lax.lax import ragged_dot_general_p
+
+        found[ragged_dot_general_p] = _ragged
     except ImportError:
         pass
     try:
@@ -246,7 +255,7 @@ class _Equation:
         """The equation as JAX lowers it, uncounted."""
         return self.original(self.context, *self.operands, **self.parameters)
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> NoReturn:
         """Stop the program.
 
         Raises:
@@ -263,13 +272,42 @@ class _Equation:
 
     def multiply(self, choice: OnTensorCores, shape: tuple[int, int, int, int]) -> Callable[..., Any]:
         """What multiplies codes, (batch, M, K) by (batch, K, N), and their scales if any; entered into the report."""
-        batch, m, n, k = shape
-        notes = "; ".join(note for note in (choice.note, not_followed(self.session.library), _NOTE.get()) if note)
-        ready = self.session.ready(self.name, choice.instruction, promote_every=choice.promote_every, note=notes)
+        plan = None
+        if not _GROUPED.get():
+            plan = choices.plan(self.session.library, choice, shape, np.dtype(self.out.dtype), self.session.arch)
+        if plan is None:
+            words, order = self.session.library.unknown(choice.instruction)
+            ready = self._ready(choice.instruction, choice.promote_every, (words, choice.note), order)
+            return self._product(ready, shape, (shape[3],))[0]
+        row = plan.instruction(choice.instruction, self.session.arch)
+        sums = plan.schedule.sums
+        if not isinstance(sums, Chains):
+            self.refuse(f"schedules of CUDA cores are not followed in JAX programs ({sums.words}); library='chain' multiplies by {row}")
+        ready = self._ready(row, sums.promote_every, (plan.words, choice.note), plan.evidence)
+        if plan.chain(shape[3], row) is not None:
+            return self._product(ready, shape, (shape[3],))[0]
+        followed = schedules.FollowedSchedule.of(plan.schedule, shape[3], row.k, bugs=self.session.library.bugs)
+        return partial(followed.product, self._product(ready, shape, followed.sizes))
+
+    def _ready(self, row: Instruction, promote: int | None, notes: tuple[str, ...], order: Evidence) -> ReadyProduct:
+        told = "; ".join(note for note in (*notes, _NOTE.get()) if note)
+        return self.session.ready(self.name, row, promote_every=promote, note=told, order=order)
+
+    def _product(self, ready: ReadyProduct, shape: tuple[int, int, int, int], sizes: Sequence[int]) -> list[Callable[..., Any]]:
+        """What multiplies each of some slices of K; the first counts for all in the report."""
+        batch, m, n, _ = shape
         product = ready.native(batch, m, n, what=self.operation)
-        calls = handler.product_site(product, batch, m, n, k, account.gate(self.key))
-        self._enter(calls, shape, ready.instruction, ready.note)
-        return lambda *operands: handler.call(calls, list(operands), (batch, m, n), product.accumulator)
+        found: list[Callable[..., Any]] = []
+        for number, size in enumerate(sizes):
+            calls = handler.product_site(product, batch, m, n, size, account.gate(self.key))
+            if not number:
+                self._enter(calls, shape, ready.instruction, ready.note)
+            found.append(partial(self._call, calls, (batch, m, n), product.accumulator))
+        return found
+
+    @staticmethod
+    def _call(calls: handler.Site, shape: tuple[int, int, int], accumulator: Any, *operands: Any) -> Any:
+        return handler.call(calls, list(operands), shape, accumulator)
 
     def _enter(self, calls: handler.Site, shape: tuple[int, int, int, int], instruction: Instruction | None, note: str) -> None:
         entry = account.ReportedSite(
@@ -291,7 +329,7 @@ def _noted(note: str) -> Iterator[None]:
 
 
 def _dot_general(site: _Equation) -> Any:
-    """lax.dot_general, and with it jnp.dot, matmul, einsum, tensordot and lax.ragged_dot."""
+    """lax.dot_general, and with it jnp.dot, matmul, einsum and tensordot."""
     a, b = site.avals
     if not _known(a, b):
         site.refuse("emulate needs shapes that are known when a program is compiled")
@@ -331,6 +369,16 @@ def _product(site: _Equation, choice: Choice, dimensions: Dimensions) -> Any:
 
 def _convolution(site: _Equation) -> Any:
     return site.not_emulated(CONVOLUTION)
+
+
+def _ragged(site: _Equation) -> Any:
+    """lax.ragged_dot: the product that JAX expands it to, one chain."""
+    token = _GROUPED.set(True)
+    try:
+        with _noted("a grouped product by JAX's own expansion: K becomes pairs of an element and a group"):
+            return site.as_jax_does()
+    finally:
+        _GROUPED.reset(token)
 
 
 def _empty(site: _Equation) -> Any:

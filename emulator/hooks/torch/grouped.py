@@ -12,10 +12,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
-from mmabits.emulator.hooks.torch.products import ASSUMED, joined, route
+from mmabits.emulator.hooks.torch.products import joined, route
 from mmabits.emulator.hooks.torch.scaled import (
     FP4,
     RECIPES,
@@ -150,9 +149,10 @@ def grouped_mm(call: OperatorCall) -> Any:
     out_dtype = call.values["out_dtype"] or a.dtype
     layout = _layout(call, a, b)
     result = _blank(call, layout, out_dtype, a.device)
-    note = joined(ASSUMED, not_followed(call.session.library), layout.note)
+    words, order = call.session.library.unknown(found.instruction)
+    note = joined(words, layout.note)
     for group, left, right in _each(layout, a, b):
-        product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=note)
+        product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=note, order=order)
         result[group.out] = store(tensor_of(product, a), out_dtype)
     return call.give(result)
 

@@ -142,22 +142,32 @@ OF_TORCH: Final = frozenset({
     "streams", "nccl", "cudnn", "export", "bundled", "sparse", "static_runtime", "_quantized", "xnnpack", "prepacked", "torchvision",
 })  # fmt: skip
 """Namespaces of operators of PyTorch's own, known by their names, and of some that multiply no matrices."""
+ARRANGING: Final = re.compile(
+    r"aten\.(_?empty|new_|zeros|ones|full|detach|alias|view|_unsafe_view|as_strided|reshape|contiguous|clone|copy_|_to_copy|to|lift_fresh"
+    r"|permute|transpose|t|slice|select|expand|unsqueeze|squeeze|set_|resize_|is_|resolve_|size|stride|numel|item|_local_scalar_dense)\w*\..*"
+)
+"""Operators that compute nothing: allocate, copy, show otherwise."""
 CUSTOM: Final = "an operator of {}'s own: what it computes past PyTorch's operators is not seen"
 
 
 def _custom(call: OperatorCall) -> Any:
     """An operator that a program or a package defines: what it does by operators of PyTorch is emulated.
 
-    Its kernel for the CPU is called as the dispatcher would call it, with the mode in place. Where nothing of it was seen to multiply,
-    the report says so.
+    Its kernel for the CPU is called as the dispatcher would call it, with the mode in place. Where it was seen to compute nothing, by
+    operators of PyTorch or kernels, the report says so.
     """
     session, name = call.session, call.func._schema.name
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in call.values.values()):
         return call.stock()
-    before = session.work
-    with call.mode.emulating(name):
-        result = call.func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *call.args, **call.kwargs)
-    if session.work == before:
+    before, outer, mode = session.work, call.mode.called, call.mode
+    mode.called = set()
+    try:
+        with mode.emulating(name):
+            result = call.func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *call.args, **call.kwargs)
+        computes = any(not ARRANGING.fullmatch(str(func)) for func in mode.called)
+    finally:
+        mode.called = outer
+    if session.work == before and not computes:
         product = UNKNOWN_PRODUCT.names.fullmatch(name) is not None
         session.skip(call.site, name, UNKNOWN_PRODUCT.reason if product else CUSTOM.format(name.partition("::")[0]))
     return result
@@ -239,6 +249,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         self._thread = threading.get_ident()
         self.within = ""
         """The operator that is being taken apart, for the report."""
+        self.called: set[Any] | None = None
+        """Operators that one of a program's own has called so far."""
         self.backward_of = ""
         """The path of the module whose product's gradients are computed now."""
         self.nodes = WatchedNodes(self)
@@ -303,6 +315,8 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         """Every operator that the thread calls."""
         if self.nodes.fresh:
             self.nodes.watch()
+        if self.called is not None:
+            self.called.add(func)
         if func in _PASSED and not (self.poisons and func in UNWRITTEN):
             return func(*args, **kwargs or {})
         if not self._holds():

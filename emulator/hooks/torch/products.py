@@ -8,14 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
 from mmabits.isa import Instruction, OperandError, UnsupportedInstruction
 from mmabits.isa.choices import library_instruction
 
-ASSUMED: Final = "the library's choice of instruction is assumed, and that it does not split K"
 EPILOGUE: Final = "alpha, beta and C in the accumulator's type after the product, then rounded once"
 
 
@@ -40,6 +38,7 @@ KINDS: Final = {
 OUTPUTS: Final = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 """Results of products whose sums a library's schedule says."""
 
+IN_CUBLAS: Final = "PyTorch hands such products to cuBLAS, those with a bias to cuBLASLt, and nobody has compared their choices"
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
 FEW_ROWS: Final = "PyTorch to 2.10 at least refuses 16 rows and fewer of integers on CUDA devices"
@@ -125,16 +124,11 @@ def compute(
     call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, epilogue: str = "", output: torch.dtype | None = None
 ) -> torch.Tensor:
     """A B in the accumulator's type, entered into the report; as the session's library sums it where the result's type is given."""
-    left, right, library = to_numpy(a), to_numpy(b), call.session.library
-    if library is not None and output in OUTPUTS:
-        found = library.product(
-            call.session, call.site, left, right, instruction=instruction, output=OUTPUTS[output], note=epilogue
-        )  # fmt: skip
-        if found is not None:
-            return tensor_of(found, a)
-    return tensor_of(
-        call.session.dot(call.site, left, right, instruction=instruction, note=joined(ASSUMED, not_followed(library), epilogue)), a
-    )
+    result = call.session.library.product(
+        call.session, call.site, to_numpy(a), to_numpy(b), instruction=instruction,
+        output="" if output is None else OUTPUTS.get(output, ""), doubt=IN_CUBLAS, note=epilogue,
+    )  # fmt: skip
+    return tensor_of(result, a)
 
 
 def _not_plain(*tensors: torch.Tensor | None) -> str:

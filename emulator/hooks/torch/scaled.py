@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from mmabits.emulator.engine.fma import fma
-from mmabits.emulator.hooks.library import not_followed
 from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
-from mmabits.emulator.hooks.torch.products import ASSUMED, OUTPUTS, joined
+from mmabits.emulator.hooks.torch.products import OUTPUTS, joined
 from mmabits.emulator.layouts import unpack_fp4, unswizzle_scales
 from mmabits.isa import Instruction, OperandError, OperandTypeError, UnsupportedInstruction, architecture, lower
 from mmabits.isa.choices import library_instruction, library_promotion
@@ -90,6 +89,7 @@ ROWWISE_F16_WITHOUT_BIAS: Final = (2, 14)
 VERSION: Final = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
 
 PER_TENSOR: Final = "scale_a * scale_b in f32, then the product times it, then bias"
+SCALES_BY_ROW: Final = "the library was asked with one scale for a tensor"
 PER_ROW: Final = "the product times scale_a, times scale_b, then bias, each rounded to f32"
 PER_BLOCK: Final = "every 128 of K an FFMA with scale_a * scale_b: DeepGEMM's order; cuBLAS's is not documented"
 PER_BLOCK_AND_TENSOR: Final = "the global scales' product in f32, then the product times it, then bias"
@@ -246,19 +246,13 @@ class ScaledOperands:
 
 def _product(call: OperatorCall, given: ScaledOperands, promote: int | None, *notes: str) -> Floats:
     """A B before scales; as the session's library sums it where it is one of cuBLASLt's."""
-    library, (scales, *rest) = call.session.library, notes
+    scales, *rest = notes
     is_library = given.recipe.a == (TENSOR,) or architecture(call.session.arch).capability[0] == _CUBLASLT_ROWWISE
-    if library is not None and is_library and "grouped" not in call.signature.name:
-        found = library.product(
-            call.session, call.site, given.a, given.b, instruction=given.instruction,
-            output=OUTPUTS.get(_out_dtype(call, call.values["self"]), "f32"), fast_accum=bool(call.values["use_fast_accum"]),
-            note=joined(scales, given.note),
-        )  # fmt: skip
-        if found is not None:
-            return found
-    return call.session.dot(
-        call.site, given.a, given.b, instruction=given.instruction, promote_every=promote,
-        note=joined(ASSUMED, not_followed(library), scales, *rest, given.note),
+    output = OUTPUTS.get(_out_dtype(call, call.values["self"]), "f32") if is_library and "grouped" not in call.signature.name else ""
+    return call.session.library.product(
+        call.session, call.site, given.a, given.b, instruction=given.instruction, output=output, promote_every=promote,
+        fast_accum=bool(call.values["use_fast_accum"]), doubt="" if given.recipe.a == (TENSOR,) else SCALES_BY_ROW,
+        note=joined(scales, given.note), chain_note=joined(*rest),
     )  # fmt: skip
 
 
@@ -274,9 +268,8 @@ def _rowwise(call: OperatorCall, given: ScaledOperands, promote: int | None, not
 
 def _blockwise(call: OperatorCall, given: ScaledOperands, promote: int | None, note: str) -> Floats:
     (m, k), n = given.a.shape, given.b.shape[1]
-    ready = call.session.ready(
-        call.site, given.instruction, note=joined(ASSUMED, not_followed(call.session.library), PER_BLOCK, given.note)
-    )
+    words, order = call.session.library.unknown(given.instruction)
+    ready = call.session.ready(call.site, given.instruction, note=joined(words, PER_BLOCK, given.note), order=order)
     total: Floats = np.zeros((m, n), np.float32)
     for number, start in enumerate(range(0, k, BLOCK)):
         panel = slice(start, start + BLOCK)
@@ -295,12 +288,10 @@ def _block_scaled(call: OperatorCall, given: ScaledOperands, promote: int | None
     read_rows, read_columns = _nans(left[:, used:read], 1), _nans(right[used:read], 0)
     open_rows, open_columns = _nans(left[:, read:], 1), _nans(right[read:], 0)
     is_read = read_rows.any() or read_columns.any()
+    words, order = call.session.library.unknown(instruction)
     product: Floats = call.session.dot(
-        call.site, given.a, given.b, scale_a=left[:, :used], scale_b=right[:used], instruction=instruction,
-        note=joined(
-            ASSUMED, not_followed(call.session.library), PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "",
-            given.note,
-        ),
+        call.site, given.a, given.b, scale_a=left[:, :used], scale_b=right[:used], instruction=instruction, order=order,
+        note=joined(words, PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "", given.note),
     )  # fmt: skip
     spoilt = read_rows[:, None] | read_columns
     if open_rows.any() or open_columns.any():
