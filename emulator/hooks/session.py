@@ -744,7 +744,11 @@ def emulate(
     def session() -> Session:
         wanted = _wanted(frameworks, cuda)
         way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
-        if (checks or order is not None) and "triton" in wanted and way != "compiled":
+        if (checks or order is not None) and "triton" not in wanted:
+            raise OperandError(
+                "checks and schedules are those of Triton's kernels, and Triton is not among the frameworks; import it, or name it"
+            )
+        if (checks or order is not None) and way != "compiled":
             raise EmulationError(f"checks and schedules are those of compiled kernels, which cannot be here: {reason}")
         if cuda and "torch" not in wanted:
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")

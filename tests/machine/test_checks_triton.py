@@ -75,6 +75,11 @@ def test_what_cannot_be_asked_for() -> None:
         emulate("sm_90a", check="races", findings="print")
     with pytest.raises(OperandError, match="checks and schedules are those of compiled kernels"):
         emulate("sm_90a", check="races", triton="interpreted")
+    with (
+        pytest.raises(OperandError, match="Triton is not among the frameworks"),
+        mmabits.emulate("sm_90a", frameworks=["torch"], check="races"),
+    ):
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------------------ other orders
