@@ -117,6 +117,10 @@ class Context(NamedTuple):
     """Address of the CheckState (checkrecords.py); 0 where nothing is checked."""
     defined: int
     """Address of lanes in which registers were written, where that is checked."""
+    host: int
+    """Address of the function that prints for the kernel and tells of assertions (host.py)."""
+    clock: int
+    """What the warp's clock shows: how often it was read, times TICKS."""
 
 
 class Cta(NamedTuple):
@@ -253,6 +257,8 @@ LOCAL_TAG: Final = 2
 CONSTANT_TAG: Final = 3
 """Top bytes of generic addresses; 0 is the program's own memory."""
 TAG_SHIFT: Final = 56
+TICKS: Final = 64
+"""By which a warp's clock goes on with each reading."""
 CONTEXT_WORDS: Final = len(Context._fields)
 CTA_WORDS: Final = len(Cta._fields)
 WORK_WORDS: Final = 32

@@ -40,14 +40,14 @@ def waits(opcode: str) -> bool:
     return opcode.startswith(_WAITS)
 
 
+def meets(opcode: str) -> bool:
+    """Whether lanes of a warp do this together."""
+    return opcode.startswith(_MEETS)
+
+
 def looks(opcode: str) -> bool:
     """Whether a loop with this instruction may wait for what others write."""
     return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
-
-
-def meets(opcode: str) -> bool:
-    """Whether lanes of a warp wait here for those that take part."""
-    return opcode.startswith(_MEETS)
 
 
 def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
@@ -145,10 +145,15 @@ class Program:
 
     @cached_property
     def meetings(self) -> frozenset[int]:
-        """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others."""
-        if not self.spins and not self.gathers:
-            return frozenset()
-        return frozenset(place for place, each in enumerate(self.entry.instructions) if meets(each.opcode))
+        """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others.
+
+        So they may where one lane waits for an mbarrier: in front of products of a warpgroup all come together again.
+        """
+        instructions = self.entry.instructions
+        names = _MEETS if self.spins or self.gathers else ()
+        if any(each.opcode.startswith("mbarrier.try_wait") for each in instructions):
+            names = (*names, "wgmma.fence")
+        return frozenset(place for place, each in enumerate(instructions) if each.opcode.startswith(names))
 
     @cached_property
     def constants(self) -> dict[Operand, int]:
