@@ -296,7 +296,7 @@ class CudaKernel:
         )
         if session is not None:
             for matrix, count in executed.items():
-                session.ready(self.name, matrix, note="as compiled by NVRTC").count(matrix.m, matrix.n, matrix.k, count=count)
+                session.ready(self.name, matrix).count(matrix.m, matrix.n, matrix.k, count=count)
         if finish is not None:
             finish()
         for name, each in arrays:
