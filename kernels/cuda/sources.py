@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from mmabits.emulator.cuda.modules import PtxModule, compile_cuda
 from mmabits.isa import UnsupportedInstruction, architecture
 
 _LAST: Final = 999
 """Compute capability of any architecture to come."""
-Kernels = Mapping[str, Callable[..., None]]
+Kernels = Mapping[str, Callable[..., Any]]
 """Of a module, by name; launched as `CudaKernel` is."""
 Modules = Callable[[str, str, tuple[str, ...]], Kernels]
 """(name of a source, architecture, options of NVRTC) to its kernels."""
