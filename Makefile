@@ -74,7 +74,7 @@ $(READY): pyproject.toml
 	  echo "mmabits needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) '$(TORCH)'
-	$(PIP) '$(TORCH)' -e '.[dev,docs,demo,gpu,jax,peer,study,triton]'
+	$(PIP) '$(TORCH)' -e '.[dev,docs,demo,gpu,jax,nvrtc,peer,study,triton]'
 	@touch $@
 
 INSTALL := -m pip install -q --disable-pip-version-check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,14 +13,23 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from mmabits.isa.errors import OperandError
-from mmabits.reports.output import complain, note, say
+from mmabits.reports.output import complain, flush, note, say
 
 if TYPE_CHECKING:
     from mmabits.conformance.campaign.run import Campaign, Ended
+    from mmabits.conformance.campaign.worker import BenchChoice
 
 EXIT_DIFFER: Final = 1
 EXIT_FAILED: Final = 2
 _SAID: Final = 4
+_WARMS: Final = """
+import contextlib
+for name in ("torch", "triton", "jax"):  # their files are in memory then
+    with contextlib.suppress(Exception):
+        __import__(name)
+from mmabits.emulator.machine.kernel import helper_address
+helper_address()  # of compiled kernels; half a minute of a new machine
+"""
 
 
 def campaign(
@@ -30,12 +40,16 @@ def campaign(
     only: Annotated[str | None, typer.Option(help="Only steps of this kind, or with this in their name.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps and their estimates; nothing runs.")] = False,
     emulated: Annotated[bool, typer.Option("--emulated", help="The emulator of --arch instead of a GPU; the archive says so.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="With --emulated: compile each kernel as for the GPU, which takes NVRTC.")
+    ] = False,
     plant: Annotated[
         str | None, typer.Option(help="With --emulated: a fault of the stand-in, to see it found: fraction-bits, nan, function.")
     ] = None,
 ) -> None:
     """Record what is most worth knowing of a GPU. Interrupted, the same call goes on. Exit status: 1 differences, 2 failures."""
     from mmabits.conformance.campaign.run import seconds_of
+    from mmabits.conformance.campaign.worker import BenchChoice
 
     began = time.monotonic()
     seconds = seconds_of(budget)
@@ -50,7 +64,11 @@ def campaign(
         raise OperandError("--emulated and --arch go together: a GPU is of its own architecture, and the emulator has none to ask")
     if plant is not None and not emulated:
         raise OperandError("--plant goes with --emulated: a GPU's faults are its own")
-    raise typer.Exit(_run(out, seconds, began, arch, device, only, plant))
+    if compiled and not emulated:
+        raise OperandError("--compile goes with --emulated: for a GPU every kernel is compiled")
+    command = shlex.join(["mmabits", *sys.argv[1:]])
+    place = BenchChoice(arch=arch, plant=plant, compiles=compiled, index=device, command=command)
+    raise typer.Exit(_run(out, seconds, began, place, only))
 
 
 def _print_plan(arch: str, only: str | None, budget: float) -> None:
@@ -65,30 +83,42 @@ def _print_plan(arch: str, only: str | None, budget: float) -> None:
     say(f"{at / 60:.0f} minutes by estimates that no GPU has tested")
 
 
-def _run(out: Path, budget: float, began: float, arch: str | None, index: int, only: str | None, plant: str | None) -> int:
+def _run(out: Path, budget: float, began: float, place: BenchChoice, only: str | None) -> int:
     """Run, print, and give the exit status."""
     from mmabits.conformance.campaign.bench import plant_named
     from mmabits.conformance.campaign.run import open_campaign, run_campaign
-    from mmabits.conformance.campaign.worker import BenchChoice, Worker
+    from mmabits.conformance.campaign.worker import Worker
+    from mmabits.conformance.record.nvrtc import compiler_version
     from mmabits.reports.pages import check_folder
 
     check_folder(out)
-    if plant is not None:
-        plant_named(plant)
-    command = shlex.join(["mmabits", *sys.argv[1:]])
-    worker = Worker(place=BenchChoice(arch=arch, plant=plant, index=index, command=command))
+    if place.plant is not None:
+        plant_named(place.plant)
+    if place.compiles:
+        compiler_version()
+    worker = Worker(place=place)
+    warming = _warming() if place.arch is None else None
     before = signal.signal(signal.SIGTERM, _interrupted)  # as `timeout` ends a command
     try:
         info = worker.start()
-        found = open_campaign(out, info, only=only, plant=plant, index=index)
+        found = open_campaign(out, info, only=only, plant=place.plant, index=place.index)
         kept = len(found.rows)
         note(f"{info.name}, {info.arch}: {len(found.steps)} steps, {kept} there already, {budget:.0f} s")
         said: set[str] = set()
-        left = run_campaign(found, worker, budget=budget, began=began, command=command, tell=lambda ended: _tell(ended, said))
+        left = run_campaign(found, worker, budget=budget, began=began, command=place.command, tell=lambda ended: _tell(ended, said))
     finally:
         worker.stop()
+        if warming is not None:
+            warming.kill()
+            warming.wait()
         signal.signal(signal.SIGTERM, before)
     return _ended(found, len(left), out)
+
+
+def _warming() -> subprocess.Popen[bytes]:
+    """A process beside the first steps, which makes ready what later ones wait for."""
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-c", _WARMS], stdin=quiet, stdout=quiet, stderr=quiet)
 
 
 def _interrupted(_number: int, _frame: object) -> None:
@@ -108,8 +138,9 @@ def _tell(ended: Ended, said: set[str]) -> None:
         complain(line)
     else:
         say(f"{line} (left out)" if result.state == "left out" else line)
-    if result.differ or ended.step.kind == "identify":
+    if result.differ or ended.step.kind in ("identify", "cuda"):
         say(*(f"          {each}" for each in result.said[:_SAID]))
+    flush()
 
 
 def _ended(found: Campaign, left: int, out: Path) -> int:

@@ -46,6 +46,13 @@ def say(*lines: str) -> None:
             print(visible(line))
 
 
+def flush() -> None:
+    """Let what was said so far out of the buffer, where a reader follows a run that takes minutes."""
+    with _writing():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
 def say_json(value: Any) -> None:
     """Print JSON, in ASCII."""
     with _writing():

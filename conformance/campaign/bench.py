@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
@@ -10,10 +10,11 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from mmabits.conformance.record.device import Device, DeviceInfo, EmulatedDevice, Images, unpack
-from mmabits.conformance.record.functions import CudaFunctions, EmulatedFunctions, FunctionDevice, computed
+from mmabits.conformance.record.functions import CudaFunctions, EmulatedFunctions, FunctionDevice, FunctionPlan, computed, source_of
 from mmabits.conformance.record.kernels import InstructionKernel
-from mmabits.conformance.record.nvrtc import CompiledProgram
+from mmabits.conformance.record.nvrtc import CompiledProgram, compile_source
 from mmabits.conformance.record.tiles import emulate_tiles
+from mmabits.conformance.recorded.functions import Codes, Sums
 from mmabits.isa import OperandError, architecture, nearest
 from mmabits.isa.datapaths import DATAPATHS
 from mmabits.isa.fragments import Words
@@ -101,6 +102,37 @@ def _off_by_one(arch: str) -> Any:
     return model
 
 
+@dataclass(frozen=True)
+class CompilingDevice:
+    """A stand-in whose kernels are compiled as for the GPU, so that a rehearsal takes that time too."""
+
+    device: Device
+    functions: FunctionDevice
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What it is."""
+        return self.device.info
+
+    def prepare(self, kernel: InstructionKernel) -> CompiledProgram:
+        """Compile it; nothing loads it."""
+        compile_source(kernel.source, kernel.arch)
+        return self.device.prepare(kernel)
+
+    def run(self, kernel: InstructionKernel, images: Images) -> Words:
+        """What the stand-in gives."""
+        return self.device.run(kernel, images)
+
+    def results(self, plan: FunctionPlan, first: int, count: int) -> Codes:
+        """What the stand-in gives."""
+        compile_source(source_of(plan), self.info.arch)
+        return self.functions.results(plan, first, count)
+
+    def sums(self, plan: FunctionPlan, blocks: Sequence[int]) -> Sums:
+        """What the stand-in gives."""
+        return self.functions.sums(plan, blocks)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Where steps run."""
@@ -117,20 +149,26 @@ class Bench:
         return self.stand_in is None
 
 
-def emulated_bench(arch: str, plant: str | None = None) -> Bench:
+def emulated_bench(arch: str, plant: str | None = None, *, compiles: bool = False) -> Bench:
     """The emulator in a GPU's place.
+
+    Args:
+        arch: which.
+        plant: a fault of PLANTS.
+        compiles: kernels are compiled by NVRTC first, as for the GPU.
 
     Raises:
         OperandError: no such fault.
         UnknownArchitecture: no such architecture.
     """
     name = architecture(arch).name
-    if plant is None:
-        return Bench(device=EmulatedDevice(name), functions=EmulatedFunctions(name), stand_in=name)
-    place = plant_named(plant).place
-    device = PlantedDevice(name, place)
-    model = _off_by_one(name) if place == "function" else None
-    return Bench(device=device, functions=EmulatedFunctions(name, model), stand_in=device.stand_in)
+    place = None if plant is None else plant_named(plant).place
+    planted = None if place is None else PlantedDevice(name, place)
+    device: Device = planted or EmulatedDevice(name)
+    functions: FunctionDevice = EmulatedFunctions(name, _off_by_one(name) if place == "function" else None)
+    if compiles:
+        device = functions = CompilingDevice(device, functions)
+    return Bench(device=device, functions=functions, stand_in=planted.stand_in if planted else name)
 
 
 def cuda_bench(index: int = 0) -> Bench:

@@ -10,15 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 
 import numpy as np
 
 from mmabits.conformance.campaign.archive import read_archive, safe_name
-from mmabits.conformance.campaign.plan import questions_of
+from mmabits.conformance.campaign.cases import remade
+from mmabits.conformance.campaign.plan import OF_INSTRUCTIONS, questions_of
 from mmabits.conformance.campaign.run import answers
 from mmabits.conformance.campaign.steps import CHAIN, GENERATORS, compare_table
+from mmabits.conformance.diff.against import compare_file
 from mmabits.conformance.diff.counting import FileReport, count
+from mmabits.conformance.diff.recorder import ALL_CASES
 from mmabits.conformance.record.functions import computed
 from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.record.tiles import emulate_tiles, join_chain
@@ -84,12 +88,14 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
             try:
                 recording = _recording(each, members)
                 reports.append(_report_of(recording, name, each))
-                recordings.append((_name_of(recording), recording))
+                if row["kind"] != "many" or each.get("whole"):
+                    recordings.append((_name_of(recording), recording))
             except Exception as error:  # of whatever kind: the other recordings are replayed
                 reports.append(FileReport(path=name, error=f"{name}: {told(error)}"))
-        reports += [_range(each, device, path) for each in row["recordings"] if "function" in each]
+        reports += [_range(each, device, path) for each in row["recordings"] if "function" in each and not each.get("differ")]
+        reports += [_case(each, device, path, members) for each in row["recordings"] if "case" in each]
     reports += [_function(name, data, path, most_blocks) for name, data in members.items() if name.startswith("functions/")]
-    whole = {each.get("whole") for row in manifest["steps"] for each in row["recordings"]}
+    whole = {each.get("whole") for row in manifest["steps"] for each in row["recordings"] if "instruction" in each}
     others = tuple((name, data) for name, data in members.items() if name not in whole)
     return Learned(path=path, manifest=manifest, reports=tuple(reports), recordings=tuple(recordings), others=others)
 
@@ -109,7 +115,7 @@ def _check_steps(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
         wrong = [key for key, kind in _STEP_KEYS.items() if not isinstance(step.get(key), kind)]
         if wrong or not all(isinstance(line, str) for line in step["said"]) or not all(isinstance(row, dict) for row in step["recordings"]):
             raise VectorFileError(f"{path}: a step of its manifest has no {', '.join(wrong) or 'words and recordings'} as a campaign has")
-        if step["kind"] in ("instruction", "identify"):
+        if step["kind"] in OF_INSTRUCTIONS:
             try:
                 parse(step["name"])
             except MmabitsError as error:
@@ -169,6 +175,7 @@ def _report_of(recording: Recording, name: str, row: Mapping[str, Any]) -> FileR
 
 def _name_of(recording: Recording) -> str:
     chain = f".x{recording.chain}" if recording.chain > 1 else ""
+    chain += f".seed{recording.manifest.get('seed')}" if recording.manifest.get("seed") else ""
     return safe_name(f"{recording.arch}.{recording.instruction.ptx.replace('::', '-')}.{recording.manifest.get('generator')}{chain}")
 
 
@@ -203,6 +210,30 @@ def _range(row: Mapping[str, Any], device: Mapping[str, Any], path: Path) -> Fil
             evidence=None if known is None else known.evidence, rows=compared,
         )  # fmt: skip
     except Exception as error:  # of whatever kind: the other members are replayed
+        return FileReport(path=name, error=f"{name}: {told(error)}")
+
+
+def _case(row: Mapping[str, Any], device: Mapping[str, Any], path: Path, members: Mapping[str, bytes]) -> FileReport:
+    """A product or a kernel: what is kept whole compared, the others made again from their seed and held against their hash."""
+    name = f"{path}: {row['case']}"
+    about: dict[str, Any] = {
+        "path": name,
+        "kind": device["kind"],
+        "gpu": device["name"],
+        "arch": device["arch"],
+        "instruction": row["case"],
+    }
+    try:
+        if row.get("whole"):
+            if row["whole"] not in members:
+                raise OperandError(f"{row['whole']!r:.80} is not in the archive")
+            with _file(members[row["whole"]]) as file:
+                compared = compare_file(file, arch=device["arch"])
+            return FileReport(**about, rows=compared.elements, differing=compared.differing)
+        if row.get("differ"):
+            raise OperandError(f"{row['differ']:,} elements differed, and the run was not kept whole")
+        return FileReport(**about, rows=remade(row, device["arch"]))
+    except Exception as error:  # of whatever kind: the other recordings are replayed
         return FileReport(path=name, error=f"{name}: {told(error)}")
 
 
@@ -302,13 +333,17 @@ def lines(found: Learned) -> Iterator[str]:
             yield f"identified {step['name']}{f' ({asked})' if asked else ''}: {step['said'][0]}"
     functions: dict[str, list[FileReport]] = {}
     for report in found.reports:
-        if report.error is None and not report.a_type:
+        if report.error is None and not report.a_type and report.instruction not in ALL_CASES:
             functions.setdefault(report.instruction, []).append(report)
     for opcode, reports in functions.items():
         results, differ = sum(report.rows for report in reports), sum(report.differing for report in reports)
         yield f"function {opcode} ({reports[0].evidence}): {results:,} results or sums of blocks, {differ:,} differ"
+    calls = [report for report in found.reports if report.instruction in ALL_CASES]
+    if calls:
+        results, equal = sum(report.rows for report in calls), sum(not report.differing for report in calls)
+        yield f"{equal} of {len(calls)} products and kernels equal the emulator, {results:,} elements"
     for step in found.manifest["steps"]:
-        if step["kind"] in ("product", "kernel", "choices") and step["state"] == "done" and step["differ"]:
+        if step["kind"] in ("product", "kernel", "choices", "cuda") and step["state"] == "done" and step["differ"]:
             yield f"{step['key']}: {step['line']}"
     yield from (f"question {each}" for each in answers(found.manifest["steps"], device["arch"]))
 
@@ -318,6 +353,9 @@ def lines(found: Learned) -> Iterator[str]:
 _PROOF: Final = re.compile(r"_(?:published|recorded|inferred)\([^)]*\)|_FP8_CHAIN")
 _CITED: Final = re.compile(r"^(\S+)\s+= \{ gpu.*\n", re.MULTILINE)
 """A recording in sources.toml."""
+_WIDTH: Final = 138
+_INDENT: Final = " " * 11
+_SPACE: Final = "\u00a0"
 _SPECIALS: Final = "infinities, NaN, signed zeros"
 
 
@@ -366,6 +404,13 @@ def patch_of(found: Learned) -> tuple[str, list[str]]:
     return "".join(parts), left
 
 
+def _cites(names: Sequence[str], covers: str = "") -> str:
+    """`_recorded("...", ...)` in lines as long as those of isa/datapaths.py."""
+    words = ", ".join([*(f'"{name}"' for name in names), *([f'covers="{covers.replace(" ", _SPACE)}"'] if covers else [])])
+    lines = wrap(words, _WIDTH - len(_INDENT) - len("special=_recorded()"), break_long_words=False, break_on_hyphens=False)
+    return f"_recorded({f'{chr(10)}{_INDENT}          '.join(lines)})".replace(_SPACE, " ")
+
+
 def _edited(text: str, lesson: Lesson, proofs: Sequence[str], specials: Sequence[str]) -> str | None:
     """The rows with one changed; None where it has no line of its own."""
     start = re.search(rf'_(?:fused|grouped)\("{re.escape(lesson.row.name)}",', text)
@@ -374,15 +419,17 @@ def _edited(text: str, lesson: Lesson, proofs: Sequence[str], specials: Sequence
     if start is None or match is None or following is None or match.start() > start.end() + following.start():
         return None
     kept = match[0]
+    before = text[: match.start()]
     if lesson.raises:
-        kept = f"_recorded({', '.join(map(repr, proofs))})".replace("'", '"')
+        kept = _cites(proofs)
+        if len(before) - before.rindex("\n") + len(kept.split("\n")[0]) > _WIDTH:
+            before, kept = before.rstrip(), f"\n{_INDENT}{kept}"
     row = text[match.end() : start.end() + following.start()]
     if lesson.raises_specials:
-        names = ", ".join(f'"{name}"' for name in specials)
-        special = f',\n           special=_recorded({names}, covers="{_SPECIALS}")'
+        special = f",\n{_INDENT}special={_cites(specials, _SPECIALS)}"
         close = row.rindex(")")
         row = row[:close] + special + row[close:]
-    return text[: match.start()] + kept + row + text[start.end() + following.start() :]
+    return before + kept + row + text[start.end() + following.start() :]
 
 
 __all__ = ["Learned", "Lesson", "lessons", "lines", "patch_of", "read_learned"]

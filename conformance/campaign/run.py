@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -17,17 +20,24 @@ from typing import Any, Final, Protocol
 from mmabits.conformance.campaign.archive import Archive
 from mmabits.conformance.campaign.plan import KINDS, QUESTIONS, CampaignStep, plan_for
 from mmabits.conformance.campaign.steps import SEED, StepResult, result_row
+from mmabits.conformance.campaign.worker import visible_alone
 from mmabits.conformance.record.device import DeviceInfo
 from mmabits.conformance.record.session import source_version
 from mmabits.isa import OperandError, lower, parse
 
 PACKAGES: Final = (
     "mmabits", "numpy", "ml_dtypes", "numba", "llvmlite", "safetensors", "torch", "triton", "jax", "cuda-bindings", "nvidia-cuda-nvrtc",
-    "nvidia-cublas", "nvidia-cublas-cu12",
+    "nvidia-cublas", "nvidia-cublas-cu12", "numba-cuda",
 )  # fmt: skip
 """Whose versions the manifest tells."""
-_TRIES: Final = 2
+_TRIES: Final = {"failed": 2, "left out": 1}
+"""How often a run tries a step that ends so."""
+_RECORDED_KINDS: Final = ("instruction", "many")
+_FAILURES: Final = 3
+"""After so many, and none done, steps of a group come after those of others."""
 _LEAST_LIMIT_S: Final = 60.0
+_FIRST_LIMIT_S: Final = {"product": 150.0, "kernel": 150.0}
+"""Of the first step of a kind, which imports a framework from a disk that may be cold."""
 _PATIENCE: Final = 6.0
 """A step is ended after so many times its estimate."""
 _RESERVE_S: Final = 2.0
@@ -85,6 +95,11 @@ class Campaign:
 
     archive: Archive
     steps: Sequence[CampaignStep]
+    _before: dict[str, int] = field(init=False)
+    """How often steps had been tried before this run."""
+
+    def __post_init__(self) -> None:
+        self._before = {row["key"]: row["tries"] for row in self.rows}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -97,10 +112,14 @@ class Campaign:
 
     def left(self) -> list[CampaignStep]:
         """The steps that are still to be run, those that differences ask for among them."""
-        following = [_follow_up(row["name"]) for row in self.rows if row["kind"] == "instruction" and row["differ"]]
+        following = [_follow_up(row["name"]) for row in self.rows if row["kind"] in _RECORDED_KINDS and row["differ"]]
         planned = {step.key: step for step in (*self.steps, *following)}
         rows = {row["key"]: row for row in self.rows}
-        return [step for key, step in planned.items() if key not in rows or _may_be_tried(rows[key])]
+        return [step for key, step in planned.items() if key not in rows or self._may_be_tried(rows[key])]
+
+    def _may_be_tried(self, row: Mapping[str, Any]) -> bool:
+        """A run tries twice what fails, and once more what an earlier run left out: another machine's packages may be there now."""
+        return bool(row["tries"] - self._before.get(row["key"], 0) < _TRIES.get(row["state"], 0))
 
     def estimates(self) -> dict[str, float]:
         """Seconds for a step of each kind: as the table says, corrected by what steps took here."""
@@ -109,6 +128,19 @@ class Campaign:
             took = [row["seconds"] for row in self.rows if row["kind"] == kind and row["state"] == "done"]
             found[kind] = (guess + sum(took)) / (1 + len(took))
         return found
+
+    def _failing(self) -> set[str]:
+        """Groups of steps of which several failed and none was done: what is wrong with them is not to take the time of the others."""
+        planned = {step.key: step.group for step in self.steps}
+        ended = [(planned[row["key"]], row["state"]) for row in self.rows if row["key"] in planned]
+        failed = Counter(group for group, state in ended if state == "failed")
+        done = {group for group, state in ended if state == "done"}
+        return {group for group, count in failed.items() if count >= _FAILURES and group not in done}
+
+    def limit(self, kind: str) -> float:
+        """Seconds after which a step is ended."""
+        is_first = not any(row["kind"] == kind and row["state"] == "done" for row in self.rows)
+        return max(_FIRST_LIMIT_S.get(kind, 0.0) if is_first else 0.0, _LEAST_LIMIT_S, _PATIENCE * self.estimates()[kind])
 
     def next(self, seconds: float) -> CampaignStep | None:
         """The step with the most value for its time, of those that fit.
@@ -122,8 +154,10 @@ class Campaign:
         shown = {fact for step in done for fact, _ in step.facts}
         fitting = [step for step in self.left() if estimates[step.kind] <= seconds]
 
-        def rate(step: CampaignStep) -> tuple[bool, float]:
-            return self._row(step) is None, step.worth(shown) / step.estimate
+        failing, there = self._failing(), {row["key"] for row in self.rows}
+
+        def rate(step: CampaignStep) -> tuple[bool, bool, float]:
+            return step.key not in there, step.group not in failing, step.worth(shown) / step.estimate
 
         return max(fitting, key=rate, default=None)
 
@@ -157,17 +191,13 @@ class Campaign:
 
     def _why_not(self, step: CampaignStep) -> str:
         """Why what differs is not kept whole: a datapath that is wrong would fill the archive by itself."""
-        if step.kind != "instruction":
+        if step.kind not in _RECORDED_KINDS:
             return ""
         arch = self.archive.manifest["device"]["arch"]
         row = lower(parse(step.name), arch).datapath.name
-        there = [each["name"] for each in self.rows if each["kind"] == "instruction" and each["files"] and each["name"] != step.name]
+        there = [each["name"] for each in self.rows if each["kind"] in _RECORDED_KINDS and each["files"] and each["name"] != step.name]
         alike = sum(lower(parse(each), arch).datapath.name == row for each in there)
         return f"{alike} other instructions of {row} are" if alike >= _WHOLE_OF_A_ROW else ""
-
-
-def _may_be_tried(row: Mapping[str, Any]) -> bool:
-    return bool(row["state"] == "failed" and row["tries"] < _TRIES)
 
 
 def _follow_up(instruction: str) -> CampaignStep:
@@ -190,9 +220,20 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def sources_sha256() -> str:
+    """Of the package's own Python files, by name: it tells which code ran where no repository does."""
+    from mmabits import __file__ as package
+
+    root, digest = Path(package).parent, hashlib.sha256()
+    for path in sorted(each for folder in root.iterdir() if folder.is_dir() for each in folder.resolve().rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _smi(index: int) -> str:
     """State of the GPU in the words of nvidia-smi, without what tells one GPU of a kind from another; empty where it says nothing."""
-    command = ["nvidia-smi", f"--id={index}", f"--query-gpu={_ASKED}", "--format=csv,noheader"]
+    device = visible_alone(index, os.environ)["CUDA_VISIBLE_DEVICES"]
+    command = ["nvidia-smi", f"--id={device}", f"--query-gpu={_ASKED}", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -249,7 +290,7 @@ def run_campaign(
     """
     manifest = campaign.archive.manifest
     this = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "budget": budget, "command": command, "commit": source_version(),
-            "seconds": 0.0}  # fmt: skip
+            "sources_sha256": sources_sha256(), "seconds": 0.0}  # fmt: skip
     manifest["runs"].append(this)
     manifest["open"] = [step.key for step in campaign.left()]
     campaign.archive.save()
@@ -260,7 +301,7 @@ def run_campaign(
             step = campaign.next(remaining)
             if step is None:
                 break
-            limit = min(remaining, max(_LEAST_LIMIT_S, _PATIENCE * campaign.estimates()[step.kind]))
+            limit = min(remaining, campaign.limit(step.kind))
             result = runner.run(step, limit)
             if result.state == "ended":
                 if limit == remaining:  # cut off by the end of the time: it is still to be run

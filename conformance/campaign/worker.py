@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,8 +28,29 @@ class BenchChoice:
     arch: str | None = None
     """The emulator of this architecture; None: a GPU."""
     plant: str | None = None
+    compiles: bool = False
+    """Whether the emulator's kernels are compiled as for the GPU."""
     index: int = 0
     command: str = ""
+
+
+def visible_alone(index: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """What lets a process see one GPU alone, so that the frameworks take the same as the driver.
+
+    Args:
+        index: counted as nvidia-smi does, or among those that CUDA_VISIBLE_DEVICES names.
+        environment: of the process.
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = named.split(",") if named else None
+    if devices is None:
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(index)}
+    return {"CUDA_VISIBLE_DEVICES": devices[index].strip() if index < len(devices) else ""}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _serve(pipe: Connection, place: BenchChoice) -> None:
@@ -38,11 +60,18 @@ def _serve(pipe: Connection, place: BenchChoice) -> None:
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch and our kernels share the GPU with JAX
     try:
-        bench = cuda_bench(place.index) if place.arch is None else emulated_bench(place.arch, place.plant)
+        if place.arch is None:
+            os.environ.update(visible_alone(place.index, os.environ))
+            bench = cuda_bench()
+        else:
+            bench = emulated_bench(place.arch, place.plant, compiles=place.compiles)
         pipe.send(bench.device.info)
         while True:
             step, limit = pipe.recv()
-            pipe.send(run_step(bench, step, limit=limit, command=place.command))
+            before = _cpu_seconds()
+            result = run_step(bench, step, limit=limit, command=place.command)
+            result.cpu = round(_cpu_seconds() - before, 3)
+            pipe.send(result)
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:  # said by the process that asked
@@ -114,4 +143,4 @@ class Worker:
         self._process = self._pipe = None
 
 
-__all__ = ["BenchChoice", "Worker"]
+__all__ = ["BenchChoice", "Worker", "visible_alone"]

@@ -53,8 +53,17 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
         return KernelRun(**told, inputs=inputs, outputs=_called(case, inputs, device))
 
 
-def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[dict[str, Array], SessionReport]:
-    """A case's outputs under `emulate`, and the report of what was emulated; Triton's kernels are interpreted.
+def emulated(
+    case: KernelCase, inputs: Mapping[str, Array], arch: str, *, way: str = "interpreted", keeper: Any = None
+) -> tuple[dict[str, Array], SessionReport]:  # fmt: skip
+    """A case's outputs under `emulate`, and the report of what was emulated.
+
+    Args:
+        case: what is called.
+        inputs: its operands.
+        arch: what to emulate.
+        way: how Triton's kernels are computed, as `emulate` takes it.
+        keeper: keeps the launches of compiled kernels; see `Keeper`.
 
     Raises:
         DeviceUnavailable: the framework is missing.
@@ -62,8 +71,9 @@ def emulated(case: KernelCase, inputs: Mapping[str, Array], arch: str) -> tuple[
     """
     framework = framework_named(case.framework, case.name)
     with ExitStack() as around:
-        # The compositions are of what the interpreter computes: exact dots, and between them each operation rounded.
-        session = around.enter_context(emulate(arch, frameworks=[case.framework], triton="interpreted"))
+        # Compositions are of what the interpreter computes: exact dots, and between them each operation rounded.
+        session = around.enter_context(emulate(arch, frameworks=[case.framework], triton=way))
+        session.keeper = keeper
         around.enter_context(framework.around())
         outputs = _called(case, inputs, None)
     return outputs, session.report()

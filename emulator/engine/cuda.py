@@ -34,6 +34,24 @@ try:
     libdevice: Any = import_module("numba.cuda.libdevice")
 except ImportError:  # the simulator has none
     libdevice = None
+if getattr(config, "ENABLE_CUDASIM", False) and libdevice is not None and libdevice.fma_rn(1.0, 1.0, 1.0) is None:
+    libdevice = None  # descriptions of functions alone
+
+
+def _load_arrays() -> None:
+    """Load numba-cuda's module of array functions, which up to 0.30 asks NumPy for `row_stack`; NumPy 2.5 has it no more."""
+    if hasattr(np, "row_stack"):
+        return
+    setattr(np, "row_stack", np.vstack)  # noqa: B010 - the stubs have no such name
+    try:
+        import_module("numba.cuda.np.arrayobj")
+    except ImportError:  # Numba's own target and the simulator have no such module
+        pass
+    finally:
+        delattr(np, "row_stack")
+
+
+_load_arrays()
 
 Array = npt.NDArray[Any]
 
@@ -501,7 +519,9 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         nan = np.uint64(plan.result_numbers(lowering).nan).view(np.float64)
         _compute(chain_kernel, (_to_device(a), _to_device(b)), d, numbers, nan)
     elif arithmetic is Arithmetic.INTEGER:
-        _compute(integer_kernel, (_to_device(a), _to_device(b)), d, numbers)
+        signs = (numbers.signed_a, numbers.signed_b)
+        bytes_ = (array.view(np.int8 if signed else np.uint8) for array, signed in zip((a, b), signs, strict=True))
+        _compute(integer_kernel, tuple(_to_device(array) for array in bytes_), d, numbers)
     elif arithmetic is Arithmetic.GROUPED and scale_a is not None and scale_b is not None:
         _run_grouped(lowering, promote_every, a, b, d, scale_a, scale_b)
     else:

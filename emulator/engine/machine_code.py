@@ -29,6 +29,7 @@ from llvmlite import binding as llvm
 from mmabits.emulator.engine import cache
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import TICK
+from mmabits.emulator.engine.width import byte_products, lanes
 from mmabits.isa import CompilerError
 
 NUMBA: Final = ("0.61", "0.68")
@@ -40,10 +41,26 @@ _log = logging.getLogger("mmabits")
 ENTRIES: Final = {
     "fused": "engine.fused:fused_entry", "fused_side_by_side": "engine.fused:side_by_side_entry",
     "grouped": "engine.grouped:grouped_entry", "grouped_side_by_side": "engine.grouped:grouped_side_by_side_entry",
-    "chain": "engine.chains:chain_entry", "integer": "engine.chains:integer_entry", "machine": "machine.operations:entry",
+    "grouped_bytes": "engine.grouped:bytes_entry", "grouped_bytes_side_by_side": "engine.grouped:bytes_side_by_side_entry",
+    "chain": "engine.chains:chain_entry", "integer": "engine.integers:integer_entry", "machine": "machine.operations:entry",
 }  # fmt: skip
 """By the kind of a variant what gives its function, to be compiled for the address of a record: module of the emulator, and name."""
-_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
+_COMPILED = (
+    "chains",
+    "decode",
+    "floors",
+    "fused",
+    "grouped",
+    "integers",
+    "jit",
+    "lanes",
+    "plan",
+    "record",
+    "steps",
+    "tasks",
+    "tiles",
+    "width",
+)
 """Modules whose code or constants end up in machine code."""
 _MACHINE = (
     *(f"../machine/{name}" for name in (
@@ -247,6 +264,8 @@ def _made_for(of_machine: bool = False) -> str:
             "triple": llvm.get_process_triple(),
             "processor": llvm.get_host_cpu_name(),
             "features": llvm.get_host_cpu_features().flatten(),
+            "lanes": lanes(),
+            "byte products": byte_products(),
             "settings": settings,
         },
         sort_keys=True,

@@ -11,8 +11,10 @@ from typing import Final
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.barriers import barrier_address
 from mmabits.emulator.machine.memory import generic, together
-from mmabits.emulator.machine.ptx import Address, Immediate, PtxInstruction, Vector
+from mmabits.emulator.machine.program import written
+from mmabits.emulator.machine.ptx import Address, Immediate, Operand, PtxInstruction, Register, Vector
 from mmabits.emulator.machine.tensormaps import COPY_MAP, ELEMENTS, FIELDS
+from mmabits.emulator.machine.vectors import Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa.opcodes import width
 
@@ -24,6 +26,9 @@ _REDUCED: Final = {
     **{row.name: code for code, row in ELEMENTS.items() if row.name in ("f16", "bf16", "f32", "f64")},
 }  # fmt: skip
 """Codes of the types of reductions."""
+_ALIGNED: Final = 0x3FF
+_FIRST_OF_PAIR: Final = 0xFEFF_FFFF
+"""What an address of shared memory is masked by to become one of the first CTA of a pair."""
 _SPACES: Final = ("global", "shared", "shared::cta", "shared::cluster")
 _IGNORED: Final = (
     "L2::cache_hint", "mbarrier::complete_tx::bytes", "bulk_group", "tile", "multicast::cluster", "cta_group::1",
@@ -65,7 +70,7 @@ def _spaces(code: WarpCode, instruction: PtxInstruction, parts: list[str], known
 def _box(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     dimensions = next((int(word[0]) for word in parts if re.fullmatch("[1-5]d", word)), 0)
     operation = next((_OPERATIONS[word] for word in parts if word in _OPERATIONS), 0)
-    target, _ = _spaces(code, instruction, parts, (f"{dimensions}d", *_OPERATIONS))
+    target, _ = _spaces(code, instruction, parts, (f"{dimensions}d", *_OPERATIONS, "cta_group::2"))
     loads = target != "global"
     place, source = instruction.operands[:2]
     shared, tensor = (place, source) if loads else (source, place)
@@ -75,13 +80,41 @@ def _box(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:
     code.put_down(code.address(Address(tensor.base, tensor.offset)), _FIRST)
     code.put_down(generic(code, shared, "shared"), _SECOND)
     if loads:
-        code.put_down(barrier_address(code, instruction.operands[2], ".shared."), _THIRD)
+        barrier_of = barrier_address(code, instruction.operands[2], ".shared.")
+        code.put_down(_of_pair(code, instruction.operands[2], barrier_of) if "cta_group::2" in parts else barrier_of, _THIRD)
     masks = _masks(code, instruction, parts, 3)
     for number, each in enumerate(tensor.coordinates):
         code.put_down(code.operand(each, 32), _MORE + 128 * number)
     barrier = code.frame_number(_THIRD) if loads else 0
     places = (code.frame_number(_FIRST), code.frame_number(_SECOND), barrier, code.frame_number(_MORE))
     _ask(code, words.ASK_BOX, *places, dimensions, operation, masks)
+
+
+def _of_pair(code: WarpCode, operand: Operand, barrier: Value) -> Value:
+    """The address of a barrier of .cta_group::2, which may be that of the pair's first CTA.
+
+    CUTLASS names that one by clearing a bit of the address (`& 0xFEFFFFFF`), which on a GPU has the CTA's rank there. Addresses of a CTA's
+    own memory have none here, so it goes by the instruction that made the address. Inferred from CUTLASS.
+    """
+    base = operand.base if isinstance(operand, Address) else None
+    instructions = code.program.entry.instructions
+    made = [_clears_rank(each) for each in instructions if base in tuple(written(each))] if isinstance(base, Register) else []
+    if not any(made):
+        return barrier
+    if not all(made):
+        raise code.refused("an mbarrier that may be of either CTA of a pair")
+    window = code.resize(code.masked(code.shift("lshr", barrier, words.WINDOW_SHIFT), 0xFF), 32)
+    named = code.compare("ne", window, code.constant(0, 32))
+    rank = code.select(named, code.binary("sub", window, code.constant(1, 32)), code.special("%cluster_ctarank"))
+    window = code.binary("add", code.masked(rank, 0xFFFF_FFFE), code.constant(1, 32))
+    place = code.masked(barrier, ~(0xFF << words.WINDOW_SHIFT) & (1 << 64) - 1)
+    return code.either(place, code.shift("shl", code.resize(window, 64), words.WINDOW_SHIFT))
+
+
+def _clears_rank(instruction: PtxInstruction) -> bool:
+    """Bits that the compiler knows to be 0 by an address's alignment may be cleared as well."""
+    numbers = [each.number & 0xFFFF_FFFF | _ALIGNED for each in instruction.operands if isinstance(each, Immediate)]
+    return instruction.opcode == "and.b32" and numbers == [_FIRST_OF_PAIR]
 
 
 def _bytes(code: WarpCode, instruction: PtxInstruction, parts: list[str]) -> None:

@@ -155,6 +155,8 @@ def _transfer(words: Any, store: bool) -> None:
     first_lane, first_column = address >> 16, address & 0xFFFF
     rows = 32 if shape == 0 else 16
     quarter = context[_WARP] % 4 * 32
+    if shape == 0 and first_lane == 0:  # DeepGEMM's kernels name no lane: each warp gets its own quarter. Inferred from them
+        first_lane = quarter
     if first_lane != quarter and not (rows == 16 and first_lane == quarter + 16):
         _fail(context, TENSOR_ADDRESS, instruction, 0, address)
         return

@@ -113,6 +113,10 @@ class Context(NamedTuple):
     """1 while it is at a barrier with a reduction, whose result it comes back for."""
     trace: int
     """Address of two words: where the next note goes, and where there is no more room (trace.py); 0 where nothing is noted."""
+    host: int
+    """Address of the function that prints for the kernel and tells of assertions (host.py)."""
+    clock: int
+    """What the warp's clock shows: how often it was read, times TICKS."""
 
 
 class Cta(NamedTuple):
@@ -235,6 +239,8 @@ LOCAL_TAG: Final = 2
 CONSTANT_TAG: Final = 3
 """Top bytes of generic addresses; 0 is the program's own memory."""
 TAG_SHIFT: Final = 56
+TICKS: Final = 64
+"""By which a warp's clock goes on with each reading."""
 CONTEXT_WORDS: Final = len(Context._fields)
 CTA_WORDS: Final = len(Cta._fields)
 WORK_WORDS: Final = 32

@@ -1,7 +1,7 @@
 """Calls of functions of the same PTX: the function's instructions stand in the call's place.
 
 Parameters and results of a call are variables of a lane's local memory. A function that calls itself, or one that is not in the PTX, is an
-error that says so; `__assertfail` is a trap.
+error that says so. Calls of the host's functions stay (host.py); behind that of an assertion comes a trap.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from mmabits.emulator.machine.hostcalls import FAILS, FUNCTIONS
 from mmabits.emulator.machine.program import base_of
 from mmabits.emulator.machine.ptx import (
     Address,
@@ -28,8 +29,6 @@ from mmabits.emulator.machine.ptx import (
 
 _MOST: Final = 1 << 20
 """Instructions of a kernel with all that it calls."""
-_FAILS: Final = ("__assertfail", "__assert_fail")
-_PRINTS: Final = ("vprintf", "printf")
 _PARAMETER: Final = (".param", ".param::func")
 
 
@@ -95,11 +94,16 @@ class _Expansion:
                 guard=None if instruction.guard is None else _renamed_register(instruction.guard, suffix),
             )  # fmt: skip
             base = base_of(instruction.opcode)
+            names = any(isinstance(each, Symbol) and each.name in own for each in instruction.operands)
+            if (names and base != "call" and not (number and base == "mov")) or (
+                number and ".param" in instruction.opcode and base == "cvta"
+            ):
+                raise self.refused("the address of a parameter of a call is not emulated", instruction)
             if base == "call":
                 self.call(made, instruction, path)
             elif number and base == "ret":
                 self.add(replace(made, opcode="bra", operands=(Symbol(end),)))
-            elif _is_of_call(instruction, own):
+            elif _is_of_call(instruction, own, called=bool(number)):
                 words = ["local" if f".{word}" in _PARAMETER else word for word in instruction.opcode.split(".")]
                 self.add(replace(made, opcode=".".join(words)))
             else:
@@ -119,12 +123,12 @@ class _Expansion:
         if len(names) != 1 or not isinstance(names[0], Symbol):
             raise self.refused("a call by an address is not emulated", instruction)
         name = names[0].name
-        if name in _FAILS:
-            self.add(replace(made, opcode="trap", operands=()))
-            return
-        if name in _PRINTS:
-            raise self.refused("printf (tl.device_print) is not emulated", instruction)
         called = self.module.entries.get(name)
+        if called is None and name in FUNCTIONS:
+            self.host(made, instruction, groups)
+            if name in FAILS:
+                self.add(replace(made, opcode="trap", operands=()))
+            return
         if called is None or called.is_kernel:
             raise self.refused(f"the function {name} is not in the PTX", instruction)
         if name in path:
@@ -146,6 +150,13 @@ class _Expansion:
             self.add(replace(made, opcode="bra", operands=(Symbol(end),), guard=around))
         self.body(called, given, (*path, name), number, end)
         self.labels[end] = len(self.instructions)
+
+    def host(self, made: PtxInstruction, instruction: PtxInstruction, groups: list[tuple[Operand, ...]]) -> None:
+        """A call of a function of the host."""
+        places = [each.name for group in groups for each in group if isinstance(each, Symbol)]
+        if len(places) != sum(map(len, groups)) or any(each not in self.variables for each in places):
+            raise self.refused("a parameter of a call that is no variable of .param", instruction)
+        self.add(made)
 
 
 def _renamed_register(register: Register, suffix: str) -> Register:
@@ -173,9 +184,9 @@ def _renaming(symbols: dict[str, str], suffix: str) -> Callable[[Operand], Opera
     return renamed
 
 
-def _is_of_call(instruction: PtxInstruction, own: set[str]) -> bool:
-    """Whether an instruction reads or writes a parameter or result of a call."""
+def _is_of_call(instruction: PtxInstruction, own: set[str], *, called: bool) -> bool:
+    """Whether an instruction reads or writes a parameter or result of a call; in a function that is called, addresses are such."""
     if not any(word in instruction.opcode for word in _PARAMETER):
         return False
     places = [each.base for each in instruction.operands if isinstance(each, Address)]
-    return any(isinstance(each, Symbol) and each.name in own for each in places)
+    return any(each.name in own if isinstance(each, Symbol) else called for each in places)

@@ -18,27 +18,31 @@ import numpy.typing as npt
 from mmabits.emulator.engine import products
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import SharedWork
-from mmabits.emulator.machine import barriers, bulk, exchange, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
+from mmabits.emulator.machine import barriers, bulk, exchange, host, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
+from mmabits.emulator.machine.arranging import arranged
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
 from mmabits.emulator.machine.fusion import contracted, folded
+from mmabits.emulator.machine.hostcalls import KernelError, WarpMemory, called
 from mmabits.emulator.machine.inlining import expanded
-from mmabits.emulator.machine.program import Program, looks, program
-from mmabits.emulator.machine.ptx import Entry, Module, PtxError, PtxInstruction, Variable, read_ptx
+from mmabits.emulator.machine.program import Program, base_of, looks, program
+from mmabits.emulator.machine.ptx import Address, Entry, Module, PtxError, PtxInstruction, Symbol, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
-from mmabits.isa import EmulationError, MmabitsError, OperandError, architecture
+from mmabits.isa import MmabitsError, OperandError, architecture
 from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
 from mmabits.isa.memories import CTA, TENSOR_MEMORY
+from mmabits.isa.opcodes import width
 
 HANDLERS: Final[dict[str, Handler]] = {
-    **memory.HANDLERS, **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **wgmma.HANDLERS, **tcgen05.HANDLERS,
+    **memory.HANDLERS, **host.HANDLERS,
+    **exchange.HANDLERS, **barriers.HANDLERS, **bulk.HANDLERS, **tensor.HANDLERS, **wgmma.HANDLERS, **tcgen05.HANDLERS,
 }  # fmt: skip
 _QUEUE: Final = 32 * 512
 """Copies that a warp may have under way: more are carried out early, which the hardware may do at any time."""
@@ -48,6 +52,7 @@ _ROOM: Final = 1024
 """CTAs that may run at the same time, where they wait for each other."""
 _WARP_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
 _HELPER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _PLACE: Final = {name: place for place, name in enumerate(Context._fields)}
 _RUN_PLACE: Final = {name: place for place, name in enumerate(Launch._fields)}
 
@@ -82,19 +87,55 @@ _ERRORS: Final = {
 }
 
 
-class KernelError(EmulationError):
-    """A kernel did what a GPU ends it for, or leaves undefined."""
-
-
 def _rounded(size: int, unit: int) -> int:
     return (size + unit - 1) // unit * unit
+
+
+class ModuleMemory:
+    """The variables of a module, global and constant: kernels of it that are given the same one see what the others write.
+
+    Args:
+        variables: those of every space; what is not global or constant is left out.
+
+    Raises:
+        PtxError: one begins with the address of something else.
+    """
+
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        self.variables = {each.name: each for each in variables if each.space in ("global", "const")}
+        self.places: dict[str, int] = {}
+        """Generic addresses."""
+        size = 0
+        for each in self.variables.values():
+            size = _rounded(size, each.align)
+            self.places[each.name] = size | words.CONSTANT_TAG << words.TAG_SHIFT
+            size += each.size
+        self.held = aligned(size)
+        for each in self.variables.values():
+            unit = max(1, width(each.kind) // 8)
+            data = b"".join((self._number(one, each) & (1 << 8 * unit) - 1).to_bytes(unit, "little") for one in each.initial)
+            self.bytes_of(each.name)[: len(data)] = np.frombuffer(data, np.uint8)
+
+    def bytes_of(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a variable, to read and write."""
+        start = self.places[name] & (1 << words.TAG_SHIFT) - 1
+        return self.held[start : start + self.variables[name].size]
+
+    def _number(self, initial: int | Address, variable: Variable) -> int:
+        if isinstance(initial, int):
+            return initial
+        assert isinstance(initial.base, Symbol)
+        if initial.base.name not in self.places:
+            raise PtxError(f"{variable.name} begins with the address of {initial.base.name}, which is no variable of the module")
+        return self.places[initial.base.name] + initial.offset
 
 
 class _Memory:
     """Where the variables and parameters of a kernel lie."""
 
-    def __init__(self, module: Module, entry: Entry, dynamic: int, warps: int) -> None:
+    def __init__(self, module: Module, entry: Entry, dynamic: int, warps: int, shared: ModuleMemory | None) -> None:
         self.places: dict[str, int] = {}
+        self.module = shared
         self.dynamic, self.warps = dynamic, warps
         self.cluster: tuple[int, ...] = (1, 1, 1)
         self.is_cluster = False
@@ -109,7 +150,13 @@ class _Memory:
         self.shared_size = _rounded(start + dynamic if opened or dynamic else self.shared_size, 16)
         self.has_tensor_memory = any(each.opcode.startswith("tcgen05.") for each in entry.instructions)
         self.local_size = _rounded(self._place([each for each in variables if each.space == "local"], 0), 16)
-        self.constants = self._constants([each for each in variables if each.space in ("global", "const")])
+        own = [each for each in entry.variables.values() if each.space in ("global", "const")]
+        if shared is None:
+            shared = ModuleMemory([*module.variables.values(), *own])
+        elif own:
+            raise PtxError(f"{entry.name}: a variable of the module that is declared inside a kernel is not emulated here: {own[0].name}")
+        self.places |= shared.places
+        self.constants = shared.held
 
     def _place(self, variables: Sequence[Variable], start: int) -> int:
         at = start
@@ -118,18 +165,6 @@ class _Memory:
             self.places[each.name] = at
             at += each.size
         return at
-
-    def _constants(self, variables: list[Variable]) -> npt.NDArray[np.uint8]:
-        size = self._place(variables, 0)
-        held = aligned(size)
-        for each in variables:
-            at = self.places[each.name]
-            unit = max(1, int(each.kind.strip("bsuf")) // 8)
-            for number in each.initial:
-                held[at : at + unit] = np.frombuffer((number & (1 << 8 * unit) - 1).to_bytes(unit, "little"), np.uint8)
-                at += unit
-            self.places[each.name] |= words.CONSTANT_TAG << words.TAG_SHIFT
-        return held
 
     def address_of(self, name: str) -> int:
         """The place of a variable in its space."""
@@ -171,6 +206,7 @@ class Kernel:
         cluster: CTAs of a cluster along x, y, z, likewise.
         contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
         traces: whether launches can note what they do (trace.py); they are slower then.
+        variables: the module's, where several kernels share them; of this kernel alone if None.
 
     Raises:
         PtxError: the text is not understood; UnknownOpcode: an instruction is not emulated.
@@ -188,6 +224,7 @@ class Kernel:
         cluster: tuple[int, ...] | None = None,
         contracts: bool = True,
         traces: bool = False,
+        variables: ModuleMemory | None = None,
     ) -> None:
         module = module if isinstance(module, Module) else read_ptx(module)
         names = module.kernels
@@ -197,7 +234,7 @@ class Kernel:
         if name not in names:
             raise OperandError(f"no kernel is called {name!r}; there are: {', '.join(names)}")
         began = time.perf_counter()
-        self.entry, self.arch = expanded(module, module.entries[name]), arch
+        self.entry, self.arch = arranged(expanded(module, module.entries[name])), arch
         self.text_opcodes = Counter(each.opcode for each in self.entry.instructions)
         """Opcodes of the text, as it was given, with their numbers."""
         self.text_instructions = tuple(self.entry.instructions)
@@ -223,7 +260,7 @@ class Kernel:
             raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {CTA.cluster}")
         if not 1 <= self.threads <= CTA.threads:
             raise OperandError(f"{name}: {self.threads:,} threads of a CTA; there are up to {CTA.threads:,}")
-        self.memory = _Memory(module, self.entry, shared, self.warps)
+        self.memory = _Memory(module, self.entry, shared, self.warps, variables)
         room = architecture(architecture(arch).target).shared_memory << 10
         if self.memory.shared_size > room:
             raise OperandError(f"{name}: {self.memory.shared_size:,} bytes of shared memory; a CTA of {arch} has {room:,}")
@@ -254,6 +291,11 @@ class Kernel:
     def has_atomics(self) -> bool:
         """Whether CTAs may see each other: they run in ascending order then."""
         return any(each.opcode.startswith(("atom", "red", "cp.reduce")) or looks(each.opcode) for each in self.entry.instructions)
+
+    @property
+    def calls_host(self) -> bool:
+        """Whether it prints, or has assertions."""
+        return any(base_of(each.opcode) == "call" for each in self.entry.instructions)
 
     @property
     def opcodes(self) -> tuple[str, ...]:
@@ -332,7 +374,7 @@ class Kernel:
         if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
             raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics or self.traces else min(products.threads_wanted(), total)
+        count = 1 if self.has_atomics or self.traces or self.calls_host else min(products.threads_wanted(), total)
         stop = array("q", (0,))
         runs = [_ThreadState(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
         idle = deque(runs)
@@ -421,6 +463,7 @@ class _ThreadState:
         helper = helper_address()
         self.helper = _HELPER(helper)
         self.callback = kernel._part(self)
+        self.host = _HOST_FUNCTION(self._host)
         parted = kernel._diverged.address if kernel._diverged is not None else int(ctypes.cast(self.callback, ctypes.c_void_p).value or 0)
         self.grows = bool(kernel.program.spins)
         room = max(1, _ROOM // kernel.cluster_size) if self.grows else 1
@@ -464,7 +507,7 @@ class _ThreadState:
         groups, contexts = np.zeros((warps, 32), np.int64), np.zeros((warps, CONTEXT_WORDS), np.int64)
         self.kept += [shared, registers, local, pcs, queues, barriers, groups]
         self.contexts.append(contexts)
-        queues_of_products = np.zeros((warps // 4, warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
+        queues_of_products = np.zeros((-(-warps // 4), warpgrouprecords.QUEUE_WORDS if kernel.warpgroups.tables else 0), np.int64)
         self.kept.append(queues_of_products)
         cta = Cta(-1, contexts.ctypes.data, shared.ctypes.data, barriers.ctypes.data, 0, 0, 0, 0, 0)
         self.ctas[place] = cta
@@ -482,7 +525,7 @@ class _ThreadState:
                 "helper": helper_address(),
                 "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
                 "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
-                "tensor": tensor, "trace": self.log_words.ctypes.data,
+                "tensor": tensor, "trace": self.log_words.ctypes.data, "host": int(ctypes.cast(self.host, ctypes.c_void_p).value or 0),
             }  # fmt: skip
             if kernel.warpgroups.tables:
                 fields |= {
@@ -492,6 +535,17 @@ class _ThreadState:
             for name, value in fields.items():
                 contexts[warp, _PLACE[name]] = value
         self.record[_RUN_PLACE["room"]] = place + 1
+
+    def _host(self, address: int, lanes: int, index: int) -> None:
+        """A call of a function of the host."""
+        context = self._context_at(address)
+        try:
+            called(
+                self.kernel.entry.instructions[index], self.kernel.memory.places, WarpMemory(context, self.pairs), lanes, self.kernel.name
+            )
+        except BaseException as error:  # as of a parted warp
+            self.failure = error
+            context[_PLACE["error"]], context[_PLACE["error_instruction"]] = words.TRAPPED, index
 
     def notes(self) -> npt.NDArray[np.uint8]:
         """What was noted since the last time."""

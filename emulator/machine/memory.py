@@ -47,16 +47,21 @@ def _items(operand: Operand) -> tuple[Operand, ...]:
 def _move(code: WarpCode, instruction: PtxInstruction, *, store: bool) -> None:
     space, kind, count = _space(instruction), _kind(instruction), _count(instruction)
     place, data = (instruction.operands[0], instruction.operands[1]) if store else (instruction.operands[1], instruction.operands[0])
-    if space == "param":
+    if space == "param" and isinstance(place, Address) and isinstance(place.base, Symbol):
         _parameter(code, instruction, place, data)
         return
+    if space == "param" and store:
+        raise code.refused("a store to a parameter")
     if "async" in instruction.opcode.split("."):
         raise code.refused(f"the opcode {instruction.opcode}")
     bits = width(kind)
     held = max(8, bits)
     guard = code.guard(instruction)
     code.reserve(_DATA + count * LANES * held // 8)
-    code.put_down(generic(code, place, space), _ADDRESSES)
+    address = generic(code, place, space)
+    if space == "param":
+        address = code.binary("add", address, code.splat(code.context_word("parameters"), "i64"))
+    code.put_down(address, _ADDRESSES)
     items = _items(data)
     if len(items) != count:
         raise code.refused(f"{len(items)} values for {count} of memory")
@@ -77,8 +82,7 @@ def _move(code: WarpCode, instruction: PtxInstruction, *, store: bool) -> None:
 
 def _parameter(code: WarpCode, instruction: PtxInstruction, place: Operand, data: Operand) -> None:
     """ld.param: the same for all lanes."""
-    if not (isinstance(place, Address) and isinstance(place.base, Symbol)):
-        raise code.refused("a parameter at an address")
+    assert isinstance(place, Address) and isinstance(place.base, Symbol)
     if instruction.opcode.startswith("st"):
         raise code.refused("a store to a parameter")
     bits, kind = width(_kind(instruction)), _kind(instruction)
@@ -228,9 +232,12 @@ def _convert_address(code: WarpCode, instruction: PtxInstruction) -> None:
 def _is_space(code: WarpCode, instruction: PtxInstruction) -> None:
     target, source = instruction.operands
     assert isinstance(target, Register)
-    tag = TAGS.get(_space(instruction), 0)
+    space = _space(instruction)
     top = code.shift("lshr", code.operand(source, 64), words.TAG_SHIFT)
-    code.put(target, code.compare("eq", top, code.constant(tag, 64)), code.guard(instruction))
+    found = code.compare("eq", top, code.constant(TAGS.get(space, words.CONSTANT_TAG if space == "const" else 0), 64))
+    if space == "global":  # the module's variables lie in it, too
+        found = code.either(found, code.compare("eq", top, code.constant(words.CONSTANT_TAG, 64)))
+    code.put(target, found, code.guard(instruction))
 
 
 def _nothing(code: WarpCode, instruction: PtxInstruction) -> None:

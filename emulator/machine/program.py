@@ -45,11 +45,6 @@ def looks(opcode: str) -> bool:
     return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
 
 
-def meets(opcode: str) -> bool:
-    """Whether lanes of a warp wait here for those that take part."""
-    return opcode.startswith(_MEETS)
-
-
 def results_of(instruction: PtxInstruction) -> tuple[Operand, ...]:
     """Operands that are written."""
     if instruction.opcode.startswith("tcgen05.") and not instruction.opcode.startswith("tcgen05.ld."):
@@ -143,10 +138,15 @@ class Program:
 
     @cached_property
     def meetings(self) -> frozenset[int]:
-        """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others."""
-        if not self.spins:
-            return frozenset()
-        return frozenset(place for place, each in enumerate(self.entry.instructions) if meets(each.opcode))
+        """Instructions at which lanes of a parted warp wait for each other: where loops give up the turn, some may come before others.
+
+        So they may where one lane waits for an mbarrier: in front of products of a warpgroup all come together again.
+        """
+        instructions = self.entry.instructions
+        names = _MEETS if self.spins else ()
+        if any(each.opcode.startswith("mbarrier.try_wait") for each in instructions):
+            names = (*names, "wgmma.fence")
+        return frozenset(place for place, each in enumerate(instructions) if each.opcode.startswith(names))
 
     @cached_property
     def constants(self) -> dict[Operand, int]:

@@ -135,8 +135,8 @@ class Variable:
     """Bytes; 0 of shared memory whose size the launch gives."""
     kind: str
     """Type of an element."""
-    initial: tuple[int, ...] = ()
-    """First elements."""
+    initial: tuple[int | Address, ...] = ()
+    """First elements: numbers, and places of other variables."""
 
 
 @dataclass(eq=False)
@@ -196,6 +196,7 @@ _LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b
 _NUMBER: Final = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]+|0[bB][01]+|\d+)U?$")
 _DECIMAL: Final = re.compile(r"-?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
 _FLOAT: Final = re.compile(r"(-?)0([fFdD])([0-9a-fA-F]{8}(?:[0-9a-fA-F]{8})?)$")
+_GENERIC: Final = re.compile(r"generic\(\s*([\w$.]+)\s*\)")
 _GUARD: Final = re.compile(r"@\s*(!?)\s*([%\w$]+)\s+")
 _DECLARED: Final = re.compile(r"\.(extern|visible|weak|common|const|global|shared|local|param|reg)\b")
 _SPECIALS: Final = re.compile(
@@ -389,10 +390,15 @@ class _Reader:
             return found.number
         raise self.fail(f"a size that is no number: {shown(text)}")
 
-    def initial(self, text: str) -> int:
-        found = self.operand(text.strip())
+    def initial(self, text: str) -> int | Address:
+        """A number, or `generic(name)+4`."""
+        found = self.operand(_GENERIC.sub(r"\1", text.strip()))
         if isinstance(found, Immediate):
             return found.number
+        if isinstance(found, Symbol):
+            return Address(found)
+        if isinstance(found, Address) and isinstance(found.base, Symbol):
+            return found
         raise self.fail(f"an initial value that is no number: {shown(text)}")
 
     def function(self, is_kernel: bool) -> None:
@@ -513,6 +519,9 @@ class _Reader:
             register = self.predicate(found[2])
             guard, rest = register._replace(negated=bool(found[1])), text[found.end() :]
         opcode, _, operands = rest.partition(" ")
+        if "{" in opcode or "[" in opcode:  # operands without a space before them
+            end = min(place for place in (opcode.find("{"), opcode.find("[")) if place >= 0)
+            opcode, operands = rest[:end], rest[end:]
         if opcode.startswith("."):
             raise self.fail(f"a directive that is not understood: {shown(text)}")
         entry.instructions.append(

@@ -53,7 +53,7 @@ _ERROR, _ERROR_INSTRUCTION, _ARRIVES, _HELD, _PARKED, _HURRY, _EVENTS, _BULK_GRO
     for name in ("error", "error_instruction", "arrives", "held", "parked", "hurry", "events", "bulk_groups", "cluster_phase")
 )
 _OWN, _WARPGROUP = _C.index("own"), _C.index("warpgroup")
-_COUNTED, _REDUCED, _RETURNS = (_C.index(name) for name in ("counted", "reduced", "returns"))
+_COUNTED, _REDUCED, _RETURNS, _CLOCK = (_C.index(name) for name in ("counted", "reduced", "returns", "clock"))
 _REGISTERS, _LOCAL, _LOCAL_SIZE = (_C.index(name) for name in ("registers", "local", "local_size"))
 _UNIFORM, _PARTED, _WARPS, _THREADS, _NEXT, _LAST, _GRID_X, _GRID_Y = (
     _L.index(name) for name in ("uniform", "diverged", "warps", "threads", "next", "last", "grid_x", "grid_y")
@@ -132,7 +132,7 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
         context[_STATE] = READY
         context[_QUEUED] = 0
         context[_GROUP] = 0
-        context[_ARRIVES], context[_HURRY], context[_CLUSTER_PHASE], context[_RETURNS] = 0, 0, 0, 0
+        context[_ARRIVES], context[_HURRY], context[_CLUSTER_PHASE], context[_RETURNS], context[_CLOCK] = 0, 0, 0, 0, 0
         registers = array_at(context[_REGISTERS], launch[_CLEARED] // 8, np.int64)
         for word in range(launch[_CLEARED] // 8):
             registers[word] = 0

@@ -306,6 +306,8 @@ class WarpCode(Code):
             return self.cluster(kind, axis)
         if kind in ("smid", "gridid"):
             return self.constant(0, 32)
+        if kind.startswith(("clock", "globaltimer")):
+            return self.clock(kind)
         if kind == "nsmid":
             return self.constant(1, 32)
         if kind == "dynamic_smem_size":
@@ -313,6 +315,15 @@ class WarpCode(Code):
         if kind == "total_smem_size":
             return self.constant(self.layout.shared_size, 32)
         raise self.refused(f"the special register {name}")
+
+    def clock(self, kind: str) -> Value:
+        """A count that goes on with each reading: no time passes here."""
+        now = self.named(f"add i64 {self.context_word('clock')}, {words.TICKS}")
+        self.set_context("clock", now)
+        value = self.splat(now, "i64")
+        if kind.endswith("_hi"):
+            value = self.shift("lshr", value, 32)
+        return value if kind in ("clock64", "globaltimer") else self.resize(value, 32)
 
     def cluster(self, kind: str, axis: str) -> Value:
         """A special register of the cluster."""

@@ -33,6 +33,7 @@ P_OFFSET: Final = np.float32(8)
 """FP8 attention raises p by 2^8, so that e4m3 holds it down to 2^-17 of the largest."""
 
 Floats = npt.NDArray[np.float32]
+Exp2 = Callable[[Floats], Floats]
 _E4M3: Final = ml_dtypes.float8_e4m3fn
 
 
@@ -298,6 +299,7 @@ def _online_softmax(
     scores: Callable[[int], Floats],
     weighted: Callable[[int, Floats, Floats], Floats],
     offset: np.float32,
+    exp2: Exp2 = np.exp2,
 ) -> Floats:
     """The output of a block of queries before the scales of the values: (rows, D).
 
@@ -308,6 +310,7 @@ def _online_softmax(
         scores: the scores with the block of keys at a place.
         weighted: the next output, from the place, p and the output times alpha.
         offset: added to the exponent of p.
+        exp2: of float32, to float32.
     """
     top = np.full(rows, -np.inf, np.float32)
     total = np.zeros(rows, np.float32)
@@ -316,9 +319,9 @@ def _online_softmax(
         for start in walk.starts:
             s = walk.masked(scores(start), start)
             new_top = np.maximum(top, s.max(axis=1))
-            alpha = np.exp2(top - new_top)
+            alpha = exp2(top - new_top)
             shifted = s - new_top[:, None]
-            p = np.exp2(shifted + offset if offset else shifted)
+            p = exp2(shifted + offset if offset else shifted)
             total = total * alpha + tree_sum(p)
             output = weighted(start, p, output * alpha[:, None])
             top = new_top
@@ -349,7 +352,10 @@ def _check_sage(q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool) -> None:
         raise OperandError(f"blocks of keys must be a power of two, got {k.block}")
 
 
-def _sage(q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool, qk: Dots, weighted: Callable[[Floats, Array, Floats], Floats]) -> Floats:
+def _sage(
+    q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool, qk: Dots, weighted: Callable[[Floats, Array, Floats], Floats],
+    exp2: Exp2 = np.exp2,
+) -> Floats:  # fmt: skip
     """SageAttention with any product of p and values: (heads, queries, D) float32, zeros where there are no keys."""
     heads, queries, width = q.codes.shape
     keys = k.codes.shape[1]
@@ -372,7 +378,7 @@ def _sage(q: Int8Blocks, k: Int8Blocks, v: Array, causal: bool, qk: Dots, weight
             def onward(start: int, p: Floats, output: Floats, own: int = own) -> Floats:
                 return weighted(p, _padded(v[own], start, k.block), output)
 
-            done = _online_softmax(walk, q.block, width, scores, onward, np.float32(0))
+            done = _online_softmax(walk, q.block, width, scores, onward, np.float32(0), exp2)
             result[head, first : first + q.block] = done[: queries - first]
     return result
 
@@ -413,7 +419,7 @@ def sage_attention(
 
 def sage2_attention(
     q: Int8Blocks, k: Int8Blocks, v: E4M3Columns, *, arch: str | Dots, pv: Dots | None = None, causal: bool = False,
-    through_f16: bool = False,
+    through_f16: bool = False, exp2: Exp2 = np.exp2,
 ) -> Floats:  # fmt: skip
     """SageAttention's FP8 successor: INT8 scores, P and V in e4m3, accumulated at two levels.
 
@@ -428,6 +434,7 @@ def sage2_attention(
         pv: the dots of P and V, where they are not those of `arch`.
         causal: whether a query sees no later keys.
         through_f16: cut p to f16 before it is rounded to e4m3, as Triton 3.6 to 3.8 do for sm_89.
+        exp2: another one than NumPy's, of float32 to float32: a GPU's is `mmabits.function("ex2.approx.ftz.f32", x, arch=...)`.
 
     Returns:
         (heads, queries, D) float32.
@@ -435,9 +442,7 @@ def sage2_attention(
     Raises:
         MmabitsError: operands that do not fit; as `mmabits.gemm`.
     """
-    codes = checked(v.codes, "values", (_E4M3,), 3)
-    check_shape(v.scales, "scales of the values", (codes.shape[0], codes.shape[2]))
-    _check_sage(q, k, codes, causal)
+    codes = check_sage2(q, k, v, causal)
     qk = as_dots(arch)
     dots = Dots(arch=qk.arch, require=qk.require) if pv is None else pv
 
@@ -445,7 +450,19 @@ def sage2_attention(
         return np.asarray(output + dots(_p_to_e4m3(p * E4M3_LARGEST, through_f16), block))
 
     share = q.codes.shape[0] // max(codes.shape[0], 1)
-    return np.asarray(_sage(q, k, codes, causal, qk, weighted) * np.repeat(sage2_output_scales(v), share, axis=0)[:, None])
+    return np.asarray(_sage(q, k, codes, causal, qk, weighted, exp2) * np.repeat(sage2_output_scales(v), share, axis=0)[:, None])
+
+
+def check_sage2(q: Int8Blocks, k: Int8Blocks, v: E4M3Columns, causal: bool) -> Array:
+    """The codes of the values.
+
+    Raises:
+        OperandTypeError, OperandError: operands that do not fit each other.
+    """
+    codes = checked(v.codes, "values", (_E4M3,), 3)
+    check_shape(v.scales, "scales of the values", (codes.shape[0], codes.shape[2]))
+    _check_sage(q, k, codes, causal)
+    return codes
 
 
 def sage2_output_scales(v: E4M3Columns) -> Floats:

@@ -11,6 +11,8 @@ from mmabits.isa import parse as instruction
 
 if TYPE_CHECKING:
     from mmabits.conformance.identify import identify
+    from mmabits.emulator.cuda.maps import tensor_map
+    from mmabits.emulator.cuda.modules import compile_cuda, load_ptx
     from mmabits.emulator.machine.calls import function
     from mmabits.emulator.machine.sass import check_fusion
     from mmabits.emulator.schedules import Schedule, choice
@@ -26,12 +28,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "describe_kernel", "explain_result", "what_if", "instruction", "instructions", "decode", "encode", "layouts",
-    "MmabitsError", "__version__",
+    "study", "tolerance", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result", "what_if",
+    "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
     "check_fusion": "mmabits.emulator.machine.sass",
+    "compile_cuda": "mmabits.emulator.cuda.modules", "load_ptx": "mmabits.emulator.cuda.modules",
+    "tensor_map": "mmabits.emulator.cuda.maps",
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,30 @@ import numpy as np
 import pytest
 
 from mmabits.commands.main import main
+from mmabits.conformance.campaign import engines
 from mmabits.conformance.campaign.archive import Archive, read_archive
 from mmabits.conformance.campaign.bench import PLANTS, emulated_bench
 from mmabits.conformance.campaign.learn import lessons, lines, patch_of, read_learned
 from mmabits.conformance.campaign.plan import KINDS, CampaignStep
 from mmabits.conformance.campaign.run import Campaign, Ended, open_campaign, run_campaign, seconds_of
-from mmabits.conformance.campaign.steps import StepResult, run_step
-from mmabits.conformance.campaign.worker import BenchChoice, Worker
-from mmabits.isa import Evidence, OperandError, VectorFileError
+from mmabits.conformance.campaign.steps import StepResult, run_step, with_toolkit
+from mmabits.conformance.campaign.worker import BenchChoice, Worker, visible_alone
+from mmabits.conformance.record.compared import HostMemory
+from mmabits.conformance.record.nvrtc import compiler_version
+from mmabits.isa import DeviceUnavailable, Evidence, OperandError, VectorFileError
 
 ARCH = "sm_90a"
+FEW = 1 << 14
+"""Results of steps that have two million."""
 FP8 = "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
 F16 = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmabits.conformance.campaign.steps.MANY_RESULTS", FEW)
+        yield
 
 
 class Here:
@@ -50,6 +62,16 @@ class Here:
 def campaign(folder: Path, runner: Any, only: str, *, budget: float = 600, plant: str | None = None) -> tuple[Campaign, list[CampaignStep]]:
     found = open_campaign(folder, emulated_bench(ARCH, plant).device.info, only=only, plant=plant)
     return found, run_campaign(found, runner, budget=budget, began=time.monotonic())
+
+
+def plain(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What two runs have to agree in: all but times."""
+    rows = json.loads(json.dumps(steps))
+    for row in rows:
+        del row["seconds"], row["at"], row["cpu"]
+        for each in row["recordings"]:
+            each.pop("manifest", None)
+    return sorted(rows, key=lambda row: str(row["key"]))
 
 
 def told(found: Campaign) -> dict[str, dict[str, Any]]:
@@ -99,18 +121,23 @@ def test_ten_cuts_and_ten_resumes_leave_the_same_archive(tmp_path: Path) -> None
     assert not left and len(resumed.archive.manifest["runs"]) == 11
     assert told(resumed).keys() == told(whole).keys()
 
-    def plain(found: Campaign) -> list[dict[str, Any]]:
-        rows = json.loads(json.dumps(found.rows))
-        for row in rows:
-            del row["seconds"], row["at"]
-            for each in row["recordings"]:
-                del each["manifest"]
-        return sorted(rows, key=lambda row: str(row["key"]))
-
-    assert plain(resumed) == plain(whole)
+    assert plain(resumed.rows) == plain(whole.rows)
     again = Here()
     campaign(tmp_path / "cut", again, only)
     assert again.steps == []
+
+
+def test_what_was_left_out_is_tried_again_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's packages may be there then; within a run nothing that cannot run is tried twice."""
+
+    def result(step: CampaignStep) -> StepResult:
+        return StepResult(state="left out" if step.kind == "choices" else "done", line="no library")
+
+    _, first, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 60, only="cuBLAS", result=result)
+    assert [key for key, _ in first.steps] == ["choices cuBLASLt"]
+    found, second, _ = faked(tmp_path, monkeypatch, lambda step: 0.01, 60, only="cuBLAS")
+    assert [key for key, _ in second.steps] == ["choices cuBLASLt"]
+    assert [(row["state"], row["tries"]) for row in found.rows] == [("done", 2)] and found.archive.manifest["open"] == []
 
 
 class Fake:
@@ -145,7 +172,8 @@ def faked(
 @pytest.mark.parametrize("budget", [10.0, 60.0, 480.0])
 def test_the_budget_is_kept(budget: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _, clock = faked(tmp_path, monkeypatch, lambda step: KINDS[step.kind][0], budget)
-    assert budget - 20 < clock[0] <= budget and found.rows and found.archive.manifest["open"]
+    assert clock[0] <= budget and found.rows and found.archive.manifest["open"]
+    assert all(KINDS[step.kind][0] > budget - 2.0 - clock[0] for step in found.left())  # what fitted was run
     assert len(found.rows) + len(found.archive.manifest["open"]) == len(found.steps)
 
 
@@ -162,15 +190,33 @@ def test_a_step_that_hangs_is_ended_and_tried_once_more(tmp_path: Path, monkeypa
     assert (row["state"], row["tries"]) == ("failed", 2) and row not in found.rows[:-1] and bad not in found.archive.manifest["open"]
 
 
+def test_the_first_step_of_a_framework_has_time_to_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 2000, only="dot-general")
+    assert [limit for _, limit in runner.steps] == [150.0, *[60.0] * 14]
+
+
 def test_a_step_that_fails_is_tried_after_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def result(step: CampaignStep) -> StepResult:
-        if step.name == FP8:
+        if step.key == f"instruction {FP8}":
             return StepResult(state="failed", line="broke", files={"logs/x.txt": b"1"})
         return StepResult(state="done", line="done")
 
     found, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 2000, only="e4m3.e4m3", result=result)
     assert [key for key, _ in runner.steps][-1] == f"instruction {FP8}"
     assert [each["name"] for each in told(found)[f"instruction {FP8}"]["files"]] == ["logs/x.txt", "logs/x-try2.txt"]
+
+
+def test_a_family_that_fails_does_not_take_the_time_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that no GPU has run may all fail for one reason."""
+
+    def result(step: CampaignStep) -> StepResult:
+        return StepResult(state="failed" if step.group == "instruction wgmma" else "done", line="")
+
+    _, runner, _ = faked(tmp_path, monkeypatch, lambda step: 1.0, 5000, only="f16.f16", result=result)
+    wrong = [place for place, (key, _) in enumerate(runner.steps) if key.startswith("instruction wgmma")]
+    right = [place for place, (key, _) in enumerate(runner.steps) if not key.startswith("instruction wgmma")]
+    assert len(wrong) == 2 * len(set(key for key, _ in runner.steps if key.startswith("instruction wgmma")))
+    assert sum(place < right[-1] for place in wrong) == 3 < len(wrong) / 2
 
 
 def test_a_row_that_is_wrong_does_not_fill_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +268,7 @@ def test_learning_raises_rows(archive: Path, tmp_path: Path) -> None:
     assert found["sm_90a.wgmma.f8.f32"].raises and found["sm_90a.wgmma.f8.f32"].raises_specials
     text = "\n".join(lines(learned))
     assert "row sm_90a.wgmma.f8.f32: finite operands published -> recorded, special values published -> recorded (1 instruction)" in text
-    assert "question FP8 wgmma into f32 with C other than zero: 1 step, 131,072 results, 0 differ" in text
+    assert "question FP8 wgmma into f32 with C other than zero: 2 steps, 163,840 results, 0 differ" in text
     assert "proves nothing about hardware" in text
 
 
@@ -271,7 +317,7 @@ def test_results_of_another_model_are_noticed(archive: Path, monkeypatch: pytest
 
     monkeypatch.setattr(learn, "emulate_tiles", lambda *arguments: emulate_one_off(*arguments))
     errors = [report.error for report in read_learned(archive).reports if report.error]
-    assert len(errors) == 15 and all("gives other results than were recorded" in str(error) for error in errors)
+    assert len(errors) == 21 and all("gives other results than were recorded" in str(error) for error in errors)
 
 
 def emulate_one_off(*arguments: Any) -> Any:
@@ -287,6 +333,18 @@ def test_a_product_that_differs_is_kept_whole_and_its_schedule_looked_for(tmp_pa
     found, _ = campaign(tmp_path / "archive", Here("fraction-bits"), "mm-f16-k256", plant="fraction-bits")
     assert [name for name, _ in read_learned(tmp_path / "archive").others] == ["differing/mm-f16-k256-seed0.safetensors"]
     assert told(found)["product mm-f16-k256"]["differ"] == result.differ
+
+
+def test_the_instruction_of_a_kernel_that_differs_is_named() -> None:
+    """The same PTX on both sides; no path of this machine is in what is kept."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    result = run_step(emulated_bench("sm_89", "fraction-bits"), CampaignStep(kind="kernel", name="triton-matmul-f16"), limit=60)
+    words = "\n".join(result.said)
+    assert result.state == "done" and result.differ and "differ from the compiled kernel emulated" in words
+    assert "the first instruction that differs: `mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in words
+    (launch,) = [data for name, data in result.files.items() if name.startswith("launches/")]
+    assert str(Path(__file__).parents[2]).encode() not in launch and b".loc" not in launch
 
 
 @pytest.mark.parametrize(
@@ -323,6 +381,95 @@ def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
             if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
 
 
+def test_of_many_results_the_tiles_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.MOST_WHOLE", 1 << 10)
+    first = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"  # of its datapath
+    step = CampaignStep(kind="many", name=first)
+    result = run_step(emulated_bench(ARCH, "nan"), step, limit=60)
+    bits, normal = result.recordings
+    assert result.results == 2 * FEW and result.differ and not normal["differ"] and "whole" not in normal
+    assert 0 < bits["kept_tiles"] <= (1 << 10) // 128 < bits["tiles"]
+    campaign(tmp_path, Here("nan"), first, plant="nan")
+    reports = read_learned(tmp_path).reports
+    assert bits["kept_tiles"] * 128 in [report.rows for report in reports if report.differing]
+    assert not any(report.error for report in reports)
+
+
+def test_products_and_kernels_are_made_again_from_their_seed(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    for only in ("dot-general-e4m3-k256", "jax-quantize-fp8"):
+        campaign(tmp_path, Here(), only)
+    learned = read_learned(tmp_path)
+    assert [(report.rows, report.differing, report.error) for report in learned.reports] == [(1 << 16, 0, None), (512, 0, None)]
+    assert "2 of 2 products and kernels equal the emulator, 66,048 elements" in list(lines(learned))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_sha256": "0"}, "gives other results than were recorded; only their hash is kept"),
+        ({"operands_sha256": "0"}, "draws other operands now"),
+        ({"seed": -1}, "none that a campaign has"),
+        ({"case": "os:system"}, "none that a campaign has"),
+        ({"way": "guessed"}, "none that a campaign has"),
+        ({"dtypes": ["f32"]}, "does not tell the type"),
+        ({"differ": 3}, "3 elements differed, and the run was not kept whole"),
+        ({"whole": "../../etc/passwd"}, "is not in the archive"),
+    ],
+)
+def test_cases_of_others(change: dict[str, Any], message: str, case_archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(case_archive)[0]
+    made.manifest["steps"][0]["recordings"][0].update(change)
+    made.save()
+    (report,) = read_learned(tmp_path).reports
+    assert message in str(report.error)
+
+
+@pytest.fixture(scope="module")
+def case_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("jax")
+    folder = tmp_path_factory.mktemp("cases")
+    campaign(folder, Here(), "dot-general-f16-k256")
+    return folder
+
+
+def test_the_engine_of_gpus_in_the_simulator() -> None:
+    pytest.importorskip("numba.cuda.simulator", reason="this Numba has no CUDA simulator")
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="cuda", name="engine"), limit=200)
+    assert (result.state, result.results, result.differ) == ("done", 8 * 16, 0), result.files
+    assert "s8, 4^3: 0 of 16 differ" in "\n".join(result.said) and "f64: " in result.said[-1]
+
+
+def test_products_of_the_library_are_run_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.CHOICE_SHAPES", ("16x64x128:bf16", "1x64x256:f16"))
+    monkeypatch.setattr("mmabits.conformance.campaign.steps._memory_of", lambda bench: HostMemory())
+    result = run_step(emulated_bench(ARCH), CampaignStep(kind="choices", name="cuBLASLt"), limit=60)
+    assert result.line.endswith("2 of 2 shapes answered, 0 not as the rules say; 2 products run, 0 not as their schedule says")
+    assert (result.state, result.results, result.differ) == ("done", 4, 0)
+
+
+def test_the_toolkit_of_the_compiler_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps._TOOLKIT", tmp_path / "none")
+    for folder in ("bin", "nvvm"):
+        (tmp_path / "cuda" / folder).mkdir(parents=True)
+    compiler = tmp_path / "cuda" / "bin" / "nvcc"
+    compiler.touch(mode=0o755)
+    there = {"PATH": str(compiler.parent)}
+    assert with_toolkit(there) == {**there, "CUDA_HOME": str(tmp_path / "cuda")}
+    for named in ({"PATH": str(tmp_path)}, {**there, "CUDA_PATH": "/opt/cuda"}):
+        assert with_toolkit(named) == named
+
+
+def test_the_engine_of_gpus_without_a_gpu() -> None:
+    program = [sys.executable, "-m", engines.__name__, "hardware"]
+    rows = engines.read_lines(subprocess.run(program, capture_output=True, check=False).stdout + b'{"name": "cut')
+    if any("results" in row for row in rows):
+        pytest.skip("there is a GPU")
+    (row,) = rows
+    assert "finds no NVIDIA GPU" in row["missing"]
+
+
 # The process -------------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +480,7 @@ def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
         (["--out", "x", "--emulated"], "--emulated and --arch go together"),
         (["--plan"], "--plan has no GPU to ask"),
         ([], "--out is missing"),
+        (["--out", "x", "--compile"], "--compile goes with --emulated"),
         (["--out", "x", "--plant", "nan"], "--plant goes with --emulated"),
         (["--out", "x", "--emulated", "--arch", "sm_90a", "--plant", "nun"], "unknown fault 'nun'; did you mean nan"),
         (["--out", "x", "--budget", "soon"], "a budget is 8m"),
@@ -351,6 +499,25 @@ def test_the_plan_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["campaign", "--plan", "--arch", "h100", "--budget", "1m"])
     out = capsys.readouterr().out
     assert left.value.code == 0 and "[FP8 wgmma into f32 with C other than zero" in out and "(beyond the budget)" in out
+
+
+@pytest.mark.parametrize(
+    ("index", "before", "seen"),
+    [(0, None, "0"), (2, None, "2"), (0, "3,1", "3"), (1, "3, GPU-8f", "GPU-8f"), (2, "3,1", "")],
+)
+def test_a_process_sees_one_gpu_alone(index: int, before: str | None, seen: str) -> None:
+    assert visible_alone(index, {} if before is None else {"CUDA_VISIBLE_DEVICES": before})["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_stand_in_whose_kernels_are_compiled() -> None:
+    try:
+        compiler_version()
+    except DeviceUnavailable as error:
+        pytest.skip(str(error))
+    bench = emulated_bench(ARCH, compiles=True)
+    for step in (CampaignStep(kind="instruction", name=FP8), CampaignStep(kind="function", name="ex2.approx.f16")):
+        result = run_step(bench, step, limit=60)
+        assert (result.state, result.differ) == ("done", 0)
 
 
 @pytest.mark.slow
@@ -374,24 +541,28 @@ def test_a_worker_that_dies_is_followed_by_another() -> None:
 def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     """The command itself, by SIGKILL."""
     command = [sys.executable, "-m", "mmabits.commands.main", "campaign", "--emulated", "--arch", ARCH, "--only", "m16n8k16",
-               "--budget", "5m", "--out", str(tmp_path)]  # fmt: skip
+               "--budget", "20m", "--out"]  # fmt: skip
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
     rng = np.random.default_rng(5)
     ended = 0
     for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(float(rng.uniform(1, 8)))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if (tmp_path / "campaign.tar.gz").exists():
-            found = len(read_archive(tmp_path)[0]["steps"])
+        if (cut / "campaign.tar.gz").exists():
+            found = len(read_archive(cut)[0]["steps"])
             assert found >= ended
             ended = found
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert read_archive(tmp_path)[0]["open"] == [] and [path.name for path in tmp_path.iterdir()] == ["campaign.tar.gz"]
-    assert not any(report.error or report.differing for report in read_learned(tmp_path).reports)
+    for folder in (cut, whole):
+        done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    resumed, uncut = (read_archive(folder) for folder in (cut, whole))
+    assert resumed[0]["open"] == [] and [path.name for path in cut.iterdir()] == ["campaign.tar.gz"]
+    assert plain(resumed[0]["steps"]) == plain(uncut[0]["steps"]) and resumed[1].keys() == uncut[1].keys()
+    assert not any(report.error or report.differing for report in read_learned(cut).reports)
 
 
 def test_what_is_told(tmp_path: Path) -> None:
@@ -399,3 +570,14 @@ def test_what_is_told(tmp_path: Path) -> None:
     found = open_campaign(tmp_path, emulated_bench(ARCH).device.info, only="ex2.approx.f16")
     run_campaign(found, Here(), budget=60, began=time.monotonic(), tell=heard.append)
     assert [(each.step.key, each.result.line) for each in heard] == [("function ex2.approx.f16", "65,536 results, 0 differ")]
+
+
+def test_results_of_a_function_that_would_fill_the_archive_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmabits.conformance.campaign.steps.MOST_FUNCTION_BYTES", 1 << 12)
+    only = "rcp.approx.ftz"
+    found, _ = campaign(tmp_path, Here("function"), only, plant="function")
+    (row,) = found.rows
+    kept = row["recordings"][0]["kept"]
+    assert 0 < kept < 1 << 23 and sum(each["bytes"] for each in row["files"]) <= 1 << 12
+    (report,) = [report for report in read_learned(tmp_path).reports if report.rows > 100]
+    assert report.error is None and report.rows == kept + 4

@@ -449,11 +449,6 @@ def test_labels_belong_to_their_scope() -> None:
     assert (found == 35).all()
 
 
-def test_printf_is_named() -> None:
-    with pytest.raises(PtxError, match=r"k: printf \(tl.device_print\) is not emulated, in `call.uni"):
-        kernel("\tcall.uni (retval0), vprintf, (param0, param1);\n\tret;")
-
-
 def test_an_opcode_without_a_row_is_refused_before_the_launch() -> None:
     with pytest.raises(
         UnknownOpcode, match=r"k: the opcode rcp.approx.ftz.f64 is not emulated \(.* MUFU.RCP64H.*\), in `rcp.* %rd1` \(line 15 of the PTX"

@@ -118,6 +118,19 @@ def test_what_is_stored_is_loaded_by_cells(shape: str, number: int, packed: bool
         assert np.array_equal(back[:, 32 * warp : 32 * warp + 32], want)
 
 
+def test_whole_rows_without_a_lane_are_those_of_the_warp() -> None:
+    """DeepGEMM's kernels load 32x32b at lane 0 in every warp."""
+    given = np.random.default_rng(0).integers(0, 1 << 32, (4, 128), np.uint32)
+    found = np.zeros((4, 128), np.uint32)
+    body = "\n".join([
+        moved(1, "g", 4, store=False), f"tcgen05.st.sync.aligned.32x32b.x4.b32 [%mine+8], {registers('g', 4)};", ".reg .b32 %f<4>;",
+        f"tcgen05.ld.sync.aligned.32x32b.x4.b32 {registers('f', 4)}, [%base+8];",
+        moved(2, "f", 4, store=True).replace(".reg .b32 %f<4>;", ""),
+    ])  # fmt: skip
+    run(kernel(body), given, found)
+    assert np.array_equal(found, given)
+
+
 def test_allocations_lie_beside_each_other_and_are_zeroed() -> None:
     body = """
 	@!%p1 bra $L_done;

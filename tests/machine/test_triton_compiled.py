@@ -191,3 +191,20 @@ def test_kernels_have_the_bits_of_their_compositions(arch: str, case: KernelCase
     wanted = drawn.composition(arch, lambda **fields: Dots(arch=arch, **fields))
     for name, want in wanted.items():
         assert np.ascontiguousarray(found[name]).tobytes() == np.ascontiguousarray(want).tobytes(), name
+
+
+@triton.jit
+def telling(x, limit, N: tl.constexpr):
+    v = tl.load(x + tl.arange(0, N))
+    tl.device_print("v", v)
+    tl.device_assert(v < limit, "too large")
+
+
+def test_device_print_and_device_assert(capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.arange(32)
+    with emulate("sm_90a"):
+        telling[(2,)](x, 7, N=32, num_warps=1)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [f"pid ({pid}, 0, 0) idx ({i:2}) v: {i}" for pid in range(2) for i in range(32)]
+        with pytest.raises(EmulationError, match=r"a trap, the assertion `too large` failed .*thread \(7, 0, 0\)"):
+            telling[(1,)](x, 7, N=32, num_warps=1, debug=True)

@@ -385,6 +385,15 @@ def test_a_cta_without_whole_warpgroups() -> None:
         kernel(load(made.count) + product(made, 0) + COMMIT + wait(), threads=64)
 
 
+def test_a_warp_beside_whole_warpgroups_has_no_products() -> None:
+    made = case(F16.format(8))
+    last = "setp.gt.u32 %p5, %r1, 127;\n@%p5 bra $L_end;\n"
+    products = product(made, 0) + COMMIT + wait() + "$L_end:\n"
+    made.run(kernel(last + load(made.count) + products, threads=160), made.words())
+    with pytest.raises(KernelError, match=r"k: a deadlock in program 0: warp 4.*`wgmma.wait_group"):
+        made.run(kernel(last.replace("@%p5", "@!%p5") + f".reg .b32 %c<{made.count}>;\n" + products, threads=160), made.words())
+
+
 def test_the_code_holds_no_addresses() -> None:
     """So it can be kept in a file."""
     given = case("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16")

@@ -217,7 +217,7 @@ CHANGES: Final = (
     Change("address: a lane's local memory", "lane * context[_LOCAL_SIZE] + low", "(lane & 15) * context[_LOCAL_SIZE] + low",
            (f"{RULES}::test_local_memory_is_a_lanes_own",)),
     Change("address: windows", '"shared": words.SHARED_TAG', '"shared": words.LOCAL_TAG', (f"{RULES}::test_spaces_of_generic_addresses",)),
-    Change("address: isspacep", 'code.compare("eq", top, code.constant(tag, 64))', 'code.compare("ne", top, code.constant(tag, 64))',
+    Change("address: isspacep", 'found = code.compare("eq", top, code.constant(TAGS', 'found = code.compare("ne", top, code.constant(TAGS',
            (f"{RULES}::test_spaces_of_generic_addresses",)),
     Change("address: stride of a vector", "            at += 32 * register\n", "            at += 16 * register\n",
            (f"{KERNEL}::test_words_of_several_sizes_and_vectors",)),

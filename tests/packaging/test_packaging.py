@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("commands", "conformance", "emulator", "isa", "kernels", "reports", "research")
 CORE_DEPENDENCIES = {"jinja2", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 DATA_FILES = {"mmabits/py.typed", "mmabits/isa/sources.toml"}
-DATA_KINDS = (*(f"{folder}/**/*.j2" for folder in FOLDERS), "conformance/probes/pack/*.safetensors", "isa/tables/*")
+DATA_KINDS = (*(f"{folder}/**/*.j2" for folder in FOLDERS), "conformance/probes/pack/*.safetensors", "isa/tables/*", "kernels/cuda/*.cu")
 """Data that are many files: page templates, the pack of vectors, and tables of numbers."""
 
 

@@ -1,5 +1,6 @@
 """Every kernel compiles for its exact target, without a GPU, to the machine instructions that its row names."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -169,9 +170,9 @@ def test_without_nvrtc_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     def missing(name: str) -> None:
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(nvrtc.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     nvrtc.compiler_version.cache_clear()
-    with pytest.raises(DeviceUnavailable, match=r"NVRTC, which is not installed .*: pip install 'mmabits\[gpu\]'"):
+    with pytest.raises(DeviceUnavailable, match=r"NVRTC, which is not installed .*: pip install 'mmabits\[nvrtc\]'"):
         nvrtc.compile_source("// nothing", "sm_80")
 
 

@@ -69,8 +69,8 @@ def in_a_process(function: str, **environment: str) -> Any:
     paths = [str(Path(__file__).parent), str(TESTS), str(Path(mmabits.__file__).parents[1])]
     program = PROGRAM.format(paths=paths, module=Path(__file__).stem, function=function)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, timeout=600,
-        check=False,
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", program], env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         pytest.fail(f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

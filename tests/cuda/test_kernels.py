@@ -1,0 +1,130 @@
+"""The kernels of kernels/cuda against their plain compositions, bit for bit; and that they compile for their GPUs as they stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import operands
+import pytest
+
+import mmabits
+from mmabits.emulator.cuda.nvrtc import compile_program
+from mmabits.isa import MmabitsError, UnsupportedInstruction
+from mmabits.kernels.cuda.block_scaled import block_scaled_matmul
+from mmabits.kernels.cuda.fp8_blockwise import fp8_blockwise_matmul
+from mmabits.kernels.cuda.sage2 import EXPONENTIAL, ORDER, sage2_attention
+from mmabits.kernels.cuda.sources import source
+from mmabits.kernels.cuda.w4a16 import pack, w4a16_matmul
+from mmabits.kernels.schemes import attention, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a16
+from mmabits.kernels.schemes.dots import Dots
+
+pytestmark = pytest.mark.usefixtures("nvrtc")
+
+MMA_S8 = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
+MMA_E4M3 = "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32"
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+def wide(rng: np.random.Generator, *shape: int) -> npt.NDArray[np.float32]:
+    return (rng.standard_normal(shape) * 2.0 ** rng.integers(-9, 9, shape)).astype(np.float32)
+
+
+def same(found: npt.NDArray[np.float32], wanted: npt.NDArray[Any]) -> None:
+    assert found.shape == wanted.shape
+    assert np.array_equal(found.view(np.uint32), wanted.view(np.uint32)), f"{(found != wanted).sum()} of {found.size} differ"
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"])
+def test_w4a16(arch: str) -> None:
+    rng = operands.generator("cuda w4a16", arch)
+    x = rng.standard_normal((100, 384)).astype(np.float16)
+    for group, symmetric in ((128, False), (64, True)):
+        weights = w4a16.quantize_int4(wide(rng, 384, 128), group=group, symmetric=symmetric)
+        same(w4a16_matmul(x, weights, arch=arch), w4a16.w4a16_matmul(x, weights, arch=Dots(arch=arch, instruction=MMA)))
+
+
+def test_w4a16_every_code_and_zero_point() -> None:
+    """All 16 codes with all 17 zero points, one column each, and scales from the smallest to those with which no weight overflows."""
+    codes = np.tile((np.arange(64, dtype=np.uint8) % 16)[:, None], (1, 64))
+    zeros = (np.arange(64, dtype=np.uint8) % 17)[None]
+    scales = np.float16(2.0) ** np.linspace(-24, 11, 64).astype(int)
+    weights = w4a16.Int4Weights(codes=codes, scales=scales[None].astype(np.float16), zeros=zeros, group=64)
+    same(w4a16_matmul(np.eye(64, dtype=np.float16), weights, arch="sm_80"), weights.dequantize().astype(np.float32))
+
+
+def test_w4a16_words_hold_every_code_once() -> None:
+    codes = np.zeros((16, 16), np.uint8)
+    codes[3, 9] = 15
+    words = pack(codes)
+    assert words.shape == (1, 1, 32) and sum(int(each).bit_count() for each in words.ravel()) == 4
+    with pytest.raises(MmabitsError, match="K must be a multiple"):
+        pack(codes[:8])
+
+
+def test_fp8_blockwise() -> None:
+    rng = operands.generator("cuda fp8 blockwise")
+    for m, n, k in ((100, 200, 1024), (64, 64, 128)):
+        x, w = fp8_blockwise.quantize_activations(wide(rng, m, k)), fp8_blockwise.quantize_weights(wide(rng, k, n))
+        same(fp8_blockwise_matmul(x, w), fp8_blockwise.fp8_blockwise_matmul(x, w, arch="sm_90a"))
+
+
+@pytest.mark.parametrize("arch", ["sm_100a", "sm_103a"])
+@pytest.mark.parametrize("group", [1, 2])
+def test_mxfp8_and_nvfp4(group: int, arch: str) -> None:
+    rng = operands.generator("cuda block scaled", arch, str(group))
+    x, w = mxfp8.quantize_rows(wide(rng, 300, 512)), mxfp8.quantize_columns(wide(rng, 512, 200), format="e5m2")
+    same(block_scaled_matmul(x, w, arch=arch, group=group), mxfp8.mxfp8_matmul(x, w, arch=arch))
+    left, right = nvfp4.quantize_rows(wide(rng, 300, 1024)), nvfp4.quantize_columns(wide(rng, 1024, 200))
+    same(block_scaled_matmul(left, right, arch=arch, group=group), nvfp4.nvfp4_matmul(left, right, arch=arch))
+
+
+@pytest.mark.parametrize(("arch", "width", "causal"), [
+    ("sm_89", 64, True),
+    pytest.param("sm_120a", 64, False, marks=pytest.mark.slow), pytest.param("sm_89", 128, True, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_attention(arch: str, width: int, causal: bool) -> None:
+    """With the GPU's ex2, and keys in the order in which scores lie in registers; the last blocks are not full, two heads share keys."""
+    rng = operands.generator("cuda sage2", arch, str(width))
+    q = attention.quantize_queries(rng.standard_normal((4, 130, width)).astype(np.float32))
+    k = attention.quantize_keys(rng.standard_normal((2, 130, width)).astype(np.float32))
+    v = attention.quantize_values(rng.standard_normal((2, 130, width)).astype(np.float32))
+    wanted = attention.sage2_attention(
+        q, k, v, arch=Dots(arch=arch, instruction=MMA_S8), pv=Dots(arch=arch, instruction=MMA_E4M3, k_order=ORDER), causal=causal,
+        exp2=lambda x: mmabits.function(EXPONENTIAL, x, arch=arch),
+    )  # fmt: skip
+    same(sage2_attention(q, k, v, arch=arch, causal=causal), wanted)
+
+
+def test_what_the_kernels_do_not_take() -> None:
+    rng = operands.generator("cuda refused")
+    weights = w4a16.quantize_int4(wide(rng, 128, 64))
+    x = np.zeros((4, 128), np.float16)
+    with pytest.raises(UnsupportedInstruction, match=r"the kernel w4a16 is for compute capability 8.0, which sm_75 is not"):
+        w4a16_matmul(x, weights, arch="sm_75")
+    with pytest.raises(MmabitsError, match="takes float16 activations"):
+        w4a16_matmul(x.astype(ml_dtypes.bfloat16), weights, arch="sm_80")
+    tiles = fp8_blockwise.quantize_activations(wide(rng, 4, 128)), fp8_blockwise.quantize_weights(wide(rng, 128, 64))
+    with pytest.raises(UnsupportedInstruction, match=r"for compute capability 9.0 to 9.0, which sm_100a is not"):
+        fp8_blockwise_matmul(*tiles, arch="sm_100a")
+    with pytest.raises(MmabitsError, match="do not fit"):
+        fp8_blockwise_matmul(tiles[0], fp8_blockwise.quantize_weights(wide(rng, 256, 64)))
+    mxfp4 = mxfp6_mxfp4.quantize_rows(wide(rng, 4, 128)), mxfp6_mxfp4.quantize_columns(wide(rng, 128, 8))
+    with pytest.raises(MmabitsError, match=r"takes MXFP8 \(e4m3, e5m2\) and NVFP4, got e2m1 and e2m1 in blocks of 32"):
+        block_scaled_matmul(*mxfp4)
+    with pytest.raises(MmabitsError, match="group must be 1 or 2"):
+        block_scaled_matmul(mxfp8.quantize_rows(wide(rng, 4, 128)), mxfp8.quantize_columns(wide(rng, 128, 8)), group=3)
+    empty = w4a16_matmul(np.zeros((0, 128), np.float16), weights, arch="sm_80")
+    assert empty.shape == (0, 64)
+
+
+@pytest.mark.parametrize(("name", "arch", "options"), [
+    ("w4a16", "sm_80", []), ("w4a16", "sm_120a", []), ("fp8_blockwise", "sm_90a", []), ("sage2", "sm_89", ["-DWIDTH=128"]),
+    ("block_scaled", "sm_100a", ["-DGROUP=1", "-DNVFP4"]),
+    ("block_scaled", "sm_103a", ["-DGROUP=2", "-DA_TYPE=0", "-DB_TYPE=1"]), ("block_scaled", "sm_100a", ["-DGROUP=2", "-DNVFP4"]),
+])  # fmt: skip
+def test_they_compile_to_machine_code(name: str, arch: str, options: list[str]) -> None:
+    made = compile_program(source(name), f"{name}.cu", arch, options, wants=("CUBIN",))
+    assert made.outputs["CUBIN"][:4] == b"\x7fELF"
