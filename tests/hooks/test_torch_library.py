@@ -245,7 +245,7 @@ def test_a_kind_of_product_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(library, "choice", lambda *shape, **options: (asked.append(shape[:3]), stock(*shape, **options))[1])
     monkeypatch.setattr(library, "PLANS", 2)
     values = torch.ones(16, 32, dtype=torch.float16)
-    with emulate("sm_90a", frameworks=["torch"]):
+    with mmabits.emulate("sm_90a", frameworks=["torch"]):
         for rows in (16, 16, 8, 8, 4, 16):
             values[:rows] @ values.T
     assert asked == [(16, 16, 32), (8, 16, 32), (4, 16, 32), (16, 16, 32)]  # the third finds no room: all begin anew
