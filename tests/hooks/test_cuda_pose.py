@@ -1,5 +1,6 @@
 """`emulate(..., cuda=True)`: host code for CUDA finds the named GPU on a machine without one."""
 
+import shutil
 import subprocess
 import sys
 
@@ -244,3 +245,14 @@ def test_compiled_functions_take_no_notice_of_the_mode() -> None:
     with mmabits.emulate("sm_90a", cuda=True):
         x, angles = torch.randn(2, 4, 12, 16, device="cuda"), torch.randn(2, 12, 16, device="cuda")
         assert torch.equal(torch.compile(rotated, backend="eager")(x, angles), rotated(x, angles))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_the_default_backend_of_compile() -> None:
+    """inductor asks Triton for its driver where there is CUDA, and knows one error alone for that there is none."""
+    values = torch.randn(16, 32).bfloat16()
+    with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True) as session:
+        want = torch.relu(values @ values.T)
+        assert torch.equal(torch.compile(lambda values: torch.relu(values @ values.T))(values), want)
+    assert sum(line.count for line in session.report().emulated) == 2

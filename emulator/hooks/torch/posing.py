@@ -278,6 +278,21 @@ def _default_device(stock: Any) -> Any:
     return set_default_device
 
 
+def _triton_backend(stock: Any) -> Any:
+    """Triton looks for NVIDIA's driver where CUDA is there: torch.compile expects the error that it gives without a GPU."""
+
+    @wraps(stock)
+    def backend() -> Any:
+        try:
+            return stock()
+        except AssertionError as error:  # no library of the driver
+            if _posing() is None:
+                raise
+            raise RuntimeError(f"the GPU is emulated, and Triton finds no driver: {error}") from error
+
+    return backend
+
+
 def _record_stream(stock: Any) -> Any:
     @wraps(stock)
     def record_stream(self: Any, stream: Any) -> None:
@@ -316,6 +331,10 @@ def _patch() -> None:
     _PATCHES.set(torch.Tensor, "record_stream", _record_stream(torch.Tensor.record_stream))
     _PATCHES.set(torch.Tensor, "_make_wrapper_subclass", _wrapper_subclass(torch.Tensor._make_wrapper_subclass))
     _PATCHES.set(torch.version, "cuda", CUDA_VERSION)
+    from torch.utils import _triton
+
+    if hasattr(_triton, "triton_backend"):
+        _PATCHES.set(_triton, "triton_backend", _triton_backend(_triton.triton_backend))
 
 
 def begin(session: Session) -> Callable[[], None]:
