@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks.peers import PEERS, version
 from benchmarks.report import Machine
 from benchmarks.worker import ROOT
+from mmabits.emulator.engine.width import byte_products, lanes
 
 _PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes")
 
@@ -30,7 +32,8 @@ def describe(arguments: Sequence[str]) -> Machine:
         arguments: of the command line.
     """
     return Machine(
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), cpu=_cpu(), cores=cores(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), cpu=_cpu(),
+        vectors=f"{lanes()} lanes, {byte_products()}", cores=cores(),
         system=f"{platform.system()} {platform.machine()}", versions=_versions(), commit=_commit(),
         command=" ".join(("python -m benchmarks", shlex.join(arguments))).strip(),
     )  # fmt: skip
@@ -57,7 +60,21 @@ def _blas() -> dict[str, str]:
 
     config = np.show_config(mode="dicts")
     blas = config.get("Build Dependencies", {}).get("blas", {}) if isinstance(config, dict) else {}
-    return {str(blas["name"]): str(blas.get("version", ""))} if blas.get("name") else {}
+    return {str(blas["name"]): f"{blas.get('version', '')} {_blas_kernels()}".strip()} if blas.get("name") else {}
+
+
+def _blas_kernels() -> str:
+    """The processor that OpenBLAS takes this one for, whose vectors it uses; nothing where it does not say."""
+    import numpy as np
+
+    for file in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
+        library = ctypes.CDLL(str(file))
+        for name in ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_", "openblas_get_corename"):
+            function = getattr(library, name, None)
+            if function is not None:
+                function.restype = ctypes.c_char_p
+                return f"({function().decode()})"
+    return ""
 
 
 def _commit() -> str:

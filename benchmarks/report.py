@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Machine:
     date: str
     """UTC, ISO 8601."""
     cpu: str
+    vectors: str
+    """What the engine was compiled for."""
     cores: int
     """That the process may use."""
     system: str
@@ -292,7 +295,7 @@ def markdown(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     parts = [
         "# Speed\n",
-        f"{machine.date}, {machine.cpu}, {machine.cores} cores, {machine.system}. {versions}.",
+        f"{machine.date}, {machine.cpu} ({machine.vectors}), {machine.cores} cores, {machine.system}. {versions}.",
         f"Commit {machine.commit}, `{machine.command}`.\n",
         *(_markdown_table(sheet) for sheet in sheets(results)),
         _list("Missed", results.missed), _list("Notes", results.notes),
@@ -328,13 +331,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write `results.json`, `results.md` and, where there is something to plot and Matplotlib is installed, `rates.png`."""
+    """Write `results.json`, `results.md` and, where there is something to plot and Matplotlib is installed, `rates.png`.
+
+    The first also goes into the folder `processors`, by a name of its own for each processor, where later runs on others leave it.
+    """
     from benchmarks.plot import plot
 
     picture = plot(results)
     if picture is None and (results.sizes or results.threads):
         results.notes.append("no plot: Matplotlib is not installed")
     files = {"results.json": (results.to_json() + "\n").encode(), "results.md": (markdown(results) + "\n").encode()}
+    processor = re.sub("[^a-z0-9]+", "-", f"{results.machine.cpu} {results.machine.vectors}".lower()).strip("-")
+    files[f"processors/{processor}.json"] = files["results.json"]
     files |= {"rates.png": picture} if picture is not None else {}
     for name, content in files.items():
         write_atomically(folder / name, content)

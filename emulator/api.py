@@ -544,8 +544,9 @@ class _CheckedCall:
         for array, form, elements in (
             (self.a, self.instruction.a_type, items * lead * self.k), (self.b, self.instruction.b_type, items * self.k * self.n),
         ):  # fmt: skip
-            if form.is_integer or array.size != elements or not array.flags.c_contiguous:
-                total += elements * (2 if form.is_integer else array.itemsize)
+            widened = form.is_integer and array.dtype not in (np.int8, np.uint8)
+            if widened or array.size != elements or not array.flags.c_contiguous:
+                total += elements * array.itemsize
         return total
 
     def _layout(self) -> tuple[int, int]:
@@ -667,9 +668,9 @@ def _one_scale(scale: Any, name: str) -> np.float32:
 
 
 def _operand(array: Array, form: FormatSpec) -> Array:
-    """An operand as the engine takes it: codes; integers as int16, so that one compiled loop serves every pair of types."""
-    if form.is_integer:
-        return array.astype(np.int16)
+    """An operand as the engine takes it: codes; integers as bytes, which those of 4 bits are widened to."""
+    if form.is_integer and array.dtype not in (np.int8, np.uint8):
+        array = array.astype(np.int8 if form.sign_bits else np.uint8, copy=False)
     if form.name == "f64":
         return array
     if not array.flags.c_contiguous:

@@ -15,10 +15,13 @@ from mmabits.emulator.cuda.maps import ArrayMap
 from mmabits.emulator.cuda.names import demangled, short_names
 from mmabits.emulator.cuda.nvrtc import CompilerRefused, compile_program, header_folders, standard_headers
 from mmabits.emulator.interop import to_numpy
+from mmabits.emulator.machine.checkrecords import check_names
+from mmabits.emulator.machine.checks import KernelFinding
 from mmabits.emulator.machine.kernel import Kernel, ModuleMemory
 from mmabits.emulator.machine.ptx import Entry, Module, PtxError, read_ptx
 from mmabits.emulator.machine.tensormaps import BYTES
-from mmabits.isa import EmulationError, OperandError, OperandTypeError, architecture
+from mmabits.emulator.machine.workorder import WorkSchedule
+from mmabits.isa import OperandError, OperandTypeError, architecture
 from mmabits.isa.architectures import ARCHITECTURES
 from mmabits.isa.errors import nearest
 from mmabits.isa.memories import CTA
@@ -275,8 +278,10 @@ class CudaKernel:
         shared: int = 0,
         cluster: Size | None = None,
         memory: Sequence[Any] = (),
-        check: Sequence[str] = (),
-    ) -> None:
+        check: str | Sequence[str] = (),
+        report: bool = False,
+        schedule: str | int | None = None,
+    ) -> tuple[KernelFinding, ...]:
         """Launch the kernel.
 
         Args:
@@ -288,13 +293,24 @@ class CudaKernel:
             shared: bytes of dynamic shared memory.
             cluster: CTAs of a cluster, where the text does not say.
             memory: arrays that the kernel reaches in another way: by addresses in structures or in other arrays.
-            check: checks to run the kernel under.
+            check: what to look for while it runs, out of `"memory"`, `"init"`, `"races"` and `"sync"` (docs/checks.md).
+            report: return what the checks found; otherwise that is an error, when the kernel has run.
+            schedule: another order that a GPU may take, of asynchronous work, warps and CTAs: `"latest"`, `"earliest"`, or the number of
+                one by chance.
+
+        Returns:
+            With `report` what was found; else nothing.
 
         Raises:
             OperandError, OperandTypeError: sizes that no GPU takes, arguments that do not fit.
             PtxError, UnknownOpcode: the kernel cannot be run; before anything has run.
             KernelError: the kernel did what a GPU ends it for; what it wrote stays written.
+            KernelCheckError: the checks found something, and `report` is not given; all of it is in its `findings`.
         """
+        if report and not check:
+            raise OperandError(f"{self.name}: report returns what checks find; name them in check=")
+        order = WorkSchedule.of(schedule)
+        findings: list[KernelFinding] | None = [] if report else None
         grid_size, block_size = _three(grid, "grid", CTA.grid), _three(block, "block", (CTA.threads, CTA.threads, 64))
         cluster_size = None if cluster is None else _three(cluster, "cluster", (CTA.cluster,) * 3)
         self._check_block(block_size)
@@ -312,17 +328,17 @@ class CudaKernel:
         ranges, keeper, finish = [(each.first, each.last) for _, each in arrays], self.module.keeper, None
         if keeper is not None:
             finish = keeper.begin(launched, self.module.ptx, grid_size, values, ranges, ())
-        launched.launch(grid_size, values, ranges)
+        launched.launch(grid_size, values, ranges, findings=findings, schedule=order)
         if finish is not None:
             finish()
         for name, each in arrays:
             if each.unchanged is not None and not each.unchanged():
                 raise OperandError(f"{self.name} wrote to {name}, {each.what}, which cannot change: pass what numpy.array() makes of it")
+        return tuple(findings or ())
 
-    def kernel(self, block: Size, shared: int = 0, cluster: Size | None = None, check: Sequence[str] = ()) -> Kernel:
-        """The kernel as the machine has it for a size of block, compiled once."""
-        if check:
-            raise EmulationError(f"check={tuple(check)!r}: checks are not built in yet")
+    def kernel(self, block: Size, shared: int = 0, cluster: Size | None = None, check: str | Sequence[str] = ()) -> Kernel:
+        """The kernel as the machine has it for a size of block and checks, compiled once."""
+        checks = check_names(check)
         block_size = _three(block, "block", (CTA.threads, CTA.threads, 64))
         cluster_size = None if cluster is None else _three(cluster, "cluster", (CTA.cluster,) * 3)
         if cluster_size is not None and cluster_size != (1, 1, 1) and architecture(self.module.arch).capability < CTA.clusters_from:
@@ -330,11 +346,11 @@ class CudaKernel:
         told = self._entry.attributes.get("reqnctapercluster")
         if told and cluster_size is not None and tuple([*told, 1, 1][:3]) != cluster_size:
             raise OperandError(f"{self.name} is compiled for clusters of {told} CTAs, got {cluster_size}")
-        key = (block_size, shared, cluster_size)
+        key = (block_size, shared, cluster_size, checks)
         if key not in self._made:
             self._made[key] = Kernel(
                 self.module.module, self.ptx_name, arch=self.module.arch, shared=shared, threads=block_size, cluster=cluster_size,
-                contracts=self.module.contracts, variables=self.module.memory,
+                contracts=self.module.contracts, variables=self.module.memory, checks=checks,
             )  # fmt: skip
         return self._made[key]
 

@@ -1,4 +1,4 @@
-"""Section 6: float64 chains of fused multiply-adds, and exact integer sums, on tiles of WIDTH columns."""
+"""Section 6: float64 chains of fused multiply-adds, on tiles of WIDTH columns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mmabits.emulator.engine.steps import dot_step
 from mmabits.emulator.engine.tasks import WIDTH
 from mmabits.emulator.engine.tiles import carve, finish_row, padded, report_no_memory, stopped, task_bounds
 
-INT32_MAX = 2**31 - 1
 CHAIN_PANEL = 64
 """Elements of K of float64 B packed at a time: 16 KiB, half of a first-level cache."""
+CHAIN_BYTES = (CHAIN_PANEL + 2) * (WIDTH + 1) * 8
+"""Scratch of a task."""
 
 
 @jit
@@ -66,72 +67,20 @@ def chain_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -
     leave_rounding(before)
 
 
-@jit
-def integer_tasks(call: Any, a: Any, b: Any, d: Any, numbers: Any, scratch: Any) -> None:
-    """Tasks of d += a @ b in int32: exact, each instruction's sum added with wrap-around or, where it saturates, clamped.
-
-    One instruction's own sum stays below 64 * 255 * 255 < 2^23, so it never wraps by itself.
-    """
-    k_total, k_instruction = a.shape[2], numbers.k_instruction
-    packed, rest = carve(scratch, k_instruction * WIDTH, np.int32)
-    left, rest = carve(rest, k_instruction, np.int32)
-    sums, _ = carve(rest, WIDTH, np.int32)
-    for task in range(call.first, call.last):
-        item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
-        for tile in range(tile0, tile0 + tiles):
-            col0 = tile * WIDTH
-            columns = min(WIDTH, d.shape[2] - col0)
-            k0 = 0
-            while k0 < k_total and not stopped(call):
-                count = min(k_instruction, k_total - k0)
-                for k in range(count):
-                    for j in range(columns):
-                        packed[k * WIDTH + j] = b[item, k0 + k, col0 + j]
-                    for j in range(columns, WIDTH):
-                        packed[k * WIDTH + j] = 0
-                for row in range(row0, row0 + rows):
-                    for k in range(count):
-                        left[k] = a[item, row, k0 + k]
-                    sums[:] = 0
-                    dot_step(sums, 0, left, 0, packed, count)
-                    for j in range(columns):
-                        total = np.int64(d[item, row, col0 + j]) + np.int64(sums[j])
-                        if numbers.saturate == 1:
-                            total = min(max(total, np.int64(-INT32_MAX - 1)), np.int64(INT32_MAX))
-                        d[item, row, col0 + j] = np.int32(total & 0xFFFFFFFF)
-                k0 += k_instruction
-
-
-@jit
-def dot_scratch(count: int) -> int:
-    """Bytes that `count` elements of K take, for both kinds of task."""
-    return (count + 2) * (WIDTH + 1) * 8
-
-
 def chain_entry(variant: Variant) -> Callable[[Any], None]:
     """The function of one address: chain_tasks on a record."""
-    return _entry(variant, chain_tasks)
-
-
-def integer_entry(variant: Variant) -> Callable[[Any], None]:
-    """The function of one address: integer_tasks on a record."""
-    return _entry(variant, integer_tasks)
-
-
-def _entry(variant: Variant, tasks: Callable[..., None]) -> Callable[[Any], None]:
     operand, accumulator = variant.operand.type, variant.accumulator.type
 
     def run(pointer: Any) -> None:
         call = fields_at(address_of(pointer), Call)
-        numbers = fields_at(call.numbers, StepNumbers)
-        scratch = allocate(dot_scratch(max(CHAIN_PANEL, numbers.k_instruction)))
+        scratch = allocate(CHAIN_BYTES)
         if scratch == 0:
             report_no_memory(pointer)
             return
         a = array_at(call.a, (call.batch, call.m, call.k), operand)
         b = array_at(call.b, (call.batch, call.k, call.n), operand)
         d = array_at(call.d, (call.batch, call.m, call.n), accumulator)
-        tasks(call, a, b, d, numbers, scratch)
+        chain_tasks(call, a, b, d, fields_at(call.numbers, StepNumbers), scratch)
         release(scratch)
 
     return run

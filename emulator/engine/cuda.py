@@ -519,7 +519,9 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
         nan = np.uint64(plan.result_numbers(lowering).nan).view(np.float64)
         _compute(chain_kernel, (_to_device(a), _to_device(b)), d, numbers, nan)
     elif arithmetic is Arithmetic.INTEGER:
-        _compute(integer_kernel, (_to_device(a), _to_device(b)), d, numbers)
+        signs = (numbers.signed_a, numbers.signed_b)
+        bytes_ = (array.view(np.int8 if signed else np.uint8) for array, signed in zip((a, b), signs, strict=True))
+        _compute(integer_kernel, tuple(_to_device(array) for array in bytes_), d, numbers)
     elif arithmetic is Arithmetic.GROUPED and scale_a is not None and scale_b is not None:
         _run_grouped(lowering, promote_every, a, b, d, scale_a, scale_b)
     else:

@@ -8,6 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmabits.emulator.engine.decode import code_class
+from mmabits.emulator.engine.floors import (
+    ROWS,
+    WORK,
+    decode_floor_columns,
+    decode_floor_elements,
+    finish_floor_columns,
+    finish_floor_row,
+    floor_step,
+)
 from mmabits.emulator.engine.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
 from mmabits.emulator.engine.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers
 from mmabits.emulator.engine.record import Call, Variant
@@ -109,6 +118,53 @@ class Columns(NamedTuple):
     """Scratch: the planes in float64."""
 
 
+class FloorRows(NamedTuple):
+    """A panel of A as floor_step reads it: `panel` elements and `steps` steps of each row, flat."""
+
+    panel: int
+    steps: int
+    values: Any
+    """Signed."""
+    exponents: Any
+    """Bytes: relative to the largest of the row's panel."""
+    keys: Any
+    """Bytes: the place of the lowest bit that is set, relative to the lowest of the row's panel, and the sign."""
+    tops: Any
+    lows: Any
+    """(rows, steps): what they are relative to, with the exponents of scales."""
+    shifts: Any
+    """(rows, steps): the exponent of the scale."""
+    narrow: Any
+    """(rows): 1 where the exponents lie near each other."""
+    raw_exponents: Any
+    raw_places: Any
+    """Scratch: a row's, as decoded."""
+
+
+class FloorColumns(NamedTuple):
+    """One step of B, like FloorRows, with WIDTH columns to each k, and to each bound; bytes of four k stand together."""
+
+    values: Any
+    exponents: Any
+    keys: Any
+    tops: Any
+    lows: Any
+    shifts: Any
+    raw_exponents: Any
+    raw_places: Any
+
+
+class Floors(NamedTuple):
+    """What a task works in where one multiply-add a product does."""
+
+    left: Any
+    right: Any
+    work: Any
+    """Scratch of floor_step: WORK bytes."""
+    ready: Any
+    """Whether the panel of A, and the step of B, are decoded for the general path too."""
+
+
 class Scratch(NamedTuple):
     """What a task works in."""
 
@@ -121,6 +177,7 @@ class Scratch(NamedTuple):
     """Likewise, of an instruction that adds C by itself and is promoted; else the same array as total."""
     dead: Any
     """(tiles, rows): 1 where every accumulator of the row is NaN until its chain starts anew."""
+    floors: Any
 
 
 @inlined
@@ -201,6 +258,78 @@ def scale_row(product: Any, item: int, source: int, slot: int, k0: int, count: i
         for k in range(start + first, start + min(first + block, count)):
             left.magnitudes[k] *= factor
             left.exponents[k] += exponent
+
+
+@jit
+def decode_floor_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any, floors: Any) -> None:
+    """decode_rows for floor_step."""
+    a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
+    k_total = a.shape[2]
+    straight = product.order.size == 0 and k0 + panel <= k_total
+    steps = count // numbers.step
+    left.codes[:] = 0
+    for row in range(rows):
+        codes, first, finite = left.codes, 0, True
+        if straight:
+            codes, first = product.flat_a, (item * a.shape[1] + row0 + row) * k_total + k0
+        else:
+            for k in range(count):
+                at = ordered(k0 + k, product.order)
+                codes[k] = a[item, row0 + row, at] if at < k_total else 0
+        for k in range(0, panel, WIDTH):
+            finite &= decode_floor_elements(codes, first + k, form, numbers.negate, floors, k, row * panel + k)
+        top, low, narrow = finish_floor_row(floors, row * panel, panel)
+        floors.narrow[row] = narrow
+        for step_index in range(steps):
+            left.bad[row, step_index] = FINITE
+            exponent = 0
+            if numbers.block > 0:
+                at = min(k0 + step_index * numbers.step, k_total - 1)
+                code = product.scale_a[item, row0 + row, at // numbers.block]
+                if np.isnan(product.scales[code]):
+                    left.bad[row, step_index] = NAN
+                else:
+                    exponent = product.scale_exponents[code]
+            floors.tops[row * floors.steps + step_index] = top + exponent
+            floors.lows[row * floors.steps + step_index] = low + exponent
+            floors.shifts[row * floors.steps + step_index] = exponent
+        if not finite:
+            for k in range(count):
+                step_index = k // numbers.step
+                left.bad[row, step_index] = max(left.bad[row, step_index], badness(code_class(np.int64(codes[first + k]), form)))
+
+
+@jit
+def pack_floor_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any, floors: Any) -> Any:
+    """pack_columns for floor_step; whether every column's exponents lie near each other."""
+    b, form, numbers = product.b, product.form_b, product.numbers
+    k_total, n_total = b.shape[1], b.shape[2]
+    flat = product.flat_b
+    right.bad[:] = FINITE
+    for k in range(numbers.step):
+        at = ordered(k0 + k, product.order)
+        width = columns if at < k_total else 0
+        codes, first = flat, (item * k_total + at) * n_total + col0
+        if width < WIDTH:
+            codes, first = right.codes, 0
+            codes[:] = 0
+            for j in range(width):
+                codes[j] = b[item, at, col0 + j]
+        if not decode_floor_columns(codes, (first,), form, floors, k):
+            for j in range(width):
+                right.bad[j] = max(right.bad[j], badness(code_class(np.int64(codes[first + j]), form)))
+    narrow = finish_floor_columns(floors, numbers.step)
+    if numbers.block > 0 and k0 < k_total:
+        for j in range(columns):
+            code = product.scale_b[item, k0 // numbers.block, col0 + j]
+            exponent = product.scale_exponents[code]
+            if np.isnan(product.scales[code]):
+                right.bad[j] = NAN
+                exponent = 0
+            floors.tops[j] += exponent
+            floors.lows[j] += exponent
+            floors.shifts[j] = exponent
+    return narrow
 
 
 @jit
@@ -308,10 +437,10 @@ def wide_copies(left: Any, at: int, step: int, items: int, right: Any) -> Any:
 
 @jit
 def step_rows(
-    product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any,
+    product: Any, item: int, row0: int, first: int, last: int, k0: int, col0: int, columns: int, left: Any, start: int, right: Any,
     chain: Any, base: int, dead: Any,
 ) -> None:  # fmt: skip
-    """One step of the datapath for every row of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
+    """One step of the datapath for rows first .. last - 1 of a task against WIDTH columns: accumulators in chain[base + row * WIDTH:]."""
     numbers = product.numbers
     step_index = start // numbers.step
     bad_count = 0
@@ -319,7 +448,7 @@ def step_rows(
         if right.bad[j] != FINITE:
             right.odd[bad_count] = j
             bad_count += 1
-    for row in range(rows):
+    for row in range(first, last):
         if dead[row] == 1:
             continue
         cell, at, worst = base + row * WIDTH, row * left.panel + start, left.bad[row, step_index]
@@ -335,6 +464,66 @@ def step_rows(
             fused_step(chain, cell, wide_left, 0, wide_right, numbers, product.result)
         for i in range(count):
             chain[cell + odd[i]] = right.special[i]
+
+
+@jit
+def floor_rows(
+    product: Any, item: int, row0: int, rows: int, k0: int, col0: int, columns: int, scratch: Any, panel0: int, start: int, count: int,
+    narrow: Any, base: int, dead: Any,
+) -> None:  # fmt: skip
+    """step_rows for all rows of a task, ROWS at a time, by one multiply-add a product wherever that does, else by the general path.
+
+    `narrow` says whether the step of B is packed for the former, and A decoded. What is not finite takes the latter.
+    """
+    left, right, floors, numbers, chain = scratch.left, scratch.right, scratch.floors, product.numbers, scratch.chain
+    step_index = start // numbers.step
+    for j in range(columns if narrow else 0):
+        narrow &= right.bad[j] == FINITE
+    for upper in range(0, rows, ROWS):
+        last, fits = min(upper + ROWS, rows), narrow
+        if narrow:
+            for row in range(upper, last):
+                fits &= (floors.left.narrow[row] != 0) & (left.bad[row, step_index] == FINITE)
+        if fits:
+            done = floor_step(
+                chain, base, floors.left, upper, last - 1, start, step_index, floors.right, floors.work, numbers, product.result
+            )
+            if done != TOO_WIDE:
+                continue
+        if floors.ready[0] == 0:
+            decode_rows(product, item, row0, rows, panel0, count, left, 0)
+        if floors.ready[1] == 0:
+            pack_columns(product, item, k0, col0, columns, right)
+        floors.ready[:] = 1
+        step_rows(product, item, row0, upper, last, k0, col0, columns, left, start, right, chain, base, dead)
+
+
+@jit
+def floor_scratch(at: int, rows: int, panel: int, step: int, carrier: Any) -> Any:
+    """Floors from an address on, and the address after it."""
+    steps = panel // step
+    values, at = carve(at, rows * panel + WIDTH, carrier)
+    exponents, at = carve(at, rows * panel + WIDTH, np.int8)
+    keys, at = carve(at, rows * panel + WIDTH, np.int8)
+    tops, at = carve(at, rows * steps, np.int32)
+    lows, at = carve(at, rows * steps, np.int32)
+    shifts, at = carve(at, rows * steps, np.int32)
+    narrow, at = carve(at, rows, np.uint8)
+    raw_exponents, at = carve(at, panel + WIDTH, np.int16)
+    raw_places, at = carve(at, panel + WIDTH, np.int16)
+    left = FloorRows(panel, steps, values, exponents, keys, tops, lows, shifts, narrow, raw_exponents, raw_places)
+    values, at = carve(at, step * WIDTH, carrier)
+    exponents, at = carve(at, step * WIDTH, np.int8)
+    keys, at = carve(at, step * WIDTH, np.int8)
+    tops, at = carve(at, WIDTH, np.int32)
+    lows, at = carve(at, WIDTH, np.int32)
+    shifts, at = carve(at, WIDTH, np.int32)
+    raw_exponents, at = carve(at, step * WIDTH, np.int16)
+    raw_places, at = carve(at, step * WIDTH, np.int16)
+    right = FloorColumns(values, exponents, keys, tops, lows, shifts, raw_exponents, raw_places)
+    work, at = carve(at, WORK, np.int8)
+    ready, at = carve(at, 2, np.uint8)
+    return Floors(left, right, work, ready), at
 
 
 @jit
@@ -374,7 +563,8 @@ def fused_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any, ca
     if numbers.promote > 0:
         part, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     dead, at = carve(at, (call.tiles, call.rows), np.uint8)
-    return Scratch(left, right, total, chain, part, dead), at
+    floors, at = floor_scratch(at, rows if items == 1 and numbers.floors == 1 else 0, panel, step, carrier)
+    return Scratch(left, right, total, chain, part, dead, floors), at
 
 
 @jit
@@ -382,7 +572,7 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
     """Tasks of d = a @ b + d."""
     before = enter_rounding(TOWARD_ZERO)
     a, b, d, numbers, result = product.a, product.b, product.d, product.numbers, product.result
-    left, right, total, chain, part, dead = scratch
+    left, right, total, chain, part, dead, floors = scratch
     step = numbers.step
     k_padded = padded(a.shape[2], numbers.k_instruction)
     elements = min(padded(PANEL, step), k_padded)
@@ -390,6 +580,7 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
         left.places[k] = k % step * 2 * WIDTH
     for j in range(WIDTH):
         right.every[j] = j
+        floors.right.shifts[j] = 0
     for task in range(call.first, call.last):
         item, row0, rows, tile0, tiles = task_bounds(task, d.shape[1], d.shape[2], call)
         load_tiles(d, product.flat_d, item, row0, rows, tile0, tiles, result, total)
@@ -400,7 +591,9 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
             part[:] = 0.0
         for panel0 in range(0, k_padded, elements):
             count = min(elements, k_padded - panel0)
-            decode_rows(product, item, row0, rows, panel0, count, left, 0)
+            floors.ready[0] = 0
+            if numbers.floors == 1:
+                decode_floor_rows(product, item, row0, rows, panel0, count, left, floors.left)
             for tile in range(tiles):
                 if stopped(call):
                     leave_rounding(before)
@@ -409,8 +602,11 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
                 columns = min(WIDTH, b.shape[2] - col0)
                 for start in range(0, count, step):
                     k0 = panel0 + start
-                    pack_columns(product, item, k0, col0, columns, right)
-                    step_rows(product, item, row0, rows, k0, col0, columns, left, start, right, chain, base, dead[tile])
+                    floors.ready[1] = 0
+                    narrow = False
+                    if numbers.floors == 1:
+                        narrow = pack_floor_columns(product, item, k0, col0, columns, right, floors.right)
+                    floor_rows(product, item, row0, rows, k0, col0, columns, scratch, panel0, start, count, narrow, base, dead[tile])
                     end_chain(total, part, chain, base, rows, k0 + step, k_padded, numbers, result, dead[tile])
         store_tiles(total, item, row0, rows, tile0, tiles, result, d, product.flat_d)
     leave_rounding(before)
@@ -506,7 +702,7 @@ def side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
     """Tasks of a batch whose items have at most SIDE columns, ITEMS of them in a tile."""
     before = enter_rounding(TOWARD_ZERO)
     d, numbers, result = product.d, product.numbers, product.result
-    left, right, total, chain, part, dead = scratch
+    left, right, total, chain, part, dead, _ = scratch
     step = numbers.step
     k_padded = padded(call.k, numbers.k_instruction)
     elements = min(padded(PANEL, step), k_padded)

@@ -12,9 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmabits.emulator.engine.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
-from mmabits.emulator.engine.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers, StepPowers
+from mmabits.emulator.engine.plan import NO_EXPONENT, TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers, StepPowers
 from mmabits.emulator.engine.record import Call, Variant
-from mmabits.emulator.engine.steps import decode_group_columns, decode_group_elements, grouped_side_by_side_step, grouped_step
+from mmabits.emulator.engine.steps import (
+    bound_group_columns,
+    decode_group_columns,
+    decode_group_elements,
+    finish_group_columns,
+    grouped_side_by_side_step,
+    grouped_step,
+)
 from mmabits.emulator.engine.tasks import ITEMS, PANEL, SIDE, WIDTH
 from mmabits.emulator.engine.tiles import (
     CACHE_LINE,
@@ -59,9 +66,12 @@ class ScaledProduct(NamedTuple):
     """plan.FormatNumbers."""
     scales: Any
     scale_powers: Any
-    """Value and power of two (0 for zero and NaN) of every scale code."""
+    scale_exponents: Any
+    """Value, power of two (0 for zero and NaN) and exponent of every scale code."""
     powers: Any
     """plan.step_powers."""
+    unit: Any
+    """What products of elements are multiples of, where they are bytes; 1."""
     numbers: Any
     """plan.StepNumbers."""
     result: Any
@@ -72,7 +82,9 @@ class GroupRows(NamedTuple):
     """A panel of A, flat, as grouped_step reads it."""
 
     panel_groups: int
-    """Groups of a row."""
+    """Groups of a row,"""
+    steps: int
+    """and steps."""
     stride: int
     """Rows of one item."""
     codes: Any
@@ -82,14 +94,14 @@ class GroupRows(NamedTuple):
     blocks: Any
     """Scratch: the block of scales of every group."""
     values: Any
-    """Signed elements."""
+    """Signed elements: float32, or bytes, which are multiples of the format's smallest number and have steps.OFFSET added."""
     factors: Any
     powers: Any
     """A group's scale and its power of two."""
     masks: Any
     """Which elements of a group are not zero."""
     bounds: Any
-    """For each row and step the largest and the smallest nonzero power."""
+    """For each row and step the largest and the smallest exponent of scales that are not zero."""
     bad: Any
     """(rows, steps): 1 where a scale is NaN."""
 
@@ -102,10 +114,15 @@ class GroupColumns(NamedTuple):
     factors: Any
     powers: Any
     masks: Any
+    exponents: Any
     bounds: Any
     bad: Any
     odd: Any
     """Scratch: the columns with a NaN scale."""
+    raw: Any
+    """Scratch: bytes, row after row; in `values` four of a column stand together, and no offset is added."""
+    offsets: Any
+    """What the offset of A adds to the sums of a group of bytes, taken away."""
 
 
 class GroupScratch(NamedTuple):
@@ -146,18 +163,19 @@ def decode_group_rows(product: Any, item: int, row0: int, rows: int, k0: int, co
             left.nonzero[k // WIDTH] = decode_group_elements(codes, at, product.form_a, numbers.negate, left.values, row_group * size + k)
         for step_index in range(steps):
             left.bad[slot, step_index] = 0
-            largest, smallest = 0.0, np.inf
+            largest, smallest = np.int64(NO_EXPONENT), np.int64(-NO_EXPONENT)
             for group in range(step_index * groups, (step_index + 1) * groups):
                 block = left.blocks[group]
                 code = product.scale_a[item, row0 + row, block] if block >= 0 else numbers.unit_scale
                 factor, power = product.scales[code], product.scale_powers[code]
                 left.masks[row_group + group] = mask_of(left.nonzero, group * size, size, whole)
-                left.factors[row_group + group] = factor
+                left.factors[row_group + group] = factor * product.unit
                 left.powers[row_group + group] = power
                 if np.isnan(factor):
                     left.bad[slot, step_index] = 1
                 if power > 0.0:
-                    largest, smallest = max(largest, power), min(smallest, power)
+                    exponent = np.int64(product.scale_exponents[code])
+                    largest, smallest = max(largest, exponent), min(smallest, exponent)
             at = 2 * (slot * steps_of_panel + step_index)
             left.bounds[at + LARGEST] = largest
             left.bounds[at + SMALLEST] = smallest
@@ -192,6 +210,7 @@ def pack_group_columns(product: Any, item: int, k0: int, col0: int, columns: int
             first = 0
         decode_group_columns(codes, (first,), product.form_b, right, k, group, place)
         group, place = (group, place + 1) if place + 1 < numbers.group else (group + 1, 0)
+    finish_group_columns(right, numbers.step, numbers.group)
     pack_group_scales(product, item, k0, col0, columns, right)
 
 
@@ -217,7 +236,7 @@ def pack_group_items(product: Any, item0: int, k0: int, right: Any) -> None:
                     codes[place * SIDE + j] = b[min(item0 + place, batch - 1), at, j]
         decode_group_columns(codes, starts, product.form_b, right, k, group, element)
         group, element = (group, element + 1) if element + 1 < numbers.group else (group + 1, 0)
-    clear_scales(right)
+    finish_group_columns(right, numbers.step, numbers.group)
     for group in range(numbers.step // numbers.group):
         k = k0 + group * numbers.group
         block = k // numbers.block
@@ -226,28 +245,10 @@ def pack_group_items(product: Any, item0: int, k0: int, right: Any) -> None:
                 code = numbers.unit_scale
                 if k < k_total and j < columns:
                     code = product.scale_b[min(item0 + place, batch - 1), block, j]
-                pack_scale(product, code, right, group, place * SIDE + j)
-
-
-@inlined
-def clear_scales(right: Any) -> None:
-    """No bounds, and no NaN."""
-    right.bad[:] = 0
-    right.bounds[LARGEST * WIDTH : (LARGEST + 1) * WIDTH] = 0.0
-    right.bounds[SMALLEST * WIDTH : (SMALLEST + 1) * WIDTH] = np.inf
-
-
-@inlined
-def pack_scale(product: Any, code: int, right: Any, group: int, lane: int) -> None:
-    """The scale of a group in one column."""
-    factor, power = product.scales[code], product.scale_powers[code]
-    right.factors[group * WIDTH + lane] = factor
-    right.powers[group * WIDTH + lane] = power
-    if np.isnan(factor):
-        right.bad[lane] = 1
-    if power > 0.0:
-        right.bounds[LARGEST * WIDTH + lane] = max(right.bounds[LARGEST * WIDTH + lane], power)
-        right.bounds[SMALLEST * WIDTH + lane] = min(right.bounds[SMALLEST * WIDTH + lane], power)
+                right.factors[group * WIDTH + place * SIDE + j] = product.scales[code]
+                right.powers[group * WIDTH + place * SIDE + j] = product.scale_powers[code]
+                right.exponents[group * WIDTH + place * SIDE + j] = product.scale_exponents[code]
+    bound_group_columns(right, numbers.step // numbers.group)
 
 
 @jit
@@ -255,13 +256,19 @@ def pack_group_scales(product: Any, item: int, k0: int, col0: int, columns: int,
     """The scales of one step of B, and what bounds them."""
     numbers = product.numbers
     k_total = product.b.shape[1]
-    clear_scales(right)
     for group in range(numbers.step // numbers.group):
-        k = k0 + group * numbers.group
-        block = k // numbers.block
-        for j in range(WIDTH):
-            code = product.scale_b[item, block, col0 + j] if k < k_total and j < columns else numbers.unit_scale
-            pack_scale(product, code, right, group, j)
+        k, first = k0 + group * numbers.group, group * WIDTH
+        width = columns if k < k_total else 0
+        for j in range(width):
+            code = product.scale_b[item, k // numbers.block, col0 + j]
+            right.factors[first + j] = product.scales[code]
+            right.powers[first + j] = product.scale_powers[code]
+            right.exponents[first + j] = product.scale_exponents[code]
+        for j in range(width, WIDTH):
+            right.factors[first + j] = product.scales[numbers.unit_scale]
+            right.powers[first + j] = product.scale_powers[numbers.unit_scale]
+            right.exponents[first + j] = product.scale_exponents[numbers.unit_scale]
+    bound_group_columns(right, numbers.step // numbers.group)
 
 
 @jit
@@ -310,7 +317,7 @@ def grouped_items(product: Any, rows: int, left: Any, start: int, right: Any, ch
 
 
 @jit
-def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any) -> Any:
+def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any, elements: Any) -> Any:
     """What a task works in, from address `base` on, and the address after it."""
     step, rows = numbers.step, call.rows * items
     groups = step // numbers.group
@@ -319,22 +326,25 @@ def grouped_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any) 
     row_codes, at = carve(base, WIDTH, codes)
     nonzero, at = carve(at, panel // WIDTH + 1, np.int64)
     blocks, at = carve(at, panel_groups, np.int64)
-    values, at = carve(at, rows * panel + WIDTH, np.float32)
+    values, at = carve(at, rows * panel + WIDTH, elements)
     factors, at = carve(at, rows * panel_groups, np.float64)
     powers, at = carve(at, rows * panel_groups, np.float64)
     masks, at = carve(at, rows * panel_groups, np.int64)
-    bounds, at = carve(at, rows * steps * 2, np.float64)
+    bounds, at = carve(at, rows * steps * 2, np.int32)
     bad, at = carve(at, (rows, steps), np.uint8)
-    left = GroupRows(panel_groups, call.rows, row_codes, nonzero, blocks, values, factors, powers, masks, bounds, bad)
+    left = GroupRows(panel_groups, steps, call.rows, row_codes, nonzero, blocks, values, factors, powers, masks, bounds, bad)
     column_codes, at = carve(at, WIDTH, codes)
-    values, at = carve(at, step * WIDTH, np.float32)
+    values, at = carve(at, step * WIDTH, elements)
     factors, at = carve(at, groups * WIDTH, np.float64)
     powers, at = carve(at, groups * WIDTH, np.float64)
     masks, at = carve(at, groups * WIDTH, np.int64)
-    bounds, at = carve(at, 2 * WIDTH, np.float64)
+    exponents, at = carve(at, groups * WIDTH, np.int16)
+    bounds, at = carve(at, 2 * WIDTH, np.int32)
     bad_columns, at = carve(at, WIDTH, np.uint8)
     odd, at = carve(at, WIDTH, np.int64)
-    right = GroupColumns(column_codes, values, factors, powers, masks, bounds, bad_columns, odd)
+    raw, at = carve(at, step * WIDTH, np.int8)
+    offsets, at = carve(at, groups * WIDTH, np.int32)
+    right = GroupColumns(column_codes, values, factors, powers, masks, exponents, bounds, bad_columns, odd, raw, offsets)
     total, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     chain = total
     if numbers.restart > 0:
@@ -413,21 +423,32 @@ def grouped_side_by_side_tasks(call: Any, product: Any, scratch: Any) -> None:
 
 def grouped_entry(variant: Variant) -> Callable[[Any], None]:
     """The function of one address: grouped_tasks on a record."""
-    return _entry(variant, grouped_tasks, 1)
+    return _entry(variant, grouped_tasks, 1, np.float32)
 
 
 def grouped_side_by_side_entry(variant: Variant) -> Callable[[Any], None]:
     """The function of one address: grouped_side_by_side_tasks on a record."""
-    return _entry(variant, grouped_side_by_side_tasks, ITEMS)
+    return _entry(variant, grouped_side_by_side_tasks, ITEMS, np.float32)
 
 
-def _entry(variant: Variant, tasks: Callable[..., None], items: int) -> Callable[[Any], None]:
-    codes = variant.operand.type
+def bytes_entry(variant: Variant) -> Callable[[Any], None]:
+    """grouped_entry for elements that are held in bytes."""
+    return _entry(variant, grouped_tasks, 1, np.int8)
+
+
+def bytes_side_by_side_entry(variant: Variant) -> Callable[[Any], None]:
+    """grouped_side_by_side_entry for elements that are held in bytes."""
+    return _entry(variant, grouped_side_by_side_tasks, ITEMS, np.int8)
+
+
+def _entry(variant: Variant, tasks: Callable[..., None], items: int, elements: Any) -> Callable[[Any], None]:
+    codes, in_bytes = variant.operand.type, elements == np.int8
 
     def run(pointer: Any) -> None:
         call = fields_at(address_of(pointer), Call)
         numbers = fields_at(call.numbers, StepNumbers)
-        base = allocate(grouped_scratch(0, call, numbers, items, codes)[1] + CACHE_LINE)
+        powers = fields_at(call.powers, StepPowers)
+        base = allocate(grouped_scratch(0, call, numbers, items, codes, elements)[1] + CACHE_LINE)
         if base == 0:
             report_no_memory(pointer)
             return
@@ -444,11 +465,13 @@ def _entry(variant: Variant, tasks: Callable[..., None], items: int) -> Callable
             fields_at(call.form_b, FormatNumbers),
             array_at(call.factors, 256, np.float64),
             array_at(call.scale_powers, 256, np.float64),
-            fields_at(call.powers, StepPowers),
+            array_at(call.exponents, 256, np.int16),
+            powers,
+            powers.byte_unit if in_bytes else 1.0,
             numbers,
             fields_at(call.result, ResultNumbers),
         )
-        tasks(call, product, grouped_scratch(base, call, numbers, items, codes)[0])
+        tasks(call, product, grouped_scratch(base, call, numbers, items, codes, elements)[0])
         release(base)
 
     return run

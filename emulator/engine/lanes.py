@@ -15,8 +15,10 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
+from mmabits.emulator.engine.width import byte_products
+
 F32, F64 = ir.FloatType(), ir.DoubleType()
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS = {F32: "f32", F64: "f64"}
 
 
@@ -71,11 +73,18 @@ class Lanes:
     def __or__(self, other: Lanes | int) -> Lanes:
         return self._new(self.builder.or_(self.value, self._like(other)))
 
+    def __xor__(self, other: Lanes | int) -> Lanes:
+        return self._new(self.builder.xor(self.value, self._like(other)))
+
     def __lshift__(self, places: Lanes | int) -> Lanes:
         return self._new(self.builder.shl(self.value, self._like(places)))
 
     def __rshift__(self, places: Lanes | int) -> Lanes:
         return self._new(self.builder.lshr(self.value, self._like(places)))
+
+    def arithmetic_shift(self, places: int) -> Lanes:
+        """Integer lanes to the right, the sign above."""
+        return self._new(self.builder.ashr(self.value, self._like(places)))
 
     def _compare(self, operator: str, other: Lanes | float) -> Lanes:
         compare = self.builder.fcmp_ordered if self.is_float else self.builder.icmp_signed
@@ -94,6 +103,10 @@ class Lanes:
         """Lane by lane, a mask."""
         return self._compare("==", other)
 
+    def complement(self) -> Lanes:
+        """Of a mask: where it is not set."""
+        return self._new(self.builder.not_(self.value))
+
     def unordered(self, other: Lanes) -> Lanes:
         """Of floating-point lanes, a mask: where either is NaN."""
         return self._new(self.builder.fcmp_unordered("uno", self.value, other.value))
@@ -108,10 +121,54 @@ class Lanes:
             return (self > other).choose(self, self._new(self._like(other)))
         return self._new(self._intrinsic(f"llvm.smax.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
 
+    def minimum(self, other: Lanes | int) -> Lanes:
+        """The smaller of each pair of integers."""
+        return self._new(self._intrinsic(f"llvm.smin.v{self.count}i{self.element.width}", 2)([self.value, self._like(other)]))
+
     def fma(self, factor: Lanes, addend: Lanes) -> Lanes:
         """This vector * factor + addend, rounded once."""
         call = self._intrinsic(f"llvm.fma.v{self.count}{_FLOATS[self.element]}", 3)
         return self._new(call([self.value, factor.value, addend.value]))
+
+    def add_saturating(self, other: Lanes) -> Lanes:
+        """The sum of signed integers; too large or too small is the nearest there is."""
+        return self._new(self._intrinsic(f"llvm.sadd.sat.v{self.count}i{self.element.width}", 2)([self.value, other.value]))
+
+    def add_products_of_bytes(self, unsigned: Lanes, signed: Lanes) -> Lanes:
+        """32-bit lanes plus the four products of each lane's bytes, of which the first have no sign; modulo 2^32."""
+        how = byte_products()
+        if how == "vnni":
+            bits = 32 * self.count
+            name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+            kind = ir.FunctionType(self.value.type, [self.value.type] * 3)
+            function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+            return self._new(self.builder.call(function, [self.value, unsigned.as_words().value, signed.as_words().value]))
+        left, right = unsigned.as_words(), signed.as_words()
+        if how == "pairs":
+            return (
+                self
+                + left.halves(0, False).pair_products(right.halves(0, True))
+                + left.halves(1, False).pair_products(right.halves(1, True))
+            )
+        total = self
+        for place in range(4):
+            one = (left >> (8 * place)) & 0xFF
+            total = total + one * (right << (24 - 8 * place)).arithmetic_shift(24)
+        return total
+
+    def halves(self, place: int, signed: bool) -> Lanes:
+        """Of 32-bit lanes seen as 16-bit ones the lower or the higher byte."""
+        half = self._new(self.builder.bitcast(self.value, ir.VectorType(I16, 2 * self.count)))
+        if place == 1:
+            return half.arithmetic_shift(8) if signed else half >> 8
+        return (half << 8).arithmetic_shift(8) if signed else half & 0xFF
+
+    def pair_products(self, other: Lanes) -> Lanes:
+        """Of 16-bit lanes the sums of two neighbours' products, in 32-bit lanes."""
+        name = {16: "llvm.x86.sse2.pmadd.wd", 32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}[2 * self.count]
+        kind = ir.FunctionType(ir.VectorType(I32, self.count // 2), [self.value.type] * 2)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self._new(self.builder.call(function, [self.value, other.value]))
 
     def _intrinsic(self, name: str, operands: int) -> Callable[[list[ir.Value]], ir.Value]:
         kind = ir.FunctionType(self.value.type, [self.value.type] * operands)
@@ -151,6 +208,40 @@ class Lanes:
     def narrow(self, element: ir.Type) -> Lanes:
         """Integer lanes to narrower ones, low bits kept."""
         return self._new(self.builder.trunc(self.value, ir.VectorType(element, self.count)))
+
+    def trailing_zeros(self) -> Lanes:
+        """Zeros below the lowest bit that is set, of integer lanes; of 0 anything."""
+        kind = ir.FunctionType(self.value.type, [self.value.type, ir.IntType(1)])
+        name = f"llvm.cttz.v{self.count}i{self.element.width}"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self._new(self.builder.call(function, [self.value, ir.Constant(ir.IntType(1), 1)]))
+
+    def reduced(self, how: str) -> ir.Value:
+        """One integer of all lanes: `smax`, `smin`."""
+        kind = ir.FunctionType(self.element, [self.value.type])
+        name = f"llvm.vector.reduce.{how}.v{self.count}i{self.element.width}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [self.value])
+
+    def as_bytes(self) -> Lanes:
+        """32-bit lanes seen as four bytes each, the lowest first."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType(I8, 4 * self.count)))
+
+    def as_words(self) -> Lanes:
+        """Bytes seen as 32-bit lanes, four in each."""
+        return self._new(self.builder.bitcast(self.value, ir.VectorType(I32, self.count // 4)))
+
+    def spread_lowest(self) -> Lanes:
+        """Bytes, the first of every four in all four."""
+        pick = ir.Constant(ir.VectorType(I32, self.count), [lane // 4 * 4 for lane in range(self.count)])
+        return self._new(self.builder.shuffle_vector(self.value, ir.Constant(self.value.type, ir.Undefined), pick))
+
+    def whole(self) -> Lanes:
+        """Float32 lanes that are whole numbers, as 32-bit integers."""
+        return self._new(self.builder.fptosi(self.value, ir.VectorType(I32, self.count)))
+
+    def to_float64(self) -> Lanes:
+        """32-bit integer lanes to float64, exactly."""
+        return self._new(self.builder.sitofp(self.value, ir.VectorType(F64, self.count)))
 
     def to_float32(self) -> Lanes:
         """Float64 lanes to float32, in the thread's rounding mode."""
@@ -216,6 +307,12 @@ class Emitter:
     def scalar(self, pointer: ir.Value, at: ir.Value) -> ir.Value:
         """The element pointer[at]."""
         return self.builder.load(self.builder.gep(pointer, [at]))
+
+    def four_bytes(self, pointer: ir.Value, at: ir.Value, count: int) -> Lanes:
+        """The four bytes from pointer[at] on in every one of `count` 32-bit lanes, seen as bytes."""
+        word = self.builder.load(self.builder.bitcast(self.builder.gep(pointer, [at]), I32.as_pointer()))
+        word.align = 1
+        return self.splat(word, count).as_bytes()
 
     def splat(self, scalar: ir.Value, count: int) -> Lanes:
         """One value in every lane."""

@@ -29,30 +29,54 @@ from llvmlite import binding as llvm
 from mmabits.emulator.engine import cache
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import TICK
+from mmabits.emulator.engine.width import byte_products, lanes
 from mmabits.isa import CompilerError
 
 NUMBA: Final = ("0.61", "0.68")
 """First and last version of Numba that the engine is made for: it uses private parts of it."""
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
-_LONG_NOTICES: Final = {"machine": "mmabits: compiling what all compiled kernels call, once on this machine (about half a minute)"}
+_LONG_NOTICES: Final = {
+    "machine": "mmabits: compiling what all compiled kernels call, once on this machine (about half a minute)",
+    "checks": "mmabits: compiling the checks of compiled kernels, once on this machine (about half a minute)",
+}
 """Of kinds that take longer."""
 _log = logging.getLogger("mmabits")
 ENTRIES: Final = {
     "fused": "engine.fused:fused_entry", "fused_side_by_side": "engine.fused:side_by_side_entry",
     "grouped": "engine.grouped:grouped_entry", "grouped_side_by_side": "engine.grouped:grouped_side_by_side_entry",
-    "chain": "engine.chains:chain_entry", "integer": "engine.chains:integer_entry", "machine": "machine.operations:entry",
+    "grouped_bytes": "engine.grouped:bytes_entry", "grouped_bytes_side_by_side": "engine.grouped:bytes_side_by_side_entry",
+    "chain": "engine.chains:chain_entry", "integer": "engine.integers:integer_entry", "machine": "machine.operations:entry",
+    "checks": "machine.checking:entry",
 }  # fmt: skip
 """By the kind of a variant what gives its function, to be compiled for the address of a record: module of the emulator, and name."""
-_COMPILED = ("chains", "decode", "fused", "grouped", "jit", "lanes", "plan", "record", "steps", "tasks", "tiles")
+_COMPILED = (
+    "chains",
+    "decode",
+    "floors",
+    "fused",
+    "grouped",
+    "integers",
+    "jit",
+    "lanes",
+    "plan",
+    "record",
+    "steps",
+    "tasks",
+    "tiles",
+    "width",
+)
 """Modules whose code or constants end up in machine code."""
 _MACHINE = (
     *(f"../machine/{name}" for name in (
-        "cells", "context", "halves", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps", "tensorrecords",
+        "cells", "context", "halves", "hasten", "helpers", "operands", "operations", "pending", "phases", "requests", "tensormaps",
+        "tensorrecords",
         "tensorwork", "transfers", "turns", "warpgrouprecords", "warpgroups",
     )),
     "../../isa/memories",
 )  # fmt: skip
 """Those that only the code of compiled kernels calls."""
+_CHECKS = tuple(f"../machine/{name}" for name in ("checkcopies", "checkglobal", "checking", "checkproducts", "checkrecords", "clocks"))
+"""Those that only checked kernels call."""
 _OF_KERNELS: Final = ("mmabits_kernel_*.mmabits", "mmabits_opcode_*.mmabits")
 KEPT_BYTES: Final = 256 << 20
 """Of the machine code of kernels: where a folder has more, what was used longest ago is removed."""
@@ -228,11 +252,11 @@ def _resolvable(names: tuple[str, ...]) -> bool:
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-@lru_cache(maxsize=2)
-def _made_for(of_machine: bool = False) -> str:
-    """What machine code depends on."""
+@lru_cache(maxsize=3)
+def _made_for(more: tuple[str, ...] = ()) -> str:
+    """What machine code depends on: modules besides those that all does."""
     sources = hashlib.sha256()
-    for name in _COMPILED + _MACHINE * of_machine:
+    for name in _COMPILED + more:
         sources.update((Path(__file__).parent / f"{name}.py").read_bytes())
     numba = importlib.util.find_spec("numba")
     if numba is not None and numba.origin:  # its version, without importing it
@@ -247,18 +271,22 @@ def _made_for(of_machine: bool = False) -> str:
             "triple": llvm.get_process_triple(),
             "processor": llvm.get_host_cpu_name(),
             "features": llvm.get_host_cpu_features().flatten(),
+            "lanes": lanes(),
+            "byte products": byte_products(),
             "settings": settings,
         },
         sort_keys=True,
     )
 
 
-def _of_machine(symbol: str) -> bool:
-    return symbol.startswith("mmabits_machine")
+def _modules_of(symbol: str) -> tuple[str, ...]:
+    if symbol.startswith("mmabits_checks"):
+        return _MACHINE + _CHECKS
+    return _MACHINE if symbol.startswith("mmabits_machine") else ()
 
 
 def _file_name(symbol: str) -> str:
-    return f"{symbol}-{hashlib.sha256(_made_for(_of_machine(symbol)).encode()).hexdigest()[:16]}.mmabits"
+    return f"{symbol}-{hashlib.sha256(_made_for(_modules_of(symbol)).encode()).hexdigest()[:16]}.mmabits"
 
 
 def is_current(name: str) -> bool:
@@ -311,7 +339,7 @@ def keep_code(symbol: str, code: bytes, expected: tuple[str, ...] = ()) -> None:
 
 
 def _header(symbol: str, expected: tuple[str, ...]) -> dict[str, Any]:
-    return {"symbol": symbol, "made_for": _made_for(_of_machine(symbol)), "expected": list(expected)}
+    return {"symbol": symbol, "made_for": _made_for(_modules_of(symbol)), "expected": list(expected)}
 
 
 def _packed(symbol: str, made: _Object) -> bytes:

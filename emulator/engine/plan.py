@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
-from mmabits.isa import FormatSpec, Lowering, NonFinite, Rounding
+from mmabits.isa import Arithmetic, FormatSpec, Lowering, NonFinite, Rounding
 
 TOWARD_ZERO, NEAREST_EVEN, TOWARD_POSITIVE, TOWARD_NEGATIVE = 0, 1, 2, 3
 """Rounding modes as LLVM (and C's FLT_ROUNDS) numbers them."""
@@ -78,6 +78,15 @@ class StepNumbers(NamedTuple):
     rounding: int
     unit_scale: int
     """Code of the block scale 1, for what lies past the edge."""
+    floors: int
+    """1 where floors.floor_step may take a step."""
+    room_of_groups: int
+    """F and the places that a scaled sum of a group can have below its scales' exponents: so far E may lie above them."""
+    room_of_held: int
+    """F - 23: how far E may lie above an accumulator that keeps all its bits."""
+    signed_a: int
+    signed_b: int
+    """Of integers: 1 where their bytes have a sign."""
 
 
 _MODES = {
@@ -121,8 +130,11 @@ def result_numbers(lowering: Lowering, promote_every: int = 0) -> ResultNumbers:
 
 
 @lru_cache(maxsize=1024)
-def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
-    """A lowering as integers; a lowering with an add of its own restarts each instruction, any other as the caller promotes."""
+def step_numbers(lowering: Lowering, promote_every: int = 0, general: bool = False) -> StepNumbers:
+    """A lowering as integers; a lowering with an add of its own restarts each instruction, any other as the caller promotes.
+
+    `general` has the engine take the path that is right for everything, also where a faster one is.
+    """
     instruction = lowering.instruction
     own_add = lowering.separate_add
     return StepNumbers(
@@ -140,7 +152,21 @@ def step_numbers(lowering: Lowering, promote_every: int = 0) -> StepNumbers:
         saturate=int(instruction.satfinite),
         rounding=_MODES[instruction.rounding_mode],
         unit_scale=_code_of_one(instruction.scale_type) if instruction.scale_type else 0,
+        floors=int(not general and _has_floors(lowering)),
+        room_of_groups=lowering.datapath.fraction_bits + _last_place(lowering),
+        room_of_held=lowering.datapath.fraction_bits - 23,
+        signed_a=int(instruction.a_type.sign_bits > 0),
+        signed_b=int(instruction.b_type.sign_bits > 0),
     )
+
+
+def _has_floors(lowering: Lowering) -> bool:
+    """Whether steps are whole runs of four elements, with at most one power of two as scale, of at most 11 fraction bits."""
+    path, row = lowering.datapath, lowering.instruction
+    plain = path.arithmetic is Arithmetic.FUSED and lowering.step % 4 == 0 and lowering.step // 4 < 128
+    narrow = all(not form.is_integer and form.fraction_bits <= 11 for form in (row.a_type, row.b_type))
+    scaled = row.block is None or (row.block % lowering.step == 0 and row.scale_type is not None and row.scale_type.fraction_bits == 0)
+    return plain and narrow and scaled
 
 
 def _code_of_one(form: FormatSpec) -> int:
@@ -156,24 +182,28 @@ class StepPowers(NamedTuple):
     """2^e_zero."""
     floor: float
     """2^exponent of an accumulator's subnormals."""
-    last_place: float
-    """2^-F over the last place that a scaled sum can have."""
-    above_accumulator: float
-    """2^(F - 23): how far E may lie above an accumulator that keeps all its bits."""
+    byte_unit: float
+    """The product of the smallest positive elements: what all products are multiples of."""
+
+
+def _last_place(lowering: Lowering) -> int:
+    """The exponent of the last place that a group's scaled sum can have, its scales' exponents 0."""
+    row = lowering.instruction
+    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
+    if row.a_type.is_integer or row.b_type.is_integer:
+        return 0
+    return sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - 2 * scale_bits
 
 
 @lru_cache(maxsize=1024)
 def step_powers(lowering: Lowering) -> StepPowers:
     """The powers of a lowering."""
     path, row = lowering.datapath, lowering.instruction
-    scale_bits = row.scale_type.fraction_bits if row.scale_type else 0
-    last_place = sum(form.min_exponent - form.fraction_bits for form in (row.a_type, row.b_type)) - 2 * scale_bits
     return StepPowers(
         window=2.0 ** (52 - path.fraction_bits),
         zero=2.0**path.zero_exponent,
         floor=2.0**path.result.min_exponent,
-        last_place=2.0 ** (-path.fraction_bits - last_place),
-        above_accumulator=2.0 ** (path.fraction_bits - 23),
+        byte_unit=row.a_type.min_positive * row.b_type.min_positive,
     )
 
 
@@ -191,6 +221,14 @@ def groups_fit(lowering: Lowering) -> bool:
     in_group = largest / (row.a_type.min_positive * row.b_type.min_positive) <= 2.0**24
     in_sum = (4 * groups * largest + 2) * 2.0**path.fraction_bits <= 2.0**52  # two scale significands are below 4
     return whole and tables and in_group and in_sum
+
+
+@lru_cache(maxsize=1024)
+def bytes_fit(lowering: Lowering) -> bool:
+    """Whether a grouped lowering's elements are bytes, as multiples of their format's smallest number, and its groups runs of four."""
+    row = lowering.instruction
+    narrow = all(form.max_finite / form.min_positive <= 127 for form in (row.a_type, row.b_type))
+    return narrow and lowering.datapath.group % 4 == 0 and lowering.datapath.group <= 32
 
 
 @lru_cache(maxsize=64)

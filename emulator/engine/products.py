@@ -35,7 +35,7 @@ def run(lowering: Lowering, a: Array, b: Array, d: Array, scale_a: Array | None,
 
     Args:
         lowering: what the architecture makes of the instruction.
-        a: (batch, M, K) operand codes as unsigned integers; int16 values for integers, float64 for f64.
+        a: (batch, M, K) operand codes as unsigned integers; bytes for integers, float64 for f64.
         b: (batch, K, N), like `a`.
         d: (batch, M, N) accumulators in, results out, to their last bits: float32, float16 (unless promoted), int32 or float64.
         scale_a: (batch, M, blocks) scale codes, or None.

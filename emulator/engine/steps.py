@@ -16,12 +16,17 @@ from numba import types
 from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
-from mmabits.emulator.engine.lanes import F32, F64, I16, I32, I64, Emitter, Lanes, LoopVariable
+from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes, LoopVariable
 from mmabits.emulator.engine.plan import GROUPS_AT_ONCE, NO_EXPONENT
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
+from mmabits.emulator.engine.width import lanes as width
 
 DONE, TOO_WIDE = 0, 1
 """What a step reports: done, or nothing done, since a float32 carrier would overflow."""
+OFFSET = 128
+"""Added to bytes of A, so that they have no sign."""
+_LARGEST = 0x7F7FFFFF
+"""The largest finite float32."""
 CARRIER_LIMIT = 100
 """Exponents up to which a float32 carrier holds the window and every sum."""
 _index = types.intp
@@ -54,8 +59,11 @@ def _truncated(emit: Emitter, exact: Lanes, cut: Any) -> Lanes:
     """Exact sums toward zero to float32 codes, low `cut` bits zero; too large is infinity; a zero is +0."""
     bits = exact.to_float32().bits() if exact.element is F64 else exact.bits()
     if exact.element is F64:
-        infinity = (bits & -(1 << 31)) | 0x7F800000
-        bits = (exact.magnitude() >= 2.0**128).choose(infinity, bits)
+        (found,) = emit.cells([bits])
+        with emit.builder.if_then((bits & 0x7FFFFFFF).equals(_LARGEST).any(), likely=False):  # what is too large comes to that too
+            infinity = (bits & -(1 << 31)) | 0x7F800000
+            found.set((exact.magnitude() >= 2.0**128).choose(infinity, bits))
+        bits = found.get()
     keep = emit.builder.shl(ir.Constant(I32, -1), emit.narrow_index(cut))
     bits = bits & emit.splat(keep, exact.count)
     return (bits & 0x7FFFFFFF).equals(0).choose(0, bits)
@@ -180,6 +188,77 @@ def _signed(magnitude: Lanes, sign: Lanes) -> Lanes:
     return (magnitude.bits() | (sign << 31)).floats()
 
 
+def _as_bytes(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> Lanes:
+    """WIDTH codes, as many from each start, as multiples of the smallest number of their format, in bytes."""
+    form = SimpleNamespace(**{name: emit.splat(emit.narrow_index(number), WIDTH) for name, number in vars(form).items()})
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I32)
+    one = emit.constant(I32, 1, WIDTH)
+    field = (code >> form.low_bits) & ((one << (form.sign_shift - form.low_bits)) - 1)
+    hidden = one << form.fraction_bits
+    exponent, fraction = field >> form.fraction_bits, field & (hidden - 1)
+    significand = exponent.equals(0).choose(fraction, fraction | hidden)
+    magnitude = significand << (exponent.maximum(1) - 1)
+    sign = ((code >> form.sign_shift) + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
+    signed: Lanes = ((magnitude ^ -sign) + sign).narrow(I8)
+    return signed
+
+
+@intrinsic
+def finish_group_columns(_context: Any, right: Any, step: Any, group: Any) -> Any:
+    """Of bytes: the four of a column together, masks, and what the offset of A adds to each group's sums. Of float32 nothing."""
+    signature = types.none(right, _index, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[0])
+        if columns.values.type.pointee != I8:
+            return context.get_dummy_value()
+        with emit.loop(builder.sdiv(arguments[1], arguments[2])) as number:
+            start = builder.mul(number, arguments[2])
+            sums, masks = emit.cells([emit.constant(I32, 0, WIDTH)] * 2)
+            with emit.loop(builder.sdiv(arguments[2], emit.index(4))) as run:
+                first = builder.add(start, builder.mul(run, emit.index(4)))
+                places = [builder.mul(builder.add(first, emit.index(i)), emit.index(WIDTH)) for i in range(4)]
+                rows = [emit.load(columns.raw, place, WIDTH) for place in places]
+                words = [row.unsigned(I32) for row in rows]
+                together = words[0] | (words[1] << 8) | (words[2] << 16) | (words[3] << 24)
+                emit.store(together.as_bytes(), columns.values, places[0])
+                for i, row in enumerate(rows):
+                    sums.set(sums.get() + row.widen(I32))
+                    place = builder.add(builder.mul(run, emit.index(4)), emit.index(i))
+                    bit = builder.shl(ir.Constant(I32, 1), emit.narrow_index(place))
+                    masks.set(row.equals(0).choose(masks.get(), masks.get() | emit.splat(bit, WIDTH)))
+            emit.store(sums.get() * -OFFSET, columns.offsets, builder.mul(number, emit.index(WIDTH)))
+            emit.store(masks.get().unsigned(I64), columns.masks, builder.mul(number, emit.index(WIDTH)))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def bound_group_columns(_context: Any, right: Any, groups: Any) -> Any:
+    """right.bounds and right.bad of the scales of a step; whether one is NaN."""
+    signature = types.boolean(right, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        columns = emit.fields(right, arguments[0])
+        largest, smallest = emit.cells([emit.constant(I32, NO_EXPONENT, WIDTH), emit.constant(I32, -NO_EXPONENT, WIDTH)])
+        (bad,) = emit.cells([emit.constant(I8, 0, WIDTH)])
+        with emit.loop(arguments[1]) as group:
+            place = builder.mul(group, emit.index(WIDTH))
+            exponent, factor = emit.load(columns.exponents, place, WIDTH).widen(I32), emit.load(columns.factors, place, WIDTH)
+            largest.set(largest.get().maximum(exponent))
+            smallest.set(smallest.get().minimum(exponent.equals(NO_EXPONENT).choose(-NO_EXPONENT, exponent)))
+            bad.set(factor.unordered(factor).choose(1, bad.get()))
+        emit.store(largest.get(), columns.bounds, emit.index(0))
+        emit.store(smallest.get(), columns.bounds, emit.index(WIDTH))
+        emit.store(bad.get(), columns.bad, emit.index(0))
+        return bad.get().equals(0).complement().any()
+
+    return signature, codegen
+
+
 @intrinsic
 def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate: Any, values: Any, cell: Any) -> Any:
     """WIDTH codes of a row of A to values[cell:]; which of them are not zero, a bit each."""
@@ -187,9 +266,13 @@ def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate:
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        magnitude, _, sign, _ = _decoded(emit, emit.data(codes, arguments[0]), [arguments[1]], emit.fields(form, arguments[2]))
-        flip = emit.splat(emit.narrow_index(arguments[3]), WIDTH)
-        emit.store(_signed(magnitude, sign + flip), emit.data(values, arguments[4]), arguments[5])
+        form_, source, target = emit.fields(form, arguments[2]), emit.data(codes, arguments[0]), emit.data(values, arguments[4])
+        if target.type.pointee == I8:
+            value = _as_bytes(emit, source, [arguments[1]], form_, arguments[3])
+            emit.store(value ^ emit.constant(I8, -OFFSET, WIDTH), target, arguments[5])
+            return builder.zext(value.equals(0).complement().as_bits(), I64)
+        magnitude, _, sign, _ = _decoded(emit, source, [arguments[1]], form_)
+        emit.store(_signed(magnitude, sign + emit.splat(emit.narrow_index(arguments[3]), WIDTH)), target, arguments[5])
         return builder.zext((magnitude > 0.0).as_bits(), I64)
 
     return signature, codegen
@@ -203,10 +286,13 @@ def decode_group_columns(_context: Any, codes: Any, starts: Any, form: Any, righ
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         columns = emit.fields(right, arguments[3])
-        magnitude, _, sign, _ = _decoded(
-            emit, emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1]), emit.fields(form, arguments[2])
-        )
-        emit.store(_signed(magnitude, sign), columns.values, builder.mul(arguments[4], emit.index(WIDTH)))
+        form_, row = emit.fields(form, arguments[2]), builder.mul(arguments[4], emit.index(WIDTH))
+        source, places = emit.data(codes, arguments[0]), cgutils.unpack_tuple(builder, arguments[1])
+        if columns.values.type.pointee == I8:
+            emit.store(_as_bytes(emit, source, places, form_, emit.index(0)), columns.raw, row)
+            return context.get_dummy_value()
+        magnitude, _, sign, _ = _decoded(emit, source, places, form_)
+        emit.store(_signed(magnitude, sign), columns.values, row)
         masks = builder.mul(arguments[5], emit.index(WIDTH))
         bit = (magnitude > 0.0).unsigned(I64) << emit.splat(arguments[6], WIDTH)
         emit.store(emit.load(columns.masks, masks, WIDTH) | bit, columns.masks, masks)
@@ -260,17 +346,21 @@ class _FusedStep(NamedTuple):
     items: int
     """Rows of A that the lanes belong to: 1 or ITEMS."""
 
-    def at_lane(self, lane: int) -> Any:
-        """Where the row of A that a lane belongs to has its step."""
-        item = self.emit.index(lane // SIDE if self.items > 1 else 0)
-        return self.emit.builder.add(self.at, self.emit.builder.mul(item, self.left.stride))
+    def at_lane(self, first: Any, lane: int) -> Any:
+        """Where the row of A that a lane behind `first` belongs to has its step."""
+        builder = self.emit.builder
+        if self.items == 1:
+            return self.at
+        item = builder.udiv(builder.add(first, self.emit.index(lane)), self.emit.index(SIDE))
+        return builder.add(self.at, builder.mul(item, self.left.stride))
 
     def wide(self) -> Any:
         """With a float64 carrier, in two halves of the columns."""
         emit, builder = self.emit, self.emit.builder
         shift = builder.shl(builder.sub(emit.index(1023), self.numbers.c_shift), emit.index(52))
-        for first in range(0, WIDTH, 16):
-            cell = builder.add(self.cell, emit.index(first))
+        with emit.loop(emit.index(WIDTH // 16)) as half:
+            first = builder.mul(half, emit.index(16))
+            cell = builder.add(self.cell, first)
             held = emit.load(self.chain, cell, 16)
             finite = _finite_part(held)
             exponent = self.exponents(finite, first, self.numbers.c_shift).widen(I64)
@@ -284,7 +374,7 @@ class _FusedStep(NamedTuple):
         emit, builder = self.emit, self.emit.builder
         held = emit.load(self.chain, self.cell, WIDTH)
         finite = _finite_part(held)
-        exponent = self.exponents(finite, 0, emit.index(0))
+        exponent = self.exponents(finite, emit.index(0), emit.index(0))
         shift = emit.splat(builder.sub(ir.Constant(I32, 127 + 23), emit.narrow_index(self.numbers.fraction_bits)), WIDTH)
         window = ((exponent + shift) << 23) | (1 << 22)
         report = cgutils.alloca_once(builder, I64)
@@ -292,21 +382,21 @@ class _FusedStep(NamedTuple):
             with too_wide:
                 builder.store(emit.index(TOO_WIDE), report)
             with fits:
-                exact = self.signed_sums(window.floats(), finite, 0)
+                exact = self.signed_sums(window.floats(), finite, emit.index(0))
                 _round_and_store(emit, exact, held, self.result, self.chain, self.cell)
                 builder.store(emit.index(DONE), report)
         return builder.load(report)
 
-    def exponents(self, held: Lanes, first: int, shift: Any) -> Lanes:
+    def exponents(self, held: Lanes, first: Any, shift: Any) -> Lanes:
         """E (int32): the largest exponent of the step's products and of the accumulator, which has e_zero where it is zero."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
         together = lanes if self.items == 1 else SIDE
-        starts = range(first, first + lanes, together)
+        starts = range(0, lanes, together)
         cells = emit.cells([emit.constant(I16, -(1 << 15), together) for _ in starts])
-        places = [self.at_lane(start) for start in starts]
+        places = [self.at_lane(first, start) for start in starts]
         with emit.loop(self.numbers.step) as k:
             for start, place, cell in zip(starts, places, cells, strict=True):
-                row = builder.add(builder.mul(k, emit.index(WIDTH)), emit.index(start))
+                row = builder.add(builder.add(builder.mul(k, emit.index(WIDTH)), first), emit.index(start))
                 exponent = emit.splat(emit.scalar(self.left.exponents, builder.add(place, k)), together)
                 cell.set(cell.get().maximum(exponent + emit.load(self.right.exponents, row, together)))
         largest = _join([cell.get() for cell in cells])
@@ -317,19 +407,19 @@ class _FusedStep(NamedTuple):
         own = magnitude.equals(0).choose(zero, (magnitude >> 23).maximum(floor) - unbias)
         return own.maximum(largest.widen(I32)).maximum(zero)
 
-    def signed_sums(self, window: Lanes, held: Lanes, first: int) -> Lanes:
+    def signed_sums(self, window: Lanes, held: Lanes, first: Any) -> Lanes:
         """The exact sum of the truncated terms: window + positive ones, less window + negative ones.
 
         The window lies in [1.5, 2) * 2^(E - F + p - 1), so window + |a| * |b| keeps exactly the multiples of 2^(E - F).
         `sides[k]` is where the part of B with a[k]'s sign lies, the other part WIDTH away.
         """
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        vector = 8 if held.element is F32 else 4
+        together = lanes if self.items == 1 else SIDE
+        vector = min(width() if held.element is F32 else width() // 2, together)
         zero = emit.constant(held.element, 0.0, lanes)
         parts = [emit.cells(_split(start, vector)) for start in (window + held.maximum(zero), window + (-held).maximum(zero))]
-        together = lanes if self.items == 1 else SIDE
-        starts = range(first, first + lanes, together)
-        places = [self.at_lane(start) for start in starts]
+        starts = range(0, lanes, together)
+        places = [self.at_lane(first, start) for start in starts]
         with emit.loop(self.numbers.step) as k:
             for start, place in zip(starts, places, strict=True):
                 at = builder.add(place, k)
@@ -337,8 +427,8 @@ class _FusedStep(NamedTuple):
                 side = builder.sext(emit.scalar(self.left.sides, at), I64)
                 for cells, base in zip(parts, (side, builder.xor(side, emit.index(WIDTH))), strict=True):
                     for lane in range(start, start + together, vector):
-                        cell = cells[(lane - first) // vector]
-                        cell.set(factor.fma(emit.load(self.right.planes, builder.add(base, emit.index(lane)), vector), cell.get()))
+                        cell, column = cells[lane // vector], builder.add(builder.add(base, first), emit.index(lane))
+                        cell.set(factor.fma(emit.load(self.right.planes, column, vector), cell.get()))
         positive, negative = (_join([cell.get() for cell in cells]) for cells in parts)
         return (positive - window) - (negative - window)
 
@@ -362,7 +452,7 @@ def _grouped_step(items: int) -> Any:
             for first in range(0, WIDTH, 16):
                 places = [builder.add(cell, emit.index(first)) for cell in cgutils.unpack_tuple(builder, arguments[1], 2)]
                 held = [emit.load(chain_, place, 16) for place in places]
-                exact = work.sums([_finite_part(row).widen(F64) for row in held], first)
+                exact = work.sums([_finite_part(row) for row in held], first)
                 for row in range(2):
                     _round_and_store(emit, exact[row], held[row], result_, chain_, places[row])
             return context.get_dummy_value()
@@ -409,8 +499,9 @@ class _GroupedStep(NamedTuple):
     def sums(self, held: list[Lanes], first: int) -> list[Lanes]:
         """For each of two rows the exact sum of the truncated terms, 16 columns from `first` on."""
         emit, builder = self.emit, self.emit.builder
-        fits = builder.and_(*(self.loses_nothing(held[row], first, self.rows[row]) for row in range(2)))
+        fits = (self.loses_nothing(held[0], first, self.rows[0]) & self.loses_nothing(held[1], first, self.rows[1])).all()
         windows = emit.cells([emit.constant(F64, 0.0, 16)] * 2)
+        held = [row.widen(F64) for row in held]
         exact = emit.cells(held)
         with builder.if_then(builder.not_(fits), likely=False):
             for row in range(2):
@@ -438,10 +529,10 @@ class _GroupedStep(NamedTuple):
         builder = self.emit.builder
         return builder.add(builder.mul(row, self.left.panel_groups), builder.mul(self.step_index, self.groups()))
 
-    def loses_nothing(self, held: Lanes, first: int, row: Any) -> Any:
-        """Whether no term of the step has bits below 2^(E - F), judged by a bound on E: an i1 for all lanes."""
+    def loses_nothing(self, held: Lanes, first: int, row: Any) -> Lanes:
+        """Where no term of the step has bits below 2^(E - F), judged by a bound on E: a mask."""
         emit, builder, lanes = self.emit, self.emit.builder, held.count
-        steps = builder.sdiv(self.left.panel_groups, self.groups())
+        steps = self.left.steps
 
         def bound(which: int) -> Callable[[Any], Any]:
             def read(row: Any) -> Any:
@@ -451,13 +542,14 @@ class _GroupedStep(NamedTuple):
             return read
 
         largest, smallest = (self.by_item(row, first, lanes, bound(which)) for which in range(2))
-        largest = largest * emit.load(self.right.bounds, emit.index(first), lanes)
-        smallest = smallest * emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
-        power = _power_of(held)
-        top = largest.maximum(self.own_power(held))
-        keeps_groups = smallest >= top * emit.splat(self.powers.last_place, lanes)
-        keeps_held = held.equals(0.0) | (power * emit.splat(self.powers.above_accumulator, lanes) >= top)
-        return (keeps_groups & keeps_held).all()
+        largest = largest + emit.load(self.right.bounds, emit.index(first), lanes)
+        smallest = smallest + emit.load(self.right.bounds, emit.index(WIDTH + first), lanes)
+        magnitude = held.bits() & 0x7FFFFFFF
+        is_zero, own = magnitude.equals(0), (magnitude >> 23).maximum(1) - 127
+        top = largest.maximum(is_zero.choose(emit.splat(emit.narrow_index(self.numbers.zero_exponent), lanes), own))
+        keeps_groups = smallest >= top - emit.splat(emit.narrow_index(self.numbers.room_of_groups), lanes)
+        keeps_held = is_zero | (own >= top - emit.splat(emit.narrow_index(self.numbers.room_of_held), lanes))
+        return keeps_groups & keeps_held
 
     def own_power(self, held: Lanes) -> Lanes:
         """2^exponent of the accumulators: a subnormal has the smallest normal's exponent, a zero e_zero."""
@@ -483,6 +575,8 @@ class _GroupedStep(NamedTuple):
 
     def terms(self, first: int, number: Any) -> list[list[Lanes]]:
         """For each of two rows, the exact scaled sums of GROUPS_AT_ONCE groups from group `number` on."""
+        if self.left.values.type.pointee == I8:
+            return self.terms_of_bytes(first, number)
         emit, builder = self.emit, self.emit.builder
         size = self.numbers.group
         panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
@@ -502,12 +596,56 @@ class _GroupedStep(NamedTuple):
         return [[self.scaled(pair, row, builder.add(number, emit.index(i)), first) for i, pair in enumerate(cells)]
                 for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
 
+    def terms_of_bytes(self, first: int, number: Any) -> list[list[Lanes]]:
+        """`terms` of elements that are whole multiples of their format's smallest number, four products at once."""
+        emit, builder = self.emit, self.emit.builder
+        size, vector = self.numbers.group, width()
+        panel, before = builder.mul(self.left.panel_groups, size), builder.mul(self.step_index, self.numbers.step)
+        vectors = range(first, first + 16, vector)
+        together = min(vector, SIDE) if self.items > 1 else vector
+
+        def starts_of(row: Any) -> list[list[Any]]:
+            """For each vector where each `together` of its lanes have their row of A."""
+            strides = [
+                [
+                    builder.mul(self.left.stride, emit.index(lane // SIDE if self.items > 1 else 0))
+                    for lane in range(v, v + vector, together)
+                ]
+                for v in vectors
+            ]
+            return [[builder.add(builder.mul(builder.add(row, each), panel), before) for each in of_vector] for of_vector in strides]
+
+        starts = [starts_of(row) for row in self.rows]
+        groups = [builder.add(number, emit.index(i)) for i in range(GROUPS_AT_ONCE)]
+        elements = [builder.mul(group, size) for group in groups]
+        parts = [
+            [emit.cells([emit.load(self.right.offsets, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(v)), vector)
+                         for v in vectors]) for group in groups]
+            for _ in starts
+        ]  # fmt: skip
+        with emit.loop(builder.sdiv(size, emit.index(4))) as run:
+            for i, start_element in enumerate(elements):
+                element = builder.add(start_element, builder.mul(run, emit.index(4)))
+                place = builder.mul(element, emit.index(WIDTH))
+                others = [emit.load(self.right.values, builder.add(place, emit.index(4 * v)), 4 * vector) for v in vectors]
+                for by_vector, cells in zip(starts, parts, strict=True):
+                    for at, cell, other in zip(by_vector, cells[i], others, strict=True):
+                        mine = _join([emit.four_bytes(self.left.values, builder.add(start, element), together) for start in at])
+                        cell.set(cell.get().add_products_of_bytes(mine, other))
+        return [[self.times_scales(_join([cell.get() for cell in of_group]).to_float64(), row, group, first)
+                 for group, of_group in zip(groups, cells, strict=True)]
+                for row, cells in zip(self.rows, parts, strict=True)]  # fmt: skip
+
     def scaled(self, sums: list[LoopVariable], row: Any, group: Any, first: int) -> Lanes:
         """A group's sums times its scales."""
+        return self.times_scales(_join([cell.get() for cell in sums]).widen(F64), row, group, first)
+
+    def times_scales(self, sums: Lanes, row: Any, group: Any, first: int) -> Lanes:
+        """Float64 sums of a group times its scales."""
         emit, builder = self.emit, self.emit.builder
         mine = self.by_item(row, first, 16, self.of_group(self.left.factors, group))
         others = emit.load(self.right.factors, builder.add(builder.mul(group, emit.index(WIDTH)), emit.index(first)), 16)
-        return _join([cell.get() for cell in sums]).widen(F64) * (mine * others)
+        return sums * (mine * others)
 
 
 def _cut(value: Lanes, window: Lanes) -> Lanes:
@@ -609,13 +747,13 @@ Elements are float16 where result.half says so. An accumulator is then one of f1
 
 @intrinsic
 def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count: Any) -> Any:
-    """sums[cell + j] = a[at + k] * b[k, j] + sums[cell + j], k ascending: fused multiply-adds, or integers that wrap."""
+    """sums[cell + j] = a[at + k] * b[k, j] + sums[cell + j], k ascending: fused multiply-adds."""
     signature = types.none(sums, _index, a, _index, b, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         sums_, a_, b_ = (emit.data(kind, arguments[i]) for kind, i in ((sums, 0), (a, 2), (b, 4)))
-        vector = 4 if b.dtype == types.float64 else 8
+        vector = width() // 2
         places = [builder.add(arguments[1], emit.index(i)) for i in range(0, WIDTH, vector)]
         cells = emit.cells([emit.load(sums_, place, vector) for place in places])
         with emit.loop(arguments[5]) as k:
@@ -623,7 +761,7 @@ def dot_step(_context: Any, sums: Any, cell: Any, a: Any, at: Any, b: Any, count
             row = builder.mul(k, emit.index(WIDTH))
             for i, cell_ in enumerate(cells):
                 other = emit.load(b_, builder.add(row, emit.index(i * vector)), vector)
-                cell_.set(factor.fma(other, cell_.get()) if factor.is_float else factor * other + cell_.get())
+                cell_.set(factor.fma(other, cell_.get()))
         for place, cell_ in zip(places, cells, strict=True):
             emit.store(cell_.get(), sums_, place)
         return context.get_dummy_value()

@@ -11,7 +11,7 @@ SIDE = 8
 """Columns of an item of a batch of small products that lies in a tile side by side with others: a vector of f32."""
 ITEMS = WIDTH // SIDE
 """Items side by side in a tile."""
-ROWS = 128
+ROWS = 256
 """Rows of a task: enough that decoding B for them costs little beside the sums."""
 TILES = 8
 """Tiles of WIDTH columns of a task: enough that decoding A for them costs little."""
@@ -29,9 +29,12 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def tiling(batch: int, m: int, n: int, threads: int) -> Tiling:
-    """Large tasks, but enough of them for every thread; none where there are no rows or columns."""
-    rows, tiles = max(1, min(ROWS, m)), max(1, min(TILES, -(-n // WIDTH)))
+def tiling(batch: int, m: int, n: int, threads: int, in_bytes: bool = False) -> Tiling:
+    """Large tasks, but enough of them for every thread; none where there are no rows or columns.
+
+    Those whose elements are bytes have twice the columns: their products take less time, and their operands less room.
+    """
+    rows, tiles = max(1, min(ROWS, m)), max(1, min(2 * TILES if in_bytes else TILES, -(-n // WIDTH)))
     while task_count(batch, m, n, Tiling(rows, tiles)) < 2 * threads and (tiles > 1 or rows > FEWEST_ROWS):
         rows, tiles = (rows, -(-tiles // 2)) if tiles > 1 else (-(-rows // 2), tiles)
     return Tiling(rows, tiles)

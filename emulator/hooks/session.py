@@ -29,6 +29,8 @@ from mmabits.emulator.hooks.condensed import by_evidence, largest, rows
 from mmabits.emulator.hooks.launched import Chosen, LaunchedKernel
 from mmabits.emulator.hooks.library import COMPARED, ChoiceSample, Library
 from mmabits.emulator.hooks.scope import NotEmulated
+from mmabits.emulator.machine.checkrecords import check_names
+from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import (
     EmulationError,
     Evidence,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmabits.emulator.engine.native import NativeProduct
+    from mmabits.emulator.machine.checks import KernelFinding
     from mmabits.emulator.schedules import Schedule
 
 __all__ = ["FRAMEWORKS", "Emulated", "Emulation", "NotEmulated", "Session", "SessionReport", "Skipped", "current_session", "emulate"]
@@ -66,6 +69,7 @@ AUTOTUNE: Final = ("best", "first")
 """How an autotuner chooses, which measures nothing here: what was tuned on a GPU, else the first that can be; or always the first."""
 
 
+FINDINGS: Final = ("raise", "collect")
 UNDEFINED: Final = ("zero", "poison")
 """What `emulate` puts where a GPU puts nothing."""
 
@@ -345,6 +349,12 @@ class Session:
     """What compiled kernels tell of their steps (research/follow.py)."""
     keeper: Any = field(default=None, repr=False)
     """What looks at memory before and after each launch of a compiled kernel (conformance/diff/runs.py)."""
+    checks: tuple[str, ...] = ()
+    """What compiled kernels are checked for: out of checks.CHECKS."""
+    findings: list[KernelFinding] | None = field(default=None, repr=False)
+    """What the checks found, where they do not raise it."""
+    schedule: WorkSchedule | None = None
+    """In which order compiled kernels work, where not in the machine's own."""
     has_failed: bool = field(default=False, repr=False)
     """Whether an exception left the block."""
     within: tuple[Session, ...] = field(default=(), repr=False)
@@ -656,6 +666,9 @@ def emulate(
     threads: bool = False,
     library: str | os.PathLike[str] | Schedule | None = None,
     bugs: bool = False,
+    check: str | Sequence[str] = (),
+    findings: str = "raise",
+    schedule: str | int | None = None,
 ) -> Emulation:
     """Run what stands in the block with the tensor cores of an architecture, on the CPU.
 
@@ -690,6 +703,12 @@ def emulate(
             `"chain"`: one chain of instructions, K upward. None: the best known choice of the newest version, which is inferred, so that
             `require` refuses it. The report has plan, evidence and candidates. See docs/library-choices.md.
         bugs: whether to leave out what the library is known to leave out.
+        check: what to look for while compiled Triton kernels run, out of `"memory"`, `"init"`, `"races"` and `"sync"`: errors that a GPU
+            does not tell of. See docs/checks.md.
+        findings: `"raise"`: a kernel that the checks found something in raises KernelCheckError when it has run, with all of it;
+            `"collect"`: `session.findings` has it, and the program goes on.
+        schedule: another order that a GPU may take, of asynchronous work, warps and CTAs of compiled Triton kernels: `"latest"`,
+            `"earliest"`, or the number of one by chance. See docs/checks.md and `mmabits.compare_schedules`.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a
@@ -710,6 +729,11 @@ def emulate(
         raise OperandError(f"autotune must be {names}, the number of a configuration from 0, or a function, got {autotune!r}")
     if not isinstance(cuda, bool):
         raise OperandError(f"cuda must be True or False, got {cuda!r}")
+    if findings not in FINDINGS:
+        raise OperandError(f"findings must be {' or '.join(map(repr, FINDINGS))}, got {findings!r}")
+    checks, order = check_names(check), WorkSchedule.of(schedule)
+    if (checks or order is not None) and triton not in (None, "compiled"):
+        raise OperandError(f"checks and schedules are those of compiled kernels: triton must be 'compiled' or None, got {triton!r}")
     if not isinstance(threads, bool):
         raise OperandError(f"threads must be True or False, got {threads!r}")
     if frameworks is not None and not isinstance(frameworks, str) and isinstance(frameworks, Iterable):
@@ -720,11 +744,18 @@ def emulate(
     def session() -> Session:
         wanted = _wanted(frameworks, cuda)
         way, reason = (triton or "compiled", "") if "triton" not in wanted else _way_of_triton(triton)
+        if (checks or order is not None) and "triton" not in wanted:
+            raise OperandError(
+                "checks and schedules are those of Triton's kernels, and Triton is not among the frameworks; import it, or name it"
+            )
+        if (checks or order is not None) and way != "compiled":
+            raise EmulationError(f"checks and schedules are those of compiled kernels, which cannot be here: {reason}")
         if cuda and "torch" not in wanted:
             raise OperandError("cuda=True poses as PyTorch's GPU, and PyTorch is not among the frameworks; import it before, or name it")
         return Session(
             arch=architecture(arch).name, require=evidence_level(require), frameworks=wanted, undefined=undefined, triton=way,
-            not_compiled=reason, autotune=autotune, cuda=cuda, threads=threads, library=sums,
+            not_compiled=reason, autotune=autotune, cuda=cuda, threads=threads, library=sums, checks=checks,
+            findings=[] if findings == "collect" else None, schedule=order,
         )  # fmt: skip
 
     return Emulation(session, chosen=frameworks is not None)

@@ -113,6 +113,10 @@ class Context(NamedTuple):
     """1 while it is at a barrier with a reduction, whose result it comes back for."""
     trace: int
     """Address of two words: where the next note goes, and where there is no more room (trace.py); 0 where nothing is noted."""
+    checks: int
+    """Address of the CheckState (checkrecords.py); 0 where nothing is checked."""
+    defined: int
+    """Address of lanes in which registers were written, where that is checked."""
     host: int
     """Address of the function that prints for the kernel and tells of assertions (host.py)."""
     clock: int
@@ -193,6 +197,18 @@ class Launch(NamedTuple):
     failed: int
     """Address of the context of the warp that failed first, or 0."""
     failed_cta: int
+    order: int
+    """In which order warps take turns: IN_ORDER, BACKWARDS or BY_CHANCE,"""
+    hastens: int
+    """when asynchronous work is carried out: as late as its waits allow, AT_ONCE or BY_CHANCE,"""
+    chance: int
+    """what the next chance hangs on,"""
+    clusters: int
+    """clusters of the grid where they run in another order than theirs, else 0: cluster n of it is"""
+    multiplier: int
+    """n times this"""
+    offset: int
+    """and so many on, modulo their number."""
 
 
 class Work(NamedTuple):
@@ -215,6 +231,8 @@ READY, BLOCKED, DONE, DIVERGED = range(4)
 ENDED, AT_BARRIER, PARTED, MET, FAILED, WAITING, TIRED = range(7)
 """What a warp's function returns: it ended, came to a barrier, its lanes parted or met again, it failed, it waits for what others do, it
 ran for long."""
+IN_ORDER, BACKWARDS, BY_CHANCE, AT_ONCE = range(4)
+"""Orders of work."""
 FINE, ERROR, DEADLOCK, STOPPED, STUCK = range(5)
 """Outcomes of a run; STUCK: all CTAs that run wait, and others have not begun."""
 (

@@ -24,7 +24,7 @@ def _shuffle(code: WarpCode, instruction: PtxInstruction) -> None:
     for number, each in enumerate((source, by, clamp)):
         code.put_down(code.operand(each, 32), _AT + number * size)
     mode = next(_MODES[word] for word in parts if word in _MODES)
-    code.call_helper([words.SHUFFLE, mode, ALL, *(code.frame_number(_AT + number * size) for number in range(5))])
+    code.call_helper([words.SHUFFLE, mode, ALL, *(code.frame_number(_AT + number * size) for number in range(5)), "%context_number"])
     result = target.first if isinstance(target, Pair) else target
     if isinstance(result, Register):
         code.put(result, code.take_up("i32", _AT + 3 * size), guard)

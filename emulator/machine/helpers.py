@@ -24,6 +24,7 @@ from mmabits.emulator.machine.context import (
     Launch,
 )
 from mmabits.emulator.machine.halves import sum_of_halves
+from mmabits.emulator.machine.tensorrecords import SIGNED
 
 # Places of words.
 _C = Context._fields
@@ -34,7 +35,7 @@ _C = Context._fields
     _GROUP, _RANGES,
     _RANGE_COUNT, _LAST_RANGE, _ERROR, _ERROR_INSTRUCTION, _ERROR_LANE, _ERROR_ADDRESS, _HELPER,
     _TABLES, _COUNTS, _LAUNCH, _CTA, _ARRIVES, _HELD, _PARKED, _WAITED, _HURRY, _EVENTS, _BULK_GROUPS, _CLUSTER_PHASE,
-    _OWN, _TENSOR, _WARPGROUP, _WORK_ROOM, _WARPGROUP_TABLES, _COUNTED, _REDUCED, _RETURNS, _TRACE, _HOST, _CLOCK,
+    _OWN, _TENSOR, _WARPGROUP, _WORK_ROOM, _WARPGROUP_TABLES, _COUNTED, _REDUCED, _RETURNS, _TRACE, _CHECKS, _DEFINED, _HOST, _CLOCK,
 ) = range(len(_C))  # fmt: skip
 _WORDS = len(_C)
 _LAUNCH_WORDS = len(Launch._fields)
@@ -389,9 +390,9 @@ def _unpacked(
                 array_at(codes, 1 << 40, np.uint32)[base + column] = code
             elif held == 64:
                 array_at(codes, 1 << 40, np.uint64)[base + column] = array_at(fragment, 1 << 20, np.uint64)[start >> 6]
-            elif held == 17:  # s8, s4 as int16
-                shift = 16 - bits
-                array_at(codes, 1 << 40, np.int16)[base + column] = np.int16(np.int16(code << np.uint32(shift)) >> shift)
+            elif held == SIGNED:
+                shift = 32 - bits
+                array_at(codes, 1 << 40, np.int8)[base + column] = np.int8(np.int32(code << np.uint32(shift)) >> shift)
 
 
 @jit

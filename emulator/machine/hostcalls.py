@@ -35,6 +35,11 @@ _WIDE: Final = ("l", "ll", "j", "z", "t")
 class KernelError(EmulationError):
     """A kernel did what a GPU ends it for, or leaves undefined."""
 
+    code = 0
+    """Which of the errors of context.py and its like; 0 of a deadlock."""
+    instruction: PtxInstruction | None = None
+    """Where it happened."""
+
 
 class WarpMemory:
     """Memory as a warp sees it, to read and write from outside.

@@ -21,6 +21,8 @@ from mmabits.emulator.engine.shares import SharedWork
 from mmabits.emulator.machine import barriers, bulk, exchange, host, memory, tcgen05, tensor, tensorrecords, warpgrouprecords, wgmma
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.arranging import arranged
+from mmabits.emulator.machine.checkrecords import check_names
+from mmabits.emulator.machine.checks import CheckRun, KernelFinding, bits_of, static_findings
 from mmabits.emulator.machine.compiler import compiled
 from mmabits.emulator.machine.context import CONTEXT_WORDS, CTA_WORDS, WORK_WORDS, Context, Cta, Launch
 from mmabits.emulator.machine.flight import early_uses
@@ -30,10 +32,12 @@ from mmabits.emulator.machine.inlining import expanded
 from mmabits.emulator.machine.program import Program, base_of, looks, program
 from mmabits.emulator.machine.ptx import Address, Entry, Module, PtxError, PtxInstruction, Symbol, Variable, read_ptx
 from mmabits.emulator.machine.tcgen05 import TensorCores, TensorRun
+from mmabits.emulator.machine.tells import CheckTells
 from mmabits.emulator.machine.tensor import Products, Tables, tables_of
 from mmabits.emulator.machine.trace import ROOM, Log
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.emulator.machine.wgmma import Warpgroups
+from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import MmabitsError, OperandError, architecture
 from mmabits.isa.contraction import contraction
 from mmabits.isa.instructions import Instruction as Matrix
@@ -85,6 +89,16 @@ _ERRORS: Final = {
     tensorrecords.NO_PAIR: "an instruction of two CTAs, one of which there is not",
     tensorrecords.REFUSED: "the instruction descriptor {address:#x}, refused",
 }
+
+
+class KernelCheckError(KernelError):
+    """Checks of a kernel found something: all of it is in `findings`."""
+
+    def __init__(self, name: str, findings: Sequence[KernelFinding], more: int = 0) -> None:
+        lines = "".join(f"\n- {each}" for each in findings)
+        beyond = f"\nand {more:,} more" if more else ""
+        super().__init__(f"{name}: {len(findings)} finding{'s' if len(findings) != 1 else ''} of the checks{lines}{beyond}")
+        self.findings = tuple(findings)
 
 
 def _rounded(size: int, unit: int) -> int:
@@ -174,12 +188,20 @@ class _Memory:
         return found
 
 
-def helper_address() -> int:
-    """The address of helpers.helper, compiled or taken from the files of machine code."""
+_MEMORY_ERRORS: Final = (
+    words.OUTSIDE, words.MISALIGNED, words.NO_MAP, words.BAD_MAP, warpgrouprecords.BAD_DESCRIPTOR, tensorrecords.NOT_ALLOCATED,
+    tensorrecords.TENSOR_ADDRESS, tensorrecords.OUTSIDE_SHARED, tensorrecords.BAD_DESCRIPTOR, tensorrecords.NOT_LEFT,
+    tensorrecords.TENSOR_COLUMNS,
+)  # fmt: skip
+"""Errors that belong to the check of memory: the others belong to that of synchronisation."""
+
+
+def helper_address(kind: str = "machine") -> int:
+    """The address of operations.helper, or, of `"checks"`, of checking.checked_helper, compiled or taken from the files of machine code."""
     from mmabits.emulator.engine.machine_code import function_address
 
     nothing = np.dtype(np.uint8)
-    return function_address(Variant("machine", nothing, nothing, nothing))
+    return function_address(Variant(kind, nothing, nothing, nothing))
 
 
 @dataclass(eq=False)
@@ -206,6 +228,7 @@ class Kernel:
         cluster: CTAs of a cluster along x, y, z, likewise.
         contracts: fuse products and sums as ptxas does by default; not so with `--fmad=false`.
         traces: whether launches can note what they do (trace.py); they are slower then.
+        checks: what launches look for, out of checks.CHECKS; they are slower then.
         variables: the module's, where several kernels share them; of this kernel alone if None.
 
     Raises:
@@ -224,6 +247,7 @@ class Kernel:
         cluster: tuple[int, ...] | None = None,
         contracts: bool = True,
         traces: bool = False,
+        checks: Sequence[str] = (),
         variables: ModuleMemory | None = None,
     ) -> None:
         module = module if isinstance(module, Module) else read_ptx(module)
@@ -239,7 +263,7 @@ class Kernel:
         """Opcodes of the text, as it was given, with their numbers."""
         self.text_instructions = tuple(self.entry.instructions)
         """The same in order."""
-        self.contracts, self.traces = contracts, traces
+        self.contracts, self.traces, self.checks = contracts, traces, check_names(checks)
         self.fused = 0
         """Sums that became fused multiply-adds."""
         rule = contraction(arch)
@@ -265,11 +289,13 @@ class Kernel:
         if self.memory.shared_size > room:
             raise OperandError(f"{name}: {self.memory.shared_size:,} bytes of shared memory; a CTA of {arch} has {room:,}")
         self.memory.cluster, self.memory.is_cluster = self.cluster, told is not None or cluster is not None
-        self.program: Program = program(self.entry)
+        looks_closely = bits_of(self.checks) != 0
+        self.program: Program = program(self.entry, gathers=looks_closely)
         self.tensor_cores = TensorCores(arch)
         self.early_uses = early_uses(self.program)
         if stops := self.early_uses | self.program.meetings:
-            self.program = program(self.entry, stops)
+            self.program = program(self.entry, stops, gathers=looks_closely)
+        self.tells = CheckTells(self.program, bits_of(self.checks)) if looks_closely else None
         self.warpgroups = Warpgroups(arch)
         self._lock = threading.Lock()
         self.was_kept = True
@@ -316,7 +342,7 @@ class Kernel:
         if diverged:
             products.kinds = list(self._uniform.products.kinds)
         code.products, code.tensor_cores = products, self.tensor_cores
-        code.warpgroups, code.early_uses, code.traces = self.warpgroups, self.early_uses, self.traces
+        code.warpgroups, code.early_uses, code.traces, code.tells = self.warpgroups, self.early_uses, self.traces, self.tells
         function = code.text("warp")
         text = "\n".join([*sorted(code.globals.values()), *sorted(code.declared), function])
         made = compiled(text, "warp", what=f"the kernel {self.name}", beside={each.symbol: each.text for each in code.outlined.values()})
@@ -349,6 +375,7 @@ class Kernel:
     def launch(
         self, grid: Sequence[int], arguments: Sequence[Any], ranges: Sequence[tuple[int, int]],
         check: Callable[[Matrix], object] | None = None, trace: Callable[[Log], object] | None = None,
+        findings: list[KernelFinding] | None = None, schedule: WorkSchedule | None = None,
     ) -> dict[Matrix, int]:  # fmt: skip
         """Run the kernel.
 
@@ -358,12 +385,15 @@ class Kernel:
             ranges: addresses, first and one past the last, of what the kernel may read and write.
             check: raises where an instruction is not wanted that the kernel puts together as it runs; `matrices` has the others.
             trace: is given the notes of each cluster when it has ended, of a kernel that traces; they hold until the next.
+            findings: gets what the checks found, which then raises nothing, and neither does an error that ends the kernel.
+            schedule: another order of asynchronous work, warps and CTAs that a GPU may take.
 
         Returns:
             How often each tensor-core instruction was carried out by a warp.
 
         Raises:
             KernelError: what a GPU would end the kernel for; memory stays as far as it was written.
+            KernelCheckError: the same of a kernel with checks, or what these found, when it has run.
         """
         sizes = [*map(int, grid), 1, 1][:3]
         total = sizes[0] * sizes[1] * sizes[2]
@@ -374,9 +404,10 @@ class Kernel:
         if any(size % each for size, each in zip(sizes, self.cluster, strict=True)):
             raise OperandError(f"{self.name}: a grid of {tuple(sizes)} CTAs is not made of clusters of {self.cluster}")
         parameters = self._parameters(arguments)
-        count = 1 if self.has_atomics or self.traces or self.calls_host else min(products.threads_wanted(), total)
+        runs_alone = self.has_atomics or self.traces or self.calls_host or self.tells is not None or schedule is not None
+        count = 1 if runs_alone else min(products.threads_wanted(), total)
         stop = array("q", (0,))
-        runs = [_ThreadState(self, sizes, parameters, ranges, stop, check) for _ in range(count)]
+        runs = [_ThreadState(self, sizes, parameters, ranges, stop, check, schedule) for _ in range(count)]
         idle = deque(runs)
 
         def share(first: int, last: int) -> None:
@@ -391,7 +422,15 @@ class Kernel:
         each = self.cluster_size
         clusters = [(0, total // each)] if self.program.spins else _shares(total // each, total // each if self.traces else count)
         shares = [(first * each, last * each) for first, last in clusters]
-        SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
+        failure = None
+        try:
+            SharedWork(share, shares, stop, kept=(parameters, runs)).run(count)
+        except KernelError as error:
+            if not self.checks:
+                raise
+            failure = error
+        if self.checks:
+            self._tell(runs, failure, findings)
         executed: dict[Matrix, int] = {}
         for run in runs:
             matrices = [(place, table.kind.matrix) for place, table in enumerate(self._tables)]
@@ -401,6 +440,18 @@ class Kernel:
                 if times := int(run.counts[place]):
                     executed[matrix] = executed.get(matrix, 0) + times
         return executed
+
+    def _tell(self, runs: Sequence[_ThreadState], failure: KernelError | None, findings: list[KernelFinding] | None) -> None:
+        """Hand on what the checks found, or raise it."""
+        found = static_findings(self.name, self.entry, self.program, self.checks)
+        found += [each for run in runs if run.checked is not None for each in run.checked.found()]
+        if failure is not None:
+            kind = "memory" if failure.code in _MEMORY_ERRORS else "sync"
+            found.append(KernelFinding(check=kind, text=str(failure), instruction=failure.instruction))
+        if findings is not None:
+            findings += found
+        elif found:
+            raise KernelCheckError(self.name, found, sum(run.checked.more for run in runs if run.checked is not None)) from failure
 
     def _parameters(self, arguments: Sequence[Any]) -> npt.NDArray[np.uint8]:
         if len(arguments) != len(self.entry.parameters):
@@ -446,6 +497,7 @@ class _ThreadState:
     ranges: Sequence[tuple[int, int]]
     stop: array[int]
     check: Callable[[Matrix], object] | None
+    schedule: WorkSchedule | None
     record: npt.NDArray[np.int64] = field(init=False)
     kept: list[Any] = field(init=False, default_factory=list)
     counts: npt.NDArray[np.int64] = field(init=False)
@@ -468,6 +520,7 @@ class _ThreadState:
         self.grows = bool(kernel.program.spins)
         room = max(1, _ROOM // kernel.cluster_size) if self.grows else 1
         self.ctas = np.zeros((room * kernel.cluster_size, CTA_WORDS), np.int64)
+        self.checked = CheckRun(kernel, self.grid, self.ranges, helper, room) if kernel.tells is not None else None
         pending = np.zeros((_PENDING, WORK_WORDS), np.int64)
         self.kept = [pending, kernel._table_words]
         self.warpgroup_tables = kernel.warpgroups.addresses()
@@ -482,6 +535,8 @@ class _ThreadState:
             "cleared": kernel._uniform.cleared_bytes, "grows": int(self.grows), "pending": pending.ctypes.data,
             "pending_size": _PENDING, "stop": self.stop.buffer_info()[0],
         }  # fmt: skip
+        if self.schedule is not None:
+            launch |= self.schedule.words(int(np.prod(self.grid)) // kernel.cluster_size)
         self.record = np.zeros(64, np.int64)
         for name, value in launch.items():
             self.record[_RUN_PLACE[name]] = value
@@ -489,10 +544,12 @@ class _ThreadState:
 
     def _grow(self) -> None:
         """Room for one more cluster that runs at the same time."""
-        for _ in range(self.kernel.cluster_size):
-            self._grow_by_one()
+        if self.checked is not None:
+            self.checked.grow(int(self.record[_RUN_PLACE["room"]]) // self.kernel.cluster_size)
+        for rank in range(self.kernel.cluster_size):
+            self._grow_by_one(rank)
 
-    def _grow_by_one(self) -> None:
+    def _grow_by_one(self, rank: int) -> None:
         kernel, layout, warps = self.kernel, self.kernel.memory, self.kernel.warps
         place = int(self.record[_RUN_PLACE["room"]])
         shared, local = aligned(max(16, layout.shared_size)), aligned(max(16, layout.local_size * 32 * warps))
@@ -522,7 +579,9 @@ class _ThreadState:
                 "ntid_x": kernel.block[0], "ntid_y": kernel.block[1], "ntid_z": kernel.block[2],
                 "pcs": pcs.ctypes.data + 128 * warp, "queue": queues.ctypes.data + 32 * queue_size * warp,
                 "queue_size": queue_size, "ranges": self.pairs.ctypes.data, "range_count": len(self.pairs) // 2,
-                "helper": helper_address(),
+                "helper": helper_address() if self.checked is None else helper_address("checks"),
+                "checks": self.checked.state.ctypes.data if self.checked is not None else 0,
+                "defined": self.checked.defined(rank * warps + warp) if self.checked is not None else 0,
                 "tables": kernel._table_words.ctypes.data, "counts": self.counts.ctypes.data, "launch": self.record.ctypes.data,
                 "cta": self.ctas[place].ctypes.data, "bulk_groups": groups[warp].ctypes.data, "own": contexts[warp].ctypes.data,
                 "tensor": tensor, "trace": self.log_words.ctypes.data, "host": int(ctypes.cast(self.host, ctypes.c_void_p).value or 0),
@@ -583,7 +642,10 @@ class _ThreadState:
             refusal = self.tensor.refusal if self.tensor is not None else None
             if refusal is not None and not isinstance(refusal, MmabitsError):
                 raise refusal
-            raise KernelError(f"{described}: {refusal}" if refusal is not None else described) from refusal
+            failed = KernelError(f"{described}: {refusal}" if refusal is not None else described)
+            failed.code = int(context[_PLACE["error"]])
+            failed.instruction = self.kernel.entry.instructions[int(context[_PLACE["error_instruction"]])]
+            raise failed from refusal
         if result == words.DEADLOCK:
             raise KernelError(self._deadlock())
 

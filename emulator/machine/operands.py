@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from mmabits.emulator.engine.jit import array_at, jit
+from mmabits.emulator.machine.tensorrecords import SIGNED
 
 WGMMA, TCGEN05 = range(2)
 """Kinds of descriptors."""
-SIGNED = 17
-"""How an array holds elements: in 8, 16 or 32 bits as they are, or widened with their sign to 16."""
 READ, OUTSIDE_SHARED, UNKNOWN_DESCRIPTOR = range(3)
 """What read_matrix returns."""
 
@@ -130,6 +129,6 @@ def put_code(out: int, place: int, code: Any, bits: int, held: int) -> None:
         array_at(out, 1 << 40, np.uint16)[place] = np.uint16(code)
     elif held == SIGNED:
         shift = 64 - bits
-        array_at(out, 1 << 40, np.int16)[place] = np.int16(np.int64(code << np.uint64(shift)) >> shift)
+        array_at(out, 1 << 40, np.int8)[place] = np.int8(np.int64(code << np.uint64(shift)) >> shift)
     else:
         array_at(out, 1 << 40, np.uint32)[place] = np.uint32(code)

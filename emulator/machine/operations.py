@@ -38,6 +38,7 @@ from mmabits.emulator.machine.context import (
     Cta,
     Launch,
 )
+from mmabits.emulator.machine.hasten import hasten
 from mmabits.emulator.machine.helpers import _asynchronous, _atomic, _fail, _matrix, _move, _product, _resolved, _shuffle
 from mmabits.emulator.machine.pending import OWN, carry_out_for, put_off
 from mmabits.emulator.machine.phases import begin, change, is_mbarrier, phase_of
@@ -189,6 +190,7 @@ def helper(pointer: Any) -> int:
         _product(words)
     elif operation == ASYNC:
         _asynchronous(words)
+        hasten(words[3])
     elif operation == SHUFFLE:
         _shuffle(words)
     elif operation == ATOMIC:
@@ -199,12 +201,15 @@ def helper(pointer: Any) -> int:
         _cluster_barrier(words)
     elif operation == TENSOR:
         _tensor(words)
+        hasten(words[2])
     elif operation == BULK:
         bulk(words)
+        hasten(words[3])
     elif operation == MAP_FIELD:
         map_field(words)
     elif operation == WGMMA_OPERATION:
         warpgroup(words)
+        hasten(words[2])
     elif operation == RUN:
         run(words)
     return 0

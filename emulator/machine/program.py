@@ -40,6 +40,11 @@ def waits(opcode: str) -> bool:
     return opcode.startswith(_WAITS)
 
 
+def meets(opcode: str) -> bool:
+    """Whether lanes of a warp do this together."""
+    return opcode.startswith(_MEETS)
+
+
 def looks(opcode: str) -> bool:
     """Whether a loop with this instruction may wait for what others write."""
     return opcode.startswith(_LOOKS) or (base_of(opcode) == "ld" and any(word in opcode for word in _LOOKING))
@@ -96,6 +101,8 @@ class Program:
     live_in: tuple[frozenset[Register], ...]
     """Registers that a segment may read before it writes them, or that a later one may."""
     live_out: tuple[frozenset[Register], ...]
+    gathers: bool = False
+    """Whether lanes of a parted warp wait for each other at whatever they do together."""
 
     def segment_of(self, label: str) -> int:
         """The segment that begins at a label."""
@@ -143,7 +150,7 @@ class Program:
         So they may where one lane waits for an mbarrier: in front of products of a warpgroup all come together again.
         """
         instructions = self.entry.instructions
-        names = _MEETS if self.spins else ()
+        names = _MEETS if self.spins or self.gathers else ()
         if any(each.opcode.startswith("mbarrier.try_wait") for each in instructions):
             names = (*names, "wgmma.fence")
         return frozenset(place for place, each in enumerate(instructions) if each.opcode.startswith(names))
@@ -187,19 +194,20 @@ class Program:
         return names
 
 
-def program(entry: Entry, stops: frozenset[int] = frozenset()) -> Program:
+def program(entry: Entry, stops: frozenset[int] = frozenset(), *, gathers: bool = False) -> Program:
     """The control flow of a kernel.
 
     Args:
         entry: the kernel.
         stops: instructions that begin a segment besides those that must.
+        gathers: see Program.
 
     Raises:
         PtxError: a branch to nowhere.
     """
     segments = _segments(entry, stops)
     live_in, live_out = _lives(entry.instructions, segments)
-    return Program(entry, tuple(segments), live_in, live_out)
+    return Program(entry, tuple(segments), live_in, live_out, gathers)
 
 
 def _segments(entry: Entry, stops: frozenset[int]) -> list[Segment]:

@@ -20,7 +20,7 @@ from mmabits.emulator.machine.ptx import Address, Immediate, Operand, PtxInstruc
 from mmabits.emulator.machine.tensorrecords import CELLS, FIRST_COUNTER, KNOWN, Multiply, TensorMemory, TensorTask
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.isa import FormatSpec, MmabitsError, lower, parse
+from mmabits.isa import MmabitsError, lower, parse
 from mmabits.isa.instructions import Instruction as Matrix
 from mmabits.isa.memories import TENSOR_MEMORY
 
@@ -56,12 +56,6 @@ class MultiplyTable:
     def counter(self) -> int:
         """Place of its counter."""
         return int(self.words[_COUNTER])
-
-
-def _held(form: FormatSpec) -> int:
-    if form.is_integer:
-        return 17 if form.sign_bits else 16
-    return form.container_bits
 
 
 class TensorCores:
@@ -100,8 +94,8 @@ class TensorCores:
         is_narrow = said.kind.slot_bits == 8 and a.code_bits == 4
         row = Multiply(
             matrix.m, matrix.n, matrix.k, matrix.d_type.container_bits, matrix.k // matrix.block if matrix.block else 0,
-            said.kind.slot_bits, 2 if is_narrow else 0, a.code_bits, elements_of_chunk(said.kind, a.code_bits), _held(a),
-            int(said.a_mn_major), b.code_bits, elements_of_chunk(said.kind, b.code_bits), _held(b), int(said.b_mn_major),
+            said.kind.slot_bits, 2 if is_narrow else 0, a.code_bits, elements_of_chunk(said.kind, a.code_bits), a.container_bits,
+            int(said.a_mn_major), b.code_bits, elements_of_chunk(said.kind, b.code_bits), b.container_bits, int(said.b_mn_major),
             product.address, record.ctypes.data, len(Call._fields), FIRST_COUNTER + len(self.tables), int(form.shift == 0),
             form.group,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from mmabits.emulator.engine.record import Call
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.memory import together
 from mmabits.emulator.machine.ptx import Immediate, Operand, PtxInstruction, Register, Vector
+from mmabits.emulator.machine.tensorrecords import SIGNED
 from mmabits.emulator.machine.vectors import LANES, Value
 from mmabits.emulator.machine.warp import Handler, WarpCode
 from mmabits.isa import Lowering, MmabitsError, lower, parse
@@ -70,7 +71,7 @@ def tables_of(kind: GatheredKind) -> Tables:
         kept += [np.ascontiguousarray(layout.starts[0]).astype(np.int32) for layout in of_scales]
         scales = [each.ctypes.data for each in kept[3:]]
     held = [
-        17 if form.is_integer and form.sign_bits else 16 if form.is_integer else form.container_bits
+        SIGNED if form.is_integer and form.sign_bits and form.code_bits < 8 else form.container_bits
         for form in (matrix.a_type, matrix.b_type)
     ]
     shape = np.array(
@@ -187,7 +188,7 @@ class Products:
         at = _BASE
         places_of: dict[str, int] = {}
         m, n, k = matrix.m * len(rows), matrix.n * len(columns), matrix.k * steps
-        held = max(2 if matrix.a_type.is_integer else 1, matrix.a_type.container_bits // 8)
+        held = matrix.a_type.container_bits // 8
         blocks = k // matrix.block if matrix.block else 0
         for name, size in (
             ("a", a_size * len(rows) * steps), ("b", b_size * len(columns) * steps), ("d", d_size * len(rows) * len(columns)),

@@ -6,6 +6,9 @@ from typing import Final, NamedTuple
 
 from mmabits.isa.memories import TENSOR_MEMORY
 
+SIGNED: Final = 17
+"""How an array holds elements: in 8, 16 or 32 bits as they are, or narrower ones widened with their sign to 8."""
+
 
 class TensorMemory(NamedTuple):
     """The tensor memory of a CTA."""

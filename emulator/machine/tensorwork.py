@@ -242,7 +242,7 @@ def _scales(memory: Any, context: Any, member: Any, table: Any, task: Any, half:
 
 @jit
 def _bytes(held: int) -> int:
-    return 4 if held == 32 else 1 if held == 8 else 2
+    return 4 if held == 32 else 2 if held == 16 else 1
 
 
 @jit

@@ -17,6 +17,7 @@ from mmabits.emulator.engine.jit import array_at, call_at, jit, shared_word
 from mmabits.emulator.machine.cells import begin_tensor, end_tensor
 from mmabits.emulator.machine.context import (
     AT_BARRIER,
+    BACKWARDS,
     BAD_BARRIER,
     BLOCKED,
     CTA_WORDS,
@@ -27,6 +28,7 @@ from mmabits.emulator.machine.context import (
     ERROR,
     FAILED,
     FINE,
+    IN_ORDER,
     MET,
     PARTED,
     READY,
@@ -37,6 +39,7 @@ from mmabits.emulator.machine.context import (
     Cta,
     Launch,
 )
+from mmabits.emulator.machine.hasten import chance
 from mmabits.emulator.machine.helpers import _fail
 from mmabits.emulator.machine.pending import carry_out_of
 from mmabits.emulator.machine.warpgrouprecords import HEAD
@@ -63,6 +66,7 @@ _CTAS, _ROOM, _CLUSTER_SIZE, _SHARED_SIZE, _CLEARED, _GROWS, _STOP, _IDLE, _RESU
     _L.index(name)
     for name in ("ctas", "room", "cluster", "shared_size", "cleared", "grows", "stop", "idle", "result", "failed", "failed_cta")
 )  # fmt: skip
+_ORDER, _CLUSTERS, _MULTIPLIER, _OFFSET = (_L.index(name) for name in ("order", "clusters", "multiplier", "offset"))
 _NUMBER, _CONTEXTS, _SHARED, _BARRIERS, _CLUSTER, _RANK, _ARRIVED, _PHASE, _CIRCLES = range(len(_T))
 _BARRIER_COUNT = CTA.barriers
 _HURRY_AFTER = 2
@@ -114,7 +118,10 @@ def _begin(launch: Any, cta: Any, number: int, cluster: int, rank: int) -> None:
     cta[_CLUSTER], cta[_RANK], cta[_ARRIVED], cta[_PHASE], cta[_CIRCLES] = cluster, rank, 0, 0, 0
     wide, high = launch[_CLUSTER_X], launch[_CLUSTER_Y]
     columns, lines = launch[_GRID_X] // wide, launch[_GRID_Y] // high
-    group, deep = number // launch[_CLUSTER_SIZE], launch[_CLUSTER_SIZE] // wide // high
+    group = number // launch[_CLUSTER_SIZE]
+    if launch[_CLUSTERS] != 0:
+        group = (group * launch[_MULTIPLIER] + launch[_OFFSET]) % launch[_CLUSTERS]
+    deep = launch[_CLUSTER_SIZE] // wide // high
     x = group % columns * wide + rank % wide
     y = group // columns % lines * high + rank // wide % high
     z = group // columns // lines * deep + rank // wide // high
@@ -283,6 +290,18 @@ def _ends(launch: Any, place: int) -> bool:
 
 
 @jit
+def _first_warp(launch: Any) -> Any:
+    """Which warp of a CTA has the first turn, and how far on the next one is."""
+    warps = launch[_WARPS]
+    if launch[_ORDER] == IN_ORDER:
+        return np.int64(0), np.int64(1)
+    if launch[_ORDER] == BACKWARDS:
+        return warps - 1, warps - 1
+    first, backwards = chance(launch, warps), chance(launch, 2)
+    return first, warps - 1 if backwards else np.int64(1)
+
+
+@jit
 def run(launch: Any) -> None:
     """CTAs next .. last - 1, and those that run already. What it ends with is the record's result."""
     circles = 0
@@ -296,7 +315,9 @@ def run(launch: Any) -> None:
                     continue
                 moved, came_on = True, True
             live += 1
-            for warp in range(launch[_WARPS]):
+            first, step = _first_warp(launch)
+            for turn in range(launch[_WARPS]):
+                warp = (first + step * turn) % launch[_WARPS]
                 context = array_at(cta[_CONTEXTS] + 8 * _WORDS * warp, _WORDS, np.int64)
                 if context[_STATE] == DONE or context[_STATE] & 3 == BLOCKED:
                     continue

@@ -101,6 +101,8 @@ class WarpCode(Code):
         self.late = accumulators(program.entry.instructions)
         self.tensor_cores: Any = None
         """Products of tensor memory (tcgen05.py)."""
+        self.tells: Any = None
+        """What is told to the checks (tells.py)."""
 
     # ------------------------------------------------------------------------------------------------------------------ frame
 
@@ -429,6 +431,8 @@ class WarpCode(Code):
             if self.diverged:
                 self.active = self.value("i1", f"bitcast i32 {self.named('load i32, ptr %active')} to <{LANES} x i1>")
             ended = False
+            if self.tells is not None and place == 0:
+                self.tells.begins(self)
             for index in range(segment.first, segment.last):
                 self.index = index
                 ended = self.safe_step(self.program.entry.instructions[index], place)
@@ -528,7 +532,11 @@ class WarpCode(Code):
     def step(self, instruction: PtxInstruction, place: int) -> bool:
         """One instruction; whether it ended the segment."""
         if self.index in self.early_uses:
+            if self.tells is not None:
+                self.tells.in_flight(self)
             self.warpgroups.finish(self)
+        if self.tells is not None:
+            self.tells.reads(self, instruction)
         base = base_of(instruction.opcode)
         if base == "bra":
             self.branch(instruction, place)
@@ -536,6 +544,8 @@ class WarpCode(Code):
             self.indirect(instruction, place)
         elif base in ("ret", "exit"):
             self.leave(place)
+            if self.tells is not None:
+                self.tells.ends(self)
             self.end(self.guard(instruction), place)
         elif base == "trap":
             running = self.running(self.guard(instruction))
@@ -558,7 +568,11 @@ class WarpCode(Code):
             if self.diverged and self.index in self.program.meetings:
                 self.members_come(instruction)
             lanes = self.lanes(self.guard(instruction)) if self.traces else ""
+            if self.tells is not None:
+                self.tells.before(self, instruction)
             self.write(instruction)
+            if self.tells is not None:
+                self.tells.after(self, instruction)
             if self.traces:
                 self.note(instruction, lanes)
             return False
@@ -779,6 +793,8 @@ class WarpCode(Code):
         self.set_context("barrier", self.named(f"zext i32 {self.lane(number)} to i64"))
         self.set_context("expected", self.named(f"zext i32 {self.lane(expected)} to i64"))
         self.waits_here()
+        if self.tells is not None:
+            self.tells.at_barrier(self, int(arrives))
         self.set_context("counted", counted)
         if reduces:
             self.set_context("returns", 1)
@@ -791,6 +807,8 @@ class WarpCode(Code):
             self.label(name)
             self.set_context("returns", 0)
             self.reduced(instruction, target)
+            if self.tells is not None:
+                self.tells.after(self, instruction)
             self.leave(place)
             self.go(place + 1, place)
 

@@ -90,6 +90,18 @@ def warpgroup(words: Any) -> None:
 
 
 @jit
+def carry_out_products(address: int) -> None:
+    """Products that all four warps of the warpgroup of a context have asked for."""
+    context = array_at(address, _WORDS, np.int64)
+    queue = array_at(context[_WARPGROUP], QUEUE_WORDS, np.int64)
+    wanted = min(min(queue[0], queue[1]), min(queue[2], queue[3]))
+    while queue[_DONE] < wanted:
+        steps = _chain(queue, wanted)
+        _multiply(context, queue, queue[_DONE], steps, context[_ERROR_INSTRUCTION])
+        queue[_DONE] += steps
+
+
+@jit
 def _issue(context: Any, queue: Any, warp: int, words: Any) -> None:
     number = queue[warp]
     if number - queue[_DONE] >= QUEUE:

@@ -20,7 +20,7 @@ from mmabits.emulator.machine.memory import together
 from mmabits.emulator.machine.ptx import Immediate, Operand, PtxInstruction, Vector
 from mmabits.emulator.machine.vectors import LANES
 from mmabits.emulator.machine.warp import Handler, WarpCode
-from mmabits.isa import FormatSpec, MmabitsError, lower, parse
+from mmabits.isa import MmabitsError, lower, parse
 from mmabits.isa.fragments import accumulator_registers
 from mmabits.isa.instructions import Instruction as Matrix
 
@@ -52,12 +52,6 @@ class ProductTable:
     def counter(self) -> int:
         """Its place among the counters: its number behind FIRST_COUNTER."""
         return int(self.words[warpgrouprecords.WarpgroupProduct._fields.index("counter")])
-
-
-def _held(form: FormatSpec) -> int:
-    if form.is_integer:
-        return 17 if form.sign_bits else 16
-    return form.container_bits
 
 
 class Warpgroups:
@@ -94,7 +88,7 @@ class Warpgroups:
         records = np.concatenate([product.record(1, matrix.m, matrix.n, matrix.k * each).reshape(-1) for each in steps])
         slots = np.array(form.slots, np.int32)
         row = warpgrouprecords.WarpgroupProduct(
-            matrix.n, matrix.k, matrix.a_type.container_bits, matrix.b_type.container_bits, _held(matrix.a_type), _held(matrix.b_type),
+            matrix.n, matrix.k, *(2 * (matrix.a_type.container_bits, matrix.b_type.container_bits)),
             matrix.d_type.container_bits, int(form.a_in_registers), int(form.a_mn_major), int(form.b_mn_major), product.address,
             records.ctypes.data, len(Call._fields), warpgrouprecords.FIRST_COUNTER + len(self.tables), len(slots), slots.ctypes.data,
         )  # fmt: skip

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmabits.research.functions import explain_function
     from mmabits.research.invariance import invariance
     from mmabits.research.kernels import describe_kernel
+    from mmabits.research.orders import compare_schedules
     from mmabits.research.study import study
     from mmabits.research.tolerance import tolerance
 
@@ -28,12 +29,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result", "what_if",
-    "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
+    "study", "tolerance", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
+    "compare_schedules", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
 _ON_DEMAND = {
-    "check_fusion": "mmabits.emulator.machine.sass",
+    "check_fusion": "mmabits.emulator.machine.sass", "compare_schedules": "mmabits.research.orders",
     "compile_cuda": "mmabits.emulator.cuda.modules", "load_ptx": "mmabits.emulator.cuda.modules",
     "tensor_map": "mmabits.emulator.cuda.maps",
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",

@@ -91,7 +91,7 @@ def test_warming_makes_what_is_not_kept(run, folder: Path, monkeypatch: pytest.M
     status, out, err = run("cache", "warm", "f64", "s8", "--arch", "sm_90a")
     assert (status, err) == (0, "")
     first, second, last = out.splitlines()
-    assert first.startswith("mmabits_chain_float64_float64: made in ") and second.startswith("mmabits_integer_int16_int32: made in ")
+    assert first.startswith("mmabits_chain_float64_float64: made in ") and second.startswith("mmabits_integer_uint8_int32: made in ")
     assert last == "2 functions made, 0 kept already"
     assert (folder / machine_code._file_name("mmabits_chain_float64_float64")).is_file()
     assert run("cache", "warm", "f64", "--arch", "sm_80").out.splitlines()[-1] == "0 functions made, 1 kept already"
@@ -111,9 +111,9 @@ FULL = "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16"
 @pytest.mark.parametrize(
     ("kinds", "arch", "symbols"),
     [
-        (["wgmma"], "sm_90a", {"fused_uint8_float32", "fused_uint16_float64", "fused_uint32_float64", "integer_int16_int32"}),
-        (["kind::mxf4"], None, {"grouped_uint8_float64"}),
-        (["mma.sync"], "sm_75", {"fused_uint16_float64", "integer_int16_int32"}),
+        (["wgmma"], "sm_90a", {"fused_uint8_float32", "fused_uint16_float64", "fused_uint32_float64", "integer_uint8_int32"}),
+        (["kind::mxf4"], None, {"grouped_bytes_uint8_float64"}),
+        (["mma.sync"], "sm_75", {"fused_uint16_float64", "integer_uint8_int32"}),
         (["f64"], None, {"chain_float64_float64"}),
         (["tcgen05.mma.kind::f8f6f4"], "sm_100a", {"fused_uint8_float64"}),
         ([FULL], None, {"fused_uint16_float64"}),

@@ -15,8 +15,9 @@ from mmabits.emulator.cuda.modules import PtxModule
 from mmabits.emulator.cuda.names import demangled, short_names
 from mmabits.emulator.cuda.nvrtc import CompilerRefused
 from mmabits.emulator.machine.hostcalls import KernelError
+from mmabits.emulator.machine.kernel import KernelCheckError
 from mmabits.emulator.machine.ptx import PtxError
-from mmabits.isa import EmulationError, MmabitsError, OperandError, OperandTypeError
+from mmabits.isa import MmabitsError, OperandError, OperandTypeError
 
 PTX = """
 .version 8.4
@@ -280,8 +281,37 @@ def test_names_that_are_not_there(module: PtxModule) -> None:
     assert "scalee" not in module and "scale" in module and len(module) == 3
     with pytest.raises(OperandError, match=r"nothing.ptx cannot be read"):
         mmabits.load_ptx("nothing.ptx")
-    with pytest.raises(EmulationError, match="checks are not built in yet"):
-        module["double_gain"](1, 1, check=["memory"])
+    with pytest.raises(OperandError, match="no check is called 'memorie'; did you mean memory"):
+        module["double_gain"](1, 1, check=["memorie"])
+    with pytest.raises(OperandError, match="report returns what checks find"):
+        module["double_gain"](1, 1, report=True)
+
+
+RACE = """
+extern "C" __global__ void turned(float *x) {
+    __shared__ float room[256];
+    room[threadIdx.x] = x[threadIdx.x];
+    %s
+    x[threadIdx.x] = room[255 - threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120a"])
+def test_checks_and_other_orders_of_a_kernel(arch: str) -> None:
+    """A barrier that is missing is named, with both lines; its twin has none."""
+    wrong, right = (mmabits.compile_cuda(RACE % text, arch=arch)["turned"] for text in ("", "__syncthreads();"))
+    x = np.arange(256, dtype=np.float32)
+    (found,) = wrong(1, 256, x, check=("memory", "init", "races", "sync"), report=True)[:1] or (None,)
+    assert found is not None and found.check in ("races", "init") and "shared memory" in str(found)
+    every = wrong(1, 256, x, check="races", report=True)
+    assert every and all(each.check == "races" and "source.cu:" in str(each) for each in every)
+    with pytest.raises(KernelCheckError, match="finding"):
+        wrong(1, 256, x, check=("races", "init"))
+    for schedule in (None, "latest", "earliest", 3):
+        x = np.arange(256, dtype=np.float32)
+        assert right(1, 256, x, check=("memory", "init", "races", "sync"), report=True, schedule=schedule) == ()
+        assert np.array_equal(x, np.arange(256)[::-1])
 
 
 def test_ptx_without_a_target() -> None:

@@ -29,7 +29,7 @@ E4M3, E5M2, BF16 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfl
 def engine_operand(values: Any, lowering: Lowering, promote: int) -> Any:
     """Operands of `gemm` as the engine takes them."""
     dtype = native_product(lowering, promote).operand
-    return np.ascontiguousarray(values).astype(dtype) if dtype == np.int16 else np.ascontiguousarray(values).view(dtype)
+    return np.ascontiguousarray(values).view(dtype)
 
 
 @pytest.mark.parametrize(("arch", "text"), LINES, ids=[f"{arch}-{text}" for arch, text in LINES])

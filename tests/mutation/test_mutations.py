@@ -147,7 +147,7 @@ def engine_operand(codes: operands.Codes, name: str) -> np.ndarray[Any, Any]:
     if name in slow_reference.INTEGERS:
         bits, signed = slow_reference.INTEGERS[name]
         values = codes.astype(np.int16)
-        return np.where(signed & (values >> (bits - 1) == 1), values - (1 << bits), values).astype(np.int16)
+        return np.where(signed & (values >> (bits - 1) == 1), values - (1 << bits), values).astype(np.int8).view(np.uint8)
     return np.ascontiguousarray(codes).view(np.float64) if name == "f64" else np.ascontiguousarray(codes)
 
 

@@ -21,7 +21,8 @@ DECORATOR_OWNERS = (Path("emulator/engine/jit.py"), Path("emulator/engine/cuda.p
 COMPILER_USERS = (
     *DECORATOR_OWNERS, Path("emulator/hooks/jax/handler.py"),
     Path("emulator/engine/lanes.py"), Path("emulator/machine/compiler.py"), Path("emulator/engine/machine_code.py"),
-    Path("emulator/engine/steps.py"),
+    Path("emulator/engine/steps.py"), Path("emulator/engine/floors.py"), Path("emulator/engine/integers.py"),
+    Path("emulator/engine/width.py"),
 )  # fmt: skip
 """Who may write instructions for it, or load what it made."""
 DECORATORS = ("njit", "jit", "vectorize", "guvectorize", "cfunc", "stencil", "prange", "cuda")

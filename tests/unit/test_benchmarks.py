@@ -104,18 +104,20 @@ def test_every_path_has_its_own_name_and_is_modelled() -> None:
     for path in paths.PATHS:
         assert lower(path.instruction, path.arch).arch == path.arch
         assert (path.instruction.a_type.name, path.instruction.d_type.name) == (path.operands, path.accumulator)
-        assert 0 < path.target.minimum < path.target.aim < 1
+        assert 0 < path.target.avx512 <= path.target.avx2 < path.target.aim <= 2
+        assert path.target.minimum in (path.target.avx512, path.target.avx2)
     assert {*scaling.CALL_IDS, *paths.MORE_SCALING_IDS} <= set(IDS)
     assert all(paths.by_id(identifier).instruction.shape == "m16n8k32" for identifier in scaling.CALL_IDS)
 
 
 def test_the_minima_are_those_of_the_table() -> None:
-    targets = {path.id: (path.target.minimum, path.target.aim) for path in paths.PATHS}
-    assert targets["sm_90a.wgmma.e4m3.f32"] == targets["sm_90a.wgmma.e4m3.f32.promote128"] == (0.12, 0.3)
-    assert targets["sm_100a.tcgen05.f8f6f4.e4m3.f32"] == targets["sm_100a.tcgen05.mxf8f6f4.e4m3.f32"] == (0.06, 0.15)
-    assert targets["sm_100a.tcgen05.mxf4.e2m1.f32"] == targets["sm_100a.tcgen05.mxf4nvf4.e2m1.f32"] == (0.2, 0.5)
-    assert {targets[name] for name in IDS if ".f16.f32" in name or ".bf16.f32" in name} == {(0.05, 0.15)}
-    assert {targets[name] for name in IDS if name.endswith((".f16", "f64", "s32")) or "tf32" in name} == {(0.02, 0.1)}
+    targets = {path.id: (path.target.avx512, path.target.avx2, path.target.aim) for path in paths.PATHS}
+    assert targets["sm_90a.wgmma.e4m3.f32"] == targets["sm_90a.wgmma.e4m3.f32.promote128"] == (0.2, 0.28, 0.33)
+    assert targets["sm_100a.tcgen05.f8f6f4.e4m3.f32"] == targets["sm_100a.tcgen05.mxf8f6f4.e4m3.f32"] == (0.14, 0.2, 0.4)
+    assert targets["sm_100a.tcgen05.mxf4.e2m1.f32"] == targets["sm_100a.tcgen05.mxf4nvf4.e2m1.f32"] == (0.5, 0.5, 1.0)
+    assert {targets[name] for name in IDS if ".f16.f32" in name or ".bf16.f32" in name} == {(0.1, 0.12, 0.25)}
+    assert {targets[name] for name in IDS if name.endswith("s32")} == {(0.8, 0.8, 2.0)}
+    assert {targets[name] for name in IDS if name.endswith((".f16", "f64")) or "tf32" in name} == {(0.05, 0.06, 0.15)}
 
 
 def test_patterns_select_paths() -> None:
@@ -262,6 +264,7 @@ def results(**lists: Any) -> report.Results:
     machine = report.Machine(
         date="2026-01-02T03:04:05+00:00",
         cpu="A CPU",
+        vectors="16 lanes, vnni",
         cores=2,
         system="Linux x86_64",
         versions={"numpy": "2.0"},
@@ -295,11 +298,11 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the dev extra")
     made = full_results()
     files = report.write(made, tmp_path / "out")
-    assert (
-        sorted(path.name for path in files)
-        == sorted(path.name for path in (tmp_path / "out").iterdir())
-        == ["rates.png", "results.json", "results.md"]
-    )
+    names = sorted(path.name for path in files)
+    assert names == ["a-cpu-16-lanes-vnni.json", "rates.png", "results.json", "results.md"]
+    assert names == sorted(path.name for path in (tmp_path / "out").rglob("*.*"))
+    of_processor = tmp_path / "out" / "processors" / names[0]
+    assert of_processor.read_bytes() == (tmp_path / "out" / "results.json").read_bytes()
     assert (tmp_path / "out" / "rates.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     read = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert read["schema"] == report.SCHEMA and read["missed"] == []
@@ -309,7 +312,7 @@ def test_files_are_written_and_read_back(tmp_path: Path) -> None:
 
 def test_the_markdown_says_when_where_and_how() -> None:
     text = report.markdown(full_results())
-    assert "2026-01-02T03:04:05+00:00, A CPU, 2 cores, Linux x86_64. numpy 2.0." in text
+    assert "2026-01-02T03:04:05+00:00, A CPU (16 lanes, vnni), 2 cores, Linux x86_64. numpy 2.0." in text
     assert "Commit abc, `make bench`." in text
     assert "| sm_90a.wgmma.e4m3.f32 | 2 | 0.00 | 0 | 0.200 | 0.190 | 0.210 | 0.12 | 0.3 | reached | 64 equal |" in text
     assert "| sm_90a.wgmma.e4m3.f32 | 2 |  | 0.75 |  |  | reached | 64 equal | 3 |" in text

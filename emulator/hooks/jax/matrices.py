@@ -76,8 +76,6 @@ def codes(array: Any) -> Any:
     """Elements as the engine takes them (see native.NativeProduct.operand)."""
     if array.dtype == np.float64:
         return array
-    if array.dtype == np.int8:
-        return array.astype(np.int16)
     if array.dtype == ml_dtypes.float4_e2m1fn:
         return lax.bitcast_convert_type(array, jnp.uint4).astype(np.uint8)
     return lax.bitcast_convert_type(array, _CODES[array.dtype.itemsize])

@@ -179,6 +179,17 @@ class Launcher:
         self.compilation = Duration(seconds=time.perf_counter() - began, was_cached=was_known or kernel.was_kept)
         self.kernel, self.text = kernel, text
         self.weak = weak_points(kernel)
+        self._checked: dict[tuple[str, ...], Kernel] = {}
+
+    def checked(self, checks: tuple[str, ...]) -> Kernel:
+        """The kernel with checks."""
+        found = self._checked.get(checks)
+        if found is None:
+            kernel, cluster = self.kernel, (self.ctas, 1, 1) if self.ctas != 1 else None
+            found = self._checked[checks] = Kernel(
+                self.text, arch=self.arch, shared=int(self.metadata.shared), cluster=cluster, contracts=kernel.contracts, checks=checks
+            )
+        return found
 
     def __call__(
         self,
@@ -218,14 +229,16 @@ class Launcher:
         packed = [_packed_value(value, size) for value, size in zip(values, sizes, strict=True)]
         self._check(session)
         name, began = self.metadata.name, time.perf_counter()
-        kernel, trace = self.kernel, None
+        kernel, trace = self.kernel if not session.checks else self.checked(session.checks), None
         if session.watch is not None:
             kernel, trace = session.watch.begin(kernel, self.text, self._tensors(arguments))
         finish = None
         if session.keeper is not None:
             grid = (x * self.ctas, y, z)
             finish = session.keeper.begin(kernel, self.text, grid, packed, ranges, self._tensors(arguments))
-        executed = kernel.launch((x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace)
+        executed = kernel.launch(
+            (x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace, session.findings, session.schedule
+        )
         if finish is not None:
             finish()
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)

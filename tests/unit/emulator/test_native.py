@@ -18,7 +18,7 @@ TF32 = ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "sm_80", np.uint32
 SCALED = ("tcgen05.mma.cta_group::1.kind::mxf8f6f4.block_scale.m128n8k32.f32.e4m3.e5m2.ue8m0", "sm_100a", np.uint8, np.float32)
 GROUPED = ("tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n8k64.f32.e2m1.e2m1.ue4m3", "sm_100a", np.uint8, np.float32)
 CHAIN = ("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64", "sm_80", np.float64, np.float64)
-INTEGER = ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "sm_80", np.int16, np.int32)
+INTEGER = ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "sm_80", np.uint8, np.int32)
 KINDS = [FUSED, WIDE, TF32, SCALED, GROUPED, CHAIN, INTEGER]
 
 
