@@ -299,6 +299,10 @@ def _case(bench: Bench, step: CampaignStep, folder: Path, _limit: float, _comman
                 words_of_launch, launches = _first_instruction(bench, case, run, folder / "launches")
                 found.said += words_of_launch
                 found.files |= launches
+        elif compared.differing and isinstance(case, KernelCase) and isinstance(run, KernelRun) and case.framework == "cuda":
+            words_of_launch, launches = _first_instruction(bench, case, run, folder / "launches")
+            found.said += words_of_launch
+            found.files |= launches
     path = keep(run, folder).path
     data = path.read_bytes()
     found.recordings.append({**described_case(run, way), "differ": found.differ, "versions": run.versions, "verdict": compared.verdict})

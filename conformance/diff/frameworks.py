@@ -1,11 +1,13 @@
-"""What running something on a GPU, or on the CPU in its place, takes of PyTorch, Triton and JAX: a row for each."""
+"""What running something on a GPU, or on the CPU in its place, takes of PyTorch, Triton, JAX and NVRTC: a row for each."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
@@ -18,6 +20,7 @@ from mmabits.isa import DeviceUnavailable, UnknownArchitecture, architecture
 from mmabits.isa.architectures import ARCHITECTURES, target_of
 
 Array = npt.NDArray[Any]
+_SOURCE_PATH: Final = re.compile(r'(\.file\s+\d+\s+)"[^"]*"')
 
 
 class Gpu(NamedTuple):
@@ -41,7 +44,17 @@ class Framework:
     put: Callable[[Array, Any], Any]
     """An array on a device; None: the CPU."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """What a call is made in."""
+    """What a call is made in,"""
+    on: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    """of a device besides,"""
+    within: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    """and of a session of `emulate`."""
+    is_hooked: bool = True
+    """Whether `emulate` names it."""
+    extra: str = ""
+    """What installs it; of the same name if empty."""
+    distributions: Mapping[str, str] = field(default_factory=dict)
+    """Packages whose distributions have other names."""
 
     def versions(self) -> dict[str, str]:
         """Of what computes."""
@@ -50,9 +63,9 @@ class Framework:
         found = {"mmabits": __version__, "numpy": np.__version__, "python": platform.python_version()}
         for package in self.packages:
             try:
-                found[package] = version(package)
+                found[self.distributions.get(package, package)] = version(self.distributions.get(package, package))
             except PackageNotFoundError:
-                found[package] = "unknown"
+                found[self.distributions.get(package, package)] = "unknown"
         return found
 
     def told(self, case: Any, seed: int, stand_in: str | None) -> tuple[dict[str, Any], Any]:
@@ -83,11 +96,12 @@ def framework_named(name: str, case: str) -> Framework:
     Raises:
         DeviceUnavailable: it is not installed.
     """
+    extra = FRAMEWORKS[name].extra or name
     for package in FRAMEWORKS[name].packages:
         try:
             import_module(package)
         except ImportError as error:
-            raise DeviceUnavailable(f"{case} needs {package}, which is not installed ({error}): pip install 'mmabits[{name}]'") from None
+            raise DeviceUnavailable(f"{case} needs {package}, which is not installed ({error}): pip install 'mmabits[{extra}]'") from None
     return FRAMEWORKS[name]
 
 
@@ -158,6 +172,44 @@ def _jax_put(array: Array, device: Any) -> Any:
     return jax.device_put(array, device or jax.devices("cpu")[0])
 
 
+def _cuda_gpu() -> Gpu:
+    from mmabits.conformance.record.driver import CudaDevice
+
+    device = CudaDevice()
+    return Gpu(device.info.arch, device.info.name, device)
+
+
+def _cuda_put(array: Array, _device: Any) -> Array:
+    """In this machine's memory: each launch copies."""
+    return np.array(array, order="C")
+
+
+def _on_cuda(device: Any) -> AbstractContextManager[None]:
+    """Kernels of mmabits.kernels.cuda run on a GPU."""
+    if device is None:
+        return nullcontext()
+    from mmabits.conformance.record.modules import GpuModules
+    from mmabits.kernels.cuda.sources import launched_by
+
+    return launched_by(GpuModules(device))
+
+
+def _in_session(session: Any) -> AbstractContextManager[None]:
+    """Kernels of mmabits.kernels.cuda run on the CPU, and are in a session's report and with its keeper."""
+    from mmabits.emulator.cuda.modules import PtxModule
+    from mmabits.kernels.cuda.sources import compiled, launched_by
+
+    @lru_cache(maxsize=8)
+    def modules(name: str, arch: str, options: tuple[str, ...]) -> PtxModule:
+        known = compiled(name, arch, options)
+        text = _SOURCE_PATH.sub(rf'\1"{name}.cu"', known.ptx)  # what is kept has no path of this machine
+        made = PtxModule(text, arch, contracts=known.contracts)
+        made.session, made.keeper = session, session.keeper
+        return made
+
+    return launched_by(modules)
+
+
 def _op_by_op() -> AbstractContextManager[Any]:
     """Compiled as a whole, XLA fuses elementwise operations, and rounds less often."""
     import jax
@@ -172,8 +224,19 @@ FRAMEWORKS: Final = {
         Framework(name="torch", packages=("torch",), gpu=_torch_gpu, put=_torch_put, around=_tf32),
         Framework(name="triton", packages=("torch", "triton"), gpu=_torch_gpu, put=_torch_put),
         Framework(name="jax", packages=("jax",), gpu=_jax_gpu, put=_jax_put, around=_op_by_op),
+        Framework(
+            name="cuda",
+            packages=("cuda.bindings.nvrtc",),
+            gpu=_cuda_gpu,
+            put=_cuda_put,
+            on=_on_cuda,
+            within=_in_session,
+            is_hooked=False,
+            extra="nvrtc",
+            distributions={"cuda.bindings.nvrtc": "nvidia-cuda-nvrtc"},
+        ),
     )
 }
-"""Every framework by its name, which is also that of the extra."""
+"""Every framework by its name; `cuda`: CUDA C++ by NVRTC, launched through the driver."""
 
 __all__ = ["FRAMEWORKS", "Framework", "Gpu", "arch_of_capability", "framework_named"]

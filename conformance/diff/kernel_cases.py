@@ -68,17 +68,24 @@ class KernelCase:
     """Keyword arguments of the call."""
     architectures: tuple[str, ...] = EVERY
     """Where both emulation and composition can compute it."""
+    arguments: Callable[[Arrays], dict[str, Any]] = dict
+    """What the launcher takes, of the operands."""
     note: str = ""
 
     @property
     def framework(self) -> str:
-        """`triton` or `jax`."""
+        """`triton`, `jax` or `cuda`."""
         return self.kernel.split(".")[0]
 
     @property
     def is_pallas(self) -> bool:
         """Whether its launcher takes `interpret`, which it needs without a GPU."""
         return self.framework == "jax" and "interpret" in inspect.signature(self.function).parameters
+
+    @property
+    def takes_arch(self) -> bool:
+        """Whether its launcher is told the architecture."""
+        return self.framework == "cuda"
 
     @property
     def call(self) -> str:
@@ -524,6 +531,53 @@ def _jax_quantized(seed: int) -> Drawn:
     )
 
 
+# CUDA C++ ----------------------------------------------------------------------------------------------------------------
+
+
+def _cuda_w4a16(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    weights, x = w4a16.quantize_int4(_wide(rng, 256, 64), group=64), _normal(rng, M, 256).astype(np.float16)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"out": w4a16.w4a16_matmul(x, weights, arch=dots(instruction="mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"))}
+
+    inputs: Arrays = {"x": x, "codes": weights.codes, "scales": weights.scales, "zeros": weights.zeros}
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _of_w4a16(arrays: Arrays) -> dict[str, Any]:
+    codes, scales = arrays["codes"], arrays["scales"]
+    group = len(codes) // max(1, len(scales))
+    return {"x": arrays["x"], "weights": w4a16.Int4Weights(codes=codes, scales=scales, zeros=arrays["zeros"], group=group)}
+
+
+def _cuda_sage2(seed: int) -> Drawn:
+    queries, keys, values = _heads(seed)
+    q, k, v = attention.quantize_queries(queries), attention.quantize_keys(keys), attention.quantize_values(values)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        from mmabits.emulator.machine.calls import function
+        from mmabits.kernels.cuda.sage2 import EXPONENTIAL, ORDER
+
+        scores = dots(instruction="mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32")
+        weighted = dots(instruction="mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32", k_order=ORDER)
+        found = attention.sage2_attention(
+            q, k, v, arch=scores, pv=weighted, causal=True, exp2=lambda power: function(EXPONENTIAL, power, arch=arch)
+        )
+        return {"out": found}
+
+    inputs: Arrays = {"q": q.codes, "q_scales": q.scales, "k": k.codes, "k_scales": k.scales, "v": v.codes, "v_scales": v.scales}
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _of_sage2(arrays: Arrays) -> dict[str, Any]:
+    q, k = (
+        attention.Int8Blocks(codes=arrays[name], scales=arrays[f"{name}_scales"], block=block)
+        for name, block in (("q", attention.BLOCK_QUERIES), ("k", attention.BLOCK_KEYS))
+    )
+    return {"q": q, "k": k, "v": attention.E4M3Columns(codes=arrays["v"], scales=arrays["v_scales"])}
+
+
 # The rows ----------------------------------------------------------------------------------------------------------------
 
 
@@ -642,7 +696,16 @@ def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
 
 
-KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax())}
+def _cuda() -> Iterator[KernelCase]:
+    """Without those that take tensor maps."""
+    yield KernelCase(name="cuda-w4a16", kernel="cuda.w4a16:w4a16_matmul", draw=_cuda_w4a16, arguments=_of_w4a16, note="NVRTC")
+    yield KernelCase(
+        name="cuda-sage2", kernel="cuda.sage2:sage2_attention", draw=_cuda_sage2, arguments=_of_sage2, options={"causal": True},
+        architectures=FROM_ADA, note="NVRTC; exp2 by the model of ex2.approx",
+    )  # fmt: skip
+
+
+KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax(), *_cuda())}
 """Every case by its name."""
 
 __all__ = ["KERNEL_CASES", "Drawn", "KernelCase", "MakeDots", "case_of_kernel"]

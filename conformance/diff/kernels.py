@@ -30,6 +30,10 @@ _CELLS: Final = 32
 """Tiles along each side of an output, at most."""
 
 
+_WAYS: Final = {"triton": ", by Triton's interpreter", "cuda": ", by its PTX"}
+"""How a framework's kernels are emulated, where there are several ways."""
+
+
 # Running -----------------------------------------------------------------------------------------------------------------
 
 
@@ -50,7 +54,7 @@ def record_kernel(case: KernelCase, *, seed: int = 0, stand_in: str | None = Non
     if stand_in is not None:
         return KernelRun(**told, inputs=inputs, outputs=emulated(case, inputs, told["arch"])[0])
     with framework.around():
-        return KernelRun(**told, inputs=inputs, outputs=_called(case, inputs, device))
+        return KernelRun(**told, inputs=inputs, outputs=_called(case, inputs, device, told["arch"]))
 
 
 def emulated(
@@ -72,18 +76,22 @@ def emulated(
     framework = framework_named(case.framework, case.name)
     with ExitStack() as around:
         # Compositions are of what the interpreter computes: exact dots, and between them each operation rounded.
-        session = around.enter_context(emulate(arch, frameworks=[case.framework], triton=way))
+        hooked: dict[str, Any] = {"frameworks": [case.framework], "triton": way} if framework.is_hooked else {"frameworks": []}
+        session = around.enter_context(emulate(arch, **hooked))
         session.keeper = keeper
+        around.enter_context(framework.within(session))
         around.enter_context(framework.around())
-        outputs = _called(case, inputs, None)
+        outputs = _called(case, inputs, None, arch)
     return outputs, session.report()
 
 
-def _called(case: KernelCase, inputs: Mapping[str, Array], device: Any) -> dict[str, Array]:
+def _called(case: KernelCase, inputs: Mapping[str, Array], device: Any, arch: str = "") -> dict[str, Array]:
     framework = FRAMEWORKS[case.framework]
     arguments = {name: framework.put(array, device) for name, array in inputs.items()}
     options = {**case.options, **({"interpret": True} if case.is_pallas and device is None else {})}
-    result = case.function(**arguments, **options)
+    options |= {"arch": arch} if case.takes_arch else {}
+    with framework.on(device):
+        result = case.function(**case.arguments(arguments), **options)
     results = result if isinstance(result, tuple) else (result,)
     return {name: np.array(to_numpy(one, name)[0]) for name, one in zip(case.outputs, results, strict=True)}
 
@@ -125,7 +133,7 @@ def _told(run: KernelRun, arch: str) -> Told:
 
 
 def _way(case: str) -> str:
-    return ", by Triton's interpreter" if case_of_kernel(case).framework == "triton" else ""
+    return _WAYS.get(case_of_kernel(case).framework, "")
 
 
 def _emulated_run(

@@ -140,9 +140,11 @@ class PtxModule(Mapping[str, "CudaKernel"]):
         globals: `__device__` and `__constant__` variables.
         log: what the compiler warned of.
         keeper: writes each launch into a file, where it is one of `mmabits.conformance.diff.runs.Keeper`.
+        session: where it is one of `mmabits.emulate`, its report has what the kernels multiplied.
     """
 
     keeper: Any = None
+    session: Any = None
 
     def __init__(
         self, ptx: str, arch: str, *, contracts: bool = True, names: Mapping[str, str] | None = None, log: str = "",
@@ -328,7 +330,17 @@ class CudaKernel:
         ranges, keeper, finish = [(each.first, each.last) for _, each in arrays], self.module.keeper, None
         if keeper is not None:
             finish = keeper.begin(launched, self.module.ptx, grid_size, values, ranges, ())
-        launched.launch(grid_size, values, ranges, findings=findings, schedule=order)
+        session = self.module.session
+        if session is not None:  # refuses, before the launch, what is known less well than it requires
+            for matrix in launched.matrices:
+                session.ready(self.name, matrix)
+        executed = launched.launch(
+            grid_size, values, ranges, check=None if session is None else lambda matrix: session.ready(self.name, matrix),
+            findings=findings, schedule=order,
+        )  # fmt: skip
+        if session is not None:
+            for matrix, count in executed.items():
+                session.ready(self.name, matrix).count(matrix.m, matrix.n, matrix.k, count=count)
         if finish is not None:
             finish()
         for name, each in arrays:

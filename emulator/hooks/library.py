@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -107,6 +107,10 @@ class ChoiceSample:
         return differing(self.found, self.a, self.b, arch=self.arch).words
 
 
+PLANS: Final = 4096
+"""Plans that a library keeps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedProduct:
     """In which order a library is taken to sum a product, and how well that is known."""
@@ -145,6 +149,8 @@ class Library:
     """Whether what the library is known to leave out is left out."""
     is_named: bool = False
     """Whether the program has said so."""
+    _plans: dict[tuple[Any, ...], tuple[Instruction, PlannedProduct | None]] = field(default_factory=dict, repr=False)
+    """Of products met so far, by the `id` of their instructions."""
 
     @classmethod
     def of(cls, given: Any, *, bugs: bool) -> Library:
@@ -220,6 +226,21 @@ class Library:
             evidence=min(found.evidence, schedule.evidence), found=found,
         )  # fmt: skip
 
+    def _planned(
+        self, m: int, n: int, k: int, instruction: Instruction, output: str, arch: str, fast_accum: bool
+    ) -> PlannedProduct | None:  # fmt: skip
+        """As `plan`, which is asked once for each kind of product; a file of choices may change meanwhile, and is asked again."""
+        key = m, n, k, id(instruction), output, arch, fast_accum
+        known = self._plans.get(key)
+        if known is not None:
+            return known[1]
+        found = self.plan(m, n, k, instruction=instruction, output=output, arch=arch, fast_accum=fast_accum)
+        if self.file is None:
+            if len(self._plans) >= PLANS:
+                self._plans.clear()
+            self._plans[key] = instruction, found
+        return found
+
     def _with_bug(self, words: str, schedule: Schedule) -> str:
         words = words if schedule.on_tensor_cores else f"{ON_CORES}; {words}"
         return words + (("; left out here too" if self.bugs else "; summed here: bugs=True leaves it out") if schedule.lost_tail else "")
@@ -248,7 +269,7 @@ class Library:
             InsufficientEvidence: the instruction or the order of the sums is known less well than the session requires.
         """
         m, k, n = *a.shape[-2:], b.shape[-1]
-        plan = self.plan(m, n, k, instruction=instruction, output=output, arch=session.arch, fast_accum=fast_accum)
+        plan = self._planned(m, n, k, instruction, output, session.arch, fast_accum)
         if plan is None:
             words, level = self.unknown(instruction)
             told = _joined(words, chain_note, note)

@@ -91,6 +91,9 @@ def _missed(framework: str) -> tuple[Block, str] | None:
     for block in _chain():
         if _serves(block, framework) and block.generator is not None:
             return block, "holds while that generator runs, not for the code that iterates over it"
+        started = block.session.threads and framework in block.session.frameworks and threading.current_thread() is not block.thread
+        if started and not block.is_open:
+            return block, "had ended when a thread that it started still multiplied"
     for block in reversed(_OPEN):
         if _serves(block, framework) and getattr(block.task, "done", bool)():
             return block, "held for a task that has ended"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmabits.conformance.diff.against import compare_recorded
-from mmabits.conformance.diff.frameworks import framework_named
+from mmabits.conformance.diff.frameworks import FRAMEWORKS, framework_named
 from mmabits.conformance.diff.products import Fits
 from mmabits.conformance.diff.recorder import ALL_CASES, AnyCase, is_possible, record_any
 from mmabits.conformance.recorded.calls import Run
@@ -22,7 +22,7 @@ SOFTMAX = ("triton-sage", "triton-sage2", "triton-fp8-attention")
 def architectures() -> dict[str, Any]:
     """The GPU's architecture as each framework finds it, or why it finds none."""
     found: dict[str, Any] = {}
-    for name in ("torch", "triton", "jax"):
+    for name in FRAMEWORKS:
         try:
             found[name] = framework_named(name, "this test").gpu().arch
         except DeviceUnavailable as error:

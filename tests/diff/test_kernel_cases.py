@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmabits.conformance.diff.frameworks import FRAMEWORKS
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase, case_of_kernel
 from mmabits.conformance.diff.kernels import Attribution, Composed, InstructionsUsed, compare_kernel, record_kernel
 from mmabits.isa import OperandError
@@ -23,19 +24,21 @@ SHARED = {
     "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled",  # parts of the launchers beside them
     "triton.matmul:checked_shapes", "triton.operands:checked", "triton.operands:check_multiple", "triton.operands:float32_like",
     "triton.operands:check_indices", "triton.operands:group_size", "triton.operands:reads", "triton.operands:zeros_like",
+    "cuda.w4a16:pack", "cuda.sources:source", "cuda.sources:module",
 }  # fmt: skip
 """Public functions that are no launchers."""
+WITH_MAPS = {"cuda.fp8_blockwise:fp8_blockwise_matmul", "cuda.block_scaled:block_scaled_matmul"}
+"""Launchers whose kernels take tensor maps, which are not made on a GPU yet."""
 
 
 def needs(case: KernelCase) -> None:
-    pytest.importorskip(case.framework)
-    if case.framework == "triton":
-        pytest.importorskip("torch")
+    for package in FRAMEWORKS[case.framework].packages:
+        pytest.importorskip(package)
 
 
 def public_functions() -> Iterator[str]:
-    """Plain functions of kernels/triton and kernels/jax: what @triton.jit decorates is a kernel, not a launcher."""
-    for framework in ("triton", "jax"):
+    """Plain functions of kernels/triton, kernels/jax and kernels/cuda: what @triton.jit decorates is a kernel, not a launcher."""
+    for framework in ("triton", "jax", "cuda"):
         for path in sorted((KERNELS / framework).glob("*.py")):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 is_body = isinstance(node, ast.FunctionDef) and any(argument.arg.endswith("_ref") for argument in node.args.args)
@@ -46,7 +49,7 @@ def public_functions() -> Iterator[str]:
 def test_every_launcher_has_a_case() -> None:
     have = {case.kernel for case in KERNEL_CASES.values()}
     there = set(public_functions()) | {"jax.fp8:fp8_linear"}  # which jax.custom_vjp decorates
-    assert there - SHARED == have
+    assert there - SHARED - WITH_MAPS == have
     assert {name for row in SCHEMES for name in (row.triton, row.jax) if name} <= have
 
 
@@ -54,7 +57,7 @@ def test_every_launcher_has_a_case() -> None:
 def test_operands_are_what_the_launcher_takes(case: KernelCase) -> None:
     needs(case)
     parameters, drawn = inspect.signature(case.function).parameters, case.draw(3)
-    given = {*drawn.inputs, *case.options}
+    given = {*case.arguments(drawn.inputs), *case.options, *(["arch"] if case.takes_arch else [])}
     assert given <= set(parameters)
     assert all(name in given for name, one in parameters.items() if one.default is one.empty)
     again, other = case.draw(3), case.draw(4)

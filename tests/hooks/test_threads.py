@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mmabits
+from mmabits.emulator.hooks.session import NotEmulated
 from mmabits.isa import OperandError
 
 torch = pytest.importorskip("torch")
@@ -105,3 +106,15 @@ def test_compiled_triton_kernels_in_threads() -> None:
     a, b = operands()
     with mmabits.emulate("sm_80", frameworks=["triton"], threads=True):
         assert torch.equal(in_thread(lambda: matmul(a, b)), matmul(a, b))
+
+
+def test_a_thread_that_outlives_the_block_is_said() -> None:
+    a, b = operands()
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with mmabits.emulate("sm_80", frameworks=["torch"], threads=True) as session:
+            late = pool.submit(lambda: (ended.wait(), a @ b)[1])
+        with pytest.warns(NotEmulated, match="had ended when a thread that it started still multiplied"):
+            ended.set()
+            assert torch.equal(late.result(), a @ b)
+    assert counted(session) == 0 and len(session.report().skipped) == 1

@@ -236,3 +236,16 @@ def test_candidates_that_agree_are_said_to():
     found = mmabits.choice(1, 8, 64, "f16", arch="sm_90a")
     ones = np.ones((1, 64), np.float16), np.ones((64, 8), np.float16)
     assert "candidates agree on a sample of 8 results" in differing(found, *ones).words
+
+
+def test_a_kind_of_product_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmabits.emulator.hooks import library
+
+    asked, stock = [], library.choice
+    monkeypatch.setattr(library, "choice", lambda *shape, **options: (asked.append(shape[:3]), stock(*shape, **options))[1])
+    monkeypatch.setattr(library, "PLANS", 2)
+    values = torch.ones(16, 32, dtype=torch.float16)
+    with mmabits.emulate("sm_90a", frameworks=["torch"]):
+        for rows in (16, 16, 8, 8, 4, 16):
+            values[:rows] @ values.T
+    assert asked == [(16, 16, 32), (8, 16, 32), (4, 16, 32), (16, 16, 32)]  # the third finds no room: all begin anew

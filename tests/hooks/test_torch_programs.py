@@ -341,3 +341,140 @@ def test_the_largest_rows_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, words = condensed.largest(found, 2)
     assert [row.shape for row in kept] == ["64 x 64 x 64", "32 x 32 x 32"] and words == "2 rows more with 1.5% of the multiply-adds"
     assert condensed.largest(found, 4) == (found, "")
+
+
+class Unhashable(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    """A module that is compared by what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(16, 16, dtype=BF16)
+        self.unlisted = [torch.nn.Linear(16, 16, dtype=BF16) for _ in range(2)]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashable)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def forward(self, values: Any) -> Any:
+        for layer in (self.up, *self.unlisted):
+            values = layer(values)
+        return values
+
+
+def test_modules_that_are_not_hashable_and_modules_in_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths of a model are looked for once for every module that it does not list, not at every call of one."""
+    from mmabits.emulator.hooks.torch import calls
+
+    searched: list[Any] = []
+    stock = calls._paths
+    monkeypatch.setattr(calls, "_paths", lambda model: (searched.append(model), stock(model))[1])
+    model = Unhashable()
+    with emulated() as session:
+        for _ in range(3):
+            model(random(8, 16))
+    assert {line.site.partition(":")[0] for line in session.report().emulated} == {"up", "Linear"} and len(searched) == 3
+    del model, searched[:]
+    assert all(held() is not None for held, _ in calls._PATHS.values())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_sites_in_checkpoints(reentrant: bool) -> None:
+    """What a checkpoint computes anew stands under the modules that compute it, not under the one whose gradient asked for it."""
+    from torch.utils.checkpoint import checkpoint
+
+    parts = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)).to(BF16) for _ in range(2))
+
+    class Checkpointed(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = parts
+
+        def forward(self, values: Any) -> Any:
+            for part in self.parts:
+                values = checkpoint(part, values, use_reentrant=reentrant)
+            return values
+
+    model = Checkpointed()
+    with emulated() as session:
+        model(random(8, 16).requires_grad_()).float().sum().backward()
+    for line in session.report().emulated:
+        up = line.site.partition(":")[0] in ("parts.0.0", "parts.1.0")
+        assert line.site.startswith("parts.")
+        if "addmm" in line.site:
+            assert (line.n, line.k) == ((32, 16) if up else (16, 32)), line
+
+
+def test_a_backward_pass_that_breaks_off_leaves_no_module_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmabits.emulator.hooks.torch import products
+
+    model, values, stock = torch.nn.Linear(16, 16, dtype=BF16), random(8, 16), products._matmul
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken off")
+
+    with emulated() as session:
+        result = model(values).sum()
+        monkeypatch.setattr(products, "_matmul", broken)
+        with pytest.raises(RuntimeError, match="broken off"):
+            result.backward()
+        monkeypatch.setattr(products, "_matmul", stock)
+        values @ values.T
+    assert [line.site.partition(" at ")[0] for line in session.report().emulated] == ["Linear: addmm", "mm"]
+
+
+def test_a_backward_pass_in_another_block_and_of_gradients_keeps_modules() -> None:
+    model, values = torch.nn.Linear(16, 16, dtype=BF16), random(8, 16).requires_grad_()
+    with emulate("sm_80", frameworks=["torch"]) as outer:
+        with emulated() as inner:
+            result = torch.tanh(model(values)).sum()
+        (gradient,) = torch.autograd.grad(result, values, create_graph=True)
+        gradient.pow(2).sum().backward()
+    assert not outer.report().skipped and counted(inner) == 1
+    assert {line.site.partition(" at ")[0] for line in outer.report().emulated} == {"Linear: mm in backward"}
+
+
+class Squared(torch.autograd.Function):  # type: ignore[misc,unused-ignore]
+    """A function with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Any) -> Any:
+        ctx.save_for_backward(values)
+        return values @ values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        (values,) = ctx.saved_tensors
+        return gradient @ values.T + values.T @ gradient
+
+
+@pytest.mark.parametrize("kind", ["function", "compiled"])
+def test_backward_of_functions_after_the_block_is_said(kind: str) -> None:
+    """The products of such functions, and of compiled code, are made without gradients."""
+    function = Squared.apply if kind == "function" else torch.compile(lambda values: values @ values, backend="aot_eager")
+    values = random(16, 16).requires_grad_()
+    with emulated() as session:
+        function(values).sum().backward()
+        result = function(values)
+    assert not [line for line in session.report().skipped if "Backward" in line.site]
+    with pytest.warns(NotEmulated, match="call backward inside of it"):
+        result.sum().backward()
+    (line,) = [line for line in session.report().skipped if "Backward" in line.site]
+    assert line.operation == "what it multiplies, if anything" and line.count == 1
+
+
+def test_operators_of_the_program_on_sparse_and_listed_tensors() -> None:
+    """The kernel for sparse tensors is another than that for the CPU; lists of tensors are operands too."""
+    with torch.library._scoped_library("mmabits_odd", "DEF") as library:
+        library.define("dense(Tensor values) -> Tensor")
+        library.impl("dense", lambda values: values.to_dense() * 2, "SparseCPU")
+        library.impl("dense", lambda values: values * 3, "CPU")
+        library.define("listed(Tensor[] values) -> Tensor[]")
+        library.impl("listed", lambda values: [each @ each for each in values], "CPU")
+        library.impl("listed", lambda values: [torch.empty_like(each) for each in values], "Meta")
+        values = random(16, 16)
+        with emulated() as session:
+            assert torch.equal(torch.ops.mmabits_odd.dense(values.to_sparse()), values * 2)
+            torch.ops.mmabits_odd.listed([values, values])
+            assert torch.ops.mmabits_odd.listed([values.to("meta")])[0].is_meta
+    assert counted(session) == 2 and "sparse" in session.report().skipped[0].reason

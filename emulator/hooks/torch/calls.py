@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,27 +55,79 @@ def caller(operation: str) -> str:
 
 
 _CALLED: Final = torch.nn.Module._call_impl.__code__
-_PATHS: Final[weakref.WeakKeyDictionary[Any, dict[int, str]]] = weakref.WeakKeyDictionary()
-"""Of a model that was called: the paths of the modules in it, by their `id`."""
+_ENGINE: Final = torch.autograd.graph._engine_run_backward.__code__
+_APPLY: Final = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined,unused-ignore]
+_PATHS: Final[dict[int, tuple[weakref.ref[Any], dict[int, str]]]] = {}
+"""Of models that were called, by their `id`, since they need not be hashable: the paths of the modules in them, by their `id`."""
+MODULE: Final = "mmabits.module"
+"""Under this name a node of autograd keeps the path of the module that made it."""
 
 
-def module_path() -> str:
+def module_path(*, in_backward: bool = False) -> str:
     """Which module of the outermost one that is running calls now: `layers.3.self_attn.q_proj`; its class where it is that itself.
 
     Empty where no module runs, as in backward passes and compiled code.
+
+    Args:
+        in_backward: modules only that a backward pass calls, as where a checkpoint computes anew.
     """
     frame, running = sys._getframe(1).f_back, []
     while frame is not None:
         if frame.f_code is _CALLED:
             running.append(frame.f_locals["self"])
+        elif in_backward and frame.f_code is _ENGINE:
+            break
         frame = frame.f_back
     if not running:
         return ""
     outermost, innermost = running[-1], running[0]
-    paths = _PATHS.get(outermost)
+    known = _PATHS.get(id(outermost))
+    paths = known[1] if known is not None and known[0]() is outermost else None
     if paths is None or id(innermost) not in paths:
-        paths = _PATHS[outermost] = {id(module): path for path, module in outermost.named_modules()}
-    return paths.get(id(innermost), "") or type(innermost).__name__
+        unlisted = (*(paths or ()), id(innermost))
+        paths = _paths(outermost)
+        for each in unlisted:  # in no list of modules: not looked for at every call
+            paths.setdefault(each, "")
+    path = paths[id(innermost)]
+    if in_backward:  # what a checkpoint calls is a part of a model
+        whole = next((others[id(outermost)] for _, others in list(_PATHS.values()) if others.get(id(outermost))), "")
+        path = ".".join(filter(None, (whole, path)))
+    return path or type(innermost).__name__
+
+
+def running_function() -> Any:
+    """The node of the `torch.autograd.Function` whose forward pass runs; None where none does, or it does not get its node."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_back.f_code is _APPLY and frame.f_code.co_argcount:
+            node = frame.f_locals.get(frame.f_code.co_varnames[0])
+            return node if isinstance(node, torch.autograd.function.BackwardCFunction) else None
+        frame = frame.f_back
+    return None
+
+
+def _paths(model: Any) -> dict[int, str]:
+    """The paths of a model's modules, kept as long as the model."""
+    paths, key = {id(module): path for path, module in _named_modules(model)}, id(model)
+    _PATHS[key] = weakref.ref(model, lambda gone: _forget(key, gone)), paths
+    return paths
+
+
+def _forget(key: int, gone: Any) -> None:
+    if key in _PATHS and _PATHS[key][0] is gone:
+        del _PATHS[key]
+
+
+def _named_modules(module: Any, path: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """As `torch.nn.Module.named_modules`, for modules that are not hashable too."""
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _named_modules(child, f"{path}.{name}" if path else name, seen)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +164,7 @@ class OperatorCall:
         self.values = {**signature.defaults, **dict(zip(signature.arguments, args, strict=False)), **kwargs}
         """The arguments by name, defaults filled in."""
         self._site = ""
+        self._path: str | None = None
 
     @property
     def operation(self) -> str:
@@ -121,11 +174,19 @@ class OperatorCall:
         return f"{self.signature.name}{within}{backward}"
 
     @property
+    def path(self) -> str:
+        """Of the module that runs, or whose product's gradients are computed."""
+        if self._path is None:
+            node: Any = torch._C._current_autograd_node()
+            recomputed = "" if node is None else module_path(in_backward=True)
+            self._path = recomputed or ("" if node is None else node.metadata.get(MODULE, "")) or module_path()
+        return self._path
+
+    @property
     def site(self) -> str:
         """The module that runs, the operation and the line that called it."""
         if not self._site:
-            path = self.mode.backward_of or module_path()
-            self._site = caller(f"{path}: {self.operation}" if path else self.operation)
+            self._site = caller(f"{self.path}: {self.operation}" if self.path else self.operation)
         return self._site
 
     def stock(self) -> Any:

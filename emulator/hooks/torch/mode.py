@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmabits.emulator.hooks import scope
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.torch import attention, grouped, products, scaled
-from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller, module_path
+from mmabits.emulator.hooks.torch.calls import OperatorCall, Signature, caller
 from mmabits.emulator.hooks.torch.nodes import WatchedNodes
 from mmabits.emulator.hooks.torch.sizes import has_formula
 from mmabits.emulator.hooks.torch.undefined import UNWRITTEN, unwritten
+from mmabits.emulator.interop import without_numbers
 
 Handler = Callable[[OperatorCall], Any]
 
@@ -150,6 +151,11 @@ ARRANGING: Final = re.compile(
 CUSTOM: Final = "an operator of {}'s own: what it computes past PyTorch's operators is not seen"
 
 
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
 def _custom(call: OperatorCall) -> Any:
     """An operator that a program or a package defines: what it does by operators of PyTorch is emulated.
 
@@ -157,8 +163,12 @@ def _custom(call: OperatorCall) -> Any:
     operators of PyTorch or kernels, the report says so.
     """
     session, name = call.session, call.func._schema.name
-    if any(isinstance(value, torch.Tensor) and value.is_meta for value in call.values.values()):
+    tensors = [value for value in _flat(call.values.values()) if isinstance(value, torch.Tensor)]
+    if any(tensor.is_meta for tensor in tensors):
         return call.stock()
+    other = next(filter(None, map(without_numbers, tensors)), "")
+    if other:  # its kernel is another
+        return call.skip(f"an operand is {other}")
     before, outer, mode = session.work, call.mode.called, call.mode
     mode.called = set()
     try:
@@ -251,8 +261,6 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         """The operator that is being taken apart, for the report."""
         self.called: set[Any] | None = None
         """Operators that one of a program's own has called so far."""
-        self.backward_of = ""
-        """The path of the module whose product's gradients are computed now."""
         self.nodes = WatchedNodes(self)
 
     @classmethod
@@ -348,5 +356,7 @@ class EmulateMode(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ign
         call = OperatorCall(self, func, known[1], args, kwargs or {})
         result = known[0](call)
         if torch.is_grad_enabled():
-            self.nodes.made(known[1].name, module_path(), result)
+            self.nodes.made(known[1].name, call.path, result)
+        elif not torch.is_inference_mode_enabled():
+            self.nodes.made_inside(call.path)
         return result

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from mmabits.emulator.hooks import scope
-from mmabits.emulator.hooks.torch.calls import caller
+from mmabits.emulator.hooks.torch.calls import MODULE, caller, running_function
 
 if TYPE_CHECKING:
     from mmabits.emulator.hooks.torch.mode import EmulateMode
@@ -48,37 +48,40 @@ class WatchedNodes:
         if isinstance(result, torch.Tensor):
             self.fresh.append((name, path, weakref.ref(result)))
 
+    def made_inside(self, path: str) -> None:
+        """A product was computed without gradients: perhaps in a function that has a backward pass of its own, as compiled code."""
+        node = running_function()
+        if node is not None and MODULE not in node.metadata:
+            node.metadata[MODULE] = path
+            node.register_prehook(_Used(self, type(node).__name__, path, is_sure=False).begins)
+
     def watch(self) -> None:
         """Have the nodes of the results so far say when they are used."""
         for name, path, held in self.fresh:
             result = held()
             node = None if result is None else result.grad_fn
             if node is not None:
-                used = _Used(self, name, path)
-                node.register_prehook(used.begins)
-                node.register_hook(used.ends)
+                node.metadata[MODULE] = path
+                node.register_prehook(_Used(self, name, path).begins)
         self.fresh.clear()
 
 
 class _Used:
-    """Called by autograd before and after it computes gradients of one product."""
+    """Called by autograd before it computes gradients of one product."""
 
-    def __init__(self, nodes: WatchedNodes, name: str, path: str) -> None:
-        self._nodes, self._name, self._path = nodes, name, path
+    def __init__(self, nodes: WatchedNodes, name: str, path: str, *, is_sure: bool = True) -> None:
+        self._nodes, self._name, self._path, self._is_sure = nodes, name, path, is_sure
 
     def begins(self, _gradients: Any) -> None:
         """The gradient of the result is there."""
         nodes = self._nodes
         if nodes.is_inside():
-            nodes.mode.backward_of = self._path
             return
-        operation = f"{self._name} in backward"
-        site = caller(f"{self._path}: {operation}" if self._path else operation)
+        where = operation = f"{self._name} in backward"
+        if not self._is_sure:
+            where, operation = self._name, "what it multiplies, if anything"
+        site = caller(f"{self._path}: {where}" if self._path else where)
         nodes.mode.session.skip(site, operation, REASON)
         if not nodes.has_told:
             nodes.has_told = True
             warnings.warn(f"not emulated: {site}: {REASON}; {REMEDY}", scope.NotEmulated, stacklevel=2)
-
-    def ends(self, _inner: Any, _outer: Any) -> None:
-        """Those of the operands are."""
-        self._nodes.mode.backward_of = ""
