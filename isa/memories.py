@@ -15,6 +15,8 @@ class CtaSpec:
     """Of `bar` and `barrier`."""
     cluster: int
     """CTAs of a cluster: more than eight only where the launch allows it."""
+    clusters_from: tuple[int, int]
+    """The compute capability from which on there are clusters."""
     grid: tuple[int, int, int]
     """CTAs of a grid along x, y and z."""
     source: str
@@ -37,5 +39,5 @@ class TensorMemorySpec:
         return tuple(self.block << power for power in range((self.columns // self.block).bit_length()))
 
 
-CTA: Final = CtaSpec(threads=1024, barriers=16, cluster=16, grid=((1 << 31) - 1, 65535, 65535), source="ptx")
+CTA: Final = CtaSpec(threads=1024, barriers=16, cluster=16, clusters_from=(9, 0), grid=((1 << 31) - 1, 65535, 65535), source="ptx")
 TENSOR_MEMORY: Final = TensorMemorySpec(lanes=128, columns=512, block=32, source="ptx")

@@ -93,7 +93,7 @@ class Archive:
             return cls(folder=folder, manifest={"format": FORMAT, **fresh})
         manifest, members = read_archive(folder)
         if manifest.get("device") != fresh["device"]:
-            raise VectorFileError(f"{folder}: is there already, of {manifest.get('device')}; this is {fresh['device']}")
+            raise VectorFileError(f"{folder}: is there already, of another device ({_parted(manifest.get('device'), fresh['device'])})")
         made = cls(folder=folder, manifest=manifest)
         for name, data in members.items():
             made._place(name, data)
@@ -143,6 +143,14 @@ class Archive:
                     temporary.write_bytes(bytes(parts[number - 1]) + tail + _END)
         except OSError as error:
             raise VectorFileError(f"{self.folder}: cannot be written ({error.strerror or one_line(error)})") from error
+
+
+def _parted(old: Any, new: Mapping[str, Any]) -> str:
+    """What two devices do not have in common."""
+    if not isinstance(old, dict):
+        return "its manifest tells none"
+    names = [each for each in new if old.get(each) != new[each]] or [each for each in old if each not in new]
+    return ", ".join(f"{each} {old.get(each, 'none')!r}, not {new.get(each, 'none')!r}" for each in names)
 
 
 # Reading -----------------------------------------------------------------------------------------------------------------

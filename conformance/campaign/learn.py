@@ -76,7 +76,7 @@ def read_learned(path: Path, *, most_blocks: int | None = 4) -> Learned:
     """
     manifest, members = read_archive(path)
     device = manifest.get("device")
-    if not isinstance(device, dict) or not {"kind", "name", "arch"} <= set(device):
+    if not isinstance(device, dict) or not all(isinstance(device.get(each), str) for each in ("kind", "name", "arch")):
         raise VectorFileError(f"{path}: its manifest tells no device")
     _check_steps(path, manifest["steps"])
     reports, recordings = [], []
@@ -198,6 +198,8 @@ def _range(row: Mapping[str, Any], device: Mapping[str, Any], path: Path) -> Fil
     name = f"{path}: {row['function']} over its reduced range"
     try:
         compared = 0
+        if not all(isinstance(row.get(key), list) and all(isinstance(each, str) for each in row[key]) for key in ("ranges", "sha256")):
+            raise OperandError("the manifest tells no ranges with their hashes")
         for text, wanted in zip(row["ranges"], row["sha256"], strict=True):
             first, count_of = read_range(text)
             codes = np.arange(first, first + count_of, dtype=np.uint32)

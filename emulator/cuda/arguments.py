@@ -16,7 +16,7 @@ from mmabits.isa.errors import OperandError, OperandTypeError
 from mmabits.isa.opcodes import width
 
 _POINTER: Final = 8
-_FLOATS: Final = {"f32": "<f", "f64": "<d"}
+_FLOATS: Final = {"f16": "<e", "f32": "<f", "f64": "<d"}
 
 
 class KernelParameter(NamedTuple):
@@ -133,8 +133,8 @@ def scalar_bytes(value: Any, parameter: KernelParameter, name: str) -> bytes:
     """
     size, kind = parameter.size, parameter.kind
     if value is None:
-        if size != _POINTER:
-            raise OperandTypeError(f"{name}: None is a null pointer, of 8 bytes")
+        if size != _POINTER or kind in _FLOATS:
+            raise OperandTypeError(f"{name} got None, which is a null pointer, of 8 bytes")
         return bytes(size)
     if isinstance(value, np.void) or (not isinstance(value, np.generic) and not isinstance(value, int | float) and _is_buffer(value)):
         data = bytes(value) if not isinstance(value, np.void) else value.tobytes()
@@ -142,13 +142,18 @@ def scalar_bytes(value: Any, parameter: KernelParameter, name: str) -> bytes:
             raise OperandError(f"{name} has {size} bytes, got {len(data)}")
         return data
     if not isinstance(value, bool | int | float | np.generic):
-        raise OperandTypeError(f"{name}: an array, a number, bytes or a numpy.void, got {type(value).__name__}")
+        raise OperandTypeError(f"{name} must be an array, a number, bytes or a numpy.void, got {type(value).__name__}")
     is_whole = isinstance(value, bool | int | np.integer | np.bool_)
     if kind in _FLOATS:
-        number = float(value)
+        if isinstance(value, np.complexfloating):
+            raise OperandTypeError(f"{name} is a real number, got {type(value).__name__}")
+        try:
+            number = float(value)
+        except OverflowError:  # a Python integer beyond all of float64
+            raise OperandError(f"{name} must fit in {kind}, got an integer of {int(value).bit_length():,} bits") from None
         try:
             return struct.pack(_FLOATS[kind], number)
-        except OverflowError:  # too large for f32: infinity, as a conversion rounds
+        except OverflowError:  # too large for the type: infinity, as a conversion rounds
             return struct.pack(_FLOATS[kind], float("inf") if number > 0 else float("-inf"))
     if isinstance(value, np.generic) and (not is_whole or "[" in kind):
         if value.itemsize != size or (kind[0] in "us" and size != value.itemsize):
@@ -159,7 +164,7 @@ def scalar_bytes(value: Any, parameter: KernelParameter, name: str) -> bytes:
     if not is_whole or "[" in kind:
         hint = "give numpy.float16(x) or ml_dtypes.bfloat16(x), or bytes" if size == 2 else "give bytes, or a numpy.void"
         what = f"got the {type(value).__name__} {value!r:.40}"
-        raise OperandTypeError(f"{name}, {what}: {hint}" if "[" in kind else f"{name} is an integer, {what}")
+        raise OperandTypeError(f"{name} {what}: {hint}" if "[" in kind else f"{name} is an integer, {what}")
     number = int(value)
     bits = 8 * size
     if not -(1 << bits - 1) <= number < 1 << bits:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from mmabits.emulator.cuda.arguments import PassedArray, given
 from mmabits.emulator.machine import tensormaps
 from mmabits.emulator.machine.tensormaps import ATOMS, ELEMENTS, SWIZZLES
@@ -68,9 +70,12 @@ def tensor_map(
         OperandTypeError: no array, or a dtype without an element.
     """
     held = given(array, "the array of a tensor map")
-    if interleave or (element_strides is not None and any(each != 1 for each in element_strides)):
+    sizes = _whole(box, "box")
+    if interleave or (element_strides is not None and any(each != 1 for each in _whole(element_strides, "element_strides"))):
         raise OperandError("a tensor map that interleaves, or that has element strides, is not emulated")
     name = _ELEMENTS.get(held.dtype) if element is None else element
+    if not isinstance(name, str | None):
+        raise OperandTypeError(f"element must be text, got {name!r:.60}")
     if name is None:
         raise OperandTypeError(f"TMA has no elements of type {held.dtype}; element= names one of {', '.join(_CODES)}")
     row = ELEMENTS.get(_CODES.get(name, -1))
@@ -78,20 +83,32 @@ def tensor_map(
         raise OperandError(f"element {name!r}: there are {', '.join(_CODES)}")
     if row.unit == 1 and row.wide != held.itemsize:
         raise OperandError(f"element {name} has {row.wide} bytes, the array's have {held.itemsize}")
-    if swizzle not in _SPANS or fill not in _FILLS or atom not in ATOMS.values():
+    if swizzle not in list(_SPANS) or fill not in list(_FILLS) or atom not in ATOMS.values():
         raise OperandError(
             f"a tensor map with swizzle {swizzle!r}, fill {fill!r}, atom {atom!r}: there are {list(_SPANS)}, {list(_FILLS)}, 16, 32, 64"
         )
+    if fill == "nan" and not row.nan:
+        raise OperandError(f"a tensor map of {name} cannot fill with NaN: elements of floating point alone can")
     shape = list(held.shape)
-    if not shape or len(box) != len(shape):
-        raise OperandError(f"a tensor map of an array of shape {held.shape} with a box of {len(box)} sizes")
+    if not shape or len(sizes) != len(shape):
+        raise OperandError(f"a tensor map of an array of shape {held.shape} with a box of {len(sizes)} sizes")
+    if any(each < 0 for each in held.strides):
+        raise OperandError(f"a tensor map of an array with strides {held.strides}: none may be negative")
     if held.strides[-1] != held.itemsize and shape[-1] != 1:
         raise OperandError(f"a tensor map of an array with strides {held.strides}: the last axis must be contiguous")
     if row.unit != 1:
         shape[-1] = shape[-1] * held.itemsize * row.unit // row.wide
     atom_code = next(code for code, size in ATOMS.items() if size == atom)
     record = tensormaps.tensor_map(
-        held.address, shape[::-1], list(held.strides[-2::-1]), [int(each) for each in box][::-1], element=_CODES[name],
+        held.address, shape[::-1], list(held.strides[-2::-1]), sizes[::-1], element=_CODES[name],
         swizzle=_SPANS[swizzle], fill=_FILLS[fill], atom=atom_code,
     )  # fmt: skip
-    return ArrayMap(held, record, f"<tensor map of {held.dtype} {held.shape}, box {tuple(box)}, swizzle {swizzle}>")
+    return ArrayMap(held, record, f"<tensor map of {held.dtype} {held.shape}, box {tuple(sizes)}, swizzle {swizzle}>")
+
+
+def _whole(values: Any, name: str) -> list[int]:
+    """Sizes along the axes."""
+    is_several = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str | bytes)
+    if not is_several or not all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in values):
+        raise OperandTypeError(f"{name} must be integers, one for each axis, got {values!r:.60}")
+    return [int(each) for each in values]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +13,12 @@ import numpy.typing as npt
 from mmabits.emulator.cuda.arguments import KernelParameter, PassedArray, described, given, is_array, scalar_bytes
 from mmabits.emulator.cuda.maps import ArrayMap
 from mmabits.emulator.cuda.names import demangled, short_names
-from mmabits.emulator.cuda.nvrtc import compile_program, header_folders, standard_headers
+from mmabits.emulator.cuda.nvrtc import CompilerRefused, compile_program, header_folders, standard_headers
+from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.machine.checkrecords import check_names
 from mmabits.emulator.machine.checks import KernelFinding
 from mmabits.emulator.machine.kernel import Kernel, ModuleMemory
-from mmabits.emulator.machine.ptx import Entry, Module, read_ptx
+from mmabits.emulator.machine.ptx import Entry, Module, PtxError, read_ptx
 from mmabits.emulator.machine.tensormaps import BYTES
 from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import OperandError, OperandTypeError, architecture
@@ -63,13 +64,16 @@ def compile_cuda(
     target = architecture(arch)
     text, path = _text_of(source)
     folders = [str(path.parent)] if path is not None else []
-    folders += [os.fspath(each) for each in include]
+    folders += [os.fspath(each) for each in _texts(include, "include", str | os.PathLike)]
+    options, names = _texts(options, "options", str), _texts(names, "names", str)
     given_options = ["-lineinfo", *options, *(f"--include-path={each}" for each in (*folders, *header_folders()))]
     file = str(path.resolve()) if path is not None else "source.cu"
     made = compile_program(
         text, file, f"compute_{target.target.removeprefix('sm_')}", given_options, names=names, headers=standard_headers()
     )
     ptx = made.outputs["PTX"].decode(errors="replace").rstrip("\0 \n") + "\n"
+    if not ptx.strip():
+        raise CompilerRefused(f"NVRTC makes no PTX with the options {' '.join(options)}")
     return PtxModule(ptx, target.name, contracts=not set(options) & set(_UNFUSED), names=made.names, log=made.log)
 
 
@@ -88,6 +92,8 @@ def load_ptx(source: str | Path, *, arch: str | None = None, fuses: bool = True)
     """
     text, _ = _text_of(source)
     module = read_ptx(text)
+    if arch is None and not module.target:
+        raise PtxError("the PTX has no .target; arch= says what it runs as")
     return PtxModule(text, arch_of(module.target) if arch is None else architecture(arch).name, contracts=fuses, module=module)
 
 
@@ -104,10 +110,23 @@ def _text_of(source: str | Path) -> tuple[str, Path | None]:
     if isinstance(source, str) and ("\n" in source or not source.endswith(_PATHS)):
         return source, None
     path = Path(source)
+    if "\0" in str(path):
+        raise OperandError(f"{str(path)!r:.80} cannot be the path of a file")
     try:
         return path.read_text(encoding="utf-8", errors="replace"), path
     except OSError as error:
         raise OperandError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _texts(values: Any, name: str, kinds: Any) -> list[Any]:
+    """Several texts or paths; one alone would be taken letter by letter."""
+    if isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Iterable):
+        raise OperandTypeError(f"{name} must be a list, got {values!r:.60}")
+    found = list(values)
+    for each in found:
+        if not isinstance(each, kinds):
+            raise OperandTypeError(f"{name} must be a list of text{' or paths' if kinds is not str else ''}, got {each!r:.60} in it")
+    return found
 
 
 class PtxModule(Mapping[str, "CudaKernel"]):
@@ -208,20 +227,25 @@ class ModuleGlobals(Mapping[str, npt.NDArray[Any]]):
             NoSuchVariable: none is called so.
             OperandError: another size.
         """
-        held = self[name]
-        if isinstance(value, bytes | bytearray):
-            data = np.frombuffer(value, np.uint8)
-        elif is_array(value) or isinstance(value, np.generic):
-            array = np.asarray(value)
-            data = np.frombuffer(array.astype(held.dtype).tobytes() if array.ndim == 0 else array.tobytes(), np.uint8)
+        held, kind = self[name], self._memory.variables[self._name(name)].kind
+        unit = KernelParameter(name, kind, held.itemsize, held.itemsize)
+        if isinstance(value, bytes | bytearray | np.void):
+            data = value.tobytes() if isinstance(value, np.void) else bytes(value)
+        elif is_array(value):
+            array = to_numpy(value, name)[0]
+            data = array.tobytes() if array.ndim else _one(array[()], unit)
+        elif isinstance(value, list | tuple):
+            data = b"".join(_one(each, unit) for each in value)
         else:
-            try:
-                data = np.asarray(value, held.dtype).reshape(-1).view(np.uint8)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise OperandError(f"{name} cannot hold {value!r:.40}: {error}") from None
-        if data.size != held.nbytes:
-            raise OperandError(f"{name} has {held.nbytes} bytes, got {data.size}")
-        held.view(np.uint8)[:] = data
+            data = _one(value, unit)
+        if len(data) != held.nbytes:
+            raise OperandError(f"{name} has {held.nbytes} bytes, got {len(data)}")
+        held.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+
+
+def _one(value: Any, unit: KernelParameter) -> bytes:
+    """A number as a variable's type has it."""
+    return scalar_bytes(value, unit, f"variable {unit.name}, {unit.kind},")
 
 
 class NoSuchVariable(OperandError, KeyError):
@@ -292,8 +316,11 @@ class CudaKernel:
         grid_size, block_size = _three(grid, "grid", CTA.grid), _three(block, "block", (CTA.threads, CTA.threads, 64))
         cluster_size = None if cluster is None else _three(cluster, "cluster", (CTA.cluster,) * 3)
         self._check_block(block_size)
-        if not isinstance(shared, int) or shared < 0:
+        if not isinstance(shared, int | np.integer) or isinstance(shared, bool) or shared < 0:
             raise OperandError(f"{self.name}: {shared!r} bytes of dynamic shared memory")
+        if isinstance(memory, str | bytes | dict) or is_array(memory) or not isinstance(memory, Iterable):
+            raise OperandTypeError(f"{self.name}: memory must be a list of arrays, got {type(memory).__name__}")
+        shared = int(shared)
         launched = self.kernel(block_size, shared, cluster_size, check)
         values, arrays = self._values(arguments)
         for place, each in enumerate(memory):
@@ -326,6 +353,11 @@ class CudaKernel:
         checks = check_names(check)
         block_size = _three(block, "block", (CTA.threads, CTA.threads, 64))
         cluster_size = None if cluster is None else _three(cluster, "cluster", (CTA.cluster,) * 3)
+        if cluster_size is not None and cluster_size != (1, 1, 1) and architecture(self.module.arch).capability < CTA.clusters_from:
+            raise OperandError(f"{self.name}: clusters of {cluster_size} CTAs; {self.module.arch} has none")
+        told = self._entry.attributes.get("reqnctapercluster")
+        if told and cluster_size is not None and tuple([*told, 1, 1][:3]) != cluster_size:
+            raise OperandError(f"{self.name} is compiled for clusters of {told} CTAs, got {cluster_size}")
         key = (block_size, shared, cluster_size, checks)
         if key not in self._made:
             self._made[key] = Kernel(

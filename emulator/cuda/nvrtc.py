@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mmabits.isa.errors import DeviceUnavailable, MmabitsError
+from mmabits.isa.errors import DeviceUnavailable, MmabitsError, OperandError
 
 EXTRA: Final = "pip install 'mmabits[nvrtc]'"
 _LOG_LINES: Final = 3
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _LEAST: Final = 64
 """Bytes of a buffer, at least."""
 
@@ -138,6 +140,9 @@ def compile_program(
     version = compiler_version()
     nvrtc = _bindings()
     given = dict(headers or {})
+    for what, text in [("the source", source), *(("an option", each) for each in options), *(("a name", each) for each in names)]:
+        if "\0" in text or (not text.isascii() and _SURROGATE.search(text)):
+            raise OperandError(f"{what} has a character that NVRTC would not see whole: U+0000 or half of a surrogate pair")
     status, program = nvrtc.nvrtcCreateProgram(
         source.encode(), file.encode(), len(given), [text.encode() for text in given.values()], [name.encode() for name in given]
     )

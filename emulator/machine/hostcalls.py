@@ -140,7 +140,8 @@ def print_text(format_at: int, arguments_at: int, memory: WarpMemory, lane: int)
     if not format_at:
         return -1
     arguments = _Arguments(arguments_at, memory, lane)
-    sys.stdout.write(_SPEC.sub(arguments.shown, memory.text(format_at, lane)))
+    if sys.stdout is not None:  # as print() does where a process has none
+        sys.stdout.write(_SPEC.sub(arguments.shown, memory.text(format_at, lane)))
     return arguments.count
 
 

@@ -196,6 +196,8 @@ _LINE_DIRECTIVE: Final = re.compile(r"\.(loc|file|version|target|address_size)\b
 _NUMBER: Final = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]+|0[bB][01]+|\d+)U?$")
 _DECIMAL: Final = re.compile(r"-?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
 _FLOAT: Final = re.compile(r"(-?)0([fFdD])([0-9a-fA-F]{8}(?:[0-9a-fA-F]{8})?)$")
+_ATTRIBUTE: Final = re.compile(r"\.attribute\s*\((?:[^()]|\([^()]*\))*\)\s*")
+"""Of a variable: `.managed`, which says who else reaches it."""
 _GENERIC: Final = re.compile(r"generic\(\s*([\w$.]+)\s*\)")
 _GUARD: Final = re.compile(r"@\s*(!?)\s*([%\w$]+)\s+")
 _DECLARED: Final = re.compile(r"\.(extern|visible|weak|common|const|global|shared|local|param|reg)\b")
@@ -348,7 +350,7 @@ class _Reader:
 
     def variables(self, text: str) -> Iterator[Variable]:
         """`.shared .align 16 .b8 name[4] = {...}, ...`."""
-        words = re.match(r"((?:\.\w+(?:\s+\d+)?\s+)*)(.*)", text, re.S)
+        words = re.match(r"((?:\.\w+(?:\s+\d+)?\s+)*)(.*)", _ATTRIBUTE.sub("", text), re.S)
         assert words is not None
         attributes = words[1].split()
         space = next((word[1:] for word in attributes if word in (".shared", ".global", ".const", ".local", ".param")), None)

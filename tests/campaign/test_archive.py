@@ -80,7 +80,7 @@ def test_names_of_members(name: str, tmp_path: Path) -> None:
 
 def test_another_device_is_refused(tmp_path: Path) -> None:
     Archive.open(tmp_path, fresh()).save()
-    with pytest.raises(VectorFileError, match="is there already, of"):
+    with pytest.raises(VectorFileError, match=r"is there already, of another device \(name '[^']*', not 'other'\)$"):
         Archive.open(tmp_path, {"device": {"name": "other"}, "steps": []})
 
 

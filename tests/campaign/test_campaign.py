@@ -351,6 +351,7 @@ def test_the_instruction_of_a_kernel_that_differs_is_named() -> None:
     ("change", "message"),
     [
         (lambda manifest: manifest.pop("device"), "tells no device"),
+        (lambda manifest: manifest["device"].update(arch=5), "tells no device"),
         (lambda manifest: manifest["steps"][0].pop("differ"), "has no differ as a campaign has"),
         (lambda manifest: manifest["steps"][0].update(said=[1]), "has no words and recordings"),
         (lambda manifest: manifest["steps"][0].update(name="mma.nonsense"), "is of no instruction"),
@@ -379,6 +380,18 @@ def test_recordings_of_others(archive: Path, tmp_path: Path) -> None:
     errors = [str(report.error) for report in read_learned(tmp_path).reports if report.error]
     assert [words for words in ("draws other operands", "none that a campaign has", "none that a campaign has", "is not in the archive")
             if not any(words in error for error in errors)] == [] and len(errors) == 4  # fmt: skip
+
+
+@pytest.mark.parametrize("ranges", [5, [5], ["x"], ["0x0+99999999999"]])
+def test_ranges_of_others(ranges: Any, archive: Path, tmp_path: Path) -> None:
+    made = Archive.open(tmp_path, {"device": {}, "steps": []})
+    made.manifest = read_archive(archive)[0]
+    step = made.manifest["steps"][0]
+    made.manifest["steps"] = [step]
+    step.update(files=[], recordings=[{"function": "rcp.approx.ftz.f32", "ranges": ranges, "sha256": ["0" * 64]}])
+    made.save()
+    (report,) = read_learned(tmp_path).reports
+    assert report.error and "internal error" not in report.error
 
 
 def test_of_many_results_the_tiles_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

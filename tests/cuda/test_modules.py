@@ -142,12 +142,14 @@ VOID = np.zeros((), np.dtype([("a", "i4"), ("b", "f4")]))[()]
         ((None, None, 1.0, 1.5, VOID), "argument 4 of scale, u32, is an integer, got the float 1.5"),
         ((None, None, 1.0, 1 << 32, VOID), "argument 4 of scale, u32, must fit in 32 bits, got 4294967296"),
         ((None, None, 1.0, 1, b"123"), "argument 5 of scale, b8[8], has 8 bytes, got 3"),
-        ((None, None, 1.0, 1, 7), "argument 5 of scale, b8[8],, got the int 7: give bytes, or a numpy.void"),
+        ((None, None, 1.0, 1, 7), "argument 5 of scale, b8[8], got the int 7: give bytes, or a numpy.void"),
         ((None, None, np.zeros(2), 1, VOID), "argument 3 of scale, f32, is no pointer, got an array"),
         ((None, None, 1.0, np.zeros(2), VOID), "argument 4 of scale, u32, is no pointer, got an array"),
-        (("text", None, 1.0, 1, VOID), "argument 1 of scale, u64,: an array, a number, bytes or a numpy.void, got str"),
+        (("text", None, 1.0, 1, VOID), "argument 1 of scale, u64, must be an array, a number, bytes or a numpy.void, got str"),
         ((np.array([None]), None, 1.0, 1, VOID), "must be an array of numbers, got dtype object"),
-        ((None, None, None, 1, VOID), "None is a null pointer, of 8 bytes"),
+        ((None, None, None, 1, VOID), "argument 3 of scale, f32, got None, which is a null pointer, of 8 bytes"),
+        ((None, None, 10**400, 1, VOID), "argument 3 of scale, f32, must fit in f32, got an integer of 1,329 bits"),
+        ((None, None, np.complex64(1j), 1, VOID), "argument 3 of scale, f32, is a real number, got complex64"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: tuple[Any, ...], error: str, module: PtxModule) -> None:
@@ -194,6 +196,85 @@ def test_a_launch_in_a_file_runs_again(module: PtxModule, tmp_path: Path) -> Non
     assert not compare_run(path).differences
 
 
+@pytest.mark.parametrize("memory", [5, np.zeros((2, 2)), "ab", [5]])
+def test_memory_is_a_list_of_arrays(memory: Any, module: PtxModule) -> None:
+    with pytest.raises(OperandTypeError, match=r"memory must be a list of arrays|memory\[0\] must be an array"):
+        module["double_gain"](1, 1, memory=memory)
+
+
+def test_dynamic_shared_memory_is_an_integer(module: PtxModule) -> None:
+    module["double_gain"](1, 1, shared=np.int64(16))
+    with pytest.raises(OperandError, match="True bytes of dynamic shared memory"):
+        module["double_gain"](1, 1, shared=True)
+
+
+def test_clusters_that_no_gpu_makes() -> None:
+    text = ".version 8.4\n.target {}\n.address_size 64\n.visible .entry k() {} {{ ret; }}\n"
+    with pytest.raises(OperandError, match=r"k: clusters of \(2, 1, 1\) CTAs; sm_80 has none"):
+        mmabits.load_ptx(text.format("sm_80", ""))["k"](2, 1, cluster=2)
+    mmabits.load_ptx(text.format("sm_80", ""))["k"](2, 1, cluster=1)
+    told = mmabits.load_ptx(text.format("sm_90a", ".explicitcluster .reqnctapercluster 2, 1, 1"))["k"]
+    told(4, 1, cluster=2)
+    with pytest.raises(OperandError, match=r"k is compiled for clusters of \(2, 1, 1\) CTAs, got \(4, 1, 1\)"):
+        told(4, 1, cluster=4)
+
+
+VARIABLES = """
+.version 8.4
+.target sm_90a
+.address_size 64
+.global .align 4 .u32 whole;
+.global .align 2 .u16 little;
+.global .align 8 .f64 wide;
+.global .attribute(.managed) .align 4 .u32 managed = 7;
+.global .attribute(.unified(19, 95)) .align 4 .f32 unified;
+.global .align 4 .b8 pair[8];
+"""
+
+
+def test_variables_take_what_they_hold() -> None:
+    held = mmabits.load_ptx(VARIABLES).globals
+    assert held["managed"][0] == 7 and "unified" in held
+    held["whole"], held["little"], held["wide"], held["pair"] = -1, -2, np.float32(0.5), VOID
+    assert (
+        held["whole"][0] == 2**32 - 1 and held["little"][0] == 65534 and held["wide"][0] == 0.5 and held["pair"].tobytes() == VOID.tobytes()
+    )
+    held["pair"] = list(range(8))
+    assert list(held["pair"]) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("whole", 1.5, "variable whole, u32, is an integer, got the float 1.5"),
+        ("whole", np.float32(1.5), "variable whole, u32, is an integer, got float32"),
+        ("whole", np.array(1 << 40), "variable whole, u32, must fit in 32 bits, got 1099511627776"),
+        ("whole", np.int64(1 << 40), "variable whole, u32, must fit in 32 bits, got 1099511627776"),
+        ("little", 1 << 16, "variable little, u16, must fit in 16 bits, got 65536"),
+        ("wide", None, "variable wide, f64, got None"), ("wide", "1", "variable wide, f64, must be an array, a number"),
+        ("pair", [1.5] * 8, "variable pair, b8, is an integer, got the float 1.5"), ("pair", [1, 2], "pair has 8 bytes, got 2"),
+    ],
+)  # fmt: skip
+def test_what_a_variable_cannot_hold(name: str, value: Any, error: str) -> None:
+    with pytest.raises(MmabitsError, match=re.escape(error)):
+        mmabits.load_ptx(VARIABLES).globals[name] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"box": (8.5, 8)}, "box must be integers"), ({"box": 8}, "box must be integers"), ({"box": "88"}, "box must be integers"),
+        ({"swizzle": [1]}, "a tensor map with swizzle [1]"), ({"element": 5}, "element must be text, got 5"),
+        ({"element_strides": 5}, "element_strides must be integers"), ({"fill": "nan"}, "a tensor map of s32 cannot fill with NaN"),
+        ({"array": np.zeros((64, 64), np.int32)[::-1]}, "with strides (-256, 4): none may be negative"),
+    ],
+)  # fmt: skip
+def test_tensor_maps_that_there_are_not(change: dict[str, Any], error: str) -> None:
+    arguments = {"array": np.zeros((64, 64), np.int32), "box": (8, 8), **change}
+    with pytest.raises(MmabitsError, match=re.escape(error)):
+        mmabits.tensor_map(arguments.pop("array"), **arguments)
+
+
 def test_names_that_are_not_there(module: PtxModule) -> None:
     with pytest.raises(KeyError, match="no kernel is called 'scalee'; did you mean scale"):
         module["scalee"]
@@ -231,6 +312,11 @@ def test_checks_and_other_orders_of_a_kernel(arch: str) -> None:
         x = np.arange(256, dtype=np.float32)
         assert right(1, 256, x, check=("memory", "init", "races", "sync"), report=True, schedule=schedule) == ()
         assert np.array_equal(x, np.arange(256)[::-1])
+
+
+def test_ptx_without_a_target() -> None:
+    with pytest.raises(PtxError, match=r"the PTX has no .target; arch= says what it runs as"):
+        mmabits.load_ptx("")
 
 
 def test_ptx_that_begins_with_the_address_of_nothing() -> None:
@@ -291,6 +377,27 @@ def test_cuda_cplusplus(nvrtc: None) -> None:
     assert made.globals["ns::calls"] == 1 and made.globals["table"].view(np.int32).tolist() == [1, 2, 3, 4]
     with pytest.raises(OperandError, match=r"bytes of shared memory; a CTA of sm_90a has 232,448"):
         kernel(3, 32, y, x, 0.5, 70, 5, 2.25, p[()], True, shared=1 << 18)
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "error"),
+    [
+        ("", {"options": "-DX=1"}, "options must be a list, got '-DX=1'"), ("", {"options": [5]}, "options must be a list of text, got 5"),
+        ("", {"include": "/usr/include"}, "include must be a list, got '/usr/include'"), ("", {"names": None}, "names must be a list"),
+        ("int a;\0 int b;", {}, "the source has a character that NVRTC would not see whole"),
+        ("// \ud800", {}, "the source has a character"), ("", {"options": ["-DX=1\0"]}, "an option has a character"),
+        ("a\0.cu", {}, "cannot be the path of a file"), ("", {"options": ["-dlto"]}, "NVRTC makes no PTX with the options -dlto"),
+    ],
+)  # fmt: skip
+def test_what_is_not_compiled(source: str, change: dict[str, Any], error: str, nvrtc: None) -> None:
+    with pytest.raises(MmabitsError, match=re.escape(error)):
+        mmabits.compile_cuda(source, arch="sm_90a", **change)
+
+
+def test_printf_without_standard_output(nvrtc: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mmabits.compile_cuda('extern "C" __global__ void k() { printf("said"); }', arch="sm_90a")
+    monkeypatch.setattr("sys.stdout", None)
+    made["k"](1, 1)
 
 
 def test_clocks_go_on(nvrtc: None) -> None:
