@@ -8,6 +8,7 @@ columns are gathered and computed again by the engine.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.api import gemm
 from mmabits.emulator.codecs import as_codes, decode, from_codes
+from mmabits.emulator.cuda.modules import WATCH
 from mmabits.emulator.machine import context as words
 from mmabits.emulator.machine.context import CONTEXT_WORDS
 from mmabits.emulator.machine.descriptors import wgmma_descriptor
@@ -38,7 +40,7 @@ from mmabits.emulator.machine.ptx import (
 from mmabits.emulator.machine.tensormaps import BYTES, ELEMENTS, MAGIC, SWIZZLES, TensorMap
 from mmabits.emulator.machine.trace import Log
 from mmabits.emulator.machine.vectors import LANES
-from mmabits.isa import EmulationError, OperandError, parse
+from mmabits.isa import EmulationError, OperandError, architecture, parse
 from mmabits.isa.fragments import accumulator_layout, chunk_elements, operand_layout, register_bits
 from mmabits.isa.instructions import Instruction
 from mmabits.isa.opcodes import opcode_table, width
@@ -215,22 +217,22 @@ class ResultExplanation:
 class Watch:
     """Looks for the last store to a place in memory, in all launches of a block."""
 
-    def __init__(self, address: int, size: int) -> None:
-        self.address, self.size = address, size
+    def __init__(self, address: int, size: int, arch: str) -> None:
+        self.address, self.size, self.arch = address, size, arch
         self.found: Hit | None = None
-        self._traced: dict[tuple[str, str, bool], Kernel] = {}
+        self._traced: dict[tuple[Any, ...], Kernel] = {}
 
     def begin(self, kernel: Kernel, text: str, arguments: Sequence[tuple[str, Any]]) -> tuple[Kernel, Callable[[Log], None]]:
         """A kernel that traces, in the place of another, and what its launch gives the notes to."""
-        key = (text, kernel.arch, kernel.contracts)
-        tensors = [_tensor(*each) for each in arguments]
+        key = (text, kernel.name, kernel.arch, kernel.contracts, kernel.block, kernel.cluster, kernel.memory.dynamic, id(kernel.variables))
+        tensors = [_tensor(name, each) for name, each in arguments if isinstance(each, np.ndarray) or hasattr(each, "data_ptr")]
         traced = self._traced.get(key)
         if traced is None:
             cluster = kernel.cluster if kernel.memory.is_cluster else None
             traced = self._traced[key] = Kernel(
                 text, kernel.name, arch=kernel.arch, shared=kernel.memory.dynamic,
                 threads=(kernel.block[0], kernel.block[1], kernel.block[2]), cluster=cluster,
-                contracts=kernel.contracts, traces=True,
+                contracts=kernel.contracts, variables=kernel.variables, traces=True,
             )  # fmt: skip
         return traced, lambda log: self._see(traced, log, tensors)
 
@@ -943,11 +945,15 @@ def source_of(kernel: Kernel, log: Log, cta: int, thread: int, values: Callable[
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray):
+        size = value.dtype.itemsize
+        strides = tuple(step // size for step in value.strides)
+        return Tensor(name, value.ctypes.data, value.shape, strides, size, form_of_dtype(value.dtype))
     return Tensor(name, value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.element_size(), form_of_dtype(value.dtype))
 
 
 def form_of_dtype(dtype: Any) -> str:
-    """The PTX type of a PyTorch dtype, `f16`; empty where there is none."""
+    """The PTX type of a dtype of PyTorch or NumPy, `f16`; empty where there is none."""
     return _FORMS.get(str(dtype).removeprefix("torch."), "")
 
 
@@ -1013,27 +1019,27 @@ def _where(instruction: PtxInstruction) -> str:
 
 
 def explain_result(launch: Callable[[], object], tensor: Any, index: int | tuple[int, ...], *, arch: str) -> ResultExplanation:
-    """Where a number that a compiled Triton kernel wrote came from.
+    """Where a number that a compiled Triton kernel, or one of CUDA C++ or PTX, wrote came from.
 
     Args:
         launch: a function without arguments that launches the kernels. It is run once more here, tracing: what it writes is written again.
-        tensor: the PyTorch tensor on the CPU that was written.
+        tensor: the PyTorch tensor on the CPU, or NumPy array, that was written.
         index: the element.
-        arch: architecture, or GPU: `sm_80`, `h100`.
+        arch: architecture, or GPU: `sm_80`, `h100`; of modules of CUDA C++ and PTX their own.
 
     Returns:
         The steps behind it: print it; `products` has the dot products, each computed again by the engine.
 
     Raises:
-        OperandError: no such element.
-        EmulationError: nothing wrote it, or PyTorch or Triton is missing.
+        OperandError: no such element, or a module is for another architecture.
+        EmulationError: nothing wrote it, or PyTorch is missing.
     """
     from mmabits.emulator.hooks.session import emulate
 
     if not callable(launch):
         raise OperandError(f"launch must be a function without arguments, not {type(launch).__name__}")
-    if not all(hasattr(tensor, each) for each in ("shape", "data_ptr", "stride")):
-        raise OperandError(f"the result must be a PyTorch tensor, not {type(tensor).__name__}")
+    if not isinstance(tensor, np.ndarray) and not all(hasattr(tensor, each) for each in ("shape", "data_ptr", "stride")):
+        raise OperandError(f"the result must be a PyTorch tensor or a NumPy array, not {type(tensor).__name__}")
     index = tuple(index) if isinstance(index, (tuple, list)) else (index,)
     if not all(isinstance(at, (int, np.integer)) for at in index):
         raise OperandError(f"an element is named by whole numbers, not by {index}")
@@ -1041,17 +1047,24 @@ def explain_result(launch: Callable[[], object], tensor: Any, index: int | tuple
     if len(index) != len(shape) or any(not -size <= at < size for at, size in zip(index, shape, strict=True)):
         raise OperandError(f"no element {index} in a tensor of shape {shape}")
     index = tuple(at % size for at, size in zip(index, shape, strict=True))
-    address = tensor.data_ptr() + tensor.element_size() * sum(at * step for at, step in zip(index, tensor.stride(), strict=True))
-    watch = Watch(address, tensor.element_size())
-    with emulate(arch, frameworks=["torch", "triton"], triton="compiled", cuda=True) as session:
+    asked = _tensor("", tensor)
+    size = asked.size
+    address = asked.address + size * sum(at * step for at, step in zip(index, asked.strides, strict=True))
+    watch = Watch(address, size, architecture(arch).name)
+    has_torch, has_triton = (importlib.util.find_spec(name) is not None for name in ("torch", "triton"))  # other kernels need neither
+    frameworks = [name for name, is_there in (("torch", has_torch), ("triton", has_torch and has_triton)) if is_there]
+    with emulate(arch, frameworks=frameworks, triton="compiled" if "triton" in frameworks else None, cuda=has_torch) as session:
         session.watch = watch
-        launch()
+        token = WATCH.set(watch)
+        try:
+            launch()
+        finally:
+            WATCH.reset(token)
     if watch.found is None:
         raise EmulationError(f"no compiled kernel wrote element {index}")
     follower, event = watch.found
     place = follower.store(event, address, shared=None)
     assert place is not None
-    size = tensor.element_size()
     code = int.from_bytes(ctypes.string_at(address, size), "little")
     form = next((each.form for each in follower.tensors if each.place(address) is not None and each.form), f"b{8 * size}")
     root = follower.stored(event, place, code, form)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ from mmabits.isa.memories import CTA
 _PATHS: Final = (".cu", ".cuh", ".ptx", ".cpp", ".h", ".hpp", ".txt")
 _UNFUSED: Final = ("--fmad=false", "-fmad=false")
 _DTYPES: Final = {"f32": "f4", "f64": "f8", "f16": "f2"}
+
+WATCH: Final[ContextVar[Any]] = ContextVar("watch", default=None)
+"""What launches of the running code tell of their steps: a mmabits.research.follow.Watch."""
 
 Size = int | Sequence[int]
 
@@ -74,6 +78,8 @@ def compile_cuda(
     ptx = made.outputs["PTX"].decode(errors="replace").rstrip("\0 \n") + "\n"
     if not ptx.strip():
         raise CompilerRefused(f"NVRTC makes no PTX with the options {' '.join(options)}")
+    if path is None:  # NVRTC puts the working directory before the name: the same text is the same PTX everywhere
+        ptx = ptx.replace(f'"{Path.cwd() / file}"', f'"{file}"')
     return PtxModule(ptx, target.name, contracts=not set(options) & set(_UNFUSED), names=made.names, log=made.log)
 
 
@@ -330,13 +336,19 @@ class CudaKernel:
         ranges, keeper, finish = [(each.first, each.last) for _, each in arrays], self.module.keeper, None
         if keeper is not None:
             finish = keeper.begin(launched, self.module.ptx, grid_size, values, ranges, ())
+        watch, trace = WATCH.get(), None
+        if watch is not None:
+            if watch.arch != self.module.arch:
+                raise OperandError(f"{self.name} is compiled for {self.module.arch}, and looked at for {watch.arch}")
+            watched = [(f"argument {place + 1}", each) for place, each in enumerate(arguments) if is_array(each)]
+            launched, trace = watch.begin(launched, self.module.ptx, watched)
         session = self.module.session
         if session is not None:  # refuses, before the launch, what is known less well than it requires
             for matrix in launched.matrices:
                 session.ready(self.name, matrix)
         executed = launched.launch(
             grid_size, values, ranges, check=None if session is None else lambda matrix: session.ready(self.name, matrix),
-            findings=findings, schedule=order,
+            trace=trace, findings=findings, schedule=order,
         )  # fmt: skip
         if session is not None:
             for matrix, count in executed.items():

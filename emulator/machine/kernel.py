@@ -284,6 +284,8 @@ class Kernel:
             raise OperandError(f"{name}: clusters of {self.cluster_size} CTAs; there are up to {CTA.cluster}")
         if not 1 <= self.threads <= CTA.threads:
             raise OperandError(f"{name}: {self.threads:,} threads of a CTA; there are up to {CTA.threads:,}")
+        self.variables = variables
+        """The memory of variables that kernels of a module share."""
         self.memory = _Memory(module, self.entry, shared, self.warps, variables)
         room = architecture(architecture(arch).target).shared_memory << 10
         if self.memory.shared_size > room:

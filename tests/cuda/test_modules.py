@@ -17,7 +17,7 @@ from mmabits.emulator.cuda.nvrtc import CompilerRefused
 from mmabits.emulator.machine.hostcalls import KernelError
 from mmabits.emulator.machine.kernel import KernelCheckError
 from mmabits.emulator.machine.ptx import PtxError
-from mmabits.isa import MmabitsError, OperandError, OperandTypeError
+from mmabits.isa import EmulationError, MmabitsError, OperandError, OperandTypeError
 
 PTX = """
 .version 8.4
@@ -589,3 +589,38 @@ extern "C" __global__ void k(half *x, std::uint32_t n) {
     x = np.arange(32, dtype=np.float16)
     mmabits.compile_cuda(source, arch="sm_90a")["k"](1, 32, x, 3)
     assert np.array_equal(x, 3 * np.arange(32, dtype=np.float16))
+
+
+PRODUCT = """
+extern "C" __global__ void product(const unsigned *a, const unsigned *b, float *d, float factor) {
+    const unsigned *p = a + 4 * threadIdx.x, *q = b + 2 * threadIdx.x;
+    float c[4] = {0, 0, 0, 0};
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "r"(q[0]), "r"(q[1]));
+    for (int i = 0; i < 4; ++i) d[4 * threadIdx.x + i] = c[i] * factor + 1.0f;
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_result_is_followed_back_to_its_product_and_elements(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(size).astype(np.float16).view(np.int32) for size in (256, 128))
+    d = np.zeros(128, np.float32)
+    given = (a, b, d) if kind == "numpy" else tuple(map(torch.from_numpy, (a, b, d)))
+    kernel = mmabits.compile_cuda(PRODUCT, arch="sm_80")["product"]
+    found = mmabits.explain_result(lambda: kernel(1, 32, *given, 2.0), given[2], 5, arch="sm_80")
+    assert found.element == "argument 3[5]" and found.value.code == int(d[5:6].view(np.uint32)[0])
+    (product,) = found.products
+    assert product.computed == product.code and len(product.a) == len(product.b) == 16
+    assert "source.cu:7" in str(found) and str(found).count("argument 1[") == 2
+    with pytest.raises(OperandError, match="product is compiled for sm_80, and looked at for sm_90a"):
+        mmabits.explain_result(lambda: kernel(1, 32, *given, 2.0), given[2], 5, arch="sm_90a")
+    with pytest.raises(EmulationError, match="no compiled kernel wrote element"):
+        mmabits.explain_result(lambda: None, given[2], 5, arch="sm_80")
+
+
+def test_text_has_no_folder() -> None:
+    """The same text is the same PTX, wherever it is compiled."""
+    assert '"source.cu"' in mmabits.compile_cuda(PRODUCT, arch="sm_80").ptx
