@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from mmabits.emulator.cuda.modules import ORDER
 from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import OperandError
@@ -62,13 +64,13 @@ class ScheduleComparison:
 def compare_schedules(
     launch: Callable[[], object], tensors: Sequence[Any] | Any, *, arch: str, schedules: Sequence[str | int] = SCHEDULES
 ) -> ScheduleComparison:
-    """Run compiled Triton kernels by several orders of work that a GPU may take, and compare what they write.
+    """Run compiled kernels of Triton, CUDA C++ or PTX by several orders of work that a GPU may take, and compare what they write.
 
     Every run begins with the tensors as they are now; afterwards they hold what the machine's own order gives.
 
     Args:
         launch: a function without arguments that launches the kernels.
-        tensors: PyTorch tensors on the CPU that they read and write, or one.
+        tensors: PyTorch tensors on the CPU or NumPy arrays that they read and write, or one.
         arch: architecture, or GPU.
         schedules: orders to try: `"latest"` (asynchronous work as late as its waits allow, warps and programs backwards), `"earliest"`
             (work at once), and numbers of orders by chance.
@@ -94,8 +96,15 @@ def compare_schedules(
     def run(schedule: str | int | None) -> list[npt.NDArray[Any]]:
         for array, start in zip(arrays, before, strict=True):
             array[...] = start
-        with emulate(arch, frameworks=["triton"], triton="compiled", schedule=schedule):
-            launch()
+        token = ORDER.set(WorkSchedule.of(schedule))
+        try:
+            if importlib.util.find_spec("triton") is None:  # kernels of CUDA C++ and PTX need none
+                launch()
+            else:
+                with emulate(arch, frameworks=["triton"], triton="compiled", schedule=schedule):
+                    launch()
+        finally:
+            ORDER.reset(token)
         return [each.copy() for each in arrays]
 
     usual = run(None)
@@ -123,8 +132,12 @@ def compare_schedules(
 
 def _storage(tensor: Any, place: int) -> npt.NDArray[Any]:
     """A tensor's own memory as an array."""
+    if isinstance(tensor, np.ndarray):
+        if not tensor.flags.c_contiguous or not tensor.flags.writeable:
+            raise OperandError(f"tensor {place} must be a contiguous array that can be written")
+        return tensor.reshape(1) if tensor.ndim == 0 else tensor
     if not hasattr(tensor, "data_ptr") or not tensor.is_contiguous() or str(tensor.device) != "cpu":
-        raise OperandError(f"tensor {place} must be a contiguous PyTorch tensor on the CPU, got {type(tensor).__name__}")
+        raise OperandError(f"tensor {place} must be a contiguous PyTorch tensor on the CPU or NumPy array, got {type(tensor).__name__}")
     array, _ = to_numpy(tensor.detach(), f"tensor {place}")
     if array.ctypes.data != tensor.data_ptr():
         raise OperandError(f"tensor {place} of {tensor.dtype} cannot be looked at as an array")

@@ -33,6 +33,8 @@ _DTYPES: Final = {"f32": "f4", "f64": "f8", "f16": "f2"}
 
 WATCH: Final[ContextVar[Any]] = ContextVar("watch", default=None)
 """What launches of the running code tell of their steps: a mmabits.research.follow.Watch."""
+ORDER: Final[ContextVar[WorkSchedule | None]] = ContextVar("order", default=None)
+"""The order of work of launches of the running code that name none."""
 
 Size = int | Sequence[int]
 
@@ -317,7 +319,7 @@ class CudaKernel:
         """
         if report and not check:
             raise OperandError(f"{self.name}: report returns what checks find; name them in check=")
-        order = WorkSchedule.of(schedule)
+        order = ORDER.get() if schedule is None else WorkSchedule.of(schedule)
         findings: list[KernelFinding] | None = [] if report else None
         grid_size, block_size = _three(grid, "grid", CTA.grid), _three(block, "block", (CTA.threads, CTA.threads, 64))
         cluster_size = None if cluster is None else _three(cluster, "cluster", (CTA.cluster,) * 3)

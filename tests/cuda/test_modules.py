@@ -624,3 +624,23 @@ def test_a_result_is_followed_back_to_its_product_and_elements(kind: str) -> Non
 def test_text_has_no_folder() -> None:
     """The same text is the same PTX, wherever it is compiled."""
     assert '"source.cu"' in mmabits.compile_cuda(PRODUCT, arch="sm_80").ptx
+
+
+LAST = 'extern "C" __global__ void last(int *x) { x[threadIdx.x] = blockIdx.x; }'
+EACH = 'extern "C" __global__ void each(int *x) { x[blockIdx.x * blockDim.x + threadIdx.x] = blockIdx.x; }'
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_results_that_hang_on_the_order_of_work(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    last, each = (mmabits.compile_cuda(text, arch="sm_90a") for text in (LAST, EACH))
+    x = np.full(128, 7, np.int32)
+    given = x if kind == "numpy" else torch.from_numpy(x)
+    assert mmabits.compare_schedules(lambda: each["each"](4, 32, given), given, arch="sm_90a").same
+    found = mmabits.compare_schedules(lambda: last["last"](4, 32, given), [given], arch="sm_90a", schedules=("latest", 1))
+    assert not found.same and found.differences[0].elements == 32 and (found.differences[0].usual, found.differences[0].found) == (3, 0)
+    assert x[:32].tolist() == [3] * 32  # the machine's own order
+    last["last"](4, 32, given)
+    assert x[:32].tolist() == [3] * 32
+    with pytest.raises(OperandError, match="contiguous"):
+        mmabits.compare_schedules(lambda: None, x[::2], arch="sm_90a")
