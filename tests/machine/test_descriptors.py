@@ -20,7 +20,7 @@ SIZE = 1 << 16
 WIDTHS = {"f16": (16, 8, 16), "tf32": (32, 4, 32), "e4m3": (8, 16, 8), "s8": (8, 16, operands.SIGNED), "e2m1": (4, 16, 8),
           "e3m2": (6, 16, 8), "e2m1 packed": (4, 32, 8)}  # fmt: skip
 """Bits of an element, elements in a chunk, how they are held."""
-DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32, operands.SIGNED: np.int16}
+DTYPES = {8: np.uint8, 16: np.uint16, 32: np.uint32, operands.SIGNED: np.int8}
 KINDS: dict[str, tuple[int, Callable[[MatrixDescriptor], int], Callable[[int], MatrixDescriptor], dict[int, Swizzle]]] = {
     "wgmma": (operands.WGMMA, descriptors.encode_wgmma, descriptors.wgmma_descriptor, descriptors.WGMMA_SWIZZLES),
     "tcgen05": (operands.TCGEN05, descriptors.encode_tcgen05, descriptors.tcgen05_descriptor, descriptors.TCGEN05_SWIZZLES),

@@ -141,7 +141,8 @@ def test_errors() -> None:
         mmabits.explain_result(lambda: None, y, 4, arch="sm_80")
     for launch, tensor, index, why in [
         (lambda: None, y, "a", "an element is named by whole numbers"), (lambda: None, y, (1.5,), "an element is named by whole numbers"),
-        (lambda: None, [1.0], 0, "must be a PyTorch tensor, not list"), (3, y, 0, "must be a function without arguments, not int"),
+        (lambda: None, [1.0], 0, "must be a PyTorch tensor or a NumPy array, not list"),
+        (3, y, 0, "must be a function without arguments, not int"),
     ]:  # fmt: skip
         with pytest.raises(OperandError, match=why):
             mmabits.explain_result(launch, tensor, index, arch="sm_80")  # type: ignore[arg-type]
