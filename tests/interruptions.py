@@ -63,7 +63,7 @@ def by_gemm() -> Iterator[tuple[Product, Product]]:
 
 @contextmanager
 def by_integers() -> Iterator[tuple[Product, Product]]:
-    a, b = np.ones((SIDE, 1 << 14), np.int8), np.ones((1 << 14, SIDE), np.int8)
+    a, b = np.ones((SIDE, 1 << 17), np.int8), np.ones((1 << 17, SIDE), np.int8)
     yield (lambda: mmabits.gemm(a, b, instruction="mma.sync", arch="sm_90a"),
            lambda: mmabits.gemm(a[:, :64], b[:64], instruction="mma.sync", arch="sm_90a"))  # fmt: skip
 
