@@ -342,6 +342,8 @@ class CudaKernel:
         if watch is not None:
             if watch.arch != self.module.arch:
                 raise OperandError(f"{self.name} is compiled for {self.module.arch}, and looked at for {watch.arch}")
+            if check:
+                raise OperandError(f"{self.name}: a launch that is followed back runs without checks; leave check= out")
             watched = [(f"argument {place + 1}", each) for place, each in enumerate(arguments) if is_array(each)]
             launched, trace = watch.begin(launched, self.module.ptx, watched)
         session = self.module.session

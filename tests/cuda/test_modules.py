@@ -617,6 +617,8 @@ def test_a_result_is_followed_back_to_its_product_and_elements(kind: str) -> Non
     assert "source.cu:7" in str(found) and str(found).count("argument 1[") == 2
     with pytest.raises(OperandError, match="product is compiled for sm_80, and looked at for sm_90a"):
         mmabits.explain_result(lambda: kernel(1, 32, *given, 2.0), given[2], 5, arch="sm_90a")
+    with pytest.raises(OperandError, match="product: a launch that is followed back runs without checks"):
+        mmabits.explain_result(lambda: kernel(1, 32, *given, 2.0, check="races"), given[2], 5, arch="sm_80")
     with pytest.raises(EmulationError, match="no compiled kernel wrote element"):
         mmabits.explain_result(lambda: None, given[2], 5, arch="sm_80")
 

@@ -227,6 +227,8 @@ def test_histograms_of_integers_which_the_cpu_lacks(bins: int, least: int, most:
     values = torch.randint(-8, 12, (200,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     with mmabits.emulate("sm_90a", frameworks=["torch"], cuda=True):
         found = torch.histc(values.cuda(), bins=bins, min=least, max=most)
+        with pytest.raises((RuntimeError, TypeError)):  # PyTorch's own error
+            torch.histc(input=values.cuda(), bins=bins)
     low, high = (least, most) if least != most else (int(values.min()), int(values.max()))
     counts = [0] * bins
     for value in values.tolist():

@@ -67,7 +67,7 @@ class _Pose(TorchFunctionMode):
             return args[0]
         if name == "get_device":
             return 0
-        if name == "histc" and not args[0].dtype.is_floating_point:
+        if name == "histc" and args and "out" not in kwargs and not args[0].dtype.is_floating_point:
             return _histogram(*args, **kwargs)
         kwargs = {key: _here(value) for key, value in kwargs.items() if not (key == "pin_memory" and value)}
         written = _written_in_python(function)
