@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,6 +28,7 @@ from mmabits.isa import (
 )  # fmt: skip
 from mmabits.isa.errors import InsufficientEvidence, UnknownFormat
 from mmabits.research.explain import Explanation, explain
+from mmabits.research.products import rounded_product
 from mmabits.research.study.recipes import RECIPES, Stored
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ FLOAT32: Final = "float32"
 GIVEN: Final = "given"
 REFERENCES: Final = (EXACT, FLOAT32)
 WORST: Final = 5
-_UNIT: Final = 2.0**-53
-_ROWS_AT_ONCE: Final = 1 << 22
-"""Elements of the result whose exact sums are looked at together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -293,8 +290,9 @@ def _stored(matrix: Array, axis: int, how: str | None, name: str, notes: list[st
     wanted = found.values
     given = _doubles(matrix)
     lost = int(((wanted == 0) & (given != 0)).sum())
-    same = int((wanted == given).sum())
-    parts = [f"{same:,} of {given.size:,} values are kept exactly"]
+    with np.errstate(invalid="ignore"):
+        apart = float(np.sqrt(np.mean((wanted - given) ** 2)) / (np.sqrt(np.mean(given**2)) or 1.0))
+    parts = [f"relative error {apart:.2e}" if apart else "exact"]
     parts += [f"{lost:,} become zero"] if lost else []
     beyond = 0 if how in RECIPES else int((np.abs(given) > format_spec(how).max_finite).sum())
     parts += [f"{beyond:,} are beyond its largest number"] if beyond else []
@@ -391,49 +389,14 @@ def scaled(d: Array, operands: StoredPair) -> Array:
 
 
 def exact_product(operands: StoredPair, form: str) -> Array:
-    """The sum of the products of what is stored, rounded once to nearest.
-
-    Most elements are decided by a float64 product and the bound of its error, the others by fractions.
-
-    Args:
-        operands: stored matrices; the factor is left out.
-        form: of the result, f32 or f16 or s32.
+    """The sum of the products of what is stored, rounded once to nearest; the factor is left out.
 
     Raises:
         OperandError: operands of f64, whose exact products no float64 holds.
     """
-    spec = format_spec(form)
     if operand_type(operands.a, "a") == "f64":
         raise OperandError("no exact reference for operands of f64")
-    a, b = _decoded(operands.a, operands.scale_a, -1), _decoded(operands.b, operands.scale_b, 0)
-    dtype = np.dtype(spec.numpy_name)
-    if spec.is_integer:
-        return (a.astype(np.int64) @ b.astype(np.int64)).astype(dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums = a @ b
-        bound = (np.abs(a) @ np.abs(b)) * (_UNIT * (a.shape[1] + 2)) * 1.01
-    result: Array = from_codes(encode(sums, spec), spec)
-    rows = max(1, _ROWS_AT_ONCE // sums.shape[1])
-    for start in range(0, len(sums), rows):
-        part = slice(start, start + rows)
-        with np.errstate(invalid="ignore"):
-            low, high = encode(sums[part] - bound[part], spec), encode(sums[part] + bound[part], spec)
-        for row, column in zip(*np.nonzero((low != high) & np.isfinite(sums[part])), strict=True):
-            whole = sum(
-                (Fraction(x) * Fraction(y) for x, y in zip(a[start + row].tolist(), b[:, column].tolist(), strict=True)), Fraction(0)
-            )
-            result[start + row, column] = from_codes(encode(np.array([_odd(whole)]), spec), spec)[0]
-    return result
-
-
-def _odd(value: Fraction) -> float:
-    """The float64 beside a fraction whose last bit is 1, so that rounding it again rounds the fraction."""
-    near = float(value)
-    if Fraction(near) == value:
-        return near
-    if int(np.float64(near).view(np.uint64)) & 1:
-        return near
-    return float(np.nextafter(near, np.inf if Fraction(near) < value else -np.inf))
+    return rounded_product(_decoded(operands.a, operands.scale_a, -1), _decoded(operands.b, operands.scale_b, 0), form)
 
 
 def _decoded(elements: Array, scales: Array | None, axis: int) -> Doubles:

@@ -58,9 +58,9 @@ def verdict(found: WaysCompared) -> str:
     if found.is_equal:
         return f"{len(found.ways)} ways, the same bits"
     parts = [
-        f"{way.name} in {way.difference.differing:,}" for way in found.ways if way.difference is not None and not way.difference.is_equal
+        f"{way.difference.differing:,} on {way.name}" for way in found.ways if way.difference is not None and not way.difference.is_equal
     ]
-    return f"of {found.base.result.size:,} elements differ from {found.base.name}: {', '.join(parts)}"
+    return f"{', '.join(parts)} of {found.base.result.size:,} elements differ from {found.base.name}"
 
 
 def _apart(way: Way) -> tuple[str, str, str, str]:
@@ -116,14 +116,14 @@ def ways_page(found: WaysCompared, *, names: tuple[str, str] = ("a", "b")) -> st
 def _ways(found: WaysCompared) -> Block:
     rows = tuple(
         (
-            way.name, Cell(text="" if way.instruction is None else way.instruction.ptx, is_code=True), way.evidence, *_apart(way),
-            f"{way.error:.3g}",
+            way.name, way.evidence, *_apart(way), f"{way.error:.3g}",
+            Cell(text="" if way.instruction is None else way.instruction.ptx, is_code=True),
         )
         for way in found.ways
     )  # fmt: skip
     return TableBlock(
-        headings=("way", "instruction", "evidence", "differ", "largest", "relative", "most ulp", "error"), rows=rows,
-        numeric=frozenset(range(3, 8)),
+        headings=("way", "evidence", "differ", "largest", "relative", "most ulp", "error", "instruction"), rows=rows,
+        numeric=frozenset(range(2, 7)),
         caption="Error: root mean square of what lies between the result and the product of the matrices as given, relative to it.",
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def _element(found: WaysCompared, place: Worst) -> Iterator[Block]:
         steps = plural(len(chain.steps), "step")
         text = f"{chain.arch}, {chain.instruction.ptx}: exactly {exact(chain.exact)}; after {steps} {chain.result}.{error}"
         yield NoteBlock(text=text)
-        if chain.steps:
+        if any(each.lost_by_alignment for each in chain.steps):
             step = max(chain.steps, key=lambda each: (abs(each.lost_by_alignment), -each.number))
             yield ChartBlock(
                 svg=explanation.svg(step.number - chain.steps[0].number), caption=f"Step {step.number}, where alignment cut off most."

@@ -195,7 +195,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "the elements that differ most" in found.output
     assert "D[" in found.output
     page = (tmp_path / "p.html").read_text()
-    assert page.count("<svg") >= 5
+    assert page.count("<svg") >= 4
     assert "One product, several ways" in page
     table = ask("compare", *matrices, "--arch", "h100", "--reference", "exact", "--csv").output.splitlines()
     assert len(table) == 3
