@@ -265,7 +265,10 @@ def test_what_a_variable_cannot_hold(name: str, value: Any, error: str) -> None:
     [
         ({"box": (8.5, 8)}, "box must be integers"), ({"box": 8}, "box must be integers"), ({"box": "88"}, "box must be integers"),
         ({"swizzle": [1]}, "a tensor map with swizzle [1]"), ({"element": 5}, "element must be text, got 5"),
-        ({"element_strides": 5}, "element_strides must be integers"), ({"fill": "nan"}, "a tensor map of s32 cannot fill with NaN"),
+        ({"element_strides": 5}, "element_strides must be integers"), ({"element_strides": (1, 2)}, "with strides of elements (2, 1)"),
+        ({"interleave": 16}, "interleaves slices of 16 bytes is not emulated: neither the PTX manual"),
+        ({"interleave": 8}, "interleave must be 0"),
+        ({"fill": "nan"}, "a tensor map of s32 cannot fill with NaN"),
         ({"array": np.zeros((64, 64), np.int32)[::-1]}, "with strides (-256, 4): none may be negative"),
     ],
 )  # fmt: skip
