@@ -56,13 +56,13 @@ def evaluation_page(found: Evaluation) -> str:
 
 
 def _settings(found: Evaluation) -> TableBlock:
-    rows = tuple(
-        (*setting_cells(each)[:4], Cell(text=setting_cells(each)[4], tone="bad" if each.refusal else ""),
-         ", ".join(f"{100 * part:.3g}% {level}" for level, part in each.evidence))
-        for each in found.settings
-    )  # fmt: skip
+    rows: list[tuple[Cell | str | int | float, ...]] = []
+    for each in found.settings:
+        *cells, products = setting_cells(each)
+        evidence = ", ".join(f"{100 * part:.3g}% {level}" for level, part in each.evidence)
+        rows.append((*cells, Cell(text=products, tone="bad" if each.refusal else ""), evidence))
     return TableBlock(
-        headings=("setting", "perplexity", "in f32", "emulated", "products", "evidence"), rows=rows, numeric=frozenset({1, 2, 3})
+        headings=("setting", "perplexity", "in f32", "emulated", "products", "evidence"), rows=tuple(rows), numeric=frozenset({1, 2, 3})
     )
 
 

@@ -167,6 +167,8 @@ class Evaluation:
         for each in self.settings:
             shown.add_row(*map(Text, setting_cells(each)))
         yield shown
+        if not self.ends:
+            return
         differ = Table(title="What differs at the end", title_justify="left", box=None, pad_edge=False)
         for heading in END_HEADINGS:
             differ.add_column(heading, overflow="fold", justify="left" if heading in END_HEADINGS[:2] else "right")
@@ -280,7 +282,7 @@ def differences_of(rows: Iterable[Row], others: Mapping[tuple[str, ...], str]) -
 
 
 def _difference(key: tuple[str, ...], other: str, parts: Sequence[Row]) -> EvaluatedDifference:
-    fields = dict(zip((*FIELDS, "against", "layer"), key, strict=True))
+    fields: dict[str, Any] = dict(zip((*FIELDS, "against", "layer"), key, strict=True))
     results = sum(part["results"] for part in parts)
     if any(part["changed"] is None for part in parts):
         return EvaluatedDifference(**fields, other=other, results=results, changed=None, largest=None, error=None)
