@@ -13,6 +13,7 @@ NOTICE: Final = (
     "Matrix products are emulated, fused attention as PyTorch's math path; norms, activations and what else is no product are PyTorch's "
     "on the CPU, on one thread, the same in every setting."
 )
+IN_RUNS: Final = "As they come in the two runs: what differs in one layer goes into the next."
 WORDS: Final = (
     "differ: results that differ in any bit, where both have one type. largest: the largest difference. error: root mean square of the "
     "differences, relative to that of the other's results. top-1: positions with the same most likely token. KL: mean Kullback-Leibler "
@@ -37,7 +38,8 @@ def evaluation_page(found: Evaluation) -> str:
     sections = [Section(title="Settings", blocks=(_settings(found),))]
     if ends:
         sections.append(Section(title="What differs at the end", blocks=(*_chart(ends), _ends(found))))
-        sections += [_layers(found, end) for end in ends if end.changed != 0 and found.layers(end)]
+        layers = tuple(block for end in ends if end.changed != 0 and found.layers(end) for block in _layers(found, end))
+        sections += [Section(title="Linear layers, in their order", blocks=(NoteBlock(text=IN_RUNS), *layers))] if layers else []
     if missed:
         sections.append(Section(title="Not emulated", blocks=tuple(NoteBlock(text=text) for text in missed)))
     sections.append(Section(title="What the words mean", blocks=tuple(NoteBlock(text=text) for text in WORDS)))
@@ -85,7 +87,7 @@ def _chart(ends: tuple[EvaluatedDifference, ...]) -> tuple[Block, ...]:
     return (ChartBlock(svg=drawn, caption=f"{what}, mean over positions."),)
 
 
-def _layers(found: Evaluation, end: EvaluatedDifference) -> Section:
+def _layers(found: Evaluation, end: EvaluatedDifference) -> tuple[Block, ...]:
     rows = tuple(
         (
             each.layer, each.results, "other rows" if each.changed is None else each.changed, shown_number(each.largest),
@@ -93,8 +95,5 @@ def _layers(found: Evaluation, end: EvaluatedDifference) -> Section:
         )
         for each in found.layers(end)
     )  # fmt: skip
-    table = TableBlock(
-        headings=("layer", "results", "differ", "largest", "error"), rows=rows, numeric=frozenset(range(1, 5)),
-        caption="Linear layers in their order, as they come in the two runs.",
-    )  # fmt: skip
-    return Section(title=f"{end.words} against {end.other}", blocks=(table,))
+    table = TableBlock(headings=("layer", "results", "differ", "largest", "error"), rows=rows, numeric=frozenset(range(1, 5)))
+    return NoteBlock(text=f"{end.words} against {end.other}:"), table
