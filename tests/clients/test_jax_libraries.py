@@ -83,9 +83,10 @@ def test_layers_of_linen_are_told_apart_forward_and_backward() -> None:
     model = Net()
     parameters = model.init(jax.random.key(0), rows())
     with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
-        jax.jit(jax.grad(lambda given: model.apply(given, rows()).astype(jnp.float32).sum()))(parameters)
-        for length in (3, 4, 5, 6):  # as with a cache that grows: one row of the table
-            jax.jit(model.apply)(parameters, rows()[:length])
+        results = [jax.jit(jax.grad(lambda given: model.apply(given, rows()).astype(jnp.float32).sum()))(parameters)]
+        # As with a cache that grows: one row of the table.
+        results += [jax.jit(model.apply)(parameters, rows()[:length]) for length in (3, 4, 5, 6)]
+        jax.block_until_ready(results)
     counts: dict[str, int] = {}
     for line in session.report().emulated:
         place = line.site.partition(": ")[0]
