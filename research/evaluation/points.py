@@ -58,7 +58,7 @@ class EvaluationSetting:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Loaded:
+class _LoadedModel:
     name: str
     dtype: str
     model: nn.Module
@@ -69,10 +69,10 @@ GIVEN: Final[dict[str, nn.Module]] = {}
 """Models that a program has handed over itself, by their digest."""
 _ONE_AT_A_TIME: Final = threading.RLock()
 """A worker of a cluster may have many threads, and one of them may be inside a block of `emulate`."""
-_LOADED: Final[list[_Loaded]] = []
+_LOADED: Final[list[_LoadedModel]] = []
 
 
-class _Kept:
+class _LastMade:
     """The last things that were made, as many as there is room for."""
 
     def __init__(self) -> None:
@@ -97,8 +97,8 @@ class _Kept:
         self._things.clear()
 
 
-_RUNS: Final = _Kept()
-_PREPARED: Final = _Kept()
+_RUNS: Final = _LastMade()
+_PREPARED: Final = _LastMade()
 
 
 def digest_of(model: nn.Module) -> str:
@@ -127,7 +127,7 @@ def _weights_to(model: nn.Module, kind: torch.dtype) -> nn.Module:
     return model
 
 
-def _model(name: str, dtype: str, digest: str) -> _Loaded:
+def _model(name: str, dtype: str, digest: str) -> _LoadedModel:
     """A model by its name, as it was when the sweep began.
 
     Raises:
@@ -144,7 +144,7 @@ def _model(name: str, dtype: str, digest: str) -> _Loaded:
             f"the model {name} has other weights here than where the evaluation began (digest {found}, not {digest}): "
             "a function that draws weights sets a seed"
         )
-    _LOADED.append(_Loaded(name=name, dtype=dtype, model=model, digest=digest))
+    _LOADED.append(_LoadedModel(name=name, dtype=dtype, model=model, digest=digest))
     return _LOADED[0]
 
 
@@ -180,7 +180,7 @@ def is_kept(name: str, keep: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(each, pattern) for pattern in keep for each in (name, name.rpartition(".")[2]))
 
 
-def _prepared(loaded: _Loaded, recipe: ModelRecipe, keep: Sequence[str]) -> nn.Module:
+def _prepared(loaded: _LoadedModel, recipe: ModelRecipe, keep: Sequence[str]) -> nn.Module:
     """The model in a recipe; what the recipe leaves as it is, is shared with the model itself."""
     if recipe.layer is None and recipe.dtype is None:
         return loaded.model
@@ -220,7 +220,7 @@ class _SettingRun:
         return sum(each.numel() * each.element_size() for each in (self.end, *self.layers.values()))
 
 
-def _run(loaded: _Loaded, tokens: Sequence[int], setting: EvaluationSetting | None, keep: Sequence[str]) -> _SettingRun | str:
+def _run(loaded: _LoadedModel, tokens: Sequence[int], setting: EvaluationSetting | None, keep: Sequence[str]) -> _SettingRun | str:
     """The model in a setting, None: in f32 without emulation; or why that is not possible."""
     key = (tuple(tokens), setting, tuple(keep))
     found: _SettingRun | str | None = _RUNS.get(key)
@@ -230,7 +230,7 @@ def _run(loaded: _Loaded, tokens: Sequence[int], setting: EvaluationSetting | No
     return found
 
 
-def _exact(loaded: _Loaded, tokens: Sequence[int]) -> _SettingRun:
+def _exact(loaded: _LoadedModel, tokens: Sequence[int]) -> _SettingRun:
     model: nn.Module | None = loaded.model if isinstance(loaded.model, FunctionModel) else _PREPARED.get(EXACT)
     if model is None:
         model = _weights_to(copy.deepcopy(loaded.model), torch.float32)
@@ -238,7 +238,7 @@ def _exact(loaded: _Loaded, tokens: Sequence[int]) -> _SettingRun:
     return _called(model, tokens, ())
 
 
-def _emulated(loaded: _Loaded, tokens: Sequence[int], setting: EvaluationSetting, keep: Sequence[str]) -> _SettingRun | str:
+def _emulated(loaded: _LoadedModel, tokens: Sequence[int], setting: EvaluationSetting, keep: Sequence[str]) -> _SettingRun | str:
     recipe = model_recipe(setting.recipe)
     model = _prepared(loaded, recipe, keep)
     quantized = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
