@@ -104,7 +104,13 @@ def _client(address: str | None) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         raise EmulationError(f"no scheduler of dask.distributed answers at {address}: {' '.join(str(error).split())}") from error
     try:
+        try:
+            client.wait_for_workers(1, timeout=_SECONDS)
+        except TimeoutError as error:
+            raise EmulationError(f"the scheduler at {address} has no workers") from error
         yield client
+    except (ImportError, distributed.scheduler.KilledWorker) as error:
+        raise EmulationError(f"a worker of {address} failed: {type(error).__name__}: {' '.join(str(error).split())}") from error
     finally:
         client.close()
 
