@@ -74,6 +74,8 @@ def current(framework: str | None = None) -> Block | None:
         framework: of those that emulate this framework; None: of all.
     """
     block = _CURRENT.get()
+    if block is not None and block.generator is None and not block.asleep and _serves(block, framework):
+        return block
     generators = []
     while block is not None and not (_serves(block, framework) and block.generator is None):
         if _serves(block, framework):

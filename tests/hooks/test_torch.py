@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 import tomllib
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
 from mmabits.emulator.hooks.session import NotEmulated, emulate  # noqa: E402
-from mmabits.emulator.hooks.torch import VERSIONS  # noqa: E402
+from mmabits.emulator.hooks.torch import VERSIONS, openmp  # noqa: E402
 from mmabits.isa import EmulationError, InsufficientEvidence, OperandError  # noqa: E402
 
 F = torch.nn.functional
@@ -505,3 +506,51 @@ def test_what_a_changed_version_lacks_is_named(monkeypatch):
 def test_the_extra_installs_the_first_version_that_the_hook_is_made_for():
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert extras["torch"] == [f"torch>={VERSIONS[0][0]}.{VERSIONS[0][1]}"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nan_is_the_gpus_wherever_it_comes_from(dtype):
+    a, b = torch.ones(4, 32, dtype=dtype), torch.ones(32, 8, dtype=dtype)
+    a[1, 3], b[5, 2], b[6, 2] = float("nan"), float("inf"), float("-inf")
+    bias = torch.zeros(8, dtype=dtype)
+    bias[7] = float("nan")
+    with emulated():
+        got, added, huge = a @ b, torch.addmm(bias, a, b), torch.full((1, 16), 2.0**15, dtype=dtype) @ torch.eye(16, dtype=dtype)
+    code = {torch.float16: 0x7FFF, torch.bfloat16: 0x7FFF}[dtype]
+    nan = torch.zeros(4, 8, dtype=torch.bool)
+    nan[1], nan[:, 2] = True, True
+    assert torch.equal(got.view(torch.int16) == code, nan) and torch.equal(got.isnan(), nan)
+    nan[:, 7] = True
+    assert torch.equal(added.view(torch.int16) == code, nan)
+    assert torch.equal(huge, torch.full((1, 16), 2.0**15, dtype=dtype))  # whose sum is no number of the type
+
+
+def test_c_that_does_not_broadcast_is_pytorchs_own_error():
+    a, b = random(4, 32), random(32, 8)
+    for c in (random(4, 4), random(1, 4, 8), random(3, 8)):
+        with emulated() as session, pytest.raises(RuntimeError):
+            torch.addmm(c, a, b)
+        assert not session.report().emulated
+
+
+def test_pytorchs_threads_rest_while_the_engine_computes(monkeypatch):
+    """Where it is GNU's OpenMP and the product is large; nothing happens for small ones, and without it."""
+    asked = []
+    monkeypatch.setattr(openmp, "_pause", lambda: asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    openmp.rest(100)
+    assert asked == []
+    openmp.rest(1 << 30)
+    assert asked == [1]
+    monkeypatch.setattr(openmp, "_pause", lambda: None)
+    openmp.rest(1 << 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the library by /proc")
+def test_openmp_ends_its_threads():
+    code = (
+        "import torch; from mmabits.emulator.hooks.torch import openmp; torch.set_num_threads(2); x = torch.ones(1 << 20)\n"
+        "assert (x + 1).sum() == 1 << 21; openmp.rest(1 << 30); assert (x + 1).sum() == 1 << 21; print(openmp._pause() is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "False")

@@ -165,19 +165,21 @@ class OperatorCall:
         """The arguments by name, defaults filled in."""
         self._site = ""
         self._path: str | None = None
+        self._node: Any = torch._C._current_autograd_node()
+        """Whose gradients are computed."""
 
     @property
     def operation(self) -> str:
         """For the report: `mm`, `bmm of scaled_dot_product_attention`, `mm in backward`."""
         within = f" of {self.mode.within}" if self.mode.within else ""
-        backward = " in backward" if torch._C._current_autograd_node() is not None else ""
+        backward = " in backward" if self._node is not None else ""
         return f"{self.signature.name}{within}{backward}"
 
     @property
     def path(self) -> str:
         """Of the module that runs, or whose product's gradients are computed."""
         if self._path is None:
-            node: Any = torch._C._current_autograd_node()
+            node = self._node
             recomputed = "" if node is None else module_path(in_backward=True)
             self._path = recomputed or ("" if node is None else node.metadata.get(MODULE, "")) or module_path()
         return self._path

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -34,6 +35,8 @@ class WatchedNodes:
         self._thread = threading.get_ident()
         self.fresh: list[tuple[str, str, weakref.ref[Any]]] = []
         """Names of operators, paths of modules, and results."""
+        self._used: dict[tuple[str, str], Callable[[Any], None]] = {}
+        """What autograd calls, by operator and module."""
 
     def is_inside(self) -> bool:
         """Whether a block emulates what the running code multiplies."""
@@ -62,7 +65,10 @@ class WatchedNodes:
             node = None if result is None else result.grad_fn
             if node is not None:
                 node.metadata[MODULE] = path
-                node.register_prehook(_Used(self, name, path).begins)
+                used = self._used.get((name, path))
+                if used is None:
+                    used = self._used[name, path] = _Used(self, name, path).begins
+                node.register_prehook(used)
         self.fresh.clear()
 
 
