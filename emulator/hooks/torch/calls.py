@@ -96,12 +96,12 @@ def module_path(*, in_backward: bool = False) -> str:
 
 
 def running_function() -> Any:
-    """The node of the `torch.autograd.Function` whose forward pass runs; None where none does, or it does not get its node."""
+    """The node of the `torch.autograd.Function` whose forward pass runs, or its class, where it gets its node later; None where none runs."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        if frame.f_back.f_code is _APPLY and frame.f_code.co_argcount:
-            node = frame.f_locals.get(frame.f_code.co_varnames[0])
-            return node if isinstance(node, torch.autograd.function.BackwardCFunction) else None
+        if frame.f_back.f_code is _APPLY:
+            node = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+            return node if isinstance(node, torch.autograd.function.BackwardCFunction) else frame.f_back.f_locals.get("cls")
         frame = frame.f_back
     return None
 
