@@ -96,7 +96,7 @@ def module_path(*, in_backward: bool = False) -> str:
 
 
 def running_function() -> Any:
-    """The node of the `torch.autograd.Function` whose forward pass runs, or its class, where it gets its node later; None where none runs."""
+    """The node of the `torch.autograd.Function` whose forward pass runs, or its class, where the node comes later; None where none runs."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         if frame.f_back.f_code is _APPLY:
