@@ -22,7 +22,7 @@ OPERATORS: Final = ("mm", "bmm", "addmm", "baddbmm")
 """Operators that inductor takes apart or lowers by itself."""
 ATTENTION: Final = ("flex_attention", "flex_attention_backward")
 TAG: Final = "mmabits 1"
-"""In the keys of torch.compile's caches, which outlive the process: code of a block is no other's. Another number where the patches change."""
+"""In the keys of torch.compile's caches, which outlive the process: code of a block is no other's. To be counted up."""
 BEFORE: Final = "compiled before the block: inductor keeps products of one row or column in code of its own; compile it inside the block"
 KEPT: Final = "torch.compile makes one kernel of it, whose products are not seen; call it uncompiled"
 AHEAD: Final = "compiled ahead of time by AOTInductor: what it multiplies past PyTorch's dispatcher is not seen"
