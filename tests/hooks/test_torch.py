@@ -335,12 +335,33 @@ def test_parameters_and_meta_tensors():
 # What is not emulated
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_matrix_times_a_vector_is_a_product_of_matrices(dtype):
+    a, x, c = wide(24, 40, dtype=dtype), wide(40, dtype=dtype, seed=1), wide(24, dtype=dtype, seed=2)
+    out = torch.empty(24, dtype=dtype)
+    with emulated() as session:
+        got, column, added = a @ x, (a @ x[:, None])[:, 0], torch.addmv(c, a, x, beta=0.5, alpha=2)
+        as_matrix = torch.addmm(c[:, None], a, x[:, None], beta=0.5, alpha=2)[:, 0]
+        torch.mv(a, x, out=out)
+        in_place = c.clone().addmv_(a, x, beta=0.5, alpha=2)
+        flat = torch.addmv(c[:1], a, x)
+    assert_same(got, column)
+    assert_same(out, got)
+    assert_same(added, as_matrix)
+    assert_same(in_place, added)
+    assert flat.shape == (24,) and not session.report().skipped
+    assert all(line.shape == "24 x 1 x 40" for line in session.report().emulated)
+    for vector, addend in ((x[:-1], c), (x, c[:5])):
+        with emulated(), pytest.raises(RuntimeError):
+            torch.addmv(addend, a, vector)
+
+
 def test_what_bypasses_is_reported():
-    x, w, image = random(4, 4), random(4, 4), random(1, 3, 8, 8, dtype=torch.float32)
+    w, image = random(4, 4), random(1, 3, 8, 8, dtype=torch.float32)
     plain = w.float()
     calls = {
-        "mv": lambda: x @ w[0],
-        "addmv": lambda: torch.addmv(x[0], x, w[0]),
+        "mv": lambda: plain @ plain[0],
+        "addmv": lambda: torch.addmv(plain[0], plain, plain[0]),
         "dot": lambda: plain[0] @ plain[0],
         "convolution": lambda: F.conv2d(image, random(2, 3, 3, 3, dtype=torch.float32)),
         "mm": lambda: plain.to(torch.complex64) @ plain.to(torch.complex64),

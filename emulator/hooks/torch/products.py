@@ -43,6 +43,7 @@ IN_CUBLAS: Final = "PyTorch hands such products to cuBLAS, those with a bias to 
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
 FEW_ROWS: Final = "PyTorch to 2.10 at least refuses 16 rows and fewer of integers on CUDA devices"
+VECTOR: Final = "a matrix times a vector: cuBLAS has kernels for it without tensor cores, which PyTorch calls for this type"
 COMPLEX: Final = "complex products are not emulated"
 
 
@@ -190,6 +191,37 @@ def addmm(call: OperatorCall) -> Any:
 def baddbmm(call: OperatorCall) -> Any:
     """`baddbmm`: as `addmm`, in batches."""
     return _matmul(call, call.values["batch1"], call.values["batch2"], call.values["self"], 3)
+
+
+def mv(call: OperatorCall) -> Any:
+    """`mv`: (M, K) x (K)."""
+    return _times_vector(call, call.values["self"], call.values["vec"], None)
+
+
+def addmv(call: OperatorCall) -> Any:
+    """`addmv`: beta C + alpha A x."""
+    return _times_vector(call, call.values["mat"], call.values["vec"], call.values["self"])
+
+
+def _times_vector(call: OperatorCall, a: torch.Tensor, vector: torch.Tensor, c: torch.Tensor | None) -> Any:
+    """A matrix times a vector: for f16 and bf16 PyTorch calls cuBLAS's product of matrices, as XLA does; else a kernel for vectors.
+
+    Source: `gemv<at::Half>` and `gemv<at::BFloat16>` in aten/src/ATen/cuda/CUDABlas.cpp.
+    """
+    tensors = [each for each in (a, vector, c) if each is not None]
+    if a.is_meta or vector.is_meta:
+        return call.stock()
+    reason = _not_plain(*tensors) or ("" if a.dtype in (torch.float16, torch.bfloat16) else VECTOR)
+    if reason:
+        return call.skip(reason)
+    fits = a.dim() == 2 and vector.dim() == 1 and len({each.dtype for each in tensors}) == 1 and a.shape[1] == vector.shape[0]
+    if not fits or a.numel() == 0 or (c is not None and not _spreads(c, a.shape[:1])):
+        return call.stock()
+    found = route(call.session.arch, a.dtype)
+    if found.instruction is None:
+        return _without_instruction(call, found)
+    product = compute(call, a, vector[:, None], found.instruction, "" if c is None else EPILOGUE, a.dtype)[:, 0]
+    return call.give(store(_combine(product, c, call.values.get("alpha", 1), call.values.get("beta", 1)), a.dtype))
 
 
 def addbmm(call: OperatorCall) -> Any:
