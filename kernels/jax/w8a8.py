@@ -159,3 +159,32 @@ def asymmetric_matmul(x: Any, x_scales: Any, x_zeros: Any, w: Any, w_scales: Any
     if w_zeros is not None:
         total = total - (jnp.sum(x, axis=1, dtype=jnp.int32) - k * zeros)[:, None] * jnp.asarray(w_zeros)[None, :]
     return scaled(total, x_scales, w_scales)
+
+
+def w4a4_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
+    """The product x w^T of packed INT4 matrices, which become INT8 first.
+
+    Args:
+        x: (M, K / 2) uint8, `schemes.w4a4.Int4Matrix.pack`.
+        x_scales: (M,) float32.
+        w: (N, K / 2) uint8, likewise.
+        w_scales: (N,) float32.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit.
+    """
+    _check(x, "x", "uint8", (None, None))
+    _check(w, "w", "uint8", (None, x.shape[1]))
+    _check(x_scales, "x_scales", "float32", (x.shape[0],))
+    _check(w_scales, "w_scales", "float32", (w.shape[0],))
+    left, right = (_unpacked_int4(jnp.asarray(each)) for each in (x, w))
+    return scaled(int8_sums(left, right.T), x_scales, w_scales)
+
+
+def _unpacked_int4(packed: Any) -> Any:
+    """Two codes out of each byte along rows, the low nibble first."""
+    nibbles = jnp.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], 2 * packed.shape[1]).astype(jnp.int32)
+    return ((nibbles << 28) >> 28).astype(jnp.int8)

@@ -165,7 +165,7 @@ def _static(end: Array, name: str, size: int) -> Array:
 
 
 def largest_k(zeros_of_weights: bool) -> int:
-    """The largest K for which no sum can leave s32, whatever the codes: 255 times 255 or, for weights without zero points, 128 a product."""
+    """The largest K for which no sum can leave s32: products of 255 times 255 or, for weights without zero points, of 255 times 128."""
     return (2**31 - 1) // (STEPS * (STEPS if zeros_of_weights else 128))
 
 
@@ -177,7 +177,9 @@ def check_sums(k: int, zeros_of_weights: bool) -> None:
     """
     if k > largest_k(zeros_of_weights):
         kind = "with" if zeros_of_weights else "without"
-        raise OperandError(f"K must be at most {largest_k(zeros_of_weights)} for weights {kind} zero points, or sums may leave s32; got {k}")
+        raise OperandError(
+            f"K must be at most {largest_k(zeros_of_weights)} for weights {kind} zero points, or sums may leave s32; got {k}"
+        )
 
 
 def corrected(sums: Array, x: AffineMatrix, w: AffineMatrix | Int8Matrix) -> Ints:
