@@ -151,6 +151,20 @@ def _weights_only(dtype: Any, dequantized: Callable[[Floats, Any], npt.NDArray[A
     return quantize
 
 
+def _int4_weights(symmetric: bool) -> Callable[[Floats, Any], npt.NDArray[Any]]:
+    def dequantized(values: Floats, to: Any) -> npt.NDArray[Any]:
+        return w4a16.quantize_int4(values, symmetric=symmetric).dequantize(to)
+
+    return dequantized
+
+
+def _grouped_weights(kind: str) -> Callable[[Floats, Any], npt.NDArray[Any]]:
+    def dequantized(values: Floats, to: Any) -> npt.NDArray[Any]:
+        return w8a16.quantize_w8(values, kind=kind, group=w8a16.GROUP).operand(to)
+
+    return dequantized
+
+
 def _w8_channels(kind: str, dtype: Any) -> Callable[[Floats, int], Stored]:
     """A in f16 or bf16; B's codes in it, exactly, and the channels' scales on the sums."""
     plain = _plain(dtype)
@@ -190,9 +204,7 @@ def _schemes() -> Iterator[Recipe]:
         for way, symmetric in (("w4a16", False), ("w4a16-symmetric", True)):
             yield Recipe(
                 name=f"{way}{ending}", what=f"{kind} in INT4 with f16 scales for 128 of K{', no zero points' if symmetric else ''}",
-                quantize=_weights_only(
-                    dtype, lambda values, to, symmetric=symmetric: w4a16.quantize_int4(values, symmetric=symmetric).dequantize(to)
-                ),
+                quantize=_weights_only(dtype, _int4_weights(symmetric)),
                 block=128,
             )  # fmt: skip
         for form in w8a16.KINDS:
@@ -201,9 +213,7 @@ def _schemes() -> Iterator[Recipe]:
             )
             yield Recipe(
                 name=f"w8a16-{form}-groups{ending}", what=f"{kind} in {form}, f16 scales for 128 of K",
-                quantize=_weights_only(
-                    dtype, lambda values, to, form=form: w8a16.quantize_w8(values, kind=form, group=w8a16.GROUP).operand(to)
-                ),
+                quantize=_weights_only(dtype, _grouped_weights(form)),
                 block=128,
             )  # fmt: skip
 
