@@ -18,7 +18,7 @@ from numba.core import cgutils
 from mmabits.emulator.engine.jit import intrinsic
 from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes
 from mmabits.emulator.engine.plan import NO_EXPONENT
-from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _decoded, _finite_part, _nearest, _not_finite, _signed, _truncated
+from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _finite_part, _join, _nearest, _not_finite, _signed, _truncated
 from mmabits.emulator.engine.tasks import WIDTH
 from mmabits.emulator.engine.width import lanes
 
@@ -43,24 +43,33 @@ _VECTORS = WIDTH // LANES
 assert 3 * (RANGE + 11) + 1 <= 127 and 2 * (RANGE + 11) + 1 == ALL and 2 * (HIGHEST - RANGE) > HIGHEST
 
 
-def _lowest_place(magnitude: Lanes) -> Lanes:
-    """The exponent (int32) of the lowest bit that is set in float32 magnitudes; of a zero anything."""
-    bits = magnitude.bits()
-    field = bits >> 23
-    normal = field > 0
-    significand = normal.choose((bits & 0x7FFFFF) | 0x800000, bits)
-    return field.maximum(1) + significand.trailing_zeros() - 150
-
-
 def _floor_decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
-    """WIDTH codes: signed values (float32), exponents (int16), twice the place of the lowest bit and the sign (int16), whether one is
-    not finite.
+    """WIDTH codes, as many from each start: signed values (float32), exponents (int16), twice the place of the lowest bit and the sign
+    (int16), whether one is not finite. As steps._decoded, with the fields in lanes as narrow as they fit.
     """
-    magnitude, exponent, sign, not_finite = _decoded(emit, codes, starts, form)
+    builder = emit.builder
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts])
+    element = I32 if code.element is I32 else I16
+    code = code.unsigned(element)
+
+    def everywhere(number: Any, kind: ir.Type = element) -> Lanes:
+        return emit.splat(builder.trunc(number, kind), WIDTH)
+
+    one = emit.index(1)
+    sign = (code >> everywhere(form.sign_shift)) & 1
     if negate is not None:
-        sign = (sign + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
-    place = (_lowest_place(magnitude) << 1) | sign
-    return _signed(magnitude, sign), exponent, place.narrow(I16), not_finite
+        sign = sign ^ everywhere(negate)
+    field = (code & everywhere(builder.sub(builder.shl(one, form.sign_shift), one))) >> everywhere(form.low_bits)
+    not_finite = field >= everywhere(form.lowest_nonfinite)
+    field = not_finite.choose(0, field)
+    rescale = emit.splat(builder.shl(builder.sub(ir.Constant(I32, 254), emit.narrow_index(form.bias)), ir.Constant(I32, 23)), WIDTH)
+    magnitude = (field.unsigned(I32) << everywhere(builder.sub(emit.index(23), form.fraction_bits), I32)).floats() * rescale.floats()
+    exponent = (magnitude.high_halves() >> 7).maximum(everywhere(builder.add(form.min_exponent, emit.index(127)), I16)) - 127
+    exponent = field.equals(0).choose(NO_EXPONENT, exponent)
+    hidden = everywhere(builder.shl(one, form.fraction_bits))
+    place = (field >> everywhere(form.fraction_bits)).maximum(1) + (field | hidden).trailing_zeros()
+    place = place - everywhere(builder.add(form.bias, form.fraction_bits))
+    return _signed(magnitude, sign.unsigned(I32)), exponent, ((place << 1) | sign).narrow(I16), not_finite.any()
 
 
 @intrinsic
@@ -158,9 +167,9 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
             four = [_relative(*raw(builder.add(first, emit.index(i))), top, low, ZERO_B) for i in range(4)]
             place = builder.mul(run, emit.index(4 * WIDTH))
             for which, target in enumerate((columns.exponents, columns.keys)):
-                parts = [each[which].unsigned(I32) & 0xFF for each in four]
-                word = parts[0] | (parts[1] << 8) | (parts[2] << 16) | (parts[3] << 24)
-                emit.store(word.as_bytes(), target, place)
+                rows = [each[which] for each in four]
+                low_pair, high_pair = ((rows[i] & 0xFF) | (rows[i + 1] << 8) for i in (0, 2))
+                emit.store(low_pair.interleaved(high_pair).as_bytes(), target, place)
         emit.store(top.widen(I32), columns.tops, emit.index(0))
         emit.store(low.widen(I32), columns.lows, emit.index(0))
         return builder.not_(spread.any())
