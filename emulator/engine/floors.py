@@ -17,8 +17,19 @@ from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
 from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes
-from mmabits.emulator.engine.plan import NO_EXPONENT
-from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _finite_part, _join, _nearest, _not_finite, _signed, _truncated
+from mmabits.emulator.engine.plan import NEAR, NO_EXPONENT
+from mmabits.emulator.engine.steps import (
+    CARRIER_LIMIT,
+    DONE,
+    TOO_WIDE,
+    _finite_part,
+    _join,
+    _magnitude,
+    _nearest,
+    _not_finite,
+    _signed,
+    _truncated,
+)
 from mmabits.emulator.engine.tasks import WIDTH
 from mmabits.emulator.engine.width import lanes
 
@@ -29,7 +40,7 @@ PASS = WIDTH if LANES == 16 else 16
 """Columns whose float64 sums are kept in registers at once."""
 WORK = (3 * 4 + 2 * 8) * ROWS * WIDTH
 """Bytes of scratch of a step: for each row and column thrice four bytes, and two numbers of the carrier."""
-RANGE = 31
+RANGE = NEAR
 """A row or column is taken here where its exponents lie no farther apart."""
 HIGHEST = 63
 """The byte of the largest exponent of a row or column; 0 stands for a zero's. So the sum of two is above HIGHEST where neither is zero."""
@@ -62,8 +73,7 @@ def _floor_decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any, nega
     field = (code & everywhere(builder.sub(builder.shl(one, form.sign_shift), one))) >> everywhere(form.low_bits)
     not_finite = field >= everywhere(form.lowest_nonfinite)
     field = not_finite.choose(0, field)
-    rescale = emit.splat(builder.shl(builder.sub(ir.Constant(I32, 254), emit.narrow_index(form.bias)), ir.Constant(I32, 23)), WIDTH)
-    magnitude = (field.unsigned(I32) << everywhere(builder.sub(emit.index(23), form.fraction_bits), I32)).floats() * rescale.floats()
+    magnitude = _magnitude(emit, field.unsigned(I32), emit.narrow_index(form.fraction_bits), emit.narrow_index(form.bias))
     exponent = (magnitude.high_halves() >> 7).maximum(everywhere(builder.add(form.min_exponent, emit.index(127)), I16)) - 127
     exponent = field.equals(0).choose(NO_EXPONENT, exponent)
     hidden = everywhere(builder.shl(one, form.fraction_bits))
@@ -178,38 +188,46 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
 
 
 @intrinsic
-def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any) -> Any:
+def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any, form: Any) -> Any:
     """The bytes of `count` elements of a row of A from `cell` on, from what was decoded of it.
 
-    Returns (what the bytes of exponents are relative to, the lowest place of a bit, whether its exponents lie within RANGE).
+    Returns (what the bytes of exponents are relative to, the lowest place of a bit, whether its exponents lie within RANGE): the row's own,
+    or those of all numbers of a narrow format.
     """
-    signature = types.UniTuple(types.int64, 3)(left, _index, _index)
+    signature = types.UniTuple(types.int64, 3)(left, _index, _index, form)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        rows = emit.fields(left, arguments[0])
+        rows, form_ = emit.fields(left, arguments[0]), emit.fields(form, arguments[3])
         runs = builder.sdiv(builder.add(arguments[2], emit.index(WIDTH - 1)), emit.index(WIDTH))
-        bounds = _bounds(emit)
 
         def raw(run: Any) -> tuple[Any, Lanes, Lanes]:
             at = builder.mul(run, emit.index(WIDTH))
             return at, emit.load(rows.raw_exponents, at, WIDTH), emit.load(rows.raw_places, at, WIDTH)
 
-        with emit.loop(runs) as run:
-            bounds.take(*raw(run)[1:])
-        top, bottom, low = (
-            cell.get().reduced(how) for cell, how in zip(bounds, ("smax", "smin", "smin"), strict=True)
-        )  # fmt: skip
-        spread = builder.sub(builder.sext(top, I64), builder.sext(bottom, I64))
-        narrow = builder.icmp_signed("<=", spread, emit.index(RANGE))
-        top = builder.sub(top, ir.Constant(I16, HIGHEST))
+        top, low, narrow = (
+            cgutils.alloca_once_value(builder, number) for number in (form_.max_exponent, form_.lowest_place, emit.index(1))
+        )
+        with builder.if_then(builder.icmp_signed("==", form_.narrow, emit.index(0)), likely=False):
+            bounds = _bounds(emit)
+            with emit.loop(runs) as run:
+                bounds.take(*raw(run)[1:])
+            highest, bottom, lowest = (
+                builder.sext(cell.get().reduced(how), I64) for cell, how in zip(bounds, ("smax", "smin", "smin"), strict=True)
+            )
+            near = builder.icmp_signed("<=", builder.sub(highest, bottom), emit.index(RANGE))
+            for place, number in ((top, highest), (low, lowest), (narrow, builder.zext(near, I64))):
+                builder.store(number, place)
+        top, low, narrow = (builder.load(place) for place in (top, low, narrow))
+        top = builder.sub(top, emit.index(HIGHEST))
+        top_lanes, low_lanes = (emit.splat(builder.trunc(number, I16), WIDTH) for number in (top, low))
         with emit.loop(runs) as run:
             at, exponent, place = raw(run)
-            near, key = _relative(exponent, place, emit.splat(top, WIDTH), emit.splat(low, WIDTH), ZERO_A)
+            near, key = _relative(exponent, place, top_lanes, low_lanes, ZERO_A)
             target = builder.add(arguments[1], at)
             emit.store(near.narrow(I8), rows.exponents, target)
             emit.store(key.narrow(I8), rows.keys, target)
-        return cgutils.pack_array(builder, [builder.sext(top, I64), builder.sext(low, I64), builder.zext(narrow, I64)])
+        return cgutils.pack_array(builder, [top, low, narrow])
 
     return signature, codegen
 

@@ -114,8 +114,7 @@ def _finite_part(held: Lanes) -> Lanes:
 def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
     """WIDTH codes, as many from each start: magnitudes (float32), exponents (int16), signs (int32), and whether one is not finite (an i1).
 
-    A code's exponent and fraction, put where a float32 has them, times 2^(127 - form.bias) is its magnitude, subnormals
-    included. What is not finite becomes a zero here.
+    What is not finite becomes a zero here.
     """
     builder = emit.builder
     form = SimpleNamespace(**{name: emit.narrow_index(number) for name, number in vars(form).items()})
@@ -129,12 +128,30 @@ def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[L
     field = (code & everywhere(fields)) >> everywhere(form.low_bits)
     not_finite = field >= everywhere(form.lowest_nonfinite)
     field = not_finite.choose(0, field)
-    up = builder.sub(ir.Constant(I32, 23), form.fraction_bits)
-    rescale = builder.shl(builder.sub(ir.Constant(I32, 254), form.bias), ir.Constant(I32, 23))
-    magnitude = (field << everywhere(up)).floats() * everywhere(rescale).floats()
+    magnitude = _magnitude(emit, field, form.fraction_bits, form.bias)
     exponent = ((magnitude.bits() >> 23) - 127).maximum(everywhere(form.min_exponent))
     exponent = field.equals(0).choose(NO_EXPONENT, exponent)
     return magnitude, exponent.narrow(I16), sign, not_finite.any()
+
+
+def _magnitude(emit: Emitter, field: Lanes, fraction_bits: Any, bias: Any) -> Lanes:
+    """Codes' exponents and fractions (int32, no infinity or NaN) as float32; fraction bits and bias are int32 too.
+
+    Put where a float32 has them, with 127 - bias more in the exponent, they are the magnitude. A subnormal is the fraction of the number
+    whose exponent is one more, less that number: nothing is ever subnormal in float32 that is not in the format, since processors take
+    hundreds of cycles for such a number.
+    """
+    builder, one = emit.builder, ir.Constant(I32, 1)
+
+    def everywhere(number: Any) -> Lanes:
+        return emit.splat(number, field.count)
+
+    def power(more: int) -> Lanes:
+        return everywhere(builder.shl(builder.sub(ir.Constant(I32, 127 + more), bias), ir.Constant(I32, 23)))
+
+    moved = field << everywhere(builder.sub(ir.Constant(I32, 23), fraction_bits))
+    subnormal = (moved + power(1)).floats() - power(1).floats()
+    return (field < everywhere(builder.shl(one, fraction_bits))).choose(subnormal, (moved + power(0)).floats())
 
 
 @intrinsic
