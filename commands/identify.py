@@ -64,7 +64,8 @@ def identify(
         write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
     if as_json:
         say_json({
-            "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
+            "row": found.row, "what_if": found.what_if,
+            "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
             "findings": [{"what": f.what, "value": f.value, "evidence": f.evidence, "probes": f.probes} for f in found.findings],
             "undecided": [{"what": u.what, "alternatives": list(u.alternatives), "reason": u.reason} for u in found.undecided],
         })  # fmt: skip
