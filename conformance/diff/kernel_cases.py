@@ -915,6 +915,7 @@ def _cuda() -> Iterator[KernelCase]:
                 name=f"cuda-{scheme}{suffix}", kernel="cuda.block_scaled:block_scaled_matmul", draw=_cuda_scaled(scheme),
                 arguments=_of_scaled, options={"group": group}, architectures=BLACKWELL[:3], note="NVRTC",
             )  # fmt: skip
+    yield KernelCase(
         name="cuda-asymmetric-int8", kernel="cuda.integers:asymmetric_matmul", draw=_cuda_asymmetric, arguments=_of_asymmetric, note="NVRTC"
     )
     yield KernelCase(name="cuda-w4a4", kernel="cuda.integers:w4a4_matmul", draw=_cuda_w4a4, arguments=_of_w4a4, note="NVRTC")
