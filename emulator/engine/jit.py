@@ -137,7 +137,7 @@ def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes
             library.add_linking_library(each)
     for each in library._final_module.functions:
         if not each.is_declaration and each.name != symbol:
-            each.linkage = "linkonce_odr"  # it goes where it is called
+            each.linkage = "internal"  # it goes where it is called
     library.finalize()
     expected = [each.name for each in library._final_module.functions if each.is_declaration and not each.name.startswith("llvm.")]
     expected += [each.name for each in library._final_module.global_variables if each.is_declaration]
