@@ -118,8 +118,8 @@ def _client(address: str | None) -> Iterator[Any]:
 def _show(found: Evaluation) -> None:
     from mmabits.reports.output import draw, say
 
-    for table in found.tables():
-        draw(table)
+    for titles, table in enumerate(found.tables(), 1):
+        draw(table, titles=titles)  # of the second both settings
     for text in found.without_effect:
         say(f"Left out, since it changes nothing: {text}")
     missed = dict.fromkeys(text for each in found.settings for text in each.not_emulated)
