@@ -408,7 +408,15 @@ class Session:
             UnsupportedInstruction: the architecture lacks the instruction, or it is not modelled.
             InsufficientEvidence: it, or the order, is known less well than the session requires.
         """
-        lowering = lower(instruction, self.arch)
+        return self.agree(site, lower(instruction, self.arch), promote_every=promote_every, note=note, order=order)
+
+    def agree(self, site: str, lowering: Lowering, *, promote_every: int | None, note: str, order: Evidence) -> ReadyProduct:
+        """`ready` with what the instruction becomes on the architecture at hand.
+
+        Raises:
+            InsufficientEvidence: as `ready`.
+        """
+        instruction = lowering.instruction
         if lowering.evidence < self.require:
             raise InsufficientEvidence(
                 f"{instruction} on {self.arch} rests on {lowering.evidence} evidence, but {self.require} is required"
@@ -479,6 +487,8 @@ class Session:
 
     def compare(self, product: tuple[str, Instruction, int, int, int, str], sample: Callable[[], ChoiceSample]) -> None:
         """Keep a sample of a product of several candidates for the report, of so many products."""
+        if product in self._samples:
+            return
         with self._lock:
             if product not in self._samples and len(self._samples) < COMPARED:
                 self._samples[product] = sample()

@@ -14,8 +14,8 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "compare", "evaluate", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "evaluate", "explain", "explain_function", "identify",
+    "invariance", "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
     "compare_schedules", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 ON_DEMAND = {

@@ -6,6 +6,7 @@ JAX's context (`flag`) is part of the keys of its caches: programs compiled insi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
 from mmabits.emulator.hooks import scope
-from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices, schedules
+from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, dequantized, flag, handler, matrices, pallas, schedules
 from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.hooks.session import ReadyProduct, Session, poison
@@ -157,6 +158,10 @@ def _rules() -> dict[Any, Callable[[_Equation], Any]]:
         found[empty_p] = _empty
     except ImportError:
         pass
+    if pallas.MODULE in sys.modules:  # else there are no kernels yet
+        call = getattr(sys.modules[pallas.MODULE], "pallas_call_p", None)
+        if call is not None:
+            found[call] = _pallas
     try:
         from jax._src.cudnn.scaled_matmul_stablehlo import _scaled_matmul_p, _scaled_matmul_p_wrapper
 
@@ -375,6 +380,13 @@ def _dot_general(site: _Equation) -> Any:
     vectors = not dimensions.free_a(a.ndim) and not dimensions.free_b(b.ndim)
     types = (np.dtype(a.dtype), np.dtype(b.dtype), np.dtype(site.out.dtype))
     choice = choices.product(site.session.arch, *types, site.parameters["precision"], vectors=vectors)
+    if (
+        not _NOTE.get()
+        and isinstance(choice, OnTensorCores)
+        and dequantized.is_rewritten(site.operands[0], site.operands[1], site.session.arch)
+    ):
+        with _noted(dequantized.REWRITTEN):
+            return _product(site, choice, dimensions)
     return _product(site, choice, dimensions)
 
 
@@ -415,6 +427,11 @@ def _ragged(site: _Equation) -> Any:
             return site.as_jax_does()
     finally:
         _GROUPED.reset(token)
+
+
+def _pallas(site: _Equation) -> Any:
+    """pallas_call: the interpreter is a program like any other, and what is not interpreted runs compiled."""
+    return site.as_jax_does() if site.parameters.get("interpret") else pallas.lower(site)
 
 
 def _empty(site: _Equation) -> Any:
