@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EXIT_REFUSED: Final = 1
 _SECONDS: Final = 20
 """For a scheduler to answer."""
+_STARTING: Final = 120
+"""Seconds for the first worker to come."""
 
 
 def evaluate(
@@ -105,7 +107,7 @@ def _client(address: str | None) -> Iterator[Any]:
         raise EmulationError(f"no scheduler of dask.distributed answers at {address}: {' '.join(str(error).split())}") from error
     try:
         try:
-            client.wait_for_workers(1, timeout=_SECONDS)
+            client.wait_for_workers(1, timeout=_STARTING)
         except TimeoutError as error:
             raise EmulationError(f"the scheduler at {address} has no workers") from error
         yield client
@@ -118,8 +120,8 @@ def _client(address: str | None) -> Iterator[Any]:
 def _show(found: Evaluation) -> None:
     from mmabits.reports.output import draw, say
 
-    for table in found.tables():
-        draw(table)
+    for titles, table in enumerate(found.tables(), 1):
+        draw(table, titles=titles)  # of the second both settings
     for text in found.without_effect:
         say(f"Left out, since it changes nothing: {text}")
     missed = dict.fromkeys(text for each in found.settings for text in each.not_emulated)

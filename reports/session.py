@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Final
 
 from mmabits.emulator.hooks.condensed import rows
 from mmabits.reports.pages.charts import COLORS, Stack, stacks
-from mmabits.reports.pages.report import CHARTED, Cell, ChartBlock, Count, Report, Section, TableBlock, plural, report_page
+from mmabits.reports.pages.report import (
+    CHARTED,
+    Block,
+    Cell,
+    ChartBlock,
+    Count,
+    NoteBlock,
+    Report,
+    Section,
+    TableBlock,
+    plural,
+    report_page,
+)
 
 if TYPE_CHECKING:
     from mmabits.emulator.hooks.session import SessionReport
@@ -60,7 +72,7 @@ def _sections(report: SessionReport) -> Iterator[Section]:
     if whole:
         yield Section(title="Arithmetic by evidence", blocks=tuple(_charts(report, whole)))
     if report.emulated:
-        yield Section(title="Products", blocks=(_products(report, whole),))
+        yield Section(title="Products", blocks=_products(report, whole))
     if report.skipped:
         yield Section(title="Not emulated", blocks=(_skipped(report, whole),))
     if report.kernels:
@@ -112,18 +124,22 @@ def _part(size: int, whole: int) -> str:
     return f"{100 * size / whole:.3g}%" if whole else ""
 
 
-def _products(report: SessionReport, whole: int) -> TableBlock:
+def _products(report: SessionReport, whole: int) -> tuple[Block, ...]:
+    """The rows, and below them what was assumed: notes of many lines that many rows share."""
+    shown = rows(report.emulated)
+    notes = {note: number for number, note in enumerate(dict.fromkeys(line.note for line in shown if line.note), 1)}
     found = tuple(
         (
             Cell(text=line.site, is_code=True), Cell(text=line.instruction, is_code=True), line.shape, line.count, line.multiply_adds,
-            _part(line.multiply_adds, whole), Cell(text=line.evidence, tone=_TONES[line.evidence]), line.note,
+            _part(line.multiply_adds, whole), Cell(text=line.evidence, tone=_TONES[line.evidence]), notes.get(line.note, ""),
         )
-        for line in rows(report.emulated)
+        for line in shown
     )  # fmt: skip
-    return TableBlock(
+    table = TableBlock(
         headings=("where", "instruction", "M x N x K", "count", "multiply-adds", "share", "evidence", "note"), rows=found,
-        numeric=frozenset({3, 4, 5}), caption="Products that differ in one length alone are one row.",
+        numeric=frozenset({3, 4, 5, 7}), caption="Products that differ in one length alone are one row.",
     )  # fmt: skip
+    return table, *(NoteBlock(text=f"{number}: {note}.", tone="soft") for note, number in notes.items())
 
 
 def _skipped(report: SessionReport, whole: int) -> TableBlock:
