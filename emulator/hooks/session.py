@@ -200,6 +200,20 @@ class SessionReport:
         }  # fmt: skip
         return json.dumps(words, indent=1)
 
+    def page(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page: shares of the multiply-adds by evidence and by module, and every row.
+
+        Args:
+            path: of the file, `.html`; folders are made.
+
+        Raises:
+            OperandError: another ending, or a place where nothing can be written.
+            MmabitsError: jinja2 is not installed, or the file cannot be written.
+        """
+        pages = importlib.import_module("mmabits.reports.pages")  # above the emulator, and asked for only here
+        pages.check_page(path)
+        pages.write(path, importlib.import_module("mmabits.reports.session").session_page(self))
+
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
         from rich.table import Table
