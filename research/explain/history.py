@@ -19,8 +19,6 @@ PICTURES: Final = 8
 
 def history_page(explanation: ResultExplanation) -> str:
     """The page: the result, what it was made of step by step, and its tensor products drawn."""
-    from mmabits.research.follow import ProductStep
-
     numbers: dict[int, int] = {}
     steps: list[ResultStep] = []
     waiting = [explanation.root.origin]
@@ -30,7 +28,7 @@ def history_page(explanation: ResultExplanation) -> str:
             numbers[id(step)] = len(numbers) + 1
             steps.append(step)
             waiting += [child.origin for child in step.children]
-    products = [step for step in steps if isinstance(step, ProductStep)]
+    products = [step for step in explanation.products if id(step) in numbers]
     drawn = [_product(step, numbers[id(step)]) for step in products[:DRAWN]]
     shown = {each["number"] for each in drawn}
     return render(
