@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -159,6 +160,25 @@ class ResultExplanation:
     root: ResultStep
     left_out: int
     """Steps that were not followed, since there were too many."""
+    stored: ResultStep | None = None
+    """What was stored, with what moved it there; None: `root`."""
+
+    def html(self) -> str:
+        """A page of its own: every instruction back to the arguments, with lines of PTX or source, and the products drawn."""
+        from mmabits.research.explain.history import history_page
+
+        return history_page(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (`.html`) or the tree as text (`.txt`).
+
+        Raises:
+            OperandError: another ending.
+        """
+        from mmabits.reports.pages import check_page, write
+
+        check_page(path, suffixes=(".html", ".txt"))
+        return write(path, self.html() if Path(path).suffix == ".html" else f"{self}\n")
 
     def steps(self) -> Iterator[ResultStep]:
         """All steps, each once, from the result back."""
@@ -1072,5 +1092,6 @@ def explain_result(launch: Callable[[], object], tensor: Any, index: int | tuple
     return ResultExplanation(
         kernel=follower.kernel.name, arch=session.arch, element=name, program=follower.log.events[event].cta,
         value=ResultStep(text=name, code=code, form=form), root=root.origin,
+        stored=root,
         left_out=follower.left_out,
     )  # fmt: skip

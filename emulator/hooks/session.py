@@ -156,6 +156,10 @@ class SessionReport:
     undefined: tuple[Undefined, ...] = ()
     kernels: tuple[LaunchedKernel, ...] = ()
     chosen: tuple[Chosen, ...] = ()
+    checks: tuple[str, ...] = ()
+    """What compiled kernels were checked for,"""
+    findings: tuple[KernelFinding, ...] = ()
+    """and what was found, raised or not."""
 
     @property
     def multiply_adds(self) -> int:
@@ -197,6 +201,12 @@ class SessionReport:
                 for kernel in self.kernels
             ],
             "chosen": [asdict(line) for line in self.chosen],
+            "checks": list(self.checks),
+            "findings": [
+                {"check": each.check, "text": each.text, "missing": each.missing, "space": each.space, "program": each.program,
+                 "warp": each.warp, "lane": each.lane, "times": each.times}
+                for each in self.findings
+            ],
         }  # fmt: skip
         return json.dumps(words, indent=1)
 
@@ -237,6 +247,15 @@ class SessionReport:
                 for place, (heading, words) in enumerate(kernel.lines):
                     whole.add_row(*map(Text, ("" if place else kernel.name, heading, words)))
             yield whole
+        if self.checks:
+            named = Table(title=f"Found by the checks ({', '.join(self.checks)})", title_justify="left")
+            for heading in ("check", "what", "times"):
+                named.add_column(heading, overflow="fold", justify="right" if heading == "times" else "left")
+            for found in self.findings:
+                named.add_row(*map(Text, (found.check, found.text, f"{found.times:,}")))
+            if not self.findings:
+                named.caption, named.caption_justify = "nothing", "left"
+            yield named
         if self.chosen:
             told = Table(title="Autotuned: nothing is measured", title_justify="left")
             for heading in ("kernel", "configuration", "launches", "why"):
@@ -367,6 +386,8 @@ class Session:
     """What compiled kernels are checked for: out of checks.CHECKS."""
     findings: list[KernelFinding] | None = field(default=None, repr=False)
     """What the checks found, where they do not raise it."""
+    raised: list[KernelFinding] = field(default_factory=list, repr=False)
+    """What they found and raised."""
     schedule: WorkSchedule | None = None
     """In which order compiled kernels work, where not in the machine's own."""
     has_failed: bool = field(default=False, repr=False)
@@ -589,7 +610,10 @@ class Session:
             Chosen(site=site, configuration=configuration, why=why, count=count)
             for (site, configuration, why), count in self._chosen.items()
         )
-        return SessionReport(arch=self.arch, emulated=done, skipped=left, undefined=opened, kernels=kernels, chosen=chosen)
+        return SessionReport(
+            arch=self.arch, emulated=done, skipped=left, undefined=opened, kernels=kernels, chosen=chosen,
+            checks=self.checks, findings=tuple(self.raised if self.findings is None else self.findings),
+        )  # fmt: skip
 
 
 def current_session(framework: str | None = None) -> Session | None:

@@ -170,6 +170,11 @@ def _down(code: WarpCode, operand: Operand, place: int) -> int | str:
 _PLAIN_WORDS: Final = ("tcgen05", "mma", "cta_group::1", "cta_group::2", "block_scale")
 
 
+def _known(code: WarpCode, operand: Operand) -> int | None:
+    """An operand that is a constant."""
+    return operand.number if isinstance(operand, Immediate) else code.program.constants.get(operand)
+
+
 def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
     """tcgen05.mma: [d], a or [a], b, descriptor, the addresses of scales, lanes that are not written, whether it adds, a shift of D."""
     parts, group = instruction.opcode.split("."), tensormemory.group_of(code)
@@ -188,10 +193,14 @@ def _multiply(code: WarpCode, instruction: PtxInstruction) -> None:
     rest = rest[1:] if masks else rest
     adds = rest.pop(0)
     shift = rest.pop(0) if rest else Immediate(0)
-    if rest or not isinstance(shift, Immediate) or len(masks) not in ((0, 4) if group == 1 else (0,)):
+    if rest or not isinstance(shift, Immediate) or len(masks) not in (0, 4 * group):
         raise code.refused(f"these operands of {instruction.opcode}")
+    if group == 2 and masks:
+        if any(_known(code, each) != 0 for each in masks):
+            raise code.refused("a product of a pair of CTAs that leaves out lanes of D")
+        masks = ()  # none is left out
     number = code.tensor_cores.number(TensorForm(kind, _block_of(parts) if row.scaled else 0, shift.number, group))
-    known = code.program.constants.get(descriptor) if not isinstance(descriptor, Immediate) else descriptor.number
+    known = _known(code, descriptor)
     if known is not None:
         try:
             code.tensor_cores.table(number, known & 0xFFFFFFFF)

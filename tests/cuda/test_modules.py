@@ -641,7 +641,7 @@ extern "C" __global__ void product(const unsigned *a, const unsigned *b, float *
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_a_result_is_followed_back_to_its_product_and_elements(kind: str) -> None:
+def test_a_result_is_followed_back_to_its_product_and_elements(kind: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(size).astype(np.float16).view(np.int32) for size in (256, 128))
@@ -653,6 +653,14 @@ def test_a_result_is_followed_back_to_its_product_and_elements(kind: str) -> Non
     (product,) = found.products
     assert product.computed == product.code and len(product.a) == len(product.b) == 16
     assert "source.cu:7" in str(found) and str(found).count("argument 1[") == 2
+    page = found.html()
+    assert page.count('<tr id="step-') == len({id(each.origin) for each in found.steps()}) == 7
+    assert 'href="#product-2"' in page and 'id="product-2"' in page and "the same bits" in page and "<svg" in page
+    assert "source.cu:7" in page and "st.global" in page and "moved by 1 instruction" in page
+    assert all(f'href="#step-{number}"' in page and f'id="step-{number}"' in page for number in range(2, 8))
+    assert found.save(tmp_path / "why.html").read_text() == page and found.save(tmp_path / "why.txt").read_text() == f"{found}\n"
+    with pytest.raises(OperandError, match=r"a page is written as .html or .txt"):
+        found.save(tmp_path / "why.pdf")
     with pytest.raises(OperandError, match="product is compiled for sm_80, and looked at for sm_90a"):
         mmabits.explain_result(lambda: kernel(1, 32, *given, 2.0), given[2], 5, arch="sm_90a")
     with pytest.raises(OperandError, match="product: a launch that is followed back runs without checks"):

@@ -51,3 +51,10 @@ def test_random_programs_race_where_a_plain_account_says_so(name: str, number: i
     steps = random_program(operands.generator("async", name, number), family)
     wrong = disagreement(steps, family)
     assert not wrong, "\n".join([wrong, *(f"{place}: {step}" for place, step in enumerate(steps))])
+
+
+def test_a_kernel_that_waits_for_no_products() -> None:
+    """`wgmma.commit_group` and `wgmma.wait_group` where there is no product: nothing to wait for."""
+    family = _BY_NAME["wgmma"]
+    steps = [AsyncStep("store"), AsyncStep("close products"), AsyncStep("await products"), AsyncStep("load")]
+    assert found_pairs(steps, family) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_findings_are_collected_where_that_is_asked_for() -> None:
         overlapping[(2,)](x, STEP=64)
         overlapping[(2,)](x, STEP=128)
     assert [each.check for each in session.findings] == ["races"] and "global memory" in session.findings[0].text
+
+
+def test_findings_are_in_the_report() -> None:
+    x = torch.zeros(512, dtype=torch.int32)
+    with emulate("sm_90a", check="races") as session:
+        overlapping[(2,)](x, STEP=128)
+    assert session.report().findings == () and "nothing" in str(session.report())
+    for findings in ("raise", "collect"):
+        with emulate("sm_90a", check="races", findings=findings) as session:
+            if findings == "raise":
+                with pytest.raises(KernelCheckError):
+                    overlapping[(2,)](x, STEP=64)
+            else:
+                overlapping[(2,)](x, STEP=64)
+        (found,) = session.report().findings
+        assert found.check == "races" and found.times > 1 and "Found by the checks (races)" in str(session.report())
+        assert json.loads(session.report().json())["findings"][0]["space"] == "global memory"
+    with emulate("sm_90a") as session:
+        overlapping[(2,)](x, STEP=128)
+    assert not session.report().checks and "Found by the checks" not in str(session.report())
 
 
 def test_what_cannot_be_asked_for() -> None:

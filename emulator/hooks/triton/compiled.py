@@ -24,7 +24,7 @@ from mmabits.emulator.hooks.launched import NOT_ASKED, Duration, LaunchedKernel
 from mmabits.emulator.hooks.session import Session
 from mmabits.emulator.hooks.triton import ptxas
 from mmabits.emulator.hooks.triton.patches import Patches
-from mmabits.emulator.machine.kernel import Kernel, aligned
+from mmabits.emulator.machine.kernel import Kernel, KernelCheckError, aligned
 from mmabits.emulator.machine.sass import FusionCheck, check_fusion
 from mmabits.emulator.machine.summary import adds_floats_by_atomics, families, schedule, weak_points
 from mmabits.emulator.machine.tensormaps import tensor_map
@@ -236,9 +236,13 @@ class Launcher:
         if session.keeper is not None:
             grid = (x * self.ctas, y, z)
             finish = session.keeper.begin(kernel, self.text, grid, packed, ranges, self._tensors(arguments))
-        executed = kernel.launch(
-            (x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace, session.findings, session.schedule
-        )
+        try:
+            executed = kernel.launch(
+                (x * self.ctas, y, z), packed, ranges, lambda matrix: session.ready(name, matrix), trace, session.findings, session.schedule
+            )
+        except KernelCheckError as error:
+            session.raised += error.findings
+            raise
         if finish is not None:
             finish()
         session.ran(self.described, x * self.ctas * y * z, time.perf_counter() - began)
