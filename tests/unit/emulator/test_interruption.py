@@ -39,7 +39,7 @@ FUNCTIONS = {
         "tcgen05.mma.cta_group::1.kind::mxf4nvf4.block_scale.block16.m128n8k64.f32.e2m1.e2m1.ue4m3", "sm_100a", 2, 1 << 18,
     ),
     "chain": ("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64", "sm_80", 1, 1 << 15),
-    "integer": ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "sm_80", 1, 1 << 17),
+    "integer": ("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "sm_80", 1, 1 << 18),
 }  # fmt: skip
 """Instructions, the code of 1, and a K with which one task takes a while."""
 

@@ -232,8 +232,10 @@ def test_other_processors_are_refused(machine: str, monkeypatch: pytest.MonkeyPa
 # caller's mode.
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*?)\s*$")
-LABEL = re.compile(r"^[0-9a-f]+ <(.+)>:$")
+LABEL = re.compile(r"^([0-9a-f]+) <(.+)>:$")
 RELOCATION = re.compile(r"^\s*[0-9a-f]+: R_(?:X86_64|AARCH64)_\w+\s+(\S+)")
+LOCAL = re.compile(r"\.l?text(?:\+0x([0-9a-f]+))?")
+"""How a relocation names a function that only this object has: by where it begins."""
 ROUNDS = re.compile(
     {
         "aarch64": r"f(add|sub|n?mul|div|sqrt|n?madd|n?msub|mla|mls|addp|cvtn2?|cvtxn2?|cvt|mulx|recps|rsqrts|cadd|cmla) .*|[su]cvtf .*",
@@ -301,13 +303,19 @@ def disassembled(code: Path) -> dict[str, list[Instruction]]:
     text = subprocess.run(["objdump", "-dr", "--no-show-raw-insn", code], capture_output=True, text=True, check=True).stdout
     functions: dict[str, list[Instruction]] = {}
     found: list[Instruction] = []
+    begins: dict[int, str] = {}
     for line in text.splitlines():
         if label := LABEL.match(line):
-            found = functions.setdefault(label[1], [])
+            begins[int(label[1], 16)] = label[2]
+            found = functions.setdefault(label[2], [])
         elif relocation := RELOCATION.match(line):
             found[-1] = found[-1]._replace(symbol=relocation[1])
         elif parts := LINE.match(line):
             found.append(Instruction(int(parts[1], 16), parts[2], parts[3].split("//")[0].strip(), ""))
+    for code in functions.values():
+        for at, each in enumerate(code):
+            if local := LOCAL.fullmatch(each.symbol):
+                code[at] = each._replace(symbol=begins[int(local[1] or "0", 16)])
     return functions
 
 
