@@ -12,7 +12,6 @@ tests/unit/emulator/test_rounding_mode.py holds the machine code of every functi
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
@@ -27,9 +26,12 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
+from mmabits.emulator.engine import primitives
+from mmabits.emulator.engine.objects import object_code
+
 __all__ = [
-    "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
-    "leave_rounding", "release", "shared_word",
+    "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined",
+    "intermediate_code", "intrinsic", "jit", "leave_rounding", "release", "shared_word",
 ]  # fmt: skip
 
 _njit: Any = numba.njit
@@ -104,13 +106,10 @@ def _needed(library: Any, found: dict[Any, None]) -> dict[Any, None]:
 
 
 @global_compiler_lock
-def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
-    """Compile a function of one address to the object code of `void symbol(void *)`.
+def intermediate_code(function: Callable[[Any], None], symbol: str) -> bytes:
+    """LLVM bitcode of `void symbol(void *)`, a function of one address, with all that it calls; what primitives.py names is left open.
 
-    All that it calls is optimized with it, once: Numba would do so for each function, and make machine code of each.
-
-    Returns:
-        The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
+    LLVM optimizes it as a whole, once: Numba would do so for each function, and make machine code of each.
     """
     dispatcher = jit(function)
     context = cpu_target.target_context
@@ -126,20 +125,21 @@ def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes
         context.call_conv.call_function(builder, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, wrapper.args)
         builder.ret_void()
     library = context.codegen().create_library(symbol)
-    library.enable_object_caching()
     library.add_ir_module(module)
+    whole = library._final_module
     for each in _needed(compiled.library, {}):
-        if isinstance(each, _Callee) and not each._finalized:
-            library._final_module.link_in(each._final_module, preserve=True)
-        else:
-            library.add_linking_library(each)
-    for each in library._final_module.functions:
-        if not each.is_declaration and each.name != symbol:
-            each.linkage = "linkonce_odr"  # it goes where it is called
-    library.finalize()
-    expected = [each.name for each in library._final_module.functions if each.is_declaration and not each.name.startswith("llvm.")]
-    expected += [each.name for each in library._final_module.global_variables if each.is_declaration]
-    return library._get_compiled_object(), tuple(expected)
+        is_part = isinstance(each, _Callee) and not each._finalized
+        whole.link_in(each._final_module if is_part else each._get_module_for_linking(), preserve=True)
+    return bytes(whole.as_bitcode())
+
+
+def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
+    """Compile a function of one address to the object code of `void symbol(void *)`.
+
+    Returns:
+        The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
+    """
+    return object_code(intermediate_code(function, symbol), symbol)
 
 
 @intrinsic
@@ -232,42 +232,13 @@ def release(_context: Any, address: Any) -> Any:
     return types.none(types.int64), codegen
 
 
-_IS_X86 = platform.machine() in ("x86_64", "AMD64")
-_X86_DEFAULT = 0x1F80
-"""MXCSR with every exception masked and nothing flushed: programs that flush subnormals must not change bits here."""
-_X86_MODES = 0b01_10_00_11
-"""Two bits of MXCSR for each mode, in LLVM's order of modes."""
-
-
-def _x86_state(builder: Any) -> tuple[Any, Callable[[str], None]]:
-    """A place for MXCSR, and what stores it there (`stmxcsr`) and loads it from there (`ldmxcsr`)."""
-    place = cgutils.alloca_once(builder, ir.IntType(32))
-    address = builder.bitcast(place, ir.IntType(8).as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [address.type])
-    return place, lambda name: builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [address])
-
-
 @intrinsic
 def enter_rounding(_context: Any, mode: types.Integer) -> Any:
     """Set this thread's rounding mode, subnormals kept; returns what leave_rounding needs to put back what was."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(32)
         wanted = context.cast(builder, arguments[0], signature.args[0], types.int32)
-        if not _IS_X86:
-            getter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, []), "llvm.get.rounding")
-            setter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [word]), "llvm.set.rounding")
-            before = builder.call(getter, [])
-            builder.call(setter, [wanted])
-            return before
-        place, move = _x86_state(builder)
-        move("stmxcsr")
-        before = builder.load(place)
-        bits = builder.lshr(ir.Constant(word, _X86_MODES), builder.shl(wanted, ir.Constant(word, 1)))
-        bits = builder.shl(builder.and_(bits, ir.Constant(word, 3)), ir.Constant(word, 13))
-        builder.store(builder.or_(bits, ir.Constant(word, _X86_DEFAULT)), place)
-        move("ldmxcsr")
-        return before
+        return builder.call(primitives.enter_rounding(builder.module), [wanted])
 
     return types.int32(mode), codegen
 
@@ -277,13 +248,7 @@ def leave_rounding(_context: Any, before: types.Integer) -> Any:
     """Put back what enter_rounding found."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        if _IS_X86:
-            place, move = _x86_state(builder)
-            builder.store(arguments[0], place)
-            move("ldmxcsr")
-        else:
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.set.rounding"), arguments)
+        builder.call(primitives.leave_rounding(builder.module), [arguments[0]])
         return context.get_dummy_value()
 
     return types.none(types.int32), codegen

@@ -162,8 +162,8 @@ def test_nothing_kept_is_said_once(tmp_path: Path, small: Variant, monkeypatch: 
 def without_a_method(patch: pytest.MonkeyPatch) -> None:
     from numba.core.codegen import CPUCodeLibrary
 
-    owner = next(kind for kind in CPUCodeLibrary.__mro__ if "_get_compiled_object" in vars(kind))
-    patch.delattr(owner, "_get_compiled_object")
+    owner = next(kind for kind in CPUCodeLibrary.__mro__ if "_optimize_functions" in vars(kind))
+    patch.delattr(owner, "_optimize_functions")
 
 
 def another_option(patch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def cannot_be_typed(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        pytest.param(without_a_method, "AttributeError: .*_get_compiled_object", id="a method"),
+        pytest.param(without_a_method, "AttributeError: .*_optimize_functions", id="a method"),
         pytest.param(another_option, "_no_such_option", id="an option"),
         pytest.param(not_importable, "ImportError: cannot import name 'cpu_target'", id="a module"),
         pytest.param(cannot_be_typed, "TypingError: .*no_such_attribute", id="its language"),
