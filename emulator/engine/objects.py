@@ -19,11 +19,9 @@ def object_code(bitcode: bytes, symbol: str) -> tuple[bytes, tuple[str, ...]]:
     Returns:
         The object code, and the names that it expects of the process (`malloc` and the like).
     """
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = _machine()
+    processor = machine()
     module = llvm.parse_bitcode(bitcode)
-    module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
+    module.triple, module.data_layout = llvm.get_process_triple(), str(processor.target_data)
     missing = [each.name for each in module.functions if each.is_declaration]
     bodies = llvm.parse_assembly(primitives.bodies(missing))
     bodies.triple, bodies.data_layout = module.triple, module.data_layout
@@ -32,14 +30,16 @@ def object_code(bitcode: bytes, symbol: str) -> tuple[bytes, tuple[str, ...]]:
         if not each.is_declaration and each.name != symbol:
             each.linkage = "linkonce_odr"  # it goes where it is called; "internal" ones LLVM would work on twice as long
     module.verify()
-    _optimize(module, machine)
+    _optimize(module, processor)
     expected = [each.name for each in module.functions if each.is_declaration and not each.name.startswith("llvm.")]
     expected += [each.name for each in module.global_variables if each.is_declaration]
-    return machine.emit_object(module), tuple(expected)
+    return processor.emit_object(module), tuple(expected)
 
 
-def _machine() -> Any:
+def machine() -> Any:
     """This processor, as code that is loaded into a process is made for it."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     triple = llvm.get_process_triple()
     return llvm.Target.from_triple(triple).create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True, codemodel="jitdefault",
@@ -47,9 +47,9 @@ def _machine() -> Any:
     )  # fmt: skip
 
 
-def _optimize(module: Any, machine: Any) -> None:
+def _optimize(module: Any, processor: Any) -> None:
     """All of LLVM's passes, but for its own vectorizers: what counts is written in vectors, and the rest pays for none."""
     options = llvm.create_pipeline_tuning_options(3)
     options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
+    builder = llvm.create_pass_builder(processor, options)
     builder.getModulePassManager().run(module, builder)
