@@ -11,6 +11,7 @@ import typer
 
 from mmabits.commands.cache import cache
 from mmabits.commands.campaign import campaign
+from mmabits.commands.compare import compare, multiply
 from mmabits.commands.diff import diff
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
@@ -242,6 +243,8 @@ def demo(
 
 
 app.command(name="campaign", short_help="A few minutes with a GPU: what is most worth knowing, in one archive.")(campaign)
+app.command(name="compare", short_help="Multiply own matrices as several GPUs would, and compare.")(compare)
+app.command(name="gemm", short_help="Multiply own matrices as a GPU would; a .npy file comes out.")(multiply)
 app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
 app.command(name="function", short_help="Explain one result of a PTX function.")(function)
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
