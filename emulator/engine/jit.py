@@ -30,10 +30,12 @@ from mmabits.emulator.engine import primitives
 from mmabits.emulator.engine.objects import object_code
 
 __all__ = [
-    "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined",
+    "CACHE_LINE", "address_of", "allocate", "array_at", "call_at", "carve", "compiled_object", "enter_rounding", "fields_at", "inlined",
     "intermediate_code", "intrinsic", "jit", "leave_rounding", "release", "shared_word",
 ]  # fmt: skip
 
+CACHE_LINE = 64
+"""Bytes: scratch arrays begin at multiples."""
 _njit: Any = numba.njit
 _POLICY = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "_nrt": False}
 """Nopython, division by IEEE rules, called by compiled code alone, without Numba's runtime: machine code that needs no Numba."""
@@ -155,21 +157,47 @@ def address_of(_context: Any, pointer: Any) -> Any:
 @intrinsic
 def array_at(_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
     """The array of a shape (a number, or a tuple of them) and dtype that lies at an address, row by row."""
-    dimensions = len(shape) if isinstance(shape, types.BaseTuple) else 1
-    found = types.Array(dtype.dtype, dimensions, "C")
+    found = _array_of(shape, dtype)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        sizes = cgutils.unpack_tuple(builder, arguments[1]) if isinstance(shape, types.BaseTuple) else [arguments[1]]
-        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(found.dtype)))
-        steps = [item]
-        for size in reversed(sizes[1:]):
-            steps.append(builder.mul(steps[-1], size))
-        made = context.make_array(found)(context, builder)
-        data = builder.inttoptr(arguments[0], made.data.type)
-        populate_array(made, data=data, shape=sizes, strides=steps[::-1], itemsize=item, meminfo=None)
-        return made._getvalue()
+        return _array(context, builder, found, arguments[0], _sizes(builder, shape, arguments[1]))[0]
 
     return found(types.int64, shape, dtype), codegen
+
+
+@intrinsic
+def carve(_context: Any, base: Any, shape: Any, dtype: Any) -> Any:
+    """An array in scratch, at the first cache line from address `base` on, and the address after it."""
+    found = _array_of(shape, dtype)
+    pair = types.Tuple((found, types.int64))
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        start = builder.and_(builder.add(arguments[0], word(CACHE_LINE - 1)), word(-CACHE_LINE))
+        array, size = _array(context, builder, found, start, _sizes(builder, shape, arguments[1]))
+        return context.make_tuple(builder, pair, [array, builder.add(start, size)])
+
+    return pair(types.int64, shape, dtype), codegen
+
+
+def _array_of(shape: Any, dtype: Any) -> Any:
+    return types.Array(dtype.dtype, len(shape) if isinstance(shape, types.BaseTuple) else 1, "C")
+
+
+def _sizes(builder: Any, shape: Any, value: Any) -> list[Any]:
+    return cgutils.unpack_tuple(builder, value) if isinstance(shape, types.BaseTuple) else [value]
+
+
+def _array(context: Any, builder: Any, kind: Any, address: Any, sizes: list[Any]) -> tuple[Any, Any]:
+    """The array at an address, and its bytes."""
+    item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    steps = [item]
+    for size in reversed(sizes):
+        steps.append(builder.mul(steps[-1], size))
+    made = context.make_array(kind)(context, builder)
+    data = builder.inttoptr(address, made.data.type)
+    populate_array(made, data=data, shape=sizes, strides=steps[-2::-1], itemsize=item, meminfo=None)
+    return made._getvalue(), steps[-1]
 
 
 @intrinsic
