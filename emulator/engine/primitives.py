@@ -13,6 +13,7 @@ from typing import Any, Final
 from llvmlite import ir
 
 from mmabits.emulator.engine.width import byte_products
+from mmabits.isa import CompilerError
 
 I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 ENTER_ROUNDING: Final = "mmabits.enter_rounding"
@@ -23,6 +24,8 @@ _X86_DEFAULT: Final = 0x1F80
 """MXCSR with every exception masked and nothing flushed: programs that flush subnormals must not change bits here."""
 _X86_MODES: Final = 0b01_10_00_11
 """Two bits of MXCSR for each mode, in LLVM's order of modes."""
+_ARM_MODES: Final = 0b10_01_00_11
+"""Two bits of FPCR for each mode, in LLVM's order of modes. All its other bits are 0: nothing flushed, no trap, NaN as they are."""
 
 
 def declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
@@ -73,39 +76,88 @@ def _write(function: ir.Function, body: Callable[[Any, Any], ir.Value | None]) -
 # ----------------------------------------------------------------------------------------------------------- rounding mode
 
 
-def _on_x86() -> bool:
-    return platform.machine() in ("x86_64", "AMD64")
+class _X86:
+    """MXCSR, read and written by LLVM's intrinsics, which count as access to memory."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.place = builder.alloca(I32)
+
+    def _move(self, name: str) -> None:
+        address = self.builder.bitcast(self.place, I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type])
+        self.builder.call(declared(self.builder.module, f"llvm.x86.sse.{name}", kind), [address])
+
+    def state(self) -> ir.Value:
+        """What the register holds."""
+        self._move("stmxcsr")
+        return self.builder.load(self.place)
+
+    def set(self, state: ir.Value) -> None:
+        """Write the register."""
+        self.builder.store(state, self.place)
+        self._move("ldmxcsr")
+
+    def of_mode(self, mode: ir.Value) -> ir.Value:
+        """The register's content in a mode."""
+        return _field(self.builder, _X86_MODES, mode, 13, _X86_DEFAULT)
+
+
+class _Arm:
+    """FPCR, likewise; llvm.set.rounding would leave what flushes, and loads would pass it."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def _register(self, name: str, result: ir.Type, operands: list[ir.Value]) -> ir.Value:
+        kind = ir.FunctionType(result, [each.type for each in operands])
+        return self.builder.call(declared(self.builder.module, f"llvm.aarch64.{name}.fpcr", kind), operands)
+
+    def state(self) -> ir.Value:
+        """What the register holds; its upper half is 0."""
+        return self.builder.trunc(self._register("get", ir.IntType(64), []), I32)
+
+    def set(self, state: ir.Value) -> None:
+        """Write the register."""
+        self._register("set", ir.VoidType(), [self.builder.zext(state, ir.IntType(64))])
+
+    def of_mode(self, mode: ir.Value) -> ir.Value:
+        """The register's content in a mode."""
+        return _field(self.builder, _ARM_MODES, mode, 22, 0)
+
+
+def _field(builder: Any, modes: int, mode: ir.Value, place: int, others: int) -> ir.Value:
+    """A mode's two bits of `modes`, put at a place among other bits."""
+    bits = builder.lshr(I32(modes), builder.shl(mode, I32(1)))
+    bits = builder.shl(builder.and_(bits, I32(3)), I32(place))
+    return builder.or_(bits, I32(others))
+
+
+_UNITS: Final[dict[str, Callable[[Any], Any]]] = {"x86_64": _X86, "AMD64": _X86, "aarch64": _Arm, "arm64": _Arm, "ARM64": _Arm}
+"""What knows the rounding mode, by the machine's names on Linux, macOS and Windows."""
+
+
+def unit(builder: Any) -> Any:
+    """The floating-point unit of this machine.
+
+    Raises:
+        CompilerError: a processor whose rounding mode is not known here.
+    """
+    machine = platform.machine()
+    if machine not in _UNITS:
+        raise CompilerError(f"the engine runs on x86-64 and AArch64, this is {machine!r}: its rounding mode is not known")
+    return _UNITS[machine](builder)
 
 
 def _entering(builder: Any, arguments: Any) -> ir.Value:
-    if not _on_x86():
-        before = builder.call(declared(builder.module, "llvm.get.rounding", ir.FunctionType(I32, [])), [])
-        _leaving(builder, arguments)
-        return before
-    place = builder.alloca(I32)
-    _move(builder, "stmxcsr", place)
-    before = builder.load(place)
-    bits = builder.lshr(I32(_X86_MODES), builder.shl(arguments[0], I32(1)))
-    bits = builder.shl(builder.and_(bits, I32(3)), I32(13))
-    builder.store(builder.or_(bits, I32(_X86_DEFAULT)), place)
-    _move(builder, "ldmxcsr", place)
+    found = unit(builder)
+    before = found.state()
+    found.set(found.of_mode(arguments[0]))
     return before
 
 
 def _leaving(builder: Any, arguments: Any) -> None:
-    if not _on_x86():
-        kind = ir.FunctionType(ir.VoidType(), [I32])
-        builder.call(declared(builder.module, "llvm.set.rounding", kind), [arguments[0]])
-        return
-    place = builder.alloca(I32)
-    builder.store(arguments[0], place)
-    _move(builder, "ldmxcsr", place)
-
-
-def _move(builder: Any, name: str, place: ir.Value) -> None:
-    """Store MXCSR to a place (`stmxcsr`), or load it from there (`ldmxcsr`)."""
-    address = builder.bitcast(place, I8.as_pointer())
-    builder.call(declared(builder.module, f"llvm.x86.sse.{name}", ir.FunctionType(ir.VoidType(), [address.type])), [address])
+    unit(builder).set(arguments[0])
 
 
 # ------------------------------------------------------------------------------------------------------- products of bytes
