@@ -283,7 +283,7 @@ class Instruction(NamedTuple):
 
     @property
     def jumps(self) -> bool:
-        return self.name.startswith(("j", "b.", "cb", "tb")) or self.name in ("b", "br")
+        return re.fullmatch(r"j\w+|br?|bc?\.\w+|[ct]bn?z", self.name) is not None
 
     @property
     def falls_through(self) -> bool:
