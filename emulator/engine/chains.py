@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mmabits.emulator.engine.jit import address_of, allocate, array_at, enter_rounding, fields_at, jit, leave_rounding, release
+from mmabits.emulator.engine.jit import address_of, allocate, array_at, carve, enter_rounding, fields_at, jit, leave_rounding, release
 from mmabits.emulator.engine.plan import ResultNumbers, StepNumbers
 from mmabits.emulator.engine.record import Call, Variant
 from mmabits.emulator.engine.steps import dot_step
 from mmabits.emulator.engine.tasks import WIDTH
-from mmabits.emulator.engine.tiles import carve, finish_row, padded, report_no_memory, stopped, task_bounds
+from mmabits.emulator.engine.tiles import finish_row, padded, report_no_memory, stopped, task_bounds
 
 CHAIN_PANEL = 64
 """Elements of K of float64 B packed at a time: 16 KiB, half of a first-level cache."""

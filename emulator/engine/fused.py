@@ -17,14 +17,24 @@ from mmabits.emulator.engine.floors import (
     finish_floor_row,
     floor_step,
 )
-from mmabits.emulator.engine.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
+from mmabits.emulator.engine.jit import (  # fmt: skip
+    CACHE_LINE,
+    address_of,
+    allocate,
+    array_at,
+    carve,
+    enter_rounding,
+    fields_at,
+    inlined,
+    jit,
+    leave_rounding,
+    release,
+)
 from mmabits.emulator.engine.plan import TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers
 from mmabits.emulator.engine.record import Call, Variant
 from mmabits.emulator.engine.steps import TOO_WIDE, decode_columns, decode_elements, fused_step, side_by_side_step
 from mmabits.emulator.engine.tasks import ITEMS, PANEL, SIDE, WIDTH
 from mmabits.emulator.engine.tiles import (  # fmt: skip
-    CACHE_LINE,
-    carve,
     end_chain,
     item_bounds,
     kill_row,
@@ -766,7 +776,7 @@ def _entry(variant: Variant, tasks: Callable[..., None], items: int) -> Callable
     def run(pointer: Any) -> None:
         call = fields_at(address_of(pointer), Call)
         numbers = fields_at(call.numbers, StepNumbers)
-        base = allocate(fused_scratch(0, call, numbers, items, codes, carrier)[1] + CACHE_LINE)
+        base = allocate(fused_scratch(np.int64(0), call, numbers, items, codes, carrier)[1] + CACHE_LINE)
         if base == 0:
             report_no_memory(pointer)
             return

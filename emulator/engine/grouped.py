@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmabits.emulator.engine.jit import address_of, allocate, array_at, enter_rounding, fields_at, inlined, jit, leave_rounding, release
+from mmabits.emulator.engine.jit import (  # fmt: skip
+    CACHE_LINE,
+    address_of,
+    allocate,
+    array_at,
+    carve,
+    enter_rounding,
+    fields_at,
+    inlined,
+    jit,
+    leave_rounding,
+    release,
+)
 from mmabits.emulator.engine.plan import NO_EXPONENT, TOWARD_ZERO, FormatNumbers, ResultNumbers, StepNumbers, StepPowers
 from mmabits.emulator.engine.record import Call, Variant
 from mmabits.emulator.engine.steps import (
@@ -24,8 +36,6 @@ from mmabits.emulator.engine.steps import (
 )
 from mmabits.emulator.engine.tasks import ITEMS, PANEL, SIDE, WIDTH
 from mmabits.emulator.engine.tiles import (
-    CACHE_LINE,
-    carve,
     end_chain,
     item_bounds,
     kill_row,
@@ -448,7 +458,7 @@ def _entry(variant: Variant, tasks: Callable[..., None], items: int, elements: A
         call = fields_at(address_of(pointer), Call)
         numbers = fields_at(call.numbers, StepNumbers)
         powers = fields_at(call.powers, StepPowers)
-        base = allocate(grouped_scratch(0, call, numbers, items, codes, elements)[1] + CACHE_LINE)
+        base = allocate(grouped_scratch(np.int64(0), call, numbers, items, codes, elements)[1] + CACHE_LINE)
         if base == 0:
             report_no_memory(pointer)
             return

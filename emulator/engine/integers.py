@@ -14,12 +14,23 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from mmabits.emulator.engine.jit import address_of, allocate, array_at, fields_at, inlined, intrinsic, jit, release
+from mmabits.emulator.engine.jit import (  # fmt: skip
+    CACHE_LINE,
+    address_of,
+    allocate,
+    array_at,
+    carve,
+    fields_at,
+    inlined,
+    intrinsic,
+    jit,
+    release,
+)
 from mmabits.emulator.engine.lanes import I8, I16, I32, Emitter, Lanes
 from mmabits.emulator.engine.plan import StepNumbers
 from mmabits.emulator.engine.record import Call, Variant
 from mmabits.emulator.engine.tasks import WIDTH
-from mmabits.emulator.engine.tiles import CACHE_LINE, carve, padded, report_no_memory, stopped, task_bounds
+from mmabits.emulator.engine.tiles import padded, report_no_memory, stopped, task_bounds
 from mmabits.emulator.engine.width import lanes
 
 LANES = lanes()
@@ -245,7 +256,7 @@ def integer_entry(variant: Variant) -> Callable[[Any], None]:
     def run(pointer: Any) -> None:
         call = fields_at(address_of(pointer), Call)
         numbers = fields_at(call.numbers, StepNumbers)
-        base = allocate(byte_scratch(0, call)[1] + CACHE_LINE)
+        base = allocate(byte_scratch(np.int64(0), call)[1] + CACHE_LINE)
         if base == 0:
             report_no_memory(pointer)
             return

@@ -12,7 +12,6 @@ tests/unit/emulator/test_rounding_mode.py holds the machine code of every functi
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_type_hints
@@ -27,13 +26,16 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
-from mmabits.isa import CompilerError
+from mmabits.emulator.engine import primitives
+from mmabits.emulator.engine.objects import object_code
 
 __all__ = [
-    "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
-    "leave_rounding", "release", "shared_word",
+    "CACHE_LINE", "address_of", "allocate", "array_at", "call_at", "carve", "compiled_object", "enter_rounding", "fields_at", "inlined",
+    "intermediate_code", "intrinsic", "jit", "leave_rounding", "release", "shared_word",
 ]  # fmt: skip
 
+CACHE_LINE = 64
+"""Bytes: scratch arrays begin at multiples."""
 _njit: Any = numba.njit
 _POLICY = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "_nrt": False}
 """Nopython, division by IEEE rules, called by compiled code alone, without Numba's runtime: machine code that needs no Numba."""
@@ -106,13 +108,10 @@ def _needed(library: Any, found: dict[Any, None]) -> dict[Any, None]:
 
 
 @global_compiler_lock
-def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
-    """Compile a function of one address to the object code of `void symbol(void *)`.
+def intermediate_code(function: Callable[[Any], None], symbol: str) -> bytes:
+    """LLVM bitcode of `void symbol(void *)`, a function of one address, with all that it calls; what primitives.py names is left open.
 
-    All that it calls is optimized with it, once: Numba would do so for each function, and make machine code of each.
-
-    Returns:
-        The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
+    LLVM optimizes it as a whole, once: Numba would do so for each function, and make machine code of each.
     """
     dispatcher = jit(function)
     context = cpu_target.target_context
@@ -128,20 +127,21 @@ def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes
         context.call_conv.call_function(builder, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, wrapper.args)
         builder.ret_void()
     library = context.codegen().create_library(symbol)
-    library.enable_object_caching()
     library.add_ir_module(module)
+    whole = library._final_module
     for each in _needed(compiled.library, {}):
-        if isinstance(each, _Callee) and not each._finalized:
-            library._final_module.link_in(each._final_module, preserve=True)
-        else:
-            library.add_linking_library(each)
-    for each in library._final_module.functions:
-        if not each.is_declaration and each.name != symbol:
-            each.linkage = "internal"  # it goes where it is called
-    library.finalize()
-    expected = [each.name for each in library._final_module.functions if each.is_declaration and not each.name.startswith("llvm.")]
-    expected += [each.name for each in library._final_module.global_variables if each.is_declaration]
-    return library._get_compiled_object(), tuple(expected)
+        is_part = isinstance(each, _Callee) and not each._finalized
+        whole.link_in(each._final_module if is_part else each._get_module_for_linking(), preserve=True)
+    return bytes(whole.as_bitcode())
+
+
+def compiled_object(function: Callable[[Any], None], symbol: str) -> tuple[bytes, tuple[str, ...]]:
+    """Compile a function of one address to the object code of `void symbol(void *)`.
+
+    Returns:
+        The object code, for this machine, and the names that it expects of the process (`malloc` and the like).
+    """
+    return object_code(intermediate_code(function, symbol), symbol)
 
 
 @intrinsic
@@ -157,21 +157,47 @@ def address_of(_context: Any, pointer: Any) -> Any:
 @intrinsic
 def array_at(_context: Any, address: Any, shape: Any, dtype: Any) -> Any:
     """The array of a shape (a number, or a tuple of them) and dtype that lies at an address, row by row."""
-    dimensions = len(shape) if isinstance(shape, types.BaseTuple) else 1
-    found = types.Array(dtype.dtype, dimensions, "C")
+    found = _array_of(shape, dtype)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        sizes = cgutils.unpack_tuple(builder, arguments[1]) if isinstance(shape, types.BaseTuple) else [arguments[1]]
-        item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(found.dtype)))
-        steps = [item]
-        for size in reversed(sizes[1:]):
-            steps.append(builder.mul(steps[-1], size))
-        made = context.make_array(found)(context, builder)
-        data = builder.inttoptr(arguments[0], made.data.type)
-        populate_array(made, data=data, shape=sizes, strides=steps[::-1], itemsize=item, meminfo=None)
-        return made._getvalue()
+        return _array(context, builder, found, arguments[0], _sizes(builder, shape, arguments[1]))[0]
 
     return found(types.int64, shape, dtype), codegen
+
+
+@intrinsic
+def carve(_context: Any, base: Any, shape: Any, dtype: Any) -> Any:
+    """An array in scratch, at the first cache line from address `base` on, and the address after it."""
+    found = _array_of(shape, dtype)
+    pair = types.Tuple((found, types.int64))
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        start = builder.and_(builder.add(arguments[0], word(CACHE_LINE - 1)), word(-CACHE_LINE))
+        array, size = _array(context, builder, found, start, _sizes(builder, shape, arguments[1]))
+        return context.make_tuple(builder, pair, [array, builder.add(start, size)])
+
+    return pair(types.int64, shape, dtype), codegen
+
+
+def _array_of(shape: Any, dtype: Any) -> Any:
+    return types.Array(dtype.dtype, len(shape) if isinstance(shape, types.BaseTuple) else 1, "C")
+
+
+def _sizes(builder: Any, shape: Any, value: Any) -> list[Any]:
+    return cgutils.unpack_tuple(builder, value) if isinstance(shape, types.BaseTuple) else [value]
+
+
+def _array(context: Any, builder: Any, kind: Any, address: Any, sizes: list[Any]) -> tuple[Any, Any]:
+    """The array at an address, and its bytes."""
+    item = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    steps = [item]
+    for size in reversed(sizes):
+        steps.append(builder.mul(steps[-1], size))
+    made = context.make_array(kind)(context, builder)
+    data = builder.inttoptr(address, made.data.type)
+    populate_array(made, data=data, shape=sizes, strides=steps[-2::-1], itemsize=item, meminfo=None)
+    return made._getvalue(), steps[-1]
 
 
 @intrinsic
@@ -234,97 +260,13 @@ def release(_context: Any, address: Any) -> Any:
     return types.none(types.int64), codegen
 
 
-_X86_DEFAULT = 0x1F80
-"""MXCSR with every exception masked and nothing flushed: programs that flush subnormals must not change bits here."""
-_X86_MODES = 0b01_10_00_11
-"""Two bits of MXCSR for each mode, in LLVM's order of modes."""
-_ARM_MODES = 0b10_01_00_11
-"""Two bits of FPCR for each mode, in LLVM's order of modes. All its other bits are 0: nothing flushed, no trap, NaN as they are."""
-
-
-class _X86:
-    """MXCSR, read and written by LLVM's intrinsics, which count as access to memory."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        self.place = cgutils.alloca_once(builder, ir.IntType(32))
-
-    def _move(self, name: str) -> None:
-        address = self.builder.bitcast(self.place, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [address.type])
-        self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.sse.{name}"), [address])
-
-    def state(self) -> Any:
-        """What the register holds."""
-        self._move("stmxcsr")
-        return self.builder.load(self.place)
-
-    def set(self, state: Any) -> None:
-        """Write the register."""
-        self.builder.store(state, self.place)
-        self._move("ldmxcsr")
-
-    def of_mode(self, mode: Any) -> Any:
-        """The register's content in a mode."""
-        return _field(self.builder, _X86_MODES, mode, 13, _X86_DEFAULT)
-
-
-class _Arm:
-    """FPCR, likewise; llvm.set.rounding would leave what flushes, and loads would pass it."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-
-    def _register(self, name: str, result: Any, operands: list[Any]) -> Any:
-        kind = ir.FunctionType(result, [each.type for each in operands])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.aarch64.{name}.fpcr"), operands)
-
-    def state(self) -> Any:
-        """What the register holds; its upper half is 0."""
-        return self.builder.trunc(self._register("get", ir.IntType(64), []), ir.IntType(32))
-
-    def set(self, state: Any) -> None:
-        """Write the register."""
-        self._register("set", ir.VoidType(), [self.builder.zext(state, ir.IntType(64))])
-
-    def of_mode(self, mode: Any) -> Any:
-        """The register's content in a mode."""
-        return _field(self.builder, _ARM_MODES, mode, 22, 0)
-
-
-def _field(builder: Any, modes: int, mode: Any, place: int, others: int) -> Any:
-    """A mode's two bits of `modes`, put at a place among other bits."""
-    word = ir.IntType(32)
-    bits = builder.lshr(ir.Constant(word, modes), builder.shl(mode, ir.Constant(word, 1)))
-    bits = builder.shl(builder.and_(bits, ir.Constant(word, 3)), ir.Constant(word, place))
-    return builder.or_(bits, ir.Constant(word, others))
-
-
-_UNITS: dict[str, Callable[[Any], Any]] = {"x86_64": _X86, "AMD64": _X86, "aarch64": _Arm, "arm64": _Arm, "ARM64": _Arm}
-"""What knows the rounding mode, by the machine's names on Linux, macOS and Windows."""
-
-
-def _unit(builder: Any) -> Any:
-    """The floating-point unit of this machine.
-
-    Raises:
-        CompilerError: a processor whose rounding mode is not known here.
-    """
-    machine = platform.machine()
-    if machine not in _UNITS:
-        raise CompilerError(f"the engine runs on x86-64 and AArch64, this is {machine!r}: its rounding mode is not known")
-    return _UNITS[machine](builder)
-
-
 @intrinsic
 def enter_rounding(_context: Any, mode: types.Integer) -> Any:
     """Set this thread's rounding mode, subnormals kept; returns what leave_rounding needs to put back what was."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        unit = _unit(builder)
-        before = unit.state()
-        unit.set(unit.of_mode(context.cast(builder, arguments[0], signature.args[0], types.int32)))
-        return before
+        wanted = context.cast(builder, arguments[0], signature.args[0], types.int32)
+        return builder.call(primitives.enter_rounding(builder.module), [wanted])
 
     return types.int32(mode), codegen
 
@@ -334,7 +276,7 @@ def leave_rounding(_context: Any, before: types.Integer) -> Any:
     """Put back what enter_rounding found."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        _unit(builder).set(arguments[0])
+        builder.call(primitives.leave_rounding(builder.module), [arguments[0]])
         return context.get_dummy_value()
 
     return types.none(types.int32), codegen

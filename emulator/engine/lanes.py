@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from mmabits.emulator.engine.width import byte_products
+from mmabits.emulator.engine.primitives import add_products_of_bytes
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -136,39 +136,8 @@ class Lanes:
 
     def add_products_of_bytes(self, unsigned: Lanes, signed: Lanes) -> Lanes:
         """32-bit lanes plus the four products of each lane's bytes, of which the first have no sign; modulo 2^32."""
-        how = byte_products()
-        if how == "vnni":
-            bits = 32 * self.count
-            name = f"llvm.x86.avx512.vpdpbusd.{bits}"
-            kind = ir.FunctionType(self.value.type, [self.value.type] * 3)
-            function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-            return self._new(self.builder.call(function, [self.value, unsigned.as_words().value, signed.as_words().value]))
-        left, right = unsigned.as_words(), signed.as_words()
-        if how == "pairs":
-            return (
-                self
-                + left.halves(0, False).pair_products(right.halves(0, True))
-                + left.halves(1, False).pair_products(right.halves(1, True))
-            )
-        total = self
-        for place in range(4):
-            one = (left >> (8 * place)) & 0xFF
-            total = total + one * (right << (24 - 8 * place)).arithmetic_shift(24)
-        return total
-
-    def halves(self, place: int, signed: bool) -> Lanes:
-        """Of 32-bit lanes seen as 16-bit ones the lower or the higher byte."""
-        half = self._new(self.builder.bitcast(self.value, ir.VectorType(I16, 2 * self.count)))
-        if place == 1:
-            return half.arithmetic_shift(8) if signed else half >> 8
-        return (half << 8).arithmetic_shift(8) if signed else half & 0xFF
-
-    def pair_products(self, other: Lanes) -> Lanes:
-        """Of 16-bit lanes the sums of two neighbours' products, in 32-bit lanes."""
-        name = {16: "llvm.x86.sse2.pmadd.wd", 32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}[2 * self.count]
-        kind = ir.FunctionType(ir.VectorType(I32, self.count // 2), [self.value.type] * 2)
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self._new(self.builder.call(function, [self.value, other.value]))
+        function = add_products_of_bytes(self.builder.module, self.count)
+        return self._new(self.builder.call(function, [self.value, unsigned.value, signed.value]))
 
     def _intrinsic(self, name: str, operands: int) -> Callable[[list[ir.Value]], ir.Value]:
         kind = ir.FunctionType(self.value.type, [self.value.type] * operands)

@@ -26,7 +26,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding as llvm
 
-from mmabits.emulator.engine import cache
+from mmabits.emulator.engine import cache, shipped
 from mmabits.emulator.engine.record import Variant
 from mmabits.emulator.engine.shares import TICK
 from mmabits.emulator.engine.width import byte_products, lanes
@@ -35,6 +35,8 @@ from mmabits.isa import CompilerError
 NUMBA: Final = ("0.61", "0.68")
 """First and last version of Numba that the engine is made for: it uses private parts of it."""
 NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about ten seconds)"
+QUICK_NOTICE: Final = "mmabits: compiling the engine for these types, once on this machine (about a second)"
+"""Where Numba's part was done when the package was built."""
 _LONG_NOTICES: Final = {
     "machine": "mmabits: compiling what all compiled kernels call, once on this machine (about half a minute)",
     "checks": "mmabits: compiling the checks of compiled kernels, once on this machine (about half a minute)",
@@ -58,7 +60,9 @@ _COMPILED = (
     "integers",
     "jit",
     "lanes",
+    "objects",
     "plan",
+    "primitives",
     "record",
     "steps",
     "tasks",
@@ -142,7 +146,7 @@ def _make(variant: Variant) -> _Object:
     """
     work = _compilations.get(variant)
     if work is None:
-        notify(_LONG_NOTICES.get(variant.kind, NOTICE))
+        notify(QUICK_NOTICE if _shipped(variant) is not None else _LONG_NOTICES.get(variant.kind, NOTICE))
         work = _compilations[variant] = Future()
         try:
             threading.Thread(target=_make_apart, args=(variant, work), name="mmabits compiler").start()
@@ -181,12 +185,29 @@ def entry(variant: Variant) -> Callable[[Any], Any]:
     return found
 
 
+def _shipped(variant: Variant) -> bytes | None:
+    """What Numba made of a function when the package was built; None where there is none, or where Numba is to do otherwise now."""
+    if _settings():
+        return None
+    try:
+        return shipped.bitcode(variant.symbol, sources_of(variant.symbol))
+    except OSError:  # only compiled modules are installed
+        return None
+
+
 def _compiled(variant: Variant) -> _Object:
-    """Compile.
+    """Compile: what was shipped by LLVM alone, else the Python functions by Numba.
 
     Raises:
         CompilerError: Numba is switched off, or is one that lacks what the engine takes from it.
     """
+    code = _shipped(variant)
+    if code is not None:
+        from mmabits.emulator.engine.objects import object_code
+
+        made = _Object(*object_code(code, variant.symbol))
+        if _resolvable(made.expected):
+            return made
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise CompilerError("NUMBA_DISABLE_JIT is set, and the engine is nothing but compiled code")
     try:
@@ -252,17 +273,36 @@ def _resolvable(names: tuple[str, ...]) -> bool:
 # -------------------------------------------------------------------------------------------------------------------- files
 
 
-@lru_cache(maxsize=3)
-def _made_for(more: tuple[str, ...] = ()) -> str:
-    """What machine code depends on: modules besides those that all does."""
+@lru_cache(maxsize=64)
+def sources_of(symbol: str) -> str:
+    """A digest of the modules that the machine code of a function is made of.
+
+    Raises:
+        OSError: their sources are not there.
+    """
+    return _digest(_modules_of(symbol)).hexdigest()
+
+
+def _digest(more: tuple[str, ...]) -> hashlib._Hash:
     sources = hashlib.sha256()
     for name in _COMPILED + more:
         sources.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return sources
+
+
+def _settings() -> dict[str, str]:
+    """Those of Numba that may change machine code."""
+    return {name: value for name, value in os.environ.items() if name.startswith("NUMBA_") and name not in _INDIFFERENT}
+
+
+@lru_cache(maxsize=3)
+def _made_for(more: tuple[str, ...] = ()) -> str:
+    """What machine code depends on: modules besides those that all does."""
+    sources = _digest(more)
     numba = importlib.util.find_spec("numba")
     if numba is not None and numba.origin:  # its version, without importing it
         version = Path(numba.origin).with_name("_version.py")
         sources.update(version.read_bytes() if version.is_file() else b"")
-    settings = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_") and name not in _INDIFFERENT}
     return json.dumps(
         {
             "sources": sources.hexdigest(),
@@ -273,7 +313,7 @@ def _made_for(more: tuple[str, ...] = ()) -> str:
             "features": llvm.get_host_cpu_features().flatten(),
             "lanes": lanes(),
             "byte products": byte_products(),
-            "settings": settings,
+            "settings": _settings(),
         },
         sort_keys=True,
     )

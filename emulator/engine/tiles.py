@@ -12,17 +12,7 @@ from mmabits.emulator.engine.record import Call
 from mmabits.emulator.engine.steps import finish_one, finish_side, nearest_add, start_one, start_side
 from mmabits.emulator.engine.tasks import ITEMS, SIDE, WIDTH
 
-CACHE_LINE = 64
-"""Bytes: scratch arrays begin at multiples."""
 _WORDS, _FAILED = len(Call._fields), Call._fields.index("failed")
-
-
-@jit
-def carve(base: int, shape: Any, dtype: Any) -> Any:
-    """An array in scratch from address `base` on, and the address after it."""
-    start = (base + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
-    found = array_at(start, shape, dtype)
-    return found, start + found.size * found.itemsize
 
 
 @jit
@@ -147,7 +137,7 @@ def end_chain(total: Any, part: Any, chain: Any, base: int, rows: int, done: int
     if numbers.restart > 0 and (done % numbers.restart == 0 or done == k):
         add_chain(part, chain, base, rows, numbers.restart_f16, result, dead)
     if numbers.promote > 0 and (done % numbers.promote == 0 or done == k):
-        add_chain(total, part, base, rows, 0, result, dead)
+        add_chain(total, part, base, rows, np.int64(0), result, dead)  # no constant, which Numba would compile it for
 
 
 @jit

@@ -13,7 +13,8 @@ from mmabits.isa import OperandError
 
 SETTING: Final = "MMABITS_LANES"
 """Environment variable that says another number of lanes than the processor has; every number gives the same bits."""
-_LANES: Final = (4, 8, 16)
+LANES: Final = (4, 8, 16)
+"""Numbers of float32 lanes that the engine's code can be laid out for."""
 
 
 @lru_cache(maxsize=1)
@@ -25,8 +26,8 @@ def lanes() -> int:
     """
     told = os.environ.get(SETTING, "")
     if told:
-        if told not in map(str, _LANES):
-            raise OperandError(f"{SETTING} must be one of {', '.join(map(str, _LANES))}, got {told!r}")
+        if told not in map(str, LANES):
+            raise OperandError(f"{SETTING} must be one of {', '.join(map(str, LANES))}, got {told!r}")
         return int(told)
     if platform.machine() not in ("x86_64", "AMD64"):
         return 4

@@ -47,9 +47,9 @@ def source_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("build", reason="needs the dev extra")
     target = tmp_path_factory.mktemp("source") / "mmabits"
     target.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, target / name)
-    for name in ("src", *FOLDERS):
+    for name in ("src", "wheels", *FOLDERS):
         shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return target
 
@@ -64,10 +64,11 @@ def wheel(source_copy: Path) -> Path:
     return build(source_copy, "--wheel", "*.whl")
 
 
-def build(source: Path, kind: str, pattern: str) -> Path:
-    """Build with the setuptools that is installed here, so that nothing is downloaded."""
-    out = source.parent / f"{source.name}-out"
-    run_ok(sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(out), str(source), cwd=source.parent)
+def build(source: Path, kind: str, pattern: str, ship: str = "none") -> Path:
+    """Build with the setuptools that is installed here, so that nothing is downloaded; without code that Numba makes, or with some."""
+    out = source.parent / f"{source.name}-out-{ship}"
+    env = {**os.environ, "MMABITS_SHIP": ship}
+    run_ok(sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(out), str(source), cwd=source.parent, env=env)
     (built,) = out.glob(pattern)
     return built
 
@@ -130,6 +131,47 @@ print(sorted(set({FOLDERS}) & set(sys.modules)))
 """
     output = run_ok(sys.executable, "-c", program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)})
     assert output.splitlines() == [str(site / "mmabits"), "[]", "[]"]
+
+
+FIRST_RESULT = """
+import sys
+import numpy as np
+import mmabits
+a = np.random.default_rng(0).integers(-128, 128, (40, 70), np.int8)
+d = mmabits.gemm(a, a.T.copy(), instruction="mma.sync", arch="sm_80")
+assert (d == a.astype(np.int32) @ a.T.astype(np.int32)).all()
+print("numba" in sys.modules, mmabits.__file__)
+"""
+SHIPPED = "mmabits_integer_uint8_int32"
+
+
+def test_an_installed_wheel_computes_without_numba_until_its_sources_change(source_copy: Path, tmp_path: Path) -> None:
+    """With a cold cache; where the sources are others than those that were compiled, Numba comes in, and the bits are the same."""
+    wheel = build(source_copy, "--wheel", "*.whl", SHIPPED)
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: info.file_size for name in archive.namelist() if "/engine/shipped/" in name and (info := archive.getinfo(name))}
+    assert {Path(name).name for name in files} == {f"{SHIPPED}-{lanes}.bin" for lanes in (4, 8, 16)}
+    assert all(5_000 < size < 20_000 for size in files.values()), files
+    run_ok(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env"), cwd=tmp_path)
+    python = tmp_path / "env" / "bin" / "python"
+    pip = ("-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-compile", "--disable-pip-version-check", str(wheel))
+    run_ok(sys.executable, *pip, cwd=tmp_path)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    ours = {
+        "NUMBA_CACHE_DIR": str(tmp_path / "cold"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("-packages")),
+    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "MMABITS_"))}
+
+    def first_result(**more: str) -> list[str]:
+        program = f"import sys; sys.path.insert(0, {str(site)!r})\n{FIRST_RESULT}"
+        return run_ok(str(python), "-c", program, cwd=tmp_path, env={**env, **ours, **more}).split()
+
+    assert first_result() == ["False", str(site / "mmabits" / "__init__.py")]
+    assert first_result(MMABITS_LANES="4", MMABITS_BYTES="plain")[0] == "False"
+    with (site / "mmabits" / "emulator" / "engine" / "integers.py").open("a") as module:
+        module.write("\n# another source\n")
+    assert first_result()[0] == "True"
 
 
 def test_version_is_the_same_everywhere() -> None:

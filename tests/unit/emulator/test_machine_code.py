@@ -6,6 +6,7 @@ import builtins
 import hashlib
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mmabits.emulator.engine import cache, machine_code
+from mmabits.emulator.engine import cache, machine_code, shipped
 from mmabits.emulator.engine.machine_code import _MAGIC, _Object
 from mmabits.emulator.engine.native import variants
 from mmabits.emulator.engine.record import Variant
@@ -156,14 +157,68 @@ def test_nothing_kept_is_said_once(tmp_path: Path, small: Variant, monkeypatch: 
     assert len(warned) == 1
 
 
+# ------------------------------------------------------------------------------------------------------- what a wheel brings
+
+
+@pytest.fixture
+def brought(tmp_path: Path) -> Path:
+    (tmp_path / shipped.file_name(SYMBOL)).write_bytes(shipped.packed(SYMBOL, "of these sources", b"BC and so on"))
+    return tmp_path
+
+
+def test_what_was_shipped_is_read(brought: Path) -> None:
+    assert shipped.bitcode(SYMBOL, "of these sources", brought) == b"BC and so on"
+    assert shipped.bitcode(SYMBOL, "of other sources", brought) is None
+    assert shipped.bitcode("mmabits_another", "of these sources", brought) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: b"", id="empty"),
+        pytest.param(lambda whole: whole[: len(whole) // 2], id="cut off in the header"),
+        pytest.param(lambda whole: whole[:-4], id="cut off"),
+        pytest.param(lambda whole: whole[1:], id="another file"),
+        pytest.param(lambda whole: whole.replace(b'"llvm": ', b'"llvm": 9'), id="a newer LLVM"),
+        pytest.param(lambda whole: whole.replace(b'"llvm": ', b'"llvm": "?", "more": '), id="no LLVM"),
+        pytest.param(lambda whole: whole.replace(b'"lanes": ', b'"lanes": 9'), id="other lanes"),
+        pytest.param(lambda whole: whole.replace(b"{", b"[{").replace(b"}", b"}]"), id="another header"),
+    ],
+)
+def test_what_does_not_fit_counts_as_not_shipped(brought: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = brought / shipped.file_name(SYMBOL)
+    file.write_bytes(damage(file.read_bytes()))
+    assert shipped.bitcode(SYMBOL, "of these sources", brought) is None
+
+
+def test_what_was_shipped_is_compiled_without_numba(
+    small: Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numba's settings have Numba compile."""
+    from mmabits.emulator.engine import jit
+
+    for name in [name for name in os.environ if name.startswith("NUMBA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    code = jit.intermediate_code(lambda pointer: None, small.symbol)
+    monkeypatch.setattr(shipped, "bitcode", lambda symbol, sources: code)
+    monkeypatch.setattr(jit, "intermediate_code", lambda *_: pytest.fail("Numba's way was taken"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert machine_code._make(small).code.startswith(b"\x7fELF") or sys.platform != "linux"
+    assert capsys.readouterr().err == f"{machine_code.QUICK_NOTICE}\n"
+    assert machine_code._shipped(small) == code
+    monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
+    assert machine_code._shipped(small) is None
+
+
 # ------------------------------------------------------------------------------------------------ Numba, and its private parts
 
 
 def without_a_method(patch: pytest.MonkeyPatch) -> None:
     from numba.core.codegen import CPUCodeLibrary
 
-    owner = next(kind for kind in CPUCodeLibrary.__mro__ if "_get_compiled_object" in vars(kind))
-    patch.delattr(owner, "_get_compiled_object")
+    owner = next(kind for kind in CPUCodeLibrary.__mro__ if "_optimize_functions" in vars(kind))
+    patch.delattr(owner, "_optimize_functions")
 
 
 def another_option(patch: pytest.MonkeyPatch) -> None:
@@ -190,7 +245,7 @@ def cannot_be_typed(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        pytest.param(without_a_method, "AttributeError: .*_get_compiled_object", id="a method"),
+        pytest.param(without_a_method, "AttributeError: .*_optimize_functions", id="a method"),
         pytest.param(another_option, "_no_such_option", id="an option"),
         pytest.param(not_importable, "ImportError: cannot import name 'cpu_target'", id="a module"),
         pytest.param(cannot_be_typed, "TypingError: .*no_such_attribute", id="its language"),

@@ -24,7 +24,7 @@ import pytest
 from numba import types
 
 import mmabits
-from mmabits.emulator.engine import jit, machine_code
+from mmabits.emulator.engine import machine_code, primitives
 from mmabits.emulator.engine.jit import address_of, array_at, compiled_object, enter_rounding, intrinsic, leave_rounding
 from mmabits.emulator.engine.machine_code import _Object
 from mmabits.emulator.engine.native import variants
@@ -189,7 +189,7 @@ def exchange_state(_context: Any, state: Any) -> Any:
     """Write MXCSR or FPCR; returns what it held."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        unit = jit._unit(builder)
+        unit = primitives.unit(builder)
         before = unit.state()
         unit.set(builder.trunc(arguments[0], before.type))
         return builder.zext(before, arguments[0].type)
@@ -224,7 +224,7 @@ def test_a_thread_that_flushes_subnormals_neither_counts_nor_changes() -> None:
 def test_other_processors_are_refused(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     with pytest.raises(CompilerError, match=f"the engine runs on x86-64 and AArch64, this is '{machine}'"):
-        jit._unit(None)
+        primitives.unit(None)
 
 
 # ---------------------------------------------------------------------------------------------------------- machine code
