@@ -108,7 +108,7 @@ class Nvfp4Tensors:
     def tensor_scale(self) -> np.float32:
         """What values are multiplied by: of compressed-tensors the reciprocal of what is stored, rounded once."""
         stored = self.whole.reshape(-1)[0]
-        return np.float32(1) / stored if FLAVOURS[self.flavour].is_divisor else stored
+        return np.float32(np.float32(1) / stored if FLAVOURS[self.flavour].is_divisor else stored)
 
     def dequantize(self) -> Floats:
         """(N, K) as the library does it, in float32: the block's scale by the tensor's, rounded, times the element, rounded."""
