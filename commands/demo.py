@@ -7,7 +7,6 @@ and value projections of its first layer: the product is one the model computes.
 from __future__ import annotations
 
 import importlib.util
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mmabits.kernels.quantize import Quantized, quantize_fp8, quantize_mx, quant
 from mmabits.reports.output import Fitting
 from mmabits.reports.pages import check_folder
 from mmabits.reports.written import written_whole
+from mmabits.research.products import round_to_odd
 from mmabits.research.sentence import (
     INSTALL,
     SIZES,
@@ -54,15 +54,6 @@ def _lowest_bits(values: Doubles) -> npt.NDArray[np.int64]:
     return np.where(integer == 0, np.int64(4096), exponent.astype(np.int64) - 53 + lowest)
 
 
-def _round_to_odd(exact: Fraction) -> float:
-    """A float64 that rounds to the same float32 as the fraction does, which the nearest float64 may not."""
-    value = float(exact)
-    rest = exact - Fraction(value)
-    if rest and math.frexp(value)[0] * 2**53 % 2 == 0:
-        return math.nextafter(value, math.inf if rest > 0 else -math.inf)
-    return value
-
-
 def exact_product(a: Doubles, b: Doubles) -> tuple[Doubles, Floats]:
     """A * B without rounding errors, and the same rounded once to float32.
 
@@ -84,7 +75,7 @@ def exact_product(a: Doubles, b: Doubles) -> tuple[Doubles, Floats]:
         is_exact = bound <= np.ldexp(np.float64(1), (np.minimum(lowest, 900) + 52).astype(np.int32))
     for row, column in np.argwhere(~is_exact):
         terms = (Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a[row], b[:, column], strict=True))
-        product[row, column] = _round_to_odd(sum(terms, Fraction(0)))
+        product[row, column] = round_to_odd(sum(terms, Fraction(0)))
     with np.errstate(over="ignore"):
         return product, product.astype(np.float32)
 

@@ -57,7 +57,7 @@ def identification_page(found: Identification, *, asked: Asked) -> str:
         found: the result.
         asked: what was asked.
     """
-    sections = [Section(title="The row", blocks=(TextBlock(lines=(found.row,)), _numbers(found.model)))]
+    sections = [Section(title="The numbers", blocks=(TextBlock(lines=(found.what_if,)), _numbers(found.model)))]
     if not found.survived:
         sections.append(Section(title="What contradicts it", blocks=tuple(_contradictions(found, asked.recording))))
     sections += [

@@ -140,12 +140,7 @@ def compare(hardware: Array, emulated: Array, *, tile: tuple[int, int] = (64, 64
         OperandTypeError: dtypes that differ or cannot be compared.
     """
     _check(hardware, emulated, tile)
-    left, right = _codes(hardware), _codes(emulated)
-    special = _FLOATS.get(hardware.dtype)
-    if special is None:
-        classes, ulp = _whole_numbers(hardware, emulated)
-    else:
-        classes, ulp = _numbers(left, right, 8 * hardware.dtype.itemsize, special)
+    classes, ulp = _classes(hardware, emulated)
     found = np.bincount(classes.reshape(-1), minlength=len(_KINDS))
     return Difference(
         shape=(hardware.shape[0], hardware.shape[1]), dtype=str(hardware.dtype),
@@ -153,6 +148,24 @@ def compare(hardware: Array, emulated: Array, *, tile: tuple[int, int] = (64, 64
         ulps=_bins(ulp[classes == _KINDS.index(Kind.VALUE)]), largest_ulp=int(ulp.max()),
         tile=tile, tiles=_tiles(classes != 0, tile), first=_first(hardware, emulated, classes, ulp),
     )  # fmt: skip
+
+
+def distances(left: Array, right: Array) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.uint64]]:
+    """Of every pair of elements: whether their bits differ, whether both are numbers of the class `value`, and how many numbers apart.
+
+    Raises:
+        OperandTypeError, OperandError: as `compare`.
+    """
+    _check(left, right, (1, 1))
+    classes, ulp = _classes(left, right)
+    return classes != _KINDS.index(Kind.EQUAL), classes == _KINDS.index(Kind.VALUE), ulp
+
+
+def _classes(left: Array, right: Array) -> tuple[Array, npt.NDArray[np.uint64]]:
+    special = _FLOATS.get(left.dtype)
+    if special is None:
+        return _whole_numbers(left, right)
+    return _numbers(_codes(left), _codes(right), 8 * left.dtype.itemsize, special)
 
 
 def _check(hardware: Array, emulated: Array, tile: tuple[int, int]) -> None:

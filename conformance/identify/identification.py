@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 from mmabits.conformance.identify.devices import Device, Oracle, Shape, oracle_of, shape_of
 from mmabits.conformance.identify.search import ROUNDS, Finding, Search, integers
 from mmabits.isa import (
+    DATAPATHS,
     Arithmetic,
     DatapathSpec,
     Evidence,
@@ -82,6 +84,11 @@ class Identification:
         return row_text(self.model)
 
     @property
+    def what_if(self) -> str:
+        """A call that makes an architecture with these numbers, ready to be pasted; what it cannot say stands below it as comments."""
+        return what_if_text(self.model, self.matches)
+
+    @property
     def datapath(self) -> DatapathSpec | None:
         """The row as an object, None where isa/ has no field for something that was found."""
         return datapath_of(self.model)
@@ -90,7 +97,7 @@ class Identification:
         """A report for people to read."""
         yield from (f"{finding.what:18} {finding.value}   [{finding.probes} probes: {finding.evidence}]" for finding in self.findings)
         yield ""
-        yield self.row
+        yield from self.what_if.split("\n")
         yield ""
         for each in self.undecided:
             yield f"undecided: {each.what}: also {', '.join(each.alternatives)} ({each.reason})"
@@ -166,6 +173,58 @@ def row_text(model: Model) -> str:
             lines = [f'_fused("{name}", {model.fraction_bits}, {model.step}, {model.zero_exponent}, _recorded(...){more}),']
     lines += [f"# lowering: {', '.join(_lowering_words(model))}"] if _lowering_words(model) else []
     return "\n".join(lines + [f"# rows have no field for: {text}" for text in _beyond_rows(model)])
+
+
+def what_if_text(model: Model, matches: tuple[Match, ...] = ()) -> str:
+    """A model as a call of `mmabits.what_if`.
+
+    Args:
+        model: the numbers.
+        matches: rows that have them; the first is the base. Without any it is the row of the same kind that differs least.
+    """
+    if not model.arithmetic.is_aligned:
+        there = f", as in {matches[0].datapath}" if matches else ""
+        return f"# {model.arithmetic.value}{there}: no numbers to change"
+    given = {
+        "fraction_bits": model.fraction_bits, "step": model.step, "zero_exponent": model.zero_exponent,
+        "result_fraction_bits": model.result_fraction_bits, "result_rounding": model.rounding.value,
+        **({"group": model.group} if model.arithmetic is Arithmetic.GROUPED else {}),
+    }  # fmt: skip
+    said = {name: value for name, value in given.items() if value is not None}
+    base = matches[0] if matches else _nearest_row(model, said)
+    comments = [f"# what_if has no field for: {text}" for text in (*_beyond_rows(model), *([] if matches else _lowering_text(model)))]
+    if base is None:
+        return "\n".join([f"# no architecture has a row of this kind that what_if could change: {said}", *comments])
+    row = base.datapath.removeprefix(f"{base.arch}.")
+    numbers = ", ".join(f'"{name}": {json.dumps(value)}' for name, value in said.items())
+    return "\n".join([f'mmabits.what_if("device", base="{base.arch}", rows={{"{row}": {{{numbers}}}}})', *comments])
+
+
+def _nearest_row(model: Model, said: dict[str, int | str]) -> Match | None:
+    """The row of the same kind, for the same types and K, that differs in the fewest numbers."""
+    shape = Shape(
+        a_type=model.a_type, b_type=model.b_type, d_type=model.d_type, k=model.k, scale_type=model.scale_type,
+        block=model.block if model.scale_type else None,
+    )  # fmt: skip
+
+    def differing(path: DatapathSpec) -> int:
+        values = {name: getattr(path, name) for name in said}
+        values["result_rounding"] = path.result_rounding.value
+        return sum(values[name] != value for name, value in said.items())
+
+    rows = [(DATAPATHS[match.datapath], match) for other, match in known_models(shape) if other.arithmetic is model.arithmetic]
+    return min(rows, key=lambda row: differing(row[0]), default=(None, None))[1]
+
+
+def _lowering_text(model: Model) -> list[str]:
+    """What belongs to how an instruction becomes machine code, in words."""
+    words = []
+    if model.order != tuple(range(model.k)) and len(model.steps) > 1:
+        named = next((name for name, order in orders(model.k).items() if order == model.order), None)
+        words.append(f"the order of K, {named or list(model.order)}")
+    words += ["C is added after the steps by an IEEE addition"] if model.c_added else []
+    words += [f"operands are converted to {model.operand_format.name} first"] if model.operand_format is not None else []
+    return words
 
 
 def datapath_of(model: Model) -> DatapathSpec | None:

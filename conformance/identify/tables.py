@@ -66,8 +66,15 @@ def row_lines() -> Iterator[str]:
         found = _asked(emulator_device(str(row), arch), row)
         right = found.survived and set(names) <= set(found.names)
         open_ = ", ".join(dict.fromkeys(each.what for each in found.undecided)) or "nothing"
-        first, names_ = found.row.splitlines(), ", ".join(found.names)
-        yield (f"| {row} | {'yes' if right else 'NO'}: `{first[0]}` {' '.join(first[1:])} | {names_} | {found.probes} | {open_} |")
+        yield f"| {row} | {'yes' if right else 'NO'}: {_numbers(found.model)} | {', '.join(found.names)} | {found.probes} | {open_} |"
+
+
+def _numbers(model: Model) -> str:
+    if not model.arithmetic.is_aligned:
+        return model.arithmetic.value
+    group = f", groups of {model.group}" if model.group > 1 else ""
+    bits = f"{model.rounding.value} to {model.result_fraction_bits} bits"
+    return f"F {model.fraction_bits}, steps of {model.step}{group}, e_zero {model.zero_exponent}, {bits}"
 
 
 def random_lines() -> Iterator[str]:

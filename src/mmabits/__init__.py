@@ -11,6 +11,7 @@ from mmabits.isa import parse as instruction
 
 if TYPE_CHECKING:
     from mmabits.conformance.identify import identify
+    from mmabits.conformance.ways import compare
     from mmabits.emulator.cuda.maps import tensor_map
     from mmabits.emulator.cuda.modules import compile_cuda, load_ptx
     from mmabits.emulator.machine.calls import function
@@ -29,7 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
+    "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
     "compare_schedules", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
@@ -40,7 +41,7 @@ _ON_DEMAND = {
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
-    "identify": "mmabits.conformance.identify", "invariance": "mmabits.research.invariance",
+    "compare": "mmabits.conformance.ways", "identify": "mmabits.conformance.identify", "invariance": "mmabits.research.invariance",
     "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",
 }  # fmt: skip
 """Functions and types whose modules are imported at the first use, so that `import mmabits` stays quick."""
