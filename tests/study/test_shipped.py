@@ -116,6 +116,7 @@ def test_the_encoder_in_numpy_is_the_one_in_torch():
         assert np.abs(minilm.embed(tensors, tokens) - wanted).max() < 2e-6
 
 
+@pytest.mark.slow
 def test_a_row_of_the_calibration_study_is_the_model_it_names():
     from mmabits.research import minilm
 
