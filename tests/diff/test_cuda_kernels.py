@@ -163,7 +163,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EmulatingDriver,
     return make
 
 
-@pytest.mark.parametrize(("name", "capability", "arch"), [("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89")])
+@pytest.mark.parametrize(("name", "capability", "arch"), [
+    ("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89"), ("cuda-asymmetric-int8", (9, 0), "sm_90a"),
+    ("cuda-w4a4", (8, 9), "sm_89"),
+])  # fmt: skip
 def test_a_run_on_a_gpu(gpu: Any, name: str, capability: tuple[int, int], arch: str) -> None:
     """Compiled to the GPU's machine code, its memory filled and read; all of it given back."""
     driver, _ = gpu(capability, arch)
