@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.layouts import pack_fp4, swizzle_scales
-from mmabits.isa import OperandError, nearest
+from mmabits.emulator.layouts import pack_fp4, swizzle_scales, unpack_fp4
+from mmabits.isa import FORMATS, OperandError, nearest
 from mmabits.kernels.schemes import (
     asymmetric,
     attention,
@@ -31,7 +31,7 @@ from mmabits.kernels.schemes import (
     w8a8,
     w8a16,
 )
-from mmabits.kernels.schemes.blocks import block_scaled_matmul
+from mmabits.kernels.schemes.blocks import ColumnBlocks, RowBlocks, block_scaled_matmul
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.packing_awq_gptq import AwqTensors, GptqTensors
 
@@ -645,6 +645,54 @@ def _of_w4a16(arrays: Arrays) -> dict[str, Any]:
     return {"x": arrays["x"], "weights": w4a16.Int4Weights(codes=codes, scales=scales, zeros=arrays["zeros"], group=group)}
 
 
+def _cuda_fp8_tiles(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = fp8_blockwise.quantize_activations(_wide(rng, M, 256)), fp8_blockwise.quantize_weights(_wide(rng, 256, N))
+    inputs: Arrays = {"x": x.elements, "x_scales": x.scales, "w": w.elements, "w_scales": w.scales}
+    return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": fp8_blockwise.fp8_blockwise_matmul(x, w, arch=dots())})
+
+
+def _of_fp8_tiles(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: fp8_blockwise.TiledFp8(elements=arrays[name], scales=arrays[f"{name}_scales"], tile=tile)
+        for name, tile in (("x", (1, fp8_blockwise.BLOCK)), ("w", (fp8_blockwise.BLOCK, fp8_blockwise.BLOCK)))
+    }
+
+
+def _cuda_scaled(scheme: str) -> Callable[[int], Drawn]:
+    """e4m3 x e5m2 with ue8m0 scales, or e2m1 with ue4m3 scales."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        left, right = _wide(rng, M, 256), _wide(rng, 256, N)
+        if scheme == "mxfp8":
+            a, b = mxfp8.quantize_rows(left), mxfp8.quantize_columns(right, format="e5m2")
+            multiply = mxfp8.mxfp8_matmul
+        else:
+            a, b = nvfp4.quantize_rows(left), nvfp4.quantize_columns(right)
+            multiply = nvfp4.nvfp4_matmul
+        inputs: Arrays = {}
+        for name, each in (("a", a), ("b", b)):
+            inputs |= _triton(**{name: each.elements, f"{name}_scales": each.block_scales, f"{name}_scale": np.full(1, each.tensor_scale)})
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": multiply(a, b, arch=dots())})
+
+    return draw
+
+
+def _of_scaled(arrays: Arrays) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, kind, axis in (("a", RowBlocks, 1), ("b", ColumnBlocks, 0)):
+        elements, scales = arrays[name], arrays[f"{name}_scales"]
+        narrow = elements.dtype == np.uint8
+        element = "e2m1" if narrow else "e5m2" if "e5m2" in elements.dtype.name else "e4m3"
+        found[name] = kind(
+            scheme="nvfp4" if narrow else f"mx-{element}-floor", element=FORMATS[element], block=16 if narrow else 32, axis=axis,
+            elements=np.asarray(unpack_fp4(elements)) if narrow else elements, tensor_scale=np.float32(arrays[f"{name}_scale"][0]),
+            scale=FORMATS["ue4m3" if narrow else "ue8m0"], scales=scales if narrow else scales.view(ml_dtypes.float8_e8m0fnu),
+        )  # fmt: skip
+    return found
+
+
 def _cuda_sage2(seed: int) -> Drawn:
     queries, keys, values = _heads(seed)
     q, k, v = attention.quantize_queries(queries), attention.quantize_keys(keys), attention.quantize_values(values)
@@ -852,12 +900,21 @@ def _jax() -> Iterator[KernelCase]:
 
 
 def _cuda() -> Iterator[KernelCase]:
-    """Without those that take tensor maps."""
     yield KernelCase(name="cuda-w4a16", kernel="cuda.w4a16:w4a16_matmul", draw=_cuda_w4a16, arguments=_of_w4a16, note="NVRTC")
     yield KernelCase(
         name="cuda-sage2", kernel="cuda.sage2:sage2_attention", draw=_cuda_sage2, arguments=_of_sage2, options={"causal": True},
         architectures=FROM_ADA, note="NVRTC; exp2 by the model of ex2.approx",
     )  # fmt: skip
+    yield KernelCase(
+        name="cuda-fp8-blockwise", kernel="cuda.fp8_blockwise:fp8_blockwise_matmul", draw=_cuda_fp8_tiles, arguments=_of_fp8_tiles,
+        architectures=("sm_90a",), note="NVRTC",
+    )  # fmt: skip
+    for scheme in ("mxfp8", "nvfp4"):
+        for group, suffix in ((1, ""), (2, "-pair")):
+            yield KernelCase(
+                name=f"cuda-{scheme}{suffix}", kernel="cuda.block_scaled:block_scaled_matmul", draw=_cuda_scaled(scheme),
+                arguments=_of_scaled, options={"group": group}, architectures=BLACKWELL[:3], note="NVRTC",
+            )  # fmt: skip
     yield KernelCase(
         name="cuda-asymmetric-int8", kernel="cuda.integers:asymmetric_matmul", draw=_cuda_asymmetric, arguments=_of_asymmetric, note="NVRTC"
     )

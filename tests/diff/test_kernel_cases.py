@@ -27,8 +27,6 @@ SHARED = {
     "cuda.w4a16:pack", "cuda.sources:source", "cuda.sources:module",
 }  # fmt: skip
 """Public functions that are no launchers."""
-WITH_MAPS = {"cuda.fp8_blockwise:fp8_blockwise_matmul", "cuda.block_scaled:block_scaled_matmul"}
-"""Launchers whose kernels take tensor maps, which are not made on a GPU yet."""
 
 
 def needs(case: KernelCase) -> None:
@@ -49,7 +47,7 @@ def public_functions() -> Iterator[str]:
 def test_every_launcher_has_a_case() -> None:
     have = {case.kernel for case in KERNEL_CASES.values()}
     there = set(public_functions()) | {"jax.fp8:fp8_linear"}  # which jax.custom_vjp decorates
-    assert there - SHARED - WITH_MAPS == have
+    assert there - SHARED == have
     assert {name for row in SCHEMES for name in (row.triton, row.jax) if name} <= have
 
 
