@@ -179,13 +179,14 @@ def _entropy(found: Histogram, target: CalibrationTarget, options: CalibrationOp
     """TensorRT's published search: what is clipped goes into the last bin, the rest into `levels` that are spread over their bins again.
 
     Of the cuts after `levels` bins and more, the one whose two distributions have the least Kullback-Leibler divergence; its range ends in
-    the middle of its last bin.
+    the middle of its last bin. The bin next to zero counts as the one after it: zeros, of which ReLU makes many, cost nothing.
     """
     if not target.is_symmetric:
         raise OperandError(f"entropy is defined for symmetric codes; {target.name} takes min-max, percentile or mean-square")
     counts = found.magnitudes()
     if counts.size <= target.levels:
         return -found.amax, found.amax
+    counts[0] = counts[1]
     best, least = counts.size, np.inf
     beyond = counts.sum() - np.cumsum(counts)
     for cut in range(target.levels, counts.size + 1):
@@ -245,7 +246,7 @@ METHODS: Final[dict[str, CalibrationMethod]] = {
         ),
         CalibrationMethod(
             name="entropy", what="least Kullback-Leibler divergence of the quantized distribution", range_of=_entropy,
-            source="Migacz, 8-bit Inference with TensorRT (GTC 2017, S7310)",
+            source="Migacz, 8-bit Inference with TensorRT (GTC 2017, S7310); the first bin as in NVIDIA's pytorch-quantization",
         ),
     )
 }  # fmt: skip

@@ -196,7 +196,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EmulatingDriver,
 
 @pytest.mark.parametrize(("name", "capability", "arch"), [
     ("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89"), ("cuda-fp8-blockwise", (9, 0), "sm_90a"),
-    ("cuda-mxfp8", (10, 0), "sm_100a"), ("cuda-nvfp4-pair", (10, 3), "sm_103a"),
+    ("cuda-mxfp8", (10, 0), "sm_100a"), ("cuda-nvfp4-pair", (10, 3), "sm_103a"), ("cuda-asymmetric-int8", (9, 0), "sm_90a"),
+    ("cuda-w4a4", (8, 9), "sm_89"),
 ])  # fmt: skip
 def test_a_run_on_a_gpu(gpu: Any, name: str, capability: tuple[int, int], arch: str) -> None:
     """Compiled to the GPU's machine code, its memory filled and read; all of it given back."""

@@ -121,6 +121,7 @@ def test_hard_values(method: str, target: str, values: np.ndarray) -> None:
 
 def entropy_by_hand(counts: list[int], levels: int) -> int:
     """TensorRT's algorithm as its slides have it, one bin after another: the number of bins kept."""
+    counts = [counts[1], *counts[1:]]
     best, least = len(counts), math.inf
     for cut in range(levels, len(counts) + 1):
         p = [float(count) for count in counts[:cut]]
@@ -150,6 +151,12 @@ def test_entropy_is_the_published_search(seed: int) -> None:
     best = entropy_by_hand(histogram.magnitudes().tolist(), 8)
     wanted = histogram.amax if best == histogram.magnitudes().size else F32((best - 0.5) * histogram.width)
     assert found.ranges().high[0] == wanted
+
+
+def test_zeros_do_not_move_the_entropy_range() -> None:
+    values = np.abs(np.random.default_rng(SEED).standard_normal(20_000)).astype(F32)
+    with_zeros = np.concatenate([values, np.zeros(20_000, F32)])
+    assert same(calibrated("entropy", [values]), calibrated("entropy", [with_zeros]))
 
 
 @pytest.mark.parametrize("target", ["int8", "int4", "e4m3"])

@@ -182,6 +182,23 @@ def test_compressed_tensors_reads_ours_and_we_read_its(tmp_path: Path) -> None:
     assert np.array_equal(found.dequantize(), back) or np.abs(found.dequantize() - back).max() <= 2**-7 * np.abs(back).max()
 
 
+def test_modelopt_stores_what_we_store_and_reads_it_alike(tmp_path: Path) -> None:
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("modelopt")
+    from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
+    from safetensors.torch import save_file
+
+    w = normal(24, 64)
+    theirs, scale, whole = NVFP4QTensor.quantize(torch.from_numpy(w), 16)
+    save_file({"l.weight": theirs._quantized_data, "l.weight_scale": scale, "l.weight_scale_2": whole.float()}, tmp_path / "theirs")
+    found = read_fp_checkpoint(tmp_path / "theirs")["l"]
+    assert isinstance(found, Nvfp4Tensors) and found.flavour == "modelopt"
+    ours = Nvfp4Tensors.of(nvfp4.quantize_columns(w.T.copy()), flavour="modelopt")
+    assert np.array_equal(found.packed, ours.packed) and np.array_equal(found.scales.view(np.uint8), ours.scales.view(np.uint8))
+    assert found.whole.reshape(-1)[0] == ours.whole[0]
+    back = theirs.dequantize(torch.float32, scale=scale, double_scale=whole, block_sizes={-1: 16}).numpy()
+    assert np.array_equal(found.dequantize(), back)
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 

@@ -100,3 +100,27 @@ def test_every_study_runs_whole(name, tmp_path):
     table = run(STUDIES[name], out=tmp_path, progress=False)
     assert len(table.rows) >= len(STUDIES[name].points("full"))
     assert page(STUDIES[name], table.rows, "full", 1.0).startswith("<!doctype html>")
+
+
+def test_the_encoder_in_numpy_is_the_one_in_torch():
+    torch = pytest.importorskip("torch")
+    minilm = pytest.importorskip("mmabits.research.minilm")
+    if minilm.model_folder() is None:
+        pytest.skip("the model is not installed")
+    from mmabits.commands.encoder import SentenceEncoder, load_weights
+
+    encoder, tensors = SentenceEncoder(load_weights(minilm.model_folder())), minilm.load()
+    for tokens in minilm.SENTENCES[:2]:
+        with torch.no_grad():
+            wanted = encoder(torch.tensor(tokens)).numpy()
+        assert np.abs(minilm.embed(tensors, tokens) - wanted).max() < 2e-6
+
+
+@pytest.mark.slow
+def test_a_row_of_the_calibration_study_is_the_model_it_names():
+    from mmabits.research import minilm
+
+    if minilm.model_folder() is None:
+        pytest.skip("the model is not installed")
+    (row,) = STUDIES["calibration"].at(target="int8", method="min-max")
+    assert 0.15 < row["error"] < 0.2 and row["cosine"] == pytest.approx(0.98376, abs=1e-3) and 0 < row["clipped"] < 1e-3
