@@ -111,7 +111,7 @@ def list_(
     evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
     family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of docs/support.md.")] = False,
 ) -> None:
     """List the instructions, and how well each is known."""
     from mmabits.commands import tables
