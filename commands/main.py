@@ -13,6 +13,7 @@ from mmabits.commands.cache import cache
 from mmabits.commands.campaign import campaign
 from mmabits.commands.compare import compare, multiply
 from mmabits.commands.diff import diff
+from mmabits.commands.examples import epilog
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
 from mmabits.commands.identify import identify
@@ -39,7 +40,6 @@ EXIT_INTERNAL: Final = 70
 app = typer.Typer(
     name="mmabits",
     help="Bit-exact emulation of NVIDIA tensor-core matrix instructions on the CPU.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -265,6 +265,11 @@ vectors.command(name="score")(vectors_score)
 vectors.command(name="pack")(vectors_pack)
 app.add_typer(vectors, name="vectors")
 app.add_typer(cache, name="cache", short_help="Where the engine's machine code is kept; fill and empty it.")
+app.info.epilog = epilog("mmabits")
+for prefix, group in (("mmabits", app), ("mmabits vectors", vectors), ("mmabits cache", cache)):
+    for registered in group.registered_commands:
+        registered.epilog = epilog(f"{prefix} {registered.name or getattr(registered.callback, '__name__', '')}")
+    group.info.epilog = epilog(prefix)
 
 
 if __name__ == "__main__":
