@@ -69,6 +69,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def epilog(name: str) -> str:
-    """What stands below a command's options; `\\b` keeps the lines as they are."""
-    lines = EXAMPLES[name]
+    """What stands below a command's options."""
+    lines = EXAMPLES[name]  # click leaves lines after a backspace as they are
     return "\b\n" + "\n".join(("Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)))

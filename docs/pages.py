@@ -59,16 +59,19 @@ def four_rows() -> str:
             box = f'x="{left + cell * (8 - place) + 1}" y="{y + 4}" width="{cell - 2}" height="{cell}" rx="3"'
             parts.append(f'<rect class="{kind}" {box}/>')
             if one:
-                parts.append(f'<text class="{"lost" if not kept else "bit"} mid" x="{left + cell * (8 - place) + cell / 2:g}" y="{y + 18}">1</text>')
+                parts.append(
+                    f'<text class="{"lost" if not kept else "bit"} mid" x="{left + cell * (8 - place) + cell / 2:g}" y="{y + 18}">1</text>'
+                )
         result = float(mmabits.gemm(a, b, instruction=instruction, arch=arch)[0, 0])
         tone = "good" if result == 448 + 31 / 64 else "bad"
         parts.append(f'<text x="{left + cell * len(columns) + 16}" y="{y + 19}" class="{tone}">{result!r}</text>')
         parts.append(f'<text x="{left}" y="{y + 36}" class="soft">keeps {step.largest - step.last_place} bits below the largest</text>')
     style = (
-        ".f { font: 13px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace; fill: #1c1d21 } .f .big { font-size: 15px; "
-        "font-weight: 600 } .f .soft { fill: #5d6069; font-size: 11px } .f .mid { text-anchor: middle } .f .one { fill: #2f5fd0 } "
-        ".f .small { fill: #1f7a4d } .f .nil { fill: #eaf0fd } .f .cut { fill: none; stroke: #b9b6ad } .f .bit { fill: #fff; font-size: 11px } "
-        ".f .lost { fill: #b3261e; font-size: 11px } .f .good { fill: #1f7a4d; font-weight: 600 } .f .bad { fill: #b3261e; font-weight: 600 }"
+        ".f { font: 13px ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace; fill: #1c1d21 } "
+        ".f .big { font-size: 15px; font-weight: 600 } .f .soft { fill: #5d6069; font-size: 11px } .f .mid { text-anchor: middle } "
+        ".f .one { fill: #2f5fd0 } .f .small { fill: #1f7a4d } .f .nil { fill: #eaf0fd } .f .cut { fill: none; stroke: #b9b6ad } "
+        ".f .bit { fill: #fff; font-size: 11px } .f .lost { fill: #b3261e; font-size: 11px } "
+        ".f .good { fill: #1f7a4d; font-weight: 600 } .f .bad { fill: #b3261e; font-weight: 600 }"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="f" viewBox="-14 -6 {width + 20} {height + 10}" width="{width + 20}" '

@@ -198,7 +198,7 @@ def test_identify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = page_at(page)
     assert (
         '_fused("device.f16.f32", 24, 8, -132, _recorded(...)),' in found.text
-        and f"3 rows of isa/ give every answer to {read_vectors(_PACK).rows} dot" in found.text
+        and f"3 known datapaths give every answer to {read_vectors(_PACK).rows} dot" in found.text
     )
     assert "A program answered, no GPU (kind computed)" in found.text and "F, fraction bits kept 24" in found.text
     assert "sm_86.hmma.f16.f32" in found.text and "nothing overflows" in found.text
