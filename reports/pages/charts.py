@@ -97,16 +97,27 @@ def series_colors(names: Sequence[str], palette: Sequence[str] = COLORS) -> list
     return [arch_color(name) or free[next(others) % len(free)] for name in names]
 
 
-def coinciding(series: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[int | None]:
-    """For each line the first one before it that has all the same points: only one of them is seen."""
-    points = [(tuple(x), tuple(y)) for x, y in series]
-    first = [points.index(line) for line in points]
-    return [at if at < number else None for number, at in enumerate(first)]
+def coinciding(series: Sequence[tuple[Sequence[float], Sequence[float]]], *, is_log: bool = False) -> list[int | None]:
+    """For each line the first one before it that it is drawn upon: the same x, and y within the width of a line.
+
+    Args:
+        series: x and y of each.
+        is_log: whether y is drawn by its logarithm.
+    """
+    every = [value for _, y in series for value in y]
+    width = 0.004 * (max(every) - min(every)) if every else 0.0
+
+    def is_upon(one: tuple[Sequence[float], Sequence[float]], other: tuple[Sequence[float], Sequence[float]]) -> bool:
+        if tuple(one[0]) != tuple(other[0]):
+            return False
+        return all(abs(a - b) <= (0.04 * abs(b) if is_log else width) for a, b in zip(one[1], other[1], strict=True))
+
+    return [next((at for at in range(number) if is_upon(line, series[at])), None) for number, line in enumerate(series)]
 
 
 def told_in_legend(names: Sequence[str], same: Sequence[int | None]) -> list[str]:
-    """Names for a legend; of a line that hides behind another it is said."""
-    return [name if at is None else f"{name} (the same as {names[at]})" for name, at in zip(names, same, strict=True)]
+    """Names for a legend; of a line that is drawn upon another it is said."""
+    return [name if at is None else f"{name} (upon {names[at]})" for name, at in zip(names, same, strict=True)]
 
 
 def bars(parts: Sequence[Bar], *, label: str) -> str:
