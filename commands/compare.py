@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -46,7 +44,7 @@ def compare(
     from mmabits.conformance.ways import REFERENCES
     from mmabits.conformance.ways import compare as run
     from mmabits.conformance.ways_shown import ways_page
-    from mmabits.reports.output import draw, say, say_json
+    from mmabits.reports.output import draw, say, say_csv, say_json
     from mmabits.reports.pages import check_page, write
 
     check_page(report)
@@ -67,7 +65,7 @@ def compare(
     if report is not None:
         write(report, ways_page(found, names=(a, b)))
     if as_csv:
-        say(*csv_lines(found.rows()))
+        say_csv(found.rows())
     elif as_json:
         say_json(found.as_json)
     else:
@@ -112,16 +110,6 @@ def multiply(
     for line in pair.notes:
         note(line)
     _write(out, scaled(d, pair))
-
-
-def csv_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows of one shape as CSV, with a line of headings; nothing where there are none."""
-    text = io.StringIO()
-    if rows:
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    return text.getvalue().splitlines()
 
 
 def _matrices(a: str, b: str, transpose_b: bool, stored: str | None) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from mmabits.isa.errors import OperandError, visible
 from mmabits.reports.failures import told
-from mmabits.reports.output import complain, draw, say, say_json
+from mmabits.reports.output import complain, draw, say, say_csv, say_json
 
 if TYPE_CHECKING:
     from mmabits.conformance.diff.comparison import Comparison
@@ -40,16 +40,17 @@ def diff(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the operands.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row for each case, or with --list for each there is.")] = False,
 ) -> None:
     """Run products and kernels on the GPU and emulated, or compare a recording, bit by bit. Exit status: 0 equal, 1 different, 2 error."""
     if list_cases:
-        _list(as_json=as_json)
+        _list(as_json=as_json, as_csv=as_csv)
         return
     from mmabits.reports.pages import check_page
 
     check_page(report)
     if run or on_gpu:
-        if not run or against is not None or record is not None or case or emulated or report is not None:
+        if not run or against is not None or record is not None or case or emulated or report is not None or as_csv:
             raise OperandError("--run goes with --on-gpu, --arch and --json alone, and --on-gpu with --run")
         raise typer.Exit(_runs(run, arch, on_gpu=on_gpu, as_json=as_json))
     if against is not None:
@@ -57,14 +58,14 @@ def diff(
             raise OperandError("--against takes what a file holds: --record, --case and --emulated do not go with it")
         from mmabits.conformance.diff.against import compare_file
 
-        raise typer.Exit(_told([compare_file(against, arch=arch)], {}, report, as_json=as_json))
+        raise typer.Exit(_told([compare_file(against, arch=arch)], {}, report, as_json=as_json, as_csv=as_csv))
     if emulated and arch is None:
         raise OperandError("--emulated has no GPU to ask for its architecture: name it with --arch")
     if record is not None:
-        if report is not None or as_json or (arch is not None and not emulated):
+        if report is not None or as_json or as_csv or (arch is not None and not emulated):
             raise OperandError("--record only records: --arch, --report and --json go with a comparison")
         raise typer.Exit(_record(record, case or [], seed, arch if emulated else None))
-    raise typer.Exit(_live(case or [], seed, arch, report, stand_in=arch if emulated else None, as_json=as_json))
+    raise typer.Exit(_live(case or [], seed, arch, report, stand_in=arch if emulated else None, as_json=as_json, as_csv=as_csv))
 
 
 def _runs(paths: Sequence[Path], arch: str | None, *, on_gpu: bool, as_json: bool) -> int:
@@ -86,12 +87,15 @@ def _runs(paths: Sequence[Path], arch: str | None, *, on_gpu: bool, as_json: boo
     return EXIT_DIFFER if any(each.differences for each in found) else 0
 
 
-def _list(*, as_json: bool) -> None:
+def _list(*, as_json: bool, as_csv: bool) -> None:
     from rich.table import Table
 
     from mmabits.conformance.diff.recorder import ALL_CASES, case_row
 
     rows = [case_row(case) for case in ALL_CASES.values()]
+    if as_csv:
+        say_csv(rows)
+        return
     if as_json:
         say_json(rows)
         return
@@ -123,7 +127,7 @@ def _record(folder: Path, names: list[str], seed: int, stand_in: str | None) -> 
     return EXIT_ERROR if failed else 0
 
 
-def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *, stand_in: str | None, as_json: bool) -> int:
+def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *, stand_in: str | None, as_json: bool, as_csv: bool) -> int:
     """Every case on the GPU, or its stand-in, and emulated."""
     from mmabits.conformance.diff.against import compare_recorded
     from mmabits.conformance.diff.recorder import choose, record_any
@@ -140,17 +144,20 @@ def _live(names: list[str], seed: int, arch: str | None, report: Path | None, *,
                 failed[case.name] = told(error)
                 _complain(case.name, failed[case.name])
             advance()
-    return _told(found, failed, report, as_json=as_json)
+    return _told(found, failed, report, as_json=as_json, as_csv=as_csv)
 
 
-def _told(found: Sequence[Comparison], failed: Mapping[str, str], report: Path | None, *, as_json: bool) -> int:
+def _told(found: Sequence[Comparison], failed: Mapping[str, str], report: Path | None, *, as_json: bool, as_csv: bool) -> int:
     """Print, write the page, and give the exit status."""
     if report is not None:
         from mmabits.commands.pages.diff import differences_page
         from mmabits.reports.pages import write
 
         write(report, differences_page(found, tuple(failed.items())))
-    if as_json:
+    if as_csv:
+        rows = [{"case": one.name, "elements": one.elements, "differing": one.differing, "verdict": one.verdict} for one in found]
+        say_csv(rows + [{"case": name, "elements": "", "differing": "", "verdict": f"failed: {why}"} for name, why in failed.items()])
+    elif as_json:
         parts: Any = [one.as_json for one in found]
         say_json(parts[0] if len(parts) == 1 and not failed else {"runs": parts, "failed": dict(failed)})
     else:

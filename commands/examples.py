@@ -61,6 +61,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "mmabits vectors": ("mmabits vectors score",),
     "mmabits vectors score": ("mmabits vectors score recordings --report score.html",),
     "mmabits vectors pack": ("mmabits vectors pack --out vectors",),
+    "mmabits vectors convert": ("mmabits vectors convert run.toml -o run.safetensors",),
     "mmabits cache": ("mmabits cache warm wgmma --arch h100",),
     "mmabits cache warm": ("mmabits cache warm wgmma mma.sync --arch h100",),
     "mmabits cache clear": ("mmabits cache clear",),

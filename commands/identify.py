@@ -24,6 +24,7 @@ def identify(
     gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a row for each finding.")] = False,
     function: Annotated[Path | None, typer.Option(help="Instead: a file of `mmabits record --functions`.")] = None,
     blocks: Annotated[
         int | None, typer.Option(min=0, help="With --function: blocks of 2^20 operands to prove the model on; all if left out.")
@@ -35,11 +36,11 @@ def identify(
     from mmabits.conformance.recorded.reading import read_dots
     from mmabits.isa import parse
     from mmabits.isa.errors import OperandError
-    from mmabits.reports.output import say, say_json
+    from mmabits.reports.output import say, say_csv, say_json
     from mmabits.reports.pages import check_page, write
 
     if function is not None:
-        if recording is not None or instruction is not None or arch is not None or gpu is not None or report is not None:
+        if recording is not None or instruction is not None or arch is not None or gpu is not None or report is not None or as_csv:
             raise OperandError("--function takes a file, and goes with --blocks and --json alone")
         raise typer.Exit(_function(function, blocks, as_json=as_json))
     if blocks is not None:
@@ -62,7 +63,12 @@ def identify(
         from mmabits.commands.pages.identify import identification_page
 
         write(report, identification_page(found, asked=_asked(device, recording, row.ptx, arch)))
-    if as_json:
+    if as_csv:
+        say_csv(
+            [{"what": f.what, "value": f.value, "probes": f.probes, "evidence": f.evidence, "also": ""} for f in found.findings]
+            + [{"what": u.what, "value": "undecided", "probes": "", "evidence": u.reason, "also": u.alternatives} for u in found.undecided]
+        )
+    elif as_json:
         say_json({
             "row": found.row, "what_if": found.what_if,
             "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),

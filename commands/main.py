@@ -24,10 +24,10 @@ from mmabits.commands.minilm import minilm
 from mmabits.commands.mismatch import mismatch
 from mmabits.commands.record import record
 from mmabits.commands.study import study
-from mmabits.commands.vectors import vectors_pack, vectors_score
+from mmabits.commands.vectors import vectors_convert, vectors_pack, vectors_score
 from mmabits.isa.errors import MmabitsError
 from mmabits.reports.failures import is_foreseen, told
-from mmabits.reports.output import ReaderGone, complain, console, draw, finish_errors, finish_output, say, say_json, settle_output
+from mmabits.reports.output import ReaderGone, complain, console, draw, finish_errors, finish_output, say, say_csv, say_json, settle_output
 
 if TYPE_CHECKING:
     from mmabits.isa import Instruction
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print a row for each line of the table.")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,6 +112,7 @@ def list_(
     evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
     family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
     as_json: Json = False,
+    as_csv: Csv = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of docs/support.md.")] = False,
 ) -> None:
     """List the instructions, and how well each is known."""
@@ -118,7 +120,9 @@ def list_(
     from mmabits.isa import instructions
 
     rows = instructions(arch=arch, evidence=evidence, family=family)
-    if as_json:
+    if as_csv:
+        say_csv(tables.support_json(rows))
+    elif as_json:
         say_json(tables.support_json(rows))
     elif markdown:
         say(*tables.support_markdown(rows).split("\n"))
@@ -162,7 +166,7 @@ def show(
         say(*tables.instruction_lines(found, arch))
 
 
-def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None) -> int:
+def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | None = None, *, as_csv: bool = False) -> int:
     """Replay, print, and return the exit status."""
     from mmabits.conformance.campaign.archive import is_archive
     from mmabits.conformance.diff import counting
@@ -189,7 +193,9 @@ def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | 
         from mmabits.commands.pages.replay import counts_page
 
         write(page, counts_page(reports))
-    if as_json:
+    if as_csv:
+        say_csv([counting.report_row(report) for report in reports])
+    elif as_json:
         say_json(counting.reports_json(reports))
     else:
         counted = [report for report in reports if report.error is None]
@@ -207,20 +213,28 @@ def replay_paths(paths: Sequence[Path], limit: int, as_json: bool, page: Path | 
 @app.command(name="replay")
 def replay_(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Files or folders; without any, $MMABITS_RECORDINGS or ../shared/hardware.")
+        list[Path] | None,
+        typer.Argument(help="Files or folders; without any, $MMABITS_RECORDINGS, ../shared/hardware, or the pack that ships."),
     ] = None,
     as_json: Json = False,
+    as_csv: Csv = False,
     limit: Annotated[int, typer.Option(min=0, help="How many differing rows of each file to describe.")] = 3,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
 ) -> None:
     """Run recorded dot products through the engine. Exit status: 0 all equal, 1 some differ, 2 unreadable input."""
     from mmabits.conformance.recorded.reading import FOLDER_VARIABLE, recordings_folder
-    from mmabits.isa.errors import VectorFileError
 
     folder = None if paths else recordings_folder()
     if not paths and folder is None:
-        raise VectorFileError(f"no recordings to replay: name files or folders, or set {FOLDER_VARIABLE}")
-    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json, report))
+        from mmabits.conformance.probes.pack import FOLDER
+        from mmabits.reports.output import note
+
+        note(
+            f"No recordings of GPUs here (name files or folders, or set {FOLDER_VARIABLE}): this is the pack that ships, whose results an "
+            "exact model computed. It tests this machine's engine, and proves nothing about hardware."
+        )
+        folder = FOLDER
+    raise typer.Exit(replay_paths(paths or [Path(str(folder))], limit, as_json, report, as_csv=as_csv))
 
 
 @app.command(short_help="Multiply real weights as several GPUs would, and compare.")
@@ -257,12 +271,13 @@ app.command(name="mismatch", short_help="Two settings of one model: what differs
 app.command(name="record")(record)
 app.command(name="study", short_help="Run a study that ships, and write its page.")(study)
 vectors = typer.Typer(
-    help="Vector files: which wrong models they would catch, and the pack that ships.",
-    short_help="Which wrong models vector files catch; the pack that ships.",
+    help="Vector files: which wrong models they would catch, the pack that ships, and files made of arrays.",
+    short_help="Vector files: what they catch; made of arrays; the pack.",
     no_args_is_help=True,
 )
 vectors.command(name="score")(vectors_score)
 vectors.command(name="pack")(vectors_pack)
+vectors.command(name="convert")(vectors_convert)
 app.add_typer(vectors, name="vectors")
 app.add_typer(cache, name="cache", short_help="Where the engine's machine code is kept; fill and empty it.")
 app.info.epilog = epilog("mmabits")

@@ -92,3 +92,28 @@ def vectors_pack(
     check_folder(out)
     paths = write_pack(out)
     say(f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes in {out}")
+
+
+def vectors_convert(
+    description: Annotated[Path, typer.Argument(help="What the data are (.toml): instruction, arch, kind, gpu, and the files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write (.safetensors).")],
+) -> None:
+    """Make a vector file of arrays in .npz, .csv or raw files."""
+    from mmabits.conformance.recorded.converted import convert
+    from mmabits.conformance.recorded.dots import DotVectors, write_vectors
+    from mmabits.conformance.recorded.tiles import write_recording
+    from mmabits.isa.errors import OperandError
+    from mmabits.reports.output import say
+    from mmabits.reports.pages import check_page
+
+    if out.suffix != ".safetensors":
+        raise OperandError(f"a vector file is written as .safetensors, got {str(out)!r}")
+    check_page(out, suffixes=(".safetensors",))
+    found = convert(description)
+    if isinstance(found, DotVectors):
+        write_vectors(out, found)
+        what = f"{found.rows} dot products"
+    else:
+        write_recording(out, found)
+        what = f"{found.tiles} tiles"
+    say(f"{what} of {found.row.ptx} on {found.gpu or found.arch} ({found.kind}); replay them with: mmabits replay {out}")

@@ -5,10 +5,11 @@ Every command prints with these and with nothing else. rich is imported when a t
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -57,6 +58,21 @@ def say_json(value: Any) -> None:
     """Print JSON, in ASCII."""
     with _writing():
         print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def say_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of one shape as CSV with a line of headings; nothing where there are none.
+
+    Lists become texts with blanks between their parts.
+    """
+    import csv
+
+    text = io.StringIO()
+    if rows:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(rows[0])
+        table.writerows([" ".join(map(str, cell)) if isinstance(cell, list | tuple) else cell for cell in row.values()] for row in rows)
+    say(*text.getvalue().splitlines())
 
 
 def note(text: str) -> None:
@@ -226,6 +242,7 @@ __all__ = [
     "finish_output",
     "note",
     "say",
+    "say_csv",
     "say_json",
     "settle_output",
 ]

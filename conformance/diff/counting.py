@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from mmabits.conformance.diff.comparing import Difference, compare
+from mmabits.conformance.diff.comparing import Difference, Kind, compare
 from mmabits.conformance.recorded.base import Provenance, RecordedDots
 from mmabits.conformance.recorded.dots import DotVectors, dots_of
 from mmabits.conformance.recorded.reading import read_recorded_dots
@@ -279,6 +279,14 @@ def reports_json(reports: Sequence[FileReport]) -> dict[str, Any]:
         "differing": sum(report.differing for report in reports),
         "errors": sum(report.error is not None for report in reports),
     }
+
+
+def report_row(report: FileReport) -> dict[str, Any]:
+    """What `mmabits replay --csv` prints of a file: numbers and names, every class of differences a column."""
+    plain = report.as_json
+    names = ("path", "error", "kind", "gpu", "arch", "instruction", "evidence", "rows", "differing", "largest_ulp")
+    classes = {kind.value: plain["classes"].get(kind.value, 0) for kind in Kind if kind is not Kind.EQUAL}
+    return {**{name: plain[name] for name in names}, **classes}
 
 
 def reports_table(reports: Sequence[FileReport]) -> Table:

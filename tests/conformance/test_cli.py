@@ -272,11 +272,6 @@ def test_replay_takes_the_named_folder(run, tmp_path: Path, vectors: DotVectors,
     assert run("replay").out.splitlines()[-1] == "3 rows, 0 differ"
 
 
-def test_replay_with_nothing_named_and_nothing_there(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmabits.conformance.recorded.reading.recordings_folder", lambda: None)
-    check_error(run("replay"), "no recordings to replay: name files or folders, or set MMABITS_RECORDINGS")
-
-
 # The whole -------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from fractions import Fraction
@@ -219,3 +220,19 @@ def test_the_gemm_command_and_pipes(tmp_path: Path) -> None:
     for arguments in (("-o", "d.txt"), ("-o", str(tmp_path / "none" / "d.npy"))):
         assert isinstance(ask("gemm", *files, *arguments, "--arch", "sm_90a", "-f", "e4m3").exception, mmabits.MmabitsError)
     assert isinstance(ask("gemm", "-", "-", "-o", "-", "--arch", "sm_90a").exception, OperandError)
+
+
+def test_tables_as_csv(tmp_path: Path) -> None:
+    def rows(*arguments: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(ask(*arguments).stdout)))
+
+    listed = rows("list", "--arch", "sm_90a", "--csv")
+    assert len(listed) == len(mmabits.instructions(arch="sm_90a"))
+    assert {row["family"] for row in listed} >= {"wgmma", "mma.sync"}
+    pack = Path(mmabits.__file__).parent / "conformance" / "probes" / "pack" / "sm_90a-wgmma-e4m3-e4m3-f32-k32.safetensors"
+    (replayed,) = rows("replay", str(pack), "--csv")
+    assert (replayed["differing"], replayed["kind"]) == ("0", "computed")
+    found = rows("identify", str(pack), "--csv")
+    assert {"L", "e_zero"} <= {row["what"] for row in found}
+    cases = rows("diff", "--list", "--csv")
+    assert {"torch", "jax", "triton"} <= {row["framework"] for row in cases}

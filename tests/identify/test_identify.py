@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+import mmabits
 from mmabits.conformance.identify import Identification, identify
 from mmabits.conformance.identify.devices import emulator_device
 from mmabits.conformance.probes.pack import FOLDER
@@ -138,6 +140,21 @@ def test_a_recording_is_a_device() -> None:
     assert found.survived and "sm_90a.wgmma.f8.f32" in found.names and found.model.fraction_bits == 13
     assert found.row == '_fused("device.e4m3.f32", 13, 32, -133, _recorded(...), result_fraction_bits=13),'
     assert found.datapath is not None and found.datapath.fraction_bits == 13
+    assert found.what_if.startswith('mmabits.what_if("device", base="sm_90a", rows={"wgmma.f8.f32": {"fraction_bits": 13, "step": 32, ')
+
+
+def test_the_what_if_call_can_be_pasted_and_computes_the_same() -> None:
+    """A datapath that no architecture has, asked, pasted, and asked on operands beside the first."""
+    mmabits.what_if("secret", base="sm_90a", rows={"wgmma.f8.f32": {"fraction_bits": 17, "result_fraction_bits": 19}})
+    ptx = "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3"
+    found = identify(emulator_device(ptx, "secret"), a_type="e4m3", b_type="e4m3", d_type="f32", k=32)
+    assert found.survived
+    made = eval(found.what_if.splitlines()[0].replace('"device"', '"pasted"'), {"mmabits": mmabits})
+    rng = np.random.default_rng(5)
+    a, b = (rng.standard_normal(shape).astype(ml_dtypes.float8_e4m3fn) for shape in ((64, 96), (96, 64)))
+    pasted, secret, real = (mmabits.gemm(a, b, instruction=ptx, arch=arch) for arch in (made.name, "secret", "sm_90a"))
+    assert np.array_equal(pasted, secret)
+    assert (secret != real).any()
 
 
 def test_a_recording_of_a_gpu_names_what_it_leaves_open() -> None:

@@ -32,7 +32,7 @@ def test_json_holds_the_row_and_what_agrees(capsys: pytest.CaptureFixture[str]) 
     assert (status, err) == (0, "")
     assert found["row"] == '_integer("device", "s8"),' and found["probes"] == 224 and found["contradictions"] == 0
     assert "sm_80.imma.int.s32" in found["matches"] and "sm_90a.wgmma.int.s32" not in found["matches"]
-    assert found.keys() == {"row", "probes", "contradictions", "matches", "findings", "undecided"}
+    assert found.keys() == {"row", "what_if", "probes", "contradictions", "matches", "findings", "undecided"}
 
 
 def test_a_file_says_what_stays_open(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +42,7 @@ def test_a_file_says_what_stays_open(capsys: pytest.CaptureFixture[str]) -> None
     assert found["findings"] == [], "a recording answers no questions"
     assert found["undecided"] and all(part["alternatives"] or part["reason"] for part in found["undecided"])
     status, text, _ = run(capsys, str(PACK))
-    assert status == 0 and "sm_80.hmma.f16.f32" in text and found["row"] in text
+    assert status == 0 and "sm_80.hmma.f16.f32" in text and found["what_if"] in text
 
 
 def test_what_was_asked_is_told(capsys: pytest.CaptureFixture[str]) -> None:
