@@ -48,6 +48,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "mmabits invariance up=14336x4096 --ranks 8 --report invariance.html",
     ),
     "mmabits learn": ("mmabits learn h100 --patch rows.patch",),
+    "mmabits evaluate": ("mmabits evaluate small --arch h100 --arch b200 --quantize none --quantize fp8",),
     "mmabits minilm": ("mmabits minilm --arch h100 --scheme fp8-row --sentence 'A short one.'",),
     "mmabits mismatch": ("mmabits mismatch h100:bf16 b200:bf16 --report mismatch.html",),
     "mmabits record": (
