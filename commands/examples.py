@@ -48,7 +48,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "mmabits invariance up=14336x4096 --ranks 8 --report invariance.html",
     ),
     "mmabits learn": ("mmabits learn h100 --patch rows.patch",),
-    "mmabits evaluate": ("mmabits evaluate small --arch h100 --arch b200 --quantize none --quantize fp8",),
+    "mmabits evaluate": ("mmabits evaluate small --arch h100 --arch b200 --quantize fp8",),
     "mmabits minilm": ("mmabits minilm --arch h100 --scheme fp8-row --sentence 'A short one.'",),
     "mmabits mismatch": ("mmabits mismatch h100:bf16 b200:bf16 --report mismatch.html",),
     "mmabits record": (
@@ -67,7 +67,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "mmabits cache warm": ("mmabits cache warm wgmma mma.sync --arch h100",),
     "mmabits cache clear": ("mmabits cache clear",),
 }
-"""By the whole name. A line is at most 76 characters, so that it stays whole in eighty columns; `\\` goes on in the next."""
+"""By the whole name. A line is at most 74 characters, so that it stays whole in eighty columns; `\\` goes on in the next."""
 
 
 def epilog(name: str) -> str:
