@@ -1,4 +1,4 @@
-"""What was measured as tables for the terminal and for the README, as JSON and as a plot."""
+"""What was measured as tables for the terminal and for docs/speed.md, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def rich_table(sheet: Sheet) -> Table:
 
 
 def markdown(results: Results) -> str:
-    """For the README: the tables, and when, where and how they were made."""
+    """For docs/speed.md: the tables, and when, where and how they were made."""
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     parts = [

@@ -40,10 +40,7 @@ def compare(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a row for each way.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Multiply two matrices as several GPUs would, and compare bit by bit. Exit status: 0 the same bits, 1 not.
-
-    mmabits compare x.npy w.safetensors:q.weight --transpose-b -f fp8 --arch sm_90a --arch sm_100a
-    """
+    """Multiply two matrices as several GPUs would, and compare bit by bit. Exit status: 0 the same bits, 1 not."""
     from mmabits.conformance.ways import REFERENCES
     from mmabits.conformance.ways import compare as run
     from mmabits.conformance.ways_shown import ways_page
@@ -97,8 +94,6 @@ def multiply(
     """Multiply two matrices as a GPU would, and write the product.
 
     A recipe's scales of the whole matrices multiply the product at the end, in float32.
-
-    mmabits gemm a.npy b.npy -o d.npy --arch sm_90a -f e4m3
     """
     from mmabits.conformance.ways import quantized, scaled
     from mmabits.emulator.api import gemm, operand_type, scale_type

@@ -14,6 +14,7 @@ from mmabits.commands.campaign import campaign
 from mmabits.commands.compare import compare, multiply
 from mmabits.commands.diff import diff
 from mmabits.commands.evaluate import evaluate
+from mmabits.commands.examples import epilog
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
 from mmabits.commands.identify import identify
@@ -40,7 +41,6 @@ EXIT_INTERNAL: Final = 70
 app = typer.Typer(
     name="mmabits",
     help="Bit-exact emulation of NVIDIA tensor-core matrix instructions on the CPU.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -114,7 +114,7 @@ def list_(
     family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
     as_json: Json = False,
     as_csv: Csv = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the compact table of docs/support.md.")] = False,
 ) -> None:
     """List the instructions, and how well each is known."""
     from mmabits.commands import tables
@@ -282,6 +282,11 @@ vectors.command(name="pack")(vectors_pack)
 vectors.command(name="convert")(vectors_convert)
 app.add_typer(vectors, name="vectors")
 app.add_typer(cache, name="cache", short_help="Where the engine's machine code is kept; fill and empty it.")
+app.info.epilog = epilog("mmabits")
+for prefix, group in (("mmabits", app), ("mmabits vectors", vectors), ("mmabits cache", cache)):
+    for registered in group.registered_commands:
+        registered.epilog = epilog(f"{prefix} {registered.name or getattr(registered.callback, '__name__', '')}")
+    group.info.epilog = epilog(prefix)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def counts_text(rows: Iterable[Support]) -> str:
 
 
 def support_markdown(rows: Sequence[Support]) -> str:
-    """The table of the README: how many forms each architecture has of each family, and with which evidence.
+    """The table of docs/support.md: how many forms each architecture has of each family, and with which evidence.
 
     Returns:
         Lines without a newline at the end.
@@ -94,6 +94,20 @@ def support_markdown(rows: Sequence[Support]) -> str:
             lines.append(f"| `{arch.name}` {arch.family} | {', '.join(arch.gpus)} | {' | '.join(cells)} |")
     total = counts_text(rows)
     lines += ["", f"Forms: {total}. A form is a shape (N and M may range), a set of operand types, an accumulator and a scale type."]
+    return "\n".join(lines)
+
+
+def support_summary(rows: Sequence[Support]) -> str:
+    """The table of the README: what each architecture has, and how many of its forms are known how well.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    lines = ["| Architecture | GPUs | Instructions | Forms |", "|---|---|---|---|"]
+    for arch in ARCHITECTURES.values():
+        known = [row for row in rows if row.arch == arch.name and row.evidence is not None]
+        families = ", ".join(f"`{family}`" for family in Family if any(row.family is family for row in known))
+        lines.append(f"| `{arch.name}` {arch.family} | {', '.join(arch.gpus)} | {families} | {counts_text(known)} |")
     return "\n".join(lines)
 
 

@@ -98,10 +98,7 @@ def vectors_convert(
     description: Annotated[Path, typer.Argument(help="What the data are (.toml): instruction, arch, kind, gpu, and the files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write (.safetensors).")],
 ) -> None:
-    """Make a vector file of arrays in .npz, .csv or raw files.
-
-    mmabits vectors convert run.toml -o run.safetensors
-    """
+    """Make a vector file of arrays in .npz, .csv or raw files."""
     from mmabits.conformance.recorded.converted import convert
     from mmabits.conformance.recorded.dots import DotVectors, write_vectors
     from mmabits.conformance.recorded.tiles import write_recording

@@ -51,7 +51,7 @@ class Asked:
 
 
 def identification_page(found: Identification, *, asked: Asked) -> str:
-    """The page: the row, what each number rests on, what contradicts it, the rows of isa/ that agree, and what stays undecided.
+    """The page: the row, what each number rests on, what contradicts it, the known datapaths that agree, and what stays undecided.
 
     Args:
         found: the result.
@@ -63,7 +63,7 @@ def identification_page(found: Identification, *, asked: Asked) -> str:
     sections += [
         Section(title="What each number rests on", blocks=tuple(_findings(found))),
         Section(title="Undecided", blocks=tuple(_undecided(found))),
-        Section(title="Rows of isa/ that agree", blocks=(_matches(found),)),
+        Section(title="Known datapaths that agree", blocks=(_matches(found),)),
     ]
     return report_page(Report(
         title="A datapath, identified", lead=f"Asked: {asked.device}.", notice=_notice(asked),
@@ -71,7 +71,7 @@ def identification_page(found: Identification, *, asked: Asked) -> str:
         counts=(
             Count(value=found.probes, what="dot products"),
             Count(value=found.contradictions, what="contradict the row", tone="good" if found.survived else "bad"),
-            Count(value=len(found.names), what="rows of isa/ agree"),
+            Count(value=len(found.names), what="known datapaths agree"),
             *([Count(value=len({part.what for part in found.undecided}), what="numbers or rules undecided")] if found.survived else []),
         ),
         facts=(("operands", _operands(found.model)), *asked.facts), sections=tuple(sections),
@@ -82,8 +82,8 @@ def _verdict(found: Identification) -> str:
     if not found.survived:
         return f"Nothing that is modelled fits: {found.contradictions:,} of {plural(found.probes, 'answer')} contradict the nearest row"
     if not found.names:
-        return f"A row gives all {plural(found.probes, 'answer')}; it stands nowhere in isa/"
-    agree = f"{plural(len(found.names), 'row')} of isa/ {'gives' if len(found.names) == 1 else 'give'}"
+        return f"A row gives all {plural(found.probes, 'answer')}; it is none of the known datapaths"
+    agree = f"{plural(len(found.names), 'known datapath')} {'gives' if len(found.names) == 1 else 'give'}"
     return f"{agree} every answer to {plural(found.probes, 'dot product')}"
 
 
@@ -156,7 +156,7 @@ def _contradictions(found: Identification, recording: DotVectors | None) -> Iter
 def _findings(found: Identification) -> Iterator[Block]:
     if not found.findings:
         text = (
-            "A recording answers no questions: the rows of isa/ for its types, and neighbours of the nearest, were held against "
+            "A recording answers no questions: the known datapaths for its types, and neighbours of the nearest, were held against "
             "all that it holds."
         )
         yield NoteBlock(text=text)

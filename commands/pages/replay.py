@@ -92,7 +92,7 @@ def _facts(done: Sequence[FileReport]) -> Iterator[tuple[str, str]]:
         rows[report.kind] = rows.get(report.kind, 0) + report.rows
         evidence[str(report.evidence)] = evidence.get(str(report.evidence), 0) + report.rows
     yield "results made by", ", ".join(f"{kind} ({plural(count, 'row')})" for kind, count in rows.items())
-    yield "evidence of the rows of isa/", ", ".join(f"{level} ({plural(count, 'row')})" for level, count in evidence.items())
+    yield "how well the datapaths are known", ", ".join(f"{level} ({plural(count, 'row')})" for level, count in evidence.items())
     yield "architectures", ", ".join(dict.fromkeys(report.arch for report in done))
 
 

@@ -102,9 +102,9 @@ class Identification:
         for each in self.undecided:
             yield f"undecided: {each.what}: also {', '.join(each.alternatives)} ({each.reason})"
         if self.matches:
-            yield f"rows of isa/ that agree: {', '.join(self.names)}"
+            yield f"known datapaths that agree: {', '.join(self.names)}"
         else:
-            yield "no row of isa/ agrees"
+            yield "no known datapath agrees"
         end = "none contradicts the row" if self.survived else f"{self.contradictions} contradict the row: nothing that is modelled fits"
         yield f"{self.probes} dot products; {end}"
 

@@ -60,7 +60,7 @@ def examples() -> dict[Model, tuple[Instruction, str, dict[str, None]]]:
 
 def row_lines() -> Iterator[str]:
     """A line for each different arithmetic, asked through the emulator."""
-    yield "| instruction | found | rows of isa/ that agree | dot products | undecided |"
+    yield "| instruction | found | known datapaths that agree | dot products | undecided |"
     yield "|---|---|---|---:|---|"
     for row, arch, names in examples().values():
         found = _asked(emulator_device(str(row), arch), row)

@@ -6,6 +6,7 @@ Every function returns an `<svg>` element whose texts are escaped. Bars take the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,16 @@ from mmabits.isa import OperandError
 
 COLORS: Final = ("var(--accent)", "var(--accent-2)", "var(--held)", "var(--good)", "var(--bad)", "var(--soft)")
 """Of series, in turn."""
+ARCH_COLORS: Final = {
+    "sm_70": "#8a7560", "sm_75": "#a87900", "sm_80": "#1f8a5b", "sm_86": "#6a9a00", "sm_89": "#8b5cc7", "sm_90a": "#4477e0",
+    "sm_100a": "#d0632a", "sm_103a": "#e0982f", "sm_110a": "#c8455a", "sm_120a": "#0f93a6", "sm_121a": "#4aa8b0",
+}  # fmt: skip
+"""An architecture has one colour on every page, which shows on light and dark paper."""
+_GENERATIONS: Final = {
+    "Volta": "sm_70", "Turing": "sm_75", "Ampere": "sm_80", "Ada": "sm_89", "Hopper": "sm_90a", "Blackwell": "sm_100a",
+}  # fmt: skip
+"""What a name of a generation stands for where no architecture is named."""
+_NAMED: Final = re.compile(rf"\b({'|'.join([*ARCH_COLORS, *_GENERATIONS])})\b")
 WIDTH: Final = 720
 _BAR: Final = 38
 """Height of a bar with its label above it."""
@@ -71,6 +82,42 @@ class Mark:
 
     x: float
     label: str
+
+
+def arch_color(text: str) -> str:
+    """The colour of the one architecture that a text names; empty where it names none, or several."""
+    named = {_GENERATIONS.get(name, name) for name in _NAMED.findall(text)}
+    return ARCH_COLORS[named.pop()] if len(named) == 1 else ""
+
+
+def series_colors(names: Sequence[str], palette: Sequence[str] = COLORS) -> list[str]:
+    """A colour for each series: an architecture's own where its name tells one, else one of the palette, in turn."""
+    free = [color for color in palette if color not in set(map(arch_color, names))] or list(palette)
+    others = iter(range(len(names)))
+    return [arch_color(name) or free[next(others) % len(free)] for name in names]
+
+
+def coinciding(series: Sequence[tuple[Sequence[float], Sequence[float]]], *, is_log: bool = False) -> list[int | None]:
+    """For each line the first one before it that it is drawn upon: the same x, and y within the width of a line.
+
+    Args:
+        series: x and y of each.
+        is_log: whether y is drawn by its logarithm.
+    """
+    every = [value for _, y in series for value in y]
+    width = 0.004 * (max(every) - min(every)) if every else 0.0
+
+    def is_upon(one: tuple[Sequence[float], Sequence[float]], other: tuple[Sequence[float], Sequence[float]]) -> bool:
+        if tuple(one[0]) != tuple(other[0]):
+            return False
+        return all(abs(a - b) <= (0.04 * abs(b) if is_log else width) for a, b in zip(one[1], other[1], strict=True))
+
+    return [next((at for at in range(number) if is_upon(line, series[at])), None) for number, line in enumerate(series)]
+
+
+def told_in_legend(names: Sequence[str], same: Sequence[int | None]) -> list[str]:
+    """Names for a legend; of a line that is drawn upon another it is said."""
+    return [name if at is None else f"{name} (upon {names[at]})" for name, at in zip(names, same, strict=True)]
 
 
 def bars(parts: Sequence[Bar], *, label: str) -> str:
@@ -230,8 +277,10 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, label: str, mar
     x, y = ([value for line in series for value in getattr(line, axis)] for axis in "xy")
     if not all(map(math.isfinite, (*x, *y, *(mark.x for mark in marks)))):
         raise OperandError("a line chart takes finite values")
-    legend = [(line.label, COLORS[number % len(COLORS)], bool(number % 2)) for number, line in enumerate(series)]
-    rows = _legend_rows([line.label for line in series], 64, WIDTH) if len(series) > 1 else 0
+    names = told_in_legend([line.label for line in series], coinciding([(line.x, line.y) for line in series]))
+    colors = series_colors([line.label for line in series])
+    legend = [(name, color, bool(number % 2)) for number, (name, color) in enumerate(zip(names, colors, strict=True))]
+    rows = _legend_rows(names, 64, WIDTH) if len(series) > 1 else 0
     top, bottom = 32.0 + _LEGEND * rows, 256.0 + _LEGEND * rows
     across, up = _Axis.over([*x, *(mark.x for mark in marks)], 64.0, WIDTH - 16.0), _Axis.over([*y, 0.0], bottom, top)
     drawn = [_grid_line(up, tick, WIDTH) for tick in up.ticks()]
@@ -242,8 +291,7 @@ def lines(series: Sequence[Line], *, x_label: str, y_label: str, label: str, mar
         f'<text x="{(64 + WIDTH - 16) / 2:.0f}" y="{bottom + 42:.0f}" text-anchor="middle" fill="var(--soft)">{escape(x_label)}</text>',
         f'<text x="0" y="14" fill="var(--soft)">{escape(y_label)}</text>',
     ]
-    for number, line in enumerate(series):
-        color = COLORS[number % len(COLORS)]
+    for number, (line, color) in enumerate(zip(series, colors, strict=True)):
         points = " ".join(f"{across.at(px):.1f},{up.at(py):.1f}" for px, py in zip(line.x, line.y, strict=True))
         dash = ' stroke-dasharray="6 3"' if number % 2 else ""
         drawn.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8" stroke-linejoin="round"{dash}/>')

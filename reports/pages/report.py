@@ -11,6 +11,7 @@ from typing import Final
 
 from mmabits.isa import OperandError
 from mmabits.reports.pages import render
+from mmabits.reports.pages.charts import ARCH_COLORS
 
 TONES: Final = ("", "good", "bad", "soft")
 """How a text is coloured."""
@@ -196,12 +197,15 @@ class _Shown:
     text: str
     style: str
     is_code: bool
+    color: str
+    """Of the architecture whose name it is, if it is one; else empty."""
 
 
 def _cell(value: Cell | str | int | float) -> _Shown:
     cell = value if isinstance(value, Cell) else Cell(text=_text(value))
     is_long = len(cell.text) > _LONG and not cell.is_code
-    return _Shown(text=cell.text, style=" ".join(filter(None, (cell.tone, "long" if is_long else ""))), is_code=cell.is_code)
+    style = " ".join(filter(None, (cell.tone, "long" if is_long else "")))
+    return _Shown(text=cell.text, style=style, is_code=cell.is_code, color=ARCH_COLORS.get(cell.text, ""))
 
 
 def _text(value: str | int | float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from mmabits.reports.pages import render
+from mmabits.reports.pages.charts import arch_color
 from mmabits.research.explain.picture import step_picture
 from mmabits.research.explain.words import code, exact, place
 from mmabits.research.trace import Addition, Step, Trace
@@ -27,6 +28,7 @@ def explanation_page(explanation: Explanation) -> str:
 
 def _chain(found: Trace) -> dict[str, Any]:
     path = found.datapath
+    start = max(found.steps[:DRAWN], key=lambda step: (abs(step.lost_by_alignment), abs(step.lost_by_rounding or 0), -step.number))
     return {
         "arch": found.arch,
         "ptx": found.instruction.ptx,
@@ -41,11 +43,26 @@ def _chain(found: Trace) -> dict[str, Any]:
         "code": code(found.result),
         "error": exact(found.error),
         "relative": _relative(found),
-        "pictures": [step_picture(found, step) for step in found.steps[:DRAWN]],
+        "pictures": [(step_picture(found, step), step_picture(found, step, narrow=True)) for step in found.steps[:DRAWN]],
+        "opened": _opened(found, start),
+        "color": arch_color(found.arch),
         "events": [_event(event) for event in found.events],
         "steps": len(found.steps),
-        "start": max(found.steps[:DRAWN], key=lambda step: (abs(step.lost_by_alignment), -step.number)).number,
+        "start": start.number,
     }
+
+
+def _opened(found: Trace, start: Step) -> str:
+    """Why the page shows this step first."""
+    if start.lost_by_alignment:
+        cut = sum(1 for step in found.steps if step.lost_by_alignment)
+        many = "the only step that cuts anything off" if cut == 1 else f"the step that cuts most off, of {cut} that do"
+        return f"Opened at step {start.number}: {many}."
+    if start.lost_by_rounding:
+        return f"No step cuts anything off. Opened at step {start.number}, whose rounding takes most."
+    if found.result.value is None:
+        return f"No step cuts anything off; the result is {found.result}."
+    return "No step cuts or rounds anything off: the result is exact." if not found.error else "No step cuts anything off."
 
 
 def _relative(found: Trace) -> str:

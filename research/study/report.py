@@ -12,6 +12,7 @@ from typing import Any, Final
 from mmabits.isa import MmabitsError, OperandError
 from mmabits.reports.failures import one_line
 from mmabits.reports.pages import check_folder, render, write
+from mmabits.reports.pages.charts import coinciding, series_colors, told_in_legend
 from mmabits.research.study.shipped.row import Chart, Rows, Shipped, pick
 from mmabits.research.study.sweeps import Table, sweep
 
@@ -20,6 +21,8 @@ _INK: Final = "#010203"
 """A colour that stands for the page's own, light or dark."""
 _COLORS: Final = ("#2f5fd0", "#c2571a", "#1f8a5b", "#8b5cc7", "#b3263f", "#5f8f00", "#0f8a9d", "#9a6b00")
 _MARKERS: Final = "osD^vPX*"
+_STYLES: Final = ("-", "--", ":", "-.")
+"""Of lines of one colour, in turn."""
 
 
 def run(study: Shipped, *, out: Path, size: str = "full", client: Any = None, progress: bool = True) -> Table:
@@ -122,27 +125,32 @@ def _series(chart: Chart, rows: Rows) -> list[str]:
 
 def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
     values = [row[chart.y] for row in rows]
-    for number, name in enumerate(_series(chart, rows)):
-        line = pick(rows, **{chart.series: name})
-        x, y = [row[chart.x] for row in line], [row[chart.y] for row in line]
-        color = _COLORS[number % len(_COLORS)]
-        axes.plot(x, y, marker=_MARKERS[number % len(_MARKERS)], markersize=4.5, linewidth=1.6, color=color, label=str(name))
+    names = list(map(str, _series(chart, rows)))
+    lines = [pick(rows, **{chart.series: name}) for name in _series(chart, rows)]
+    drawn = [([row[chart.x] for row in line], [row[chart.y] for row in line]) for line in lines]
+    is_log = all(value > 0 for value in values)
+    colors, same = series_colors(names, _COLORS), coinciding(drawn, is_log=is_log)
+    for number, (told, line, (x, y)) in enumerate(zip(told_in_legend(names, same), lines, drawn, strict=True)):
+        color, style = colors[number], _STYLES[colors[:number].count(colors[number]) % len(_STYLES)]
+        marker = _MARKERS[number % len(_MARKERS)]
+        axes.plot(x, y, marker=marker, markersize=4.5, linewidth=1.6, linestyle=style, color=color, label=told)
         if chart.low and chart.high:
             axes.fill_between(x, [row[chart.low] for row in line], [row[chart.high] for row in line], color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if all(value > 0 for value in values):
+    if is_log:
         axes.set_yscale("log")
 
 
 def _bars(axes: Any, chart: Chart, rows: Rows) -> None:
     groups, series = list(dict.fromkeys(row[chart.x] for row in rows)), _series(chart, rows)
     width = 0.82 / len(series)
+    colors = series_colors(list(map(str, series)), _COLORS)
     for number, name in enumerate(series):
         found = {row[chart.x]: row[chart.y] for row in pick(rows, **{chart.series: name})}
         at = [place - 0.41 + width * (number + 0.5) for place, group in enumerate(groups) if group in found]
         heights = [found[group] for group in groups if group in found]
-        axes.bar(at, heights, width * 0.92, color=_COLORS[number % len(_COLORS)], label=str(name))
+        axes.bar(at, heights, width * 0.92, color=colors[number], label=str(name))
     axes.set_xticks(range(len(groups)), groups)
     if min(row[chart.y] for row in rows) > 0 and max(row[chart.y] for row in rows) > 50 * min(row[chart.y] for row in rows):
         axes.set_yscale("log")

@@ -117,13 +117,19 @@ def test_markdown_counts_every_form_once(run) -> None:
         assert f"{wanted} {level}" in lines[-1]
 
 
-def test_readme_holds_the_generated_table() -> None:
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("no README.md")
-    block = re.search(r"<!-- support table -->\n(.*?)\n<!-- end -->", readme.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None, "README.md lacks the markers <!-- support table --> and <!-- end -->"
-    assert block[1].strip() == tables.support_markdown(instructions()), "update it: mmabits list --markdown"
+def block_of(document: str, name: str) -> str:
+    """What stands between <!-- name --> and its end."""
+    path = ROOT / document
+    if not path.is_file():
+        pytest.skip(f"no {document}")
+    block = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- end( {name})? -->", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None, f"{document} lacks the markers <!-- {name} --> and <!-- end -->"
+    return block[1].strip()
+
+
+def test_documents_hold_the_generated_tables_of_support() -> None:
+    assert block_of("docs/support.md", "support table") == tables.support_markdown(instructions()), "update it: mmabits list --markdown"
+    assert block_of("README.md", "support") == tables.support_summary(instructions())
 
 
 # show ------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from rich.text import Text
 
 import mmabits
 from mmabits.commands import main
+from mmabits.commands.examples import EXAMPLES
 from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.recorded.dots import DotVectors, write_vectors
 from mmabits.isa import OperandError, format_spec, instructions
@@ -463,25 +464,7 @@ def test_a_table_is_stacked_where_it_does_not_fit_and_nothing_is_lost() -> None:
     assert re.search(rf"^ {'x' * 30}  1\.5 +{'y' * 50} *$", wide.getvalue(), re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "list",
-        "show",
-        "replay",
-        "demo",
-        "explain",
-        "diff",
-        "identify",
-        "minilm",
-        "record",
-        "study",
-        "vectors score",
-        "cache",
-        "cache warm",
-    ],
-)
+@pytest.mark.parametrize("command", [name.removeprefix("mmabits").strip() for name in EXAMPLES])
 def test_help_is_whole_in_eighty_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     wide = run(*command.split(), "--help").out

@@ -239,3 +239,17 @@ def test_names_are_shown_as_they_are():
         text = StringIO()
         Console(file=text, width=200).print(found)
         assert name in text.getvalue()
+
+
+def test_a_telephone_sees_the_bits_and_the_page_says_why_it_opens_where_it_does() -> None:
+    a = np.ones((1, 64), ml_dtypes.float8_e4m3fn)
+    a[0, 32] = 448
+    a[0, 33:] = 1 / 64
+    b = np.ones((64, 1), ml_dtypes.float8_e4m3fn)
+    page = mmabits.explain(a, b, instruction="wgmma", arch="sm_90a", beside=["sm_100a"]).html()
+    assert "Opened at step 1: the only step that cuts anything off." in page
+    assert "the result is exact" in page, "on sm_100a"
+    narrow = re.findall(r'<div class="narrow"><svg.*?viewBox="0 0 ([\d.]+) ', page)
+    assert len(narrow) == 4 and all(float(width) <= 320 for width in narrow)
+    names = re.findall(r'<pattern id="([^"]+)"', page)
+    assert len(names) == len(set(names)) == 8

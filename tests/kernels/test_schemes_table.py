@@ -43,7 +43,7 @@ def test_markdown_has_a_line_for_each() -> None:
     assert "| 5 NVFP4 |" in line and "`triton.nvfp4`, `jax.block_scaled`, `cuda.block_scaled`" in line
 
 
-def test_the_table_of_the_readme_is_the_generated_one() -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_the_page_is_the_generated_one() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "schemes.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- schemes -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert found is not None and found[1] == schemes_table()

@@ -29,7 +29,7 @@ from mmabits.conformance.record.listing import KernelRow
 from mmabits.conformance.record.nvrtc import CompilerRefused
 from mmabits.conformance.recorded.dots import read_vectors, write_vectors
 from mmabits.conformance.recorded.tiles import NotWritten
-from mmabits.isa import Evidence, MmabitsError, OperandError, parse
+from mmabits.isa import ARCHITECTURES, Evidence, MmabitsError, OperandError, parse
 from mmabits.reports.pages import charts, check_page, write
 from mmabits.reports.pages.report import Cell, NoteBlock, Report, Section, TableBlock, TextBlock, plural, report_page
 
@@ -196,10 +196,7 @@ def test_identify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = run(capsys, "identify", _PACK, "--report", page)
     assert status == 0 and out.endswith(f"wrote {page}\n")
     found = page_at(page)
-    assert (
-        '_fused("device.f16.f32", 24, 8, -132, _recorded(...)),' in found.text
-        and f"3 rows of isa/ give every answer to {read_vectors(_PACK).rows} dot" in found.text
-    )
+    assert "mmabits.what_if(" in found.text and f"3 known datapaths give every answer to {read_vectors(_PACK).rows} dot" in found.text
     assert "A program answered, no GPU (kind computed)" in found.text and "F, fraction bits kept 24" in found.text
     assert "sm_86.hmma.f16.f32" in found.text and "nothing overflows" in found.text
     instruction = "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32"
@@ -445,3 +442,26 @@ def test_lines_go_through_their_points() -> None:
     for wrong in ([], [charts.Line(label="a", x=(1.0,), y=())], [charts.Line(label="a", x=(1.0,), y=(float("inf"),))]):
         with pytest.raises(OperandError, match="line chart"):
             charts.lines(wrong, x_label="k", y_label="e", label="l")
+
+
+def test_an_architecture_has_one_colour() -> None:
+    assert sorted(charts.ARCH_COLORS) == sorted(ARCHITECTURES) and len(set(charts.ARCH_COLORS.values())) == len(ARCHITECTURES)
+    assert charts.arch_color("sm_90a, promoted every 128") == charts.arch_color("Hopper") == charts.ARCH_COLORS["sm_90a"]
+    assert charts.arch_color("Blackwell, sm_120a") == charts.arch_color("float32") == ""
+    names = ["sm_90a", "float32", "sm_90a, promoted"]
+    palette = (charts.ARCH_COLORS["sm_90a"], "#010101")
+    assert charts.series_colors(names, palette) == [palette[0], "#010101", palette[0]], "no other line has an architecture's colour"
+    page = report_page(
+        Report(title="t", lead="l", sections=(Section(title="s", blocks=(TableBlock(headings=("arch",), rows=(("sm_89",),)),)),))
+    )
+    assert charts.ARCH_COLORS["sm_89"] in page
+
+
+def test_a_line_upon_another_is_told() -> None:
+    line = charts.Line(label="one", x=(1, 2), y=(1, 2))
+    other = charts.Line(label="other", x=(1, 2), y=(1.001, 2))
+    apart = charts.Line(label="apart", x=(1, 2), y=(1, 1.5))
+    svg = charts.lines([line, other, apart], x_label="x", y_label="y", label="l")
+    assert ">other (upon one)<" in svg and ">apart<" in svg
+    assert charts.coinciding([((1,), (1e-6,)), ((1,), (1.01e-6,)), ((1,), (1.0,))], is_log=True) == [None, 0, None]
+    assert charts.coinciding([((1,), (1e-6,)), ((2,), (1e-6,))]) == [None, None]
