@@ -129,6 +129,11 @@ def _scaling_steps(extent: Extent, chosen: Choice) -> list[Step]:
     if small:
         job = {"task": "calls", "paths": small, "tiles": extent.tiles, "shape": extent.shape, "repeats": chosen.repeats}
         made.append(Step(label="small calls", rows="calls", make=scaling.CallRow, expected=len(small), threads=most, job=job))
+    tiles = chosen.among(scaling.TILE_IDS)
+    if tiles:
+        job = {"task": "tiles", "paths": tiles, "repeats": chosen.repeats}
+        expected = len(scaling.TILES) * len(tiles)
+        made.append(Step(label="tiles", rows="tiles", make=scaling.TileRow, expected=expected, threads=1, job=job))
     return made
 
 
@@ -223,7 +228,9 @@ def run(
     repeats: Annotated[int | None, typer.Option(min=1, help="Pairs of calls for each ratio.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results.json, results.md and rates.png go.")] = Path("bench-output"),
     hard: Annotated[bool, typer.Option(help="Measure on hard data as well.")] = True,
-    with_scaling: Annotated[bool, typer.Option("--scaling/--no-scaling", help="Sizes, threads, memory, start and small calls.")] = True,
+    with_scaling: Annotated[
+        bool, typer.Option("--scaling/--no-scaling", help="Sizes, threads, memory, start, small calls and tiles.")
+    ] = True,
     with_peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other emulators, where installed.")] = True,
     enforce: Annotated[bool, typer.Option("--enforce", help="Exit 1 where a minimum is missed.")] = False,
 ) -> None:

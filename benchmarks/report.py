@@ -55,6 +55,7 @@ class Results:
     start: list[scaling.StartRow] = field(default_factory=list)
     cold: list[scaling.ColdRow] = field(default_factory=list)
     calls: list[scaling.CallRow] = field(default_factory=list)
+    tiles: list[scaling.TileRow] = field(default_factory=list)
     peers: list[PeerRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
@@ -71,7 +72,7 @@ class Results:
 
     def to_json(self) -> str:
         """All of it, with the derived rates."""
-        lists = ("rates", "sizes", "threads", "memory", "start", "cold", "calls", "peers")
+        lists = ("rates", "sizes", "threads", "memory", "start", "cold", "calls", "tiles", "peers")
         return json.dumps(
             {"schema": SCHEMA, "machine": dataclasses.asdict(self.machine), "size": self.size}
             | {name: [_record(row) for row in getattr(self, name)] for name in lists} | {"missed": self.missed, "notes": self.notes},
@@ -123,6 +124,12 @@ def targets(results: Results) -> list[TargetLine]:
     lines += [_at_most(f"{row.path}: seconds with a cold cache", row.seconds, scaling.COLD_SECONDS) for row in results.cold]
     lines += [_at_most(f"{row.path}: microseconds of one mma", row.microseconds, scaling.CALL_MICROSECONDS) for row in results.calls]
     lines += [_at_least(f"{row.path}: batch / GEMM rate", row.batch_ratio, scaling.BATCH) for row in results.calls]
+    for row in results.tiles:
+        tile = f"{row.path}, tile of {' x '.join(map(str, row.shape))}"
+        if row.shape[:2] == scaling.TILES[0]:
+            lines.append(_at_most(f"{tile}: microseconds", row.microseconds, scaling.TILE_MICROSECONDS))
+        else:
+            lines.append(_at_least(f"{tile}: rate / that of a large product", row.ratio, row.minimum))
     return lines
 
 
@@ -154,7 +161,7 @@ def sheets(results: Results) -> list[Sheet]:
     made = [
         _rate_sheet(results.rates), _hard_sheet(results.rates), _peer_sheet(results.peers), _size_sheet(results.sizes),
         _thread_sheet(results.threads), _memory_sheet(results.memory), _start_sheet(results.start), _cold_sheet(results.cold),
-        _call_sheet(results.calls),
+        _call_sheet(results.calls), _tile_sheet(results.tiles),
     ]  # fmt: skip
     return [sheet for sheet in made if sheet.rows]
 
@@ -275,6 +282,23 @@ def _call_sheet(rows: Sequence[scaling.CallRow]) -> Sheet:
             for row in rows
         ],
     )
+
+
+def _tile_sheet(rows: Sequence[scaling.TileRow]) -> Sheet:
+    return Sheet(
+        title=(
+            "One call of the engine's machine code, as compiled kernels make it (16 x 8 in at most "
+            f"{scaling.TILE_MICROSECONDS:g} us; others at least {scaling.TILE:g}, 64 x 256 at least {scaling.WIDE_TILE:g}, of the rate of "
+            + "{} x {} x {})".format(*scaling.LARGE)
+        ),
+        columns=("path", "tile", "us", "GMAC/s", "large", "ratio"),
+        rows=[
+            (row.path, " x ".join(map(str, row.shape)), f"{row.microseconds:.2f}", f"{row.gmacs:.2f}", f"{row.large_gmacs:.2f}",
+             f"{row.ratio:.2f}")
+            for row in rows
+        ],
+        text_columns=2,
+    )  # fmt: skip
 
 
 def rich_table(sheet: Sheet) -> Table:

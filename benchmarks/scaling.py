@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import resource
 import statistics
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,9 @@ from benchmarks.data import Call, Data, draw, gemm_call, tiled
 from benchmarks.measure import PAUSE, Pair, interleave, matmul_call, set_threads, summarize
 from benchmarks.paths import BenchPath, by_id
 from benchmarks.worker import ROOT, environment
-from mmabits.emulator.codecs import numpy_dtype
+from mmabits.emulator.codecs import as_codes, numpy_dtype
+from mmabits.emulator.engine.native import native_product
+from mmabits.isa import lower
 
 MIB = 1 << 20
 SIZE_SPREAD = 0.8
@@ -36,6 +40,12 @@ CALL_MICROSECONDS = 30.0
 """One m16n8k32 after warm-up, at most."""
 BATCH = 0.8
 """Rate of a batch of small tiles / rate of a GEMM, at least."""
+TILE = 0.7
+"""Rate of a tile of 16 x 8 to 32 x 32, one call of the engine's machine code, / rate of a large product, at least;"""
+WIDE_TILE = 0.8
+"""and of a tile of 64 x 256."""
+TILE_MICROSECONDS = 2.0
+"""One tile of 16 x 8, at most; a call by ctypes, some tenths of a microsecond, is in it."""
 WARM_SIZE = 256
 """A product that takes the loops of a large one: it is split into tasks."""
 
@@ -115,6 +125,27 @@ class CallRow:
     batch_gmacs: float
     gemm_gmacs: float
     batch_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileRow:
+    """One call of the engine's machine code for a tile, as compiled kernels make it, beside a large product by the same function."""
+
+    path: str
+    shape: tuple[int, int, int]
+    microseconds: float
+    large_gmacs: float
+    ratio: float
+
+    @property
+    def gmacs(self) -> float:
+        """10^9 products a second."""
+        return math.prod(self.shape) / self.microseconds / 1e3
+
+    @property
+    def minimum(self) -> float:
+        """The ratio at least."""
+        return WIDE_TILE if self.shape[:2] == WIDE else TILE
 
 
 def warm(identifier: str, size: int = WARM_SIZE) -> None:
@@ -287,3 +318,50 @@ def mma_call(path: BenchPath, batch: tuple[int, ...]) -> Call:
     b = np.ascontiguousarray(np.broadcast_to(drawn.b, (*batch, row.k, row.n)))
     c = np.zeros((*batch, row.m, row.n), numpy_dtype(row.c_type))
     return lambda: mmabits.mma(row.ptx, a, b, c, arch=path.arch)
+
+
+TILE_IDS = (
+    "sm_80.mma.f16.f32", "sm_90a.wgmma.f16.f32", "sm_80.mma.f16.f16", "sm_90a.wgmma.e4m3.f32", "sm_100a.tcgen05.f8f6f4.e4m3.f32",
+    "sm_100a.tcgen05.mxf8f6f4.e4m3.f32", "sm_100a.tcgen05.mxf4nvf4.e2m1.f32", "sm_80.mma.s8.s32",
+)  # fmt: skip
+"""A path of each kind of inner loop that compiled kernels use."""
+WIDE = (64, 256)
+TILES = ((16, 8), (32, 32), WIDE)
+"""Rows and columns of tiles, of one instruction's K (32 where that is less)."""
+LARGE = (256, 256, 1024)
+
+
+def tile_rows(identifiers: Sequence[str], *, repeats: int) -> Iterator[TileRow]:
+    """Tiles beside a large product, in turn, on one thread: times are of the engine's function alone, from a record at hand."""
+    for identifier in identifiers:
+        path = by_id(identifier)
+        large = engine_call(path, LARGE)
+        for m, n in TILES:
+            shape = (m, n, max(32, path.instruction.k))
+            summary = summarize(interleave(engine_call(path, shape), large, repeats=repeats))
+            yield TileRow(
+                path=identifier, shape=shape, microseconds=summary.ours * 1e6, large_gmacs=math.prod(LARGE) / summary.theirs / 1e9,
+                ratio=summary.ratio * math.prod(shape) / math.prod(LARGE),
+            )  # fmt: skip
+
+
+def engine_call(path: BenchPath, shape: tuple[int, int, int]) -> Call:
+    """A product of plain operands by the engine's function; the caller's record, operands and accumulators are the same each time."""
+    row = path.instruction
+    product = native_product(lower(row, path.arch))
+    drawn, (m, n, k) = draw(path, Data.PLAIN, *shape), shape
+    operands = [
+        (part.view(np.uint8) if form.is_integer else as_codes(part, form)).astype(product.operand)
+        for part, form in ((drawn.a, row.a_type), (drawn.b, row.b_type))
+    ]
+    scales = [np.zeros(0, np.uint8) if part is None else part.view(np.uint8).copy() for part in (drawn.scale_a, drawn.scale_b)]
+    arrays = (*operands, np.zeros((m, n), product.accumulator), *scales)
+    record = product.record(1, m, n, k)
+    for name, array in zip(("a", "b", "d", "scale_a", "scale_b"), arrays, strict=True):
+        record[name] = array.ctypes.data
+    function, address = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(product.address), record.ctypes.data
+
+    def call(_kept: Any = (arrays, record, product)) -> None:
+        function(address)
+
+    return call

@@ -93,6 +93,12 @@ def _calls(job: Event) -> Iterator[Any]:
     yield from scaling.call_rows(job["paths"], tiles=job["tiles"], shape=tuple(job["shape"]), repeats=job["repeats"])
 
 
+def _tiles(job: Event) -> Iterator[Any]:
+    from benchmarks import scaling
+
+    yield from scaling.tile_rows(job["paths"], repeats=job["repeats"])
+
+
 def _peers(job: Event) -> Iterator[Any]:
     from benchmarks import peers
     from benchmarks.data import Data
@@ -101,7 +107,7 @@ def _peers(job: Event) -> Iterator[Any]:
     yield from peers.rows(job["peer"], job["paths"], tuple(job["shape"]), kinds, threads=job["threads"], repeats=job["repeats"])
 
 
-TASKS = {"rates": _rates, "sizes": _sizes, "threads": _threads, "memory": _memory, "calls": _calls, "peers": _peers}
+TASKS = {"rates": _rates, "sizes": _sizes, "threads": _threads, "memory": _memory, "calls": _calls, "tiles": _tiles, "peers": _peers}
 """What a job can ask for."""
 
 

@@ -14,7 +14,23 @@ import numpy.typing as npt
 
 from mmabits.emulator.layouts import pack_fp4, swizzle_scales, unpack_fp4
 from mmabits.isa import FORMATS, OperandError, nearest
-from mmabits.kernels.schemes import attention, fp8, fp8_blockwise, gptq, moe, mxfp6_mxfp4, mxfp8, nvfp4, w4a8, w4a16, w8a8
+from mmabits.kernels.schemes import (
+    asymmetric,
+    attention,
+    fp8,
+    fp8_blockwise,
+    gptq,
+    moe,
+    mxfp6_mxfp4,
+    mxfp8,
+    nvfp4,
+    w4a4,
+    w4a8,
+    w4a8_fp8,
+    w4a16,
+    w8a8,
+    w8a16,
+)
 from mmabits.kernels.schemes.blocks import ColumnBlocks, RowBlocks, block_scaled_matmul
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.packing_awq_gptq import AwqTensors, GptqTensors
@@ -28,6 +44,8 @@ EVERY: Final = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_1
 """All that Triton compiles tensor-core instructions for."""
 FROM_ADA: Final = EVERY[2:]
 BLACKWELL: Final = EVERY[4:]
+DATA_CENTRE: Final = EVERY[4:7]
+"""Blackwell with `tcgen05`."""
 _MMA_SYNC: Final = (*EVERY[:3], "sm_120a", "sm_121a")
 """Where Triton has no other instruction for f16 and bf16."""
 _BF16: Final = ml_dtypes.bfloat16
@@ -286,6 +304,20 @@ def _mixed_scaled(*, transposed: bool) -> Callable[[int], Drawn]:
     return draw
 
 
+def _mxfp8_by_mxfp4(seed: int) -> Drawn:
+    """Blackwell's data-centre instructions take the pair as it is; elsewhere Triton makes bf16 of both."""
+    rng = np.random.default_rng(seed)
+    x, w = mxfp8.quantize_rows(_wide(rng, M, K)), mxfp6_mxfp4.quantize_columns(_wide(rng, K, N))
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        native = arch in DATA_CENTRE
+        order = _order(arch, 8, is_native_on=DATA_CENTRE)
+        return {"out": mxfp6_mxfp4.mx_matmul(x, w, arch=dots(k_order=order), through="block-scaled" if native else "bf16")}
+
+    inputs = _triton(a=x.elements, a_scales=x.block_scales, b=w.elements.T, b_scales=w.block_scales.T)
+    return Drawn(inputs=inputs, composition=composition)
+
+
 # INT4 and INT8 -----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +384,57 @@ def _w4a8(group: int) -> Callable[[int], Drawn]:
         return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": w4a8.w4a8_matmul(x, w, arch=dots())})
 
     return draw
+
+
+def _asymmetric(*, weights: bool, by_dot: bool = False) -> Callable[[int], Drawn]:
+    """u8 activations; `weights`: with zero points of their own. `by_dot`: the launcher sums weights itself."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = asymmetric.quantize_affine(_rows_with_outliers(rng) + np.float32(0.5), axis=0)
+        plain = _normal(rng, 256, N) + np.float32(0.25)
+        w = asymmetric.quantize_affine(plain, axis=1, dtype=np.int8) if weights else w8a8.quantize_int8(plain, axis=1)
+        inputs: Arrays = {"x": x.codes, "x_scales": x.scales, "x_zeros": x.zeros, "w": w.codes, "w_scales": w.scales}
+        if not by_dot:
+            inputs["w_sums"] = w.codes.sum(axis=0, dtype=np.int32)
+        if isinstance(w, asymmetric.AffineMatrix):
+            inputs["w_zeros"] = w.zeros
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": asymmetric.asymmetric_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+def _w8a16(kind: str, dtype: Any, group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        w, x = w8a16.quantize_w8(_normal(rng, 256, N), kind=kind, group=group), _rows_with_outliers(rng).astype(dtype)
+        return Drawn(
+            inputs={"x": x, "words": w.pack(), "scales": w.scales},
+            composition=lambda arch, dots: {"out": w8a16.w8a16_matmul(x, w, arch=dots())},
+        )
+
+    return draw
+
+
+def _w4a8_fp8(group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = fp8.quantize(_rows_with_outliers(rng), per="row")
+        w = w4a8_fp8.quantize_w4a8_fp8(_normal(rng, 256, N), group=group)
+        inputs = _triton(x=x.elements, x_scales=x.scales.ravel(), words=w.pack(), scales=w.kernel_scales)
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": w4a8_fp8.w4a8_fp8_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+def _w4a4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = w4a4.quantize_int4_symmetric(_rows_with_outliers(rng), axis=0, clip=0.9)
+    w = w4a4.quantize_int4_symmetric(_normal(rng, 256, N), axis=1)
+    return Drawn(
+        inputs={"x": x.pack(), "x_scales": x.scales, "w": w.pack(), "w_scales": w.scales},
+        composition=lambda arch, dots: {"out": w4a4.w4a4_matmul(x, w, arch=dots())},
+    )
 
 
 # Attention ---------------------------------------------------------------------------------------------------------------
@@ -469,6 +552,17 @@ def _quantized_by(quantize: Callable[[Array], Any], *, transposed: bool = False)
         return _elements_and_scales(found.T if transposed else found)
 
     return wanted
+
+
+def _quantized_rows_with_zeros(seed: int) -> Drawn:
+    values = _wide(np.random.default_rng(seed), 32, 256)
+    values[1], values[2, :32], values[3, 5], values[4], values[5] = 0, values[2, :32] * np.float32(2.0**-122), 3e38, 1e-45, -0.0
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        found = asymmetric.quantize_affine(values, axis=0)
+        return {"codes": found.codes, "scales": found.scales, "zeros": found.zeros}
+
+    return Drawn(inputs={"values": values}, composition=composition)
 
 
 def _fp8_quantized(values: Array) -> Arrays:
@@ -626,6 +720,43 @@ def _of_sage2(arrays: Arrays) -> dict[str, Any]:
     return {"q": q, "k": k, "v": attention.E4M3Columns(codes=arrays["v"], scales=arrays["v_scales"])}
 
 
+def _cuda_asymmetric(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = asymmetric.quantize_affine(_wide(rng, M, 256) + np.float32(0.5), axis=0)
+    w = asymmetric.quantize_affine(_normal(rng, 256, N) + np.float32(0.25), axis=1, dtype=np.int8)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"out": asymmetric.asymmetric_matmul(x, w, arch=dots(instruction="mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"))}
+
+    return Drawn(
+        inputs={"x": x.codes, "x_scales": x.scales, "x_zeros": x.zeros, "w": w.codes, "w_scales": w.scales, "w_zeros": w.zeros},
+        composition=composition,
+    )
+
+
+def _of_asymmetric(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: asymmetric.AffineMatrix(codes=arrays[name], scales=arrays[f"{name}_scales"], zeros=arrays[f"{name}_zeros"], axis=axis)
+        for axis, name in enumerate(("x", "w"))
+    }
+
+
+def _cuda_w4a4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = w4a4.quantize_int4_symmetric(_wide(rng, M, 256), axis=0), w4a4.quantize_int4_symmetric(_wide(rng, 256, N), axis=1)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        s4 = dots(instruction="mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32")
+        return {"out": w4a4.w4a4_matmul(x, w, arch=s4, through="s4")}
+
+    inputs: Arrays = {"x": x.codes, "x_scales": x.scales, "w": w.codes, "w_scales": w.scales}
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _of_w4a4(arrays: Arrays) -> dict[str, Any]:
+    return {name: w4a4.Int4Matrix(codes=arrays[name], scales=arrays[f"{name}_scales"], axis=axis) for axis, name in enumerate(("x", "w"))}
+
+
 # The rows ----------------------------------------------------------------------------------------------------------------
 
 
@@ -671,6 +802,10 @@ def _matrices() -> Iterator[KernelCase]:
         name="triton-mxfp6", kernel="triton.mxfp6_mxfp4:mxfp6_matmul", draw=_mxfp6, options={"a_format": "e2m3", "b_format": "e3m2"},
         architectures=FROM_ADA,
     )  # fmt: skip
+    yield KernelCase(
+        name="triton-mixed-mxfp8-mxfp4", kernel="triton.block_scaled:block_scaled_matmul", draw=_mxfp8_by_mxfp4,
+        options={"a_format": "e4m3", "b_format": "e2m1"}, architectures=FROM_ADA,
+    )  # fmt: skip
     yield KernelCase(name="triton-mxfp4", kernel="triton.mxfp6_mxfp4:mxfp4_matmul", draw=_mxfp4)
     yield KernelCase(
         name="triton-nvfp4", kernel="triton.nvfp4:nvfp4_matmul", draw=_nvfp4, architectures=FROM_ADA,
@@ -688,6 +823,20 @@ def _integers_attention_experts() -> Iterator[KernelCase]:
         yield KernelCase(
             name=f"triton-w4a8-{'group' if group else 'channel'}", kernel="triton.w4a8:w4a8_matmul", draw=_w4a8(group),
         )  # fmt: skip
+    for name, with_zeros in (("asymmetric-int8", True), ("asymmetric-int8-activations", False)):
+        yield KernelCase(name=f"triton-{name}", kernel="triton.asymmetric:asymmetric_matmul", draw=_asymmetric(weights=with_zeros))
+    for name, dtype, options in (
+        ("int8-f16", np.float16, {"kind": "int8", "grouped": True}), ("int8-bf16-channel", _BF16, {"kind": "int8", "grouped": False}),
+        ("e4m3-bf16", _BF16, {"kind": "e4m3", "grouped": True}), ("e4m3-f16-channel", np.float16, {"kind": "e4m3", "grouped": False}),
+    ):  # fmt: skip
+        draw = _w8a16(str(options["kind"]), dtype, 64 if options["grouped"] else 0)
+        yield KernelCase(name=f"triton-w8a16-{name}", kernel="triton.w8a16:w8a16_matmul", draw=draw, options=options)
+    for group in (0, 64):
+        yield KernelCase(
+            name=f"triton-w4a8-fp8-{'group' if group else 'channel'}", kernel="triton.w4a8_fp8:w4a8_fp8_matmul", draw=_w4a8_fp8(group),
+            options={"grouped": bool(group)}, architectures=FROM_ADA,
+        )  # fmt: skip
+    yield KernelCase(name="triton-w4a4", kernel="triton.w4a4:w4a4_matmul", draw=_w4a4)
     softmax = "the GPU's exp2 is not modelled: only with it alike do P and what follows agree"
     yield KernelCase(name="triton-sage", kernel="triton.attention:sage_attention", draw=_sage, note=softmax)
     yield KernelCase(name="triton-sage2", kernel="triton.attention:sage2_attention", draw=_sage2, architectures=FROM_ADA, note=softmax)
@@ -724,6 +873,10 @@ def _quantizers() -> Iterator[KernelCase]:
             draw=_quantizer(64, 96, _quantized_by(by_columns, transposed=True), to_e4m3=name == "mxfp8"),
         )  # fmt: skip
     yield KernelCase(
+        name="triton-quantize-asymmetric-int8", kernel="triton.asymmetric:quantize_rows", draw=_quantized_rows_with_zeros,
+        outputs=("codes", "scales", "zeros"),
+    )  # fmt: skip
+    yield KernelCase(
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
@@ -741,6 +894,8 @@ def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-w8a8", kernel="jax.w8a8:w8a8_matmul", draw=_int8)
     yield KernelCase(name="jax-llm-int8", kernel="jax.w8a8:llm_int8_matmul", draw=_llm_int8)
     yield KernelCase(name="jax-w4a8", kernel="jax.w8a8:w4a8_matmul", draw=_w4a8(64))
+    yield KernelCase(name="jax-asymmetric-int8", kernel="jax.w8a8:asymmetric_matmul", draw=_asymmetric(weights=True, by_dot=True))
+    yield KernelCase(name="jax-w4a4", kernel="jax.w8a8:w4a4_matmul", draw=_w4a4)
     yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
 
 
@@ -760,6 +915,10 @@ def _cuda() -> Iterator[KernelCase]:
                 name=f"cuda-{scheme}{suffix}", kernel="cuda.block_scaled:block_scaled_matmul", draw=_cuda_scaled(scheme),
                 arguments=_of_scaled, options={"group": group}, architectures=BLACKWELL[:3], note="NVRTC",
             )  # fmt: skip
+    yield KernelCase(
+        name="cuda-asymmetric-int8", kernel="cuda.integers:asymmetric_matmul", draw=_cuda_asymmetric, arguments=_of_asymmetric, note="NVRTC"
+    )
+    yield KernelCase(name="cuda-w4a4", kernel="cuda.integers:w4a4_matmul", draw=_cuda_w4a4, arguments=_of_w4a4, note="NVRTC")
 
 
 KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax(), *_cuda())}

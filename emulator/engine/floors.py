@@ -17,8 +17,19 @@ from numba.core import cgutils
 
 from mmabits.emulator.engine.jit import intrinsic
 from mmabits.emulator.engine.lanes import F32, F64, I8, I16, I32, I64, Emitter, Lanes
-from mmabits.emulator.engine.plan import NO_EXPONENT
-from mmabits.emulator.engine.steps import CARRIER_LIMIT, DONE, TOO_WIDE, _decoded, _finite_part, _nearest, _not_finite, _signed, _truncated
+from mmabits.emulator.engine.plan import NEAR, NO_EXPONENT
+from mmabits.emulator.engine.steps import (
+    CARRIER_LIMIT,
+    DONE,
+    TOO_WIDE,
+    _finite_part,
+    _join,
+    _magnitude,
+    _nearest,
+    _not_finite,
+    _signed,
+    _truncated,
+)
 from mmabits.emulator.engine.tasks import WIDTH
 from mmabits.emulator.engine.width import lanes
 
@@ -29,7 +40,7 @@ PASS = WIDTH if LANES == 16 else 16
 """Columns whose float64 sums are kept in registers at once."""
 WORK = (3 * 4 + 2 * 8) * ROWS * WIDTH
 """Bytes of scratch of a step: for each row and column thrice four bytes, and two numbers of the carrier."""
-RANGE = 31
+RANGE = NEAR
 """A row or column is taken here where its exponents lie no farther apart."""
 HIGHEST = 63
 """The byte of the largest exponent of a row or column; 0 stands for a zero's. So the sum of two is above HIGHEST where neither is zero."""
@@ -43,24 +54,32 @@ _VECTORS = WIDTH // LANES
 assert 3 * (RANGE + 11) + 1 <= 127 and 2 * (RANGE + 11) + 1 == ALL and 2 * (HIGHEST - RANGE) > HIGHEST
 
 
-def _lowest_place(magnitude: Lanes) -> Lanes:
-    """The exponent (int32) of the lowest bit that is set in float32 magnitudes; of a zero anything."""
-    bits = magnitude.bits()
-    field = bits >> 23
-    normal = field > 0
-    significand = normal.choose((bits & 0x7FFFFF) | 0x800000, bits)
-    return field.maximum(1) + significand.trailing_zeros() - 150
-
-
 def _floor_decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
-    """WIDTH codes: signed values (float32), exponents (int16), twice the place of the lowest bit and the sign (int16), whether one is
-    not finite.
+    """WIDTH codes, as many from each start: signed values (float32), exponents (int16), twice the place of the lowest bit and the sign
+    (int16), whether one is not finite. As steps._decoded, with the fields in lanes as narrow as they fit.
     """
-    magnitude, exponent, sign, not_finite = _decoded(emit, codes, starts, form)
+    builder = emit.builder
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts])
+    element = I32 if code.element is I32 else I16
+    code = code.unsigned(element)
+
+    def everywhere(number: Any, kind: ir.Type = element) -> Lanes:
+        return emit.splat(builder.trunc(number, kind), WIDTH)
+
+    one = emit.index(1)
+    sign = (code >> everywhere(form.sign_shift)) & 1
     if negate is not None:
-        sign = (sign + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
-    place = (_lowest_place(magnitude) << 1) | sign
-    return _signed(magnitude, sign), exponent, place.narrow(I16), not_finite
+        sign = sign ^ everywhere(negate)
+    field = (code & everywhere(builder.sub(builder.shl(one, form.sign_shift), one))) >> everywhere(form.low_bits)
+    not_finite = field >= everywhere(form.lowest_nonfinite)
+    field = not_finite.choose(0, field)
+    magnitude = _magnitude(emit, field.unsigned(I32), emit.narrow_index(form.fraction_bits), emit.narrow_index(form.bias))
+    exponent = (magnitude.high_halves() >> 7).maximum(everywhere(builder.add(form.min_exponent, emit.index(127)), I16)) - 127
+    exponent = field.equals(0).choose(NO_EXPONENT, exponent)
+    hidden = everywhere(builder.shl(one, form.fraction_bits))
+    place = (field >> everywhere(form.fraction_bits)).maximum(1) + (field | hidden).trailing_zeros()
+    place = place - everywhere(builder.add(form.bias, form.fraction_bits))
+    return _signed(magnitude, sign.unsigned(I32)), exponent, ((place << 1) | sign).narrow(I16), not_finite.any()
 
 
 @intrinsic
@@ -158,9 +177,9 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
             four = [_relative(*raw(builder.add(first, emit.index(i))), top, low, ZERO_B) for i in range(4)]
             place = builder.mul(run, emit.index(4 * WIDTH))
             for which, target in enumerate((columns.exponents, columns.keys)):
-                parts = [each[which].unsigned(I32) & 0xFF for each in four]
-                word = parts[0] | (parts[1] << 8) | (parts[2] << 16) | (parts[3] << 24)
-                emit.store(word.as_bytes(), target, place)
+                rows = [each[which] for each in four]
+                low_pair, high_pair = ((rows[i] & 0xFF) | (rows[i + 1] << 8) for i in (0, 2))
+                emit.store(low_pair.interleaved(high_pair).as_bytes(), target, place)
         emit.store(top.widen(I32), columns.tops, emit.index(0))
         emit.store(low.widen(I32), columns.lows, emit.index(0))
         return builder.not_(spread.any())
@@ -169,38 +188,46 @@ def finish_floor_columns(_context: Any, right: Any, step: Any) -> Any:
 
 
 @intrinsic
-def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any) -> Any:
+def finish_floor_row(_context: Any, left: Any, cell: Any, count: Any, form: Any) -> Any:
     """The bytes of `count` elements of a row of A from `cell` on, from what was decoded of it.
 
-    Returns (what the bytes of exponents are relative to, the lowest place of a bit, whether its exponents lie within RANGE).
+    Returns (what the bytes of exponents are relative to, the lowest place of a bit, whether its exponents lie within RANGE): the row's own,
+    or those of all numbers of a narrow format.
     """
-    signature = types.UniTuple(types.int64, 3)(left, _index, _index)
+    signature = types.UniTuple(types.int64, 3)(left, _index, _index, form)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        rows = emit.fields(left, arguments[0])
+        rows, form_ = emit.fields(left, arguments[0]), emit.fields(form, arguments[3])
         runs = builder.sdiv(builder.add(arguments[2], emit.index(WIDTH - 1)), emit.index(WIDTH))
-        bounds = _bounds(emit)
 
         def raw(run: Any) -> tuple[Any, Lanes, Lanes]:
             at = builder.mul(run, emit.index(WIDTH))
             return at, emit.load(rows.raw_exponents, at, WIDTH), emit.load(rows.raw_places, at, WIDTH)
 
-        with emit.loop(runs) as run:
-            bounds.take(*raw(run)[1:])
-        top, bottom, low = (
-            cell.get().reduced(how) for cell, how in zip(bounds, ("smax", "smin", "smin"), strict=True)
-        )  # fmt: skip
-        spread = builder.sub(builder.sext(top, I64), builder.sext(bottom, I64))
-        narrow = builder.icmp_signed("<=", spread, emit.index(RANGE))
-        top = builder.sub(top, ir.Constant(I16, HIGHEST))
+        top, low, narrow = (
+            cgutils.alloca_once_value(builder, number) for number in (form_.max_exponent, form_.lowest_place, emit.index(1))
+        )
+        with builder.if_then(builder.icmp_signed("==", form_.narrow, emit.index(0)), likely=False):
+            bounds = _bounds(emit)
+            with emit.loop(runs) as run:
+                bounds.take(*raw(run)[1:])
+            highest, bottom, lowest = (
+                builder.sext(cell.get().reduced(how), I64) for cell, how in zip(bounds, ("smax", "smin", "smin"), strict=True)
+            )
+            near = builder.icmp_signed("<=", builder.sub(highest, bottom), emit.index(RANGE))
+            for place, number in ((top, highest), (low, lowest), (narrow, builder.zext(near, I64))):
+                builder.store(number, place)
+        top, low, narrow = (builder.load(place) for place in (top, low, narrow))
+        top = builder.sub(top, emit.index(HIGHEST))
+        top_lanes, low_lanes = (emit.splat(builder.trunc(number, I16), WIDTH) for number in (top, low))
         with emit.loop(runs) as run:
             at, exponent, place = raw(run)
-            near, key = _relative(exponent, place, emit.splat(top, WIDTH), emit.splat(low, WIDTH), ZERO_A)
+            near, key = _relative(exponent, place, top_lanes, low_lanes, ZERO_A)
             target = builder.add(arguments[1], at)
             emit.store(near.narrow(I8), rows.exponents, target)
             emit.store(key.narrow(I8), rows.keys, target)
-        return cgutils.pack_array(builder, [builder.sext(top, I64), builder.sext(low, I64), builder.zext(narrow, I64)])
+        return cgutils.pack_array(builder, [top, low, narrow])
 
     return signature, codegen
 

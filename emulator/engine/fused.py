@@ -261,47 +261,61 @@ def scale_row(product: Any, item: int, source: int, slot: int, k0: int, count: i
 
 
 @jit
-def decode_floor_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any, floors: Any) -> None:
-    """decode_rows for floor_step."""
-    a, form, numbers, panel = product.a, product.form_a, product.numbers, left.panel
+def decode_floor_rows(product: Any, item: int, row0: int, rows: int, k0: int, count: int, left: Any, floors: Any, slot0: int) -> None:
+    """decode_rows for floor_step. Rows of a narrow format that follow each other are decoded as one, WIDTH codes at a time."""
+    a, form, numbers, panel = product.a, product.form_a, product.numbers, floors.panel
     k_total = a.shape[2]
     straight = product.order.size == 0 and k0 + panel <= k_total
+    together = straight and form.narrow == 1 and panel == k_total
+    lines, length = (1, rows * panel) if together else (rows, panel)
+    piece = WIDTH if form.narrow == 1 else panel
     steps = count // numbers.step
-    left.codes[:] = 0
-    for row in range(rows):
-        codes, first, finite = left.codes, 0, True
-        if straight:
-            codes, first = product.flat_a, (item * a.shape[1] + row0 + row) * k_total + k0
-        else:
+    for slot in range(slot0, slot0 + rows):
+        for step_index in range(steps):
+            left.bad[slot, step_index] = FINITE
+    for line in range(lines):
+        first, base = (item * a.shape[1] + row0 + line) * k_total + k0, (slot0 + line) * panel
+        if not straight:
+            left.codes[:] = 0
             for k in range(count):
                 at = ordered(k0 + k, product.order)
-                codes[k] = a[item, row0 + row, at] if at < k_total else 0
-        for k in range(0, panel, WIDTH):
-            finite &= decode_floor_elements(codes, first + k, form, numbers.negate, floors, k, row * panel + k)
-        top, low, narrow = finish_floor_row(floors, row * panel, panel)
-        floors.narrow[row] = narrow
-        for step_index in range(steps):
-            left.bad[row, step_index] = FINITE
-            exponent = 0
-            if numbers.block > 0:
-                at = min(k0 + step_index * numbers.step, k_total - 1)
-                code = product.scale_a[item, row0 + row, at // numbers.block]
-                if np.isnan(product.scales[code]):
-                    left.bad[row, step_index] = NAN
-                else:
-                    exponent = product.scale_exponents[code]
-            floors.tops[row * floors.steps + step_index] = top + exponent
-            floors.lows[row * floors.steps + step_index] = low + exponent
-            floors.shifts[row * floors.steps + step_index] = exponent
-        if not finite:
-            for k in range(count):
-                step_index = k // numbers.step
-                left.bad[row, step_index] = max(left.bad[row, step_index], badness(code_class(np.int64(codes[first + k]), form)))
+                left.codes[k] = a[item, row0 + line, at] if at < k_total else 0
+        for begin in range(0, length, piece):
+            for k in range(begin, min(begin + piece, length), WIDTH):
+                codes, start = (product.flat_a, first + k) if straight else (left.codes, k)
+                if straight and start + WIDTH > product.flat_a.size:
+                    left.codes[:] = 0
+                    for i in range(product.flat_a.size - start):
+                        left.codes[i] = product.flat_a[start + i]
+                    codes, start = left.codes, 0
+                if not decode_floor_elements(codes, start, form, numbers.negate, floors, k - begin, base + k):
+                    for i in range(min(WIDTH, length - k)):
+                        slot, step_index = (base + k + i) // panel, (base + k + i) % panel // numbers.step
+                        worst = badness(code_class(np.int64(codes[start + i]), form))
+                        left.bad[slot, step_index] = max(left.bad[slot, step_index], worst)
+            top, low, narrow = finish_floor_row(floors, base + begin, min(piece, length - begin), form)
+        for slot in range(slot0 + line, slot0 + (rows if together else line + 1)):
+            floors.narrow[slot] = narrow
+            for step_index in range(steps):
+                exponent = 0
+                if numbers.block > 0:
+                    at = min(k0 + step_index * numbers.step, k_total - 1)
+                    code = product.scale_a[item, row0 + slot - slot0, at // numbers.block]
+                    if np.isnan(product.scales[code]):
+                        left.bad[slot, step_index] = NAN
+                    else:
+                        exponent = product.scale_exponents[code]
+                floors.tops[slot * floors.steps + step_index] = top + exponent
+                floors.lows[slot * floors.steps + step_index] = low + exponent
+                floors.shifts[slot * floors.steps + step_index] = exponent
 
 
 @jit
 def pack_floor_columns(product: Any, item: int, k0: int, col0: int, columns: int, right: Any, floors: Any) -> Any:
-    """pack_columns for floor_step; whether every column's exponents lie near each other."""
+    """pack_columns for floor_step; whether every column's exponents lie near each other.
+
+    Columns past the edge are whatever comes next in memory: nobody reads what they come to.
+    """
     b, form, numbers = product.b, product.form_b, product.numbers
     k_total, n_total = b.shape[1], b.shape[2]
     flat = product.flat_b
@@ -310,7 +324,7 @@ def pack_floor_columns(product: Any, item: int, k0: int, col0: int, columns: int
         at = ordered(k0 + k, product.order)
         width = columns if at < k_total else 0
         codes, first = flat, (item * k_total + at) * n_total + col0
-        if width < WIDTH:
+        if width == 0 or (width < WIDTH and first + WIDTH > flat.size):
             codes, first = right.codes, 0
             codes[:] = 0
             for j in range(width):
@@ -563,7 +577,7 @@ def fused_scratch(base: int, call: Any, numbers: Any, items: int, codes: Any, ca
     if numbers.promote > 0:
         part, at = carve(at, call.tiles * call.rows * WIDTH, np.float32)
     dead, at = carve(at, (call.tiles, call.rows), np.uint8)
-    floors, at = floor_scratch(at, rows if items == 1 and numbers.floors == 1 else 0, panel, step, carrier)
+    floors, at = floor_scratch(at, rows if items == 1 and numbers.floors == 1 else 0, elements, step, carrier)
     return Scratch(left, right, total, chain, part, dead, floors), at
 
 
@@ -593,7 +607,7 @@ def fused_tasks(call: Any, product: Any, scratch: Any) -> None:
             count = min(elements, k_padded - panel0)
             floors.ready[0] = 0
             if numbers.floors == 1:
-                decode_floor_rows(product, item, row0, rows, panel0, count, left, floors.left)
+                decode_floor_rows(product, item, row0, rows, panel0, count, left, floors.left, 0)
             for tile in range(tiles):
                 if stopped(call):
                     leave_rounding(before)

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 
 from mmabits.emulator.engine.jit import address_of, allocate, array_at, fields_at, inlined, intrinsic, jit, release
-from mmabits.emulator.engine.lanes import I8, I32, Emitter, Lanes
+from mmabits.emulator.engine.lanes import I8, I16, I32, Emitter, Lanes
 from mmabits.emulator.engine.plan import StepNumbers
 from mmabits.emulator.engine.record import Call, Variant
 from mmabits.emulator.engine.tasks import WIDTH
@@ -36,7 +36,7 @@ class Bytes(NamedTuple):
     """Scratch of a task."""
 
     left: Any
-    """(rows, PANEL): A, without signs."""
+    """(rows, PANEL), flat: A, without signs."""
     left_terms: Any
     """(rows): what the offset of B takes away from every sum of a row."""
     right: Any
@@ -46,7 +46,7 @@ class Bytes(NamedTuple):
     edge: Any
     """(4, WIDTH): rows of B that do not reach WIDTH columns."""
     total: Any
-    """(tiles, rows, WIDTH): accumulators, flat."""
+    """(rows, WIDTH): accumulators of a tile that does not reach WIDTH columns, flat."""
 
 
 @intrinsic
@@ -57,10 +57,24 @@ def pack_four(_context: Any, codes: Any, starts: Any, flip: Any, packed: Any, pl
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
         source = emit.data(codes, arguments[0])
-        rows = [emit.load(source, builder.extract_value(arguments[1], i), WIDTH).unsigned(I32) for i in range(4)]
-        word = rows[0] | (rows[1] << 8) | (rows[2] << 16) | (rows[3] << 24)
+        rows = [emit.load(source, builder.extract_value(arguments[1], i), WIDTH).unsigned(I16) for i in range(4)]
+        word = (rows[0] | (rows[1] << 8)).interleaved(rows[2] | (rows[3] << 8))
         flips = builder.mul(emit.narrow_index(arguments[2]), ir.Constant(I32, 0x01010101))
         emit.store((word ^ emit.splat(flips, WIDTH)).as_bytes(), emit.data(packed, arguments[3]), arguments[4])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def flip_bytes(_context: Any, codes: Any, at: Any, flip: Any, flipped: Any, place: Any) -> Any:
+    """flipped[place + i] = codes[at + i] xor `flip`, for WIDTH bytes."""
+    signature = types.none(codes, _index, _index, flipped, _index)
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        emit = Emitter(context, builder)
+        found = emit.load(emit.data(codes, arguments[0]), arguments[1], WIDTH)
+        emit.store(found ^ emit.splat(builder.trunc(arguments[2], I8), WIDTH), emit.data(flipped, arguments[3]), arguments[4])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -88,36 +102,33 @@ def sum_columns(_context: Any, packed: Any, runs: Any, terms: Any) -> Any:
 
 
 @intrinsic
-def dot_bytes(
-    _context: Any, total: Any, base: Any, work: Any, stride: Any, row: Any, last: Any, at: Any, right_at: Any, runs: Any, saturate: Any
-) -> Any:
-    """total[base + r * WIDTH + j] += the products of `runs` times four elements, for ROWS rows r from `row` to `last`, and that one again.
+def dot_bytes(_context: Any, total: Any, base: Any, step: Any, work: Any, row: Any, last: Any, runs: Any, saturate: Any) -> Any:
+    """total[base + r * step + j] += the products of `runs` times four elements, for ROWS rows r from `row` to `last`, and that one again.
 
-    `work` is Bytes, `at` where the elements begin in a row of A, each `stride` bytes after the one before it.
+    `work` is Bytes.
     """
-    signature = types.none(total, _index, work, _index, _index, _index, _index, _index, _index, _index)
+    signature = types.none(total, _index, _index, work, _index, _index, _index, _index)
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         emit = Emitter(context, builder)
-        total_, base_, work_ = emit.data(total, arguments[0]), arguments[1], emit.fields(work, arguments[2])
-        stride_, row_, last_, at_, right_at_, runs_, saturate_ = arguments[3:]
+        total_, base_, step_, work_ = emit.data(total, arguments[0]), arguments[1], arguments[2], emit.fields(work, arguments[3])
+        row_, last_, runs_, saturate_ = arguments[4:]
         rows = []
         for r in range(ROWS):
             each = builder.add(row_, emit.index(r))
             rows.append(builder.select(builder.icmp_signed("<", each, last_), each, last_))
-        starts = [builder.add(builder.mul(each, stride_), at_) for each in rows]
+        starts = [builder.mul(each, emit.index(PANEL)) for each in rows]
         columns = [emit.load(work_.right_terms, emit.index(v * LANES), LANES) for v in range(_VECTORS)]
         cells = [emit.cells([emit.splat(emit.scalar(work_.left_terms, each), LANES) + term for term in columns]) for each in rows]
         with emit.loop(runs_) as run:
-            place = builder.add(right_at_, builder.mul(run, emit.index(4 * WIDTH)))
+            place = builder.mul(run, emit.index(4 * WIDTH))
             others = [emit.load(work_.right, builder.add(place, emit.index(4 * v * LANES)), 4 * LANES) for v in range(_VECTORS)]
             for start, sums in zip(starts, cells, strict=True):
                 mine = emit.four_bytes(work_.left, builder.add(start, builder.mul(run, emit.index(4))), LANES)
                 for cell, other in zip(sums, others, strict=True):
                     cell.set(cell.get().add_products_of_bytes(mine, other))
         places = [
-            [builder.add(builder.add(base_, builder.mul(each, emit.index(WIDTH))), emit.index(v * LANES)) for v in range(_VECTORS)]
-            for each in rows
+            [builder.add(builder.add(base_, builder.mul(each, step_)), emit.index(v * LANES)) for v in range(_VECTORS)] for each in rows
         ]
         held = [[emit.load(total_, place, LANES) for place in each] for each in places]
         with builder.if_else(builder.icmp_signed("!=", saturate_, emit.index(0)), likely=False) as (clamped, wrapping):
@@ -137,29 +148,37 @@ def _store_all(emit: Emitter, total: Any, places: Any, held: Any, cells: Any, ad
 
 
 @inlined
-def pack_left(a: Any, item: int, row0: int, rows: int, k0: int, count: int, numbers: Any, work: Any) -> None:
-    """`count` elements of K of A, and zeros up to four; with their terms."""
-    flip = np.uint8(OFFSET if numbers.signed_a == 1 else 0)
+def pack_left(flat: Any, first: int, k_total: int, rows: int, count: int, numbers: Any, work: Any) -> None:
+    """`count` elements of K of A, and zeros up to four; with their terms. `first` is where those of the first row begin in A as one row."""
+    flip = OFFSET if numbers.signed_a == 1 else 0
     for row in range(rows):
-        for k in range(count):
-            work.left[row, k] = a[item, row0 + row, k0 + k] ^ flip
+        start, place = first + row * k_total, row * PANEL
+        for k in range(0, count, WIDTH):
+            if start + k + WIDTH <= flat.size:
+                flip_bytes(flat, start + k, flip, work.left, place + k)
+            else:
+                for i in range(min(WIDTH, count - k)):
+                    work.left[place + k + i] = flat[start + k + i] ^ np.uint8(flip)
         for k in range(count, padded(count, 4)):
-            work.left[row, k] = flip
+            work.left[place + k] = flip
         work.left_terms[row] = 0
         if numbers.signed_b == 0:
             total = np.int32(0)
             for k in range(count):
-                total += np.int32(work.left[row, k])
+                total += np.int32(work.left[place + k])
             work.left_terms[row] = OFFSET * (total - np.int32(flip) * np.int32(count))
 
 
 @jit
 def pack_right(flat: Any, first: int, k_total: int, n_total: int, k0: int, count: int, columns: int, flip: int, work: Any) -> None:
-    """`count` elements of K of WIDTH columns of B; zeros past the edges. `first` is where the item's column begins."""
+    """`count` elements of K of WIDTH columns of B; zeros past K. Columns past the edge are whatever comes next in memory.
+
+    `first` is where the item's column begins.
+    """
     for k in range(0, count, 4):
         at = first + (k0 + k) * n_total
         place = k * WIDTH
-        if columns == WIDTH and k + 4 <= count:
+        if k + 4 <= count and at + 3 * n_total + WIDTH <= flat.size:
             pack_four(flat, (at, at + n_total, at + 2 * n_total, at + 3 * n_total), flip, work.right, place)
             continue
         work.edge[:] = 0
@@ -170,58 +189,52 @@ def pack_right(flat: Any, first: int, k_total: int, n_total: int, k0: int, count
 
 
 @jit
-def integer_tasks(call: Any, a: Any, flat_b: Any, d: Any, numbers: Any, work: Any) -> None:
+def integer_tasks(call: Any, flat_a: Any, flat_b: Any, flat_d: Any, numbers: Any, work: Any) -> None:
     """Tasks of d += a @ b in int32: exact, each instruction's sum added with wrap-around or, where it saturates, clamped.
 
-    One instruction's own sum stays below 64 * 255 * 255 < 2^23, so it never wraps by itself.
+    One instruction's own sum stays below 64 * 255 * 255 < 2^23, so it never wraps by itself. Sums are added to D where it lies, save in a
+    tile of fewer columns, the last of a row.
     """
     k_total, n_total = call.k, call.n
     flip = 0 if numbers.signed_b == 1 else OFFSET
     panel = numbers.k_instruction if numbers.saturate == 1 else PANEL
-    total = work.total
     for task in range(call.first, call.last):
         item, row0, rows, tile0, tiles = task_bounds(task, call.m, n_total, call)
-        for tile in range(tiles):
-            col0 = (tile0 + tile) * WIDTH
-            columns = min(WIDTH, n_total - col0)
-            for row in range(rows):
-                cell = (tile * rows + row) * WIDTH
-                for j in range(columns):
-                    total[cell + j] = d[item, row0 + row, col0 + j]
+        corner, edge = (item * call.m + row0) * n_total + tile0 * WIDTH, n_total - (tile0 + tiles) * WIDTH
+        partial, at_edge = WIDTH + edge if edge < 0 else 0, corner + (tiles - 1) * WIDTH
+        for row in range(rows):
+            for j in range(partial):
+                work.total[row * WIDTH + j] = flat_d[at_edge + row * n_total + j]
         for k0 in range(0, k_total, panel):
             count = min(panel, k_total - k0)
-            runs = padded(count, 4) // 4
-            pack_left(a, item, row0, rows, k0, count, numbers, work)
+            pack_left(flat_a, (item * call.m + row0) * k_total + k0, k_total, rows, count, numbers, work)
             for tile in range(tiles):
                 if stopped(call):
                     return
                 col0 = (tile0 + tile) * WIDTH
                 columns = min(WIDTH, n_total - col0)
                 pack_right(flat_b, item * k_total * n_total + col0, k_total, n_total, k0, count, columns, flip, work)
+                runs = padded(count, 4) // 4
                 work.right_terms[:] = 0
                 if numbers.signed_a == 1:
                     sum_columns(work.right, runs, work.right_terms)
-                base = tile * rows * WIDTH
+                total, base, step = (flat_d, corner + tile * WIDTH, n_total) if columns == WIDTH else (work.total, 0, WIDTH)
                 for row in range(0, rows, ROWS):
-                    dot_bytes(total, base, work, PANEL, row, rows - 1, 0, 0, runs, numbers.saturate)
-        for tile in range(tiles):
-            col0 = (tile0 + tile) * WIDTH
-            columns = min(WIDTH, n_total - col0)
-            for row in range(rows):
-                cell = (tile * rows + row) * WIDTH
-                for j in range(columns):
-                    d[item, row0 + row, col0 + j] = total[cell + j]
+                    dot_bytes(total, base, step, work, row, rows - 1, runs, numbers.saturate)
+        for row in range(rows):
+            for j in range(partial):
+                flat_d[at_edge + row * n_total + j] = work.total[row * WIDTH + j]
 
 
 @jit
 def byte_scratch(base: int, call: Any) -> Any:
     """What a task works in, from address `base` on, and the address after it."""
-    left, at = carve(base, (call.rows, PANEL), np.uint8)
+    left, at = carve(base, call.rows * PANEL + WIDTH, np.uint8)
     left_terms, at = carve(at, call.rows, np.int32)
     right, at = carve(at, PANEL * WIDTH, np.int8)
     right_terms, at = carve(at, WIDTH, np.int32)
     edge, at = carve(at, 4 * WIDTH, np.uint8)
-    total, at = carve(at, call.tiles * call.rows * WIDTH, np.int32)
+    total, at = carve(at, call.rows * WIDTH, np.int32)
     return Bytes(left, left_terms, right, right_terms, edge, total), at
 
 
@@ -236,10 +249,10 @@ def integer_entry(variant: Variant) -> Callable[[Any], None]:
         if base == 0:
             report_no_memory(pointer)
             return
-        a = array_at(call.a, (call.batch, call.m, call.k), operand)
+        flat_a = array_at(call.a, call.batch * call.m * call.k, operand)
         flat_b = array_at(call.b, call.batch * call.k * call.n, operand)
-        d = array_at(call.d, (call.batch, call.m, call.n), accumulator)
-        integer_tasks(call, a, flat_b, d, numbers, byte_scratch(base, call)[0])
+        flat_d = array_at(call.d, call.batch * call.m * call.n, accumulator)
+        integer_tasks(call, flat_a, flat_b, flat_d, numbers, byte_scratch(base, call)[0])
         release(base)
 
     return run

@@ -7,7 +7,7 @@ lanes to fit the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -208,6 +208,24 @@ class Lanes:
     def narrow(self, element: ir.Type) -> Lanes:
         """Integer lanes to narrower ones, low bits kept."""
         return self._new(self.builder.trunc(self.value, ir.VectorType(element, self.count)))
+
+    def high_halves(self) -> Lanes:
+        """Of float32 lanes the upper 16 bits."""
+        return self._picked(I16, range(1, 2 * self.count, 2))
+
+    def _picked(self, element: ir.Type, lanes: Iterable[int]) -> Lanes:
+        """Some of the lanes that the bits are, seen as integers of a width."""
+        kind = ir.VectorType(element, self.count * _bytes(self.element) // _bytes(element))
+        seen, places = self.builder.bitcast(self.value, kind), list(lanes)
+        pick = ir.Constant(ir.VectorType(I32, len(places)), places)
+        return self._new(self.builder.shuffle_vector(seen, ir.Constant(kind, ir.Undefined), pick))
+
+    def interleaved(self, other: Lanes) -> Lanes:
+        """Each lane of 16 bits and the other vector's behind it, as one of 32."""
+        places = [lane + which for lane in range(self.count) for which in (0, self.count)]
+        pick = ir.Constant(ir.VectorType(I32, len(places)), places)
+        pairs = self.builder.shuffle_vector(self.value, other.value, pick)
+        return self._new(self.builder.bitcast(pairs, ir.VectorType(I32, self.count)))
 
     def trailing_zeros(self) -> Lanes:
         """Zeros below the lowest bit that is set, of integer lanes; of 0 anything."""

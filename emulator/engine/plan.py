@@ -20,6 +20,9 @@ F32_NAN = 0x7FFFFFFF
 NO_EXPONENT = -8192
 """Stands for the exponent of a zero: added to itself or to any exponent, it stays below every e_zero."""
 
+NEAR = 31
+"""How far apart exponents may lie for floors.floor_step."""
+
 
 class FormatNumbers(NamedTuple):
     """A FormatSpec as integers."""
@@ -35,6 +38,11 @@ class FormatNumbers(NamedTuple):
     """The magnitude field of infinity, -1 where there is none."""
     min_exponent: int
     """Exponent below which a significand is not normalised: the format's own, or that of the format it is converted to."""
+    max_exponent: int
+    lowest_place: int
+    """The exponent of the lowest bit of all its numbers."""
+    narrow: int
+    """1 where the exponents of all its numbers lie within NEAR of each other."""
 
 
 class ResultNumbers(NamedTuple):
@@ -103,6 +111,7 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
         NonFinite.NAN_ONLY: form.magnitude_mask >> form.ignored_low_bits,
         NonFinite.NONE: 1 << fields,
     }[form.non_finite]
+    least = (unpacked_to or form).min_exponent
     return FormatNumbers(
         fraction_bits=form.fraction_bits,
         bias=form.bias,
@@ -110,7 +119,10 @@ def format_numbers(form: FormatSpec, unpacked_to: FormatSpec | None = None) -> F
         sign_shift=form.code_bits - 1 if form.sign_bits else fields + form.ignored_low_bits,
         lowest_nonfinite=lowest,
         infinity=form.exponent_mask >> form.ignored_low_bits if form.has_infinity else -1,
-        min_exponent=(unpacked_to or form).min_exponent,
+        min_exponent=least,
+        max_exponent=form.max_exponent,
+        lowest_place=form.min_exponent - form.fraction_bits,
+        narrow=int(form.max_exponent - least <= NEAR),
     )
 
 

@@ -114,8 +114,7 @@ def _finite_part(held: Lanes) -> Lanes:
 def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[Lanes, Lanes, Lanes, Any]:
     """WIDTH codes, as many from each start: magnitudes (float32), exponents (int16), signs (int32), and whether one is not finite (an i1).
 
-    A code's exponent and fraction, put where a float32 has them, times 2^(127 - form.bias) is its magnitude, subnormals
-    included. What is not finite becomes a zero here.
+    What is not finite becomes a zero here.
     """
     builder = emit.builder
     form = SimpleNamespace(**{name: emit.narrow_index(number) for name, number in vars(form).items()})
@@ -129,12 +128,30 @@ def _decoded(emit: Emitter, codes: Any, starts: list[Any], form: Any) -> tuple[L
     field = (code & everywhere(fields)) >> everywhere(form.low_bits)
     not_finite = field >= everywhere(form.lowest_nonfinite)
     field = not_finite.choose(0, field)
-    up = builder.sub(ir.Constant(I32, 23), form.fraction_bits)
-    rescale = builder.shl(builder.sub(ir.Constant(I32, 254), form.bias), ir.Constant(I32, 23))
-    magnitude = (field << everywhere(up)).floats() * everywhere(rescale).floats()
+    magnitude = _magnitude(emit, field, form.fraction_bits, form.bias)
     exponent = ((magnitude.bits() >> 23) - 127).maximum(everywhere(form.min_exponent))
     exponent = field.equals(0).choose(NO_EXPONENT, exponent)
     return magnitude, exponent.narrow(I16), sign, not_finite.any()
+
+
+def _magnitude(emit: Emitter, field: Lanes, fraction_bits: Any, bias: Any) -> Lanes:
+    """Codes' exponents and fractions (int32, no infinity or NaN) as float32; fraction bits and bias are int32 too.
+
+    Put where a float32 has them, with 127 - bias more in the exponent, they are the magnitude. A subnormal is the fraction of the number
+    whose exponent is one more, less that number: nothing is ever subnormal in float32 that is not in the format, since processors take
+    hundreds of cycles for such a number.
+    """
+    builder, one = emit.builder, ir.Constant(I32, 1)
+
+    def everywhere(number: Any) -> Lanes:
+        return emit.splat(number, field.count)
+
+    def power(more: int) -> Lanes:
+        return everywhere(builder.shl(builder.sub(ir.Constant(I32, 127 + more), bias), ir.Constant(I32, 23)))
+
+    moved = field << everywhere(builder.sub(ir.Constant(I32, 23), fraction_bits))
+    subnormal = (moved + power(1)).floats() - power(1).floats()
+    return (field < everywhere(builder.shl(one, fraction_bits))).choose(subnormal, (moved + power(0)).floats())
 
 
 @intrinsic
@@ -189,16 +206,16 @@ def _signed(magnitude: Lanes, sign: Lanes) -> Lanes:
 
 
 def _as_bytes(emit: Emitter, codes: Any, starts: list[Any], form: Any, negate: Any) -> Lanes:
-    """WIDTH codes, as many from each start, as multiples of the smallest number of their format, in bytes."""
-    form = SimpleNamespace(**{name: emit.splat(emit.narrow_index(number), WIDTH) for name, number in vars(form).items()})
-    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I32)
-    one = emit.constant(I32, 1, WIDTH)
+    """WIDTH codes, as many from each start, as multiples of the smallest number of their format, in bytes. Codes have at most 8 bits."""
+    form = SimpleNamespace(**{name: emit.splat(emit.builder.trunc(number, I16), WIDTH) for name, number in vars(form).items()})
+    code = _join([emit.load(codes, start, WIDTH // len(starts)) for start in starts]).unsigned(I16)
+    one = emit.constant(I16, 1, WIDTH)
     field = (code >> form.low_bits) & ((one << (form.sign_shift - form.low_bits)) - 1)
     hidden = one << form.fraction_bits
     exponent, fraction = field >> form.fraction_bits, field & (hidden - 1)
     significand = exponent.equals(0).choose(fraction, fraction | hidden)
     magnitude = significand << (exponent.maximum(1) - 1)
-    sign = ((code >> form.sign_shift) + emit.splat(emit.narrow_index(negate), WIDTH)) & 1
+    sign = ((code >> form.sign_shift) ^ emit.splat(emit.builder.trunc(negate, I16), WIDTH)) & 1
     signed: Lanes = ((magnitude ^ -sign) + sign).narrow(I8)
     return signed
 
@@ -220,8 +237,8 @@ def finish_group_columns(_context: Any, right: Any, step: Any, group: Any) -> An
                 first = builder.add(start, builder.mul(run, emit.index(4)))
                 places = [builder.mul(builder.add(first, emit.index(i)), emit.index(WIDTH)) for i in range(4)]
                 rows = [emit.load(columns.raw, place, WIDTH) for place in places]
-                words = [row.unsigned(I32) for row in rows]
-                together = words[0] | (words[1] << 8) | (words[2] << 16) | (words[3] << 24)
+                halves = [row.unsigned(I16) for row in rows]
+                together = (halves[0] | (halves[1] << 8)).interleaved(halves[2] | (halves[3] << 8))
                 emit.store(together.as_bytes(), columns.values, places[0])
                 for i, row in enumerate(rows):
                     sums.set(sums.get() + row.widen(I32))
@@ -270,7 +287,7 @@ def decode_group_elements(_context: Any, codes: Any, at: Any, form: Any, negate:
         if target.type.pointee == I8:
             value = _as_bytes(emit, source, [arguments[1]], form_, arguments[3])
             emit.store(value ^ emit.constant(I8, -OFFSET, WIDTH), target, arguments[5])
-            return builder.zext(value.equals(0).complement().as_bits(), I64)
+            return builder.zext(builder.bitcast(value.equals(0).complement().value, I32), I64)
         magnitude, _, sign, _ = _decoded(emit, source, [arguments[1]], form_)
         emit.store(_signed(magnitude, sign + emit.splat(emit.narrow_index(arguments[3]), WIDTH)), target, arguments[5])
         return builder.zext((magnitude > 0.0).as_bits(), I64)

@@ -36,10 +36,12 @@ CHANGES = (
     ("floors", "ZERO_A, ZERO_B = ALL, ALL - 128", "ZERO_A, ZERO_B = 0, ALL - 128", FLOORS),
     ("floors", "ZERO_A, ZERO_B = ALL, ALL - 128", "ZERO_A, ZERO_B = ALL, -128", FLOORS),
     ("floors", ".maximum(0).minimum(ALL)", ".maximum(0).minimum(8)", FLOORS),
-    ("floors", "significand.trailing_zeros() - 150", "significand.trailing_zeros() - 149", FLOORS),
+    ("floors", "(field | hidden).trailing_zeros()", "(field | hidden).trailing_zeros() + 1", FLOORS),
+    ("plan", "lowest_place=form.min_exponent - form.fraction_bits,", "lowest_place=form.min_exponent,", ("fp8",)),
     ("integers", "OFFSET = 128", "OFFSET = 64", ("u8 s8", "s8")),
     ("integers", "flip = 0 if numbers.signed_b == 1 else OFFSET", "flip = 0", ("u8",)),
     ("integers", "panel = numbers.k_instruction if numbers.saturate == 1 else PANEL", "panel = PANEL", ("s8 u8",)),
+    ("integers", "partial, at_edge = WIDTH + edge if edge < 0 else 0,", "partial, at_edge = 0,", ("s8",)),
 )  # fmt: skip
 
 

@@ -287,6 +287,7 @@ def full_results() -> report.Results:
         start=[scaling.StartRow(path=name, seconds=1.2, import_seconds=1, ratio=1.2)],
         cold=[scaling.ColdRow(path=name, seconds=9, compiled=12)],
         calls=[scaling.CallRow(path=name, instruction="x", microseconds=20, tiles=10, batch_gmacs=3, gemm_gmacs=3, batch_ratio=1)],
+        tiles=[scaling.TileRow(path=name, shape=(64, 256, 32), microseconds=2.0, large_gmacs=300.0, ratio=0.87)],
         peers=[
             peers.PeerRow(peer="P", version="1", path=name, data="plain", shape=(8, 8, 8), threads=2, seconds=1, peer_seconds=10,
                           speedup=10, outputs=64)
@@ -316,6 +317,7 @@ def test_the_markdown_says_when_where_and_how() -> None:
     assert "Commit abc, `make bench`." in text
     assert "| sm_90a.wgmma.e4m3.f32 | 2 | 0.00 | 0 | 0.200 | 0.190 | 0.210 | 0.12 | 0.3 | reached | 64 equal |" in text
     assert "| sm_90a.wgmma.e4m3.f32 | 2 |  | 0.75 |  |  | reached | 64 equal | 3 |" in text
+    assert "| sm_90a.wgmma.e4m3.f32 | 64 x 256 x 32 | 2.00 | 262.14 | 300.00 | 0.87 |" in text
     assert "| P 1 | sm_90a.wgmma.e4m3.f32 | plain | 0.00 | 0.0000 | 10 | 64 equal |" in text
     for title in ("Threads", "Peak resident memory", "Start of a process", "First call", "Small calls", "GMAC/s by size"):
         assert f"## {title}" in text
@@ -334,6 +336,10 @@ def test_what_is_missed_is_named() -> None:
         start=[scaling.StartRow(path="p", seconds=2, import_seconds=1, ratio=2)],
         cold=[scaling.ColdRow(path="p", seconds=11, compiled=1)],
         calls=[scaling.CallRow(path="p", instruction="x", microseconds=31, tiles=1, batch_gmacs=1, gemm_gmacs=2, batch_ratio=0.5)],
+        tiles=[
+            scaling.TileRow(path="p", shape=shape, microseconds=2.5, large_gmacs=1.0, ratio=0.75)
+            for shape in ((16, 8, 32), (32, 32, 32), (64, 256, 32))
+        ],
     )  # fmt: skip
     assert made.different == 1
     assert made.missed == [
@@ -347,6 +353,8 @@ def test_what_is_missed_is_named() -> None:
         "p: seconds with a cold cache 11, at most 10",
         "p: microseconds of one mma 31, at most 30",
         "p: batch / GEMM rate 0.5, at least 0.8",
+        "p, tile of 16 x 8 x 32: microseconds 2.5, at most 2",
+        "p, tile of 64 x 256 x 32: rate / that of a large product 0.75, at least 0.8",
     ]
     assert "1 of 64 DIFFER" in report.markdown(made)
 
@@ -362,6 +370,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 def refuse(self: Path, target: Path) -> None:
     raise OSError("refused")
+
+
+@pytest.mark.parametrize("identifier", ["sm_80.mma.s8.s32", "sm_90a.wgmma.e4m3.f32"])
+def test_the_call_that_is_timed_for_tiles_computes_the_product(identifier: str) -> None:
+    """From a record at hand: the bits of gemm."""
+    path = paths.by_id(identifier)
+    shape = (16, 8, 32)
+    call = scaling.engine_call(path, shape)
+    call()
+    ((arrays, _, _),) = call.__defaults__  # type: ignore[attr-defined]
+    want = gemm_call(path, draw(path, Data.PLAIN, *shape))()
+    np.testing.assert_array_equal(as_bits(arrays[2]), as_bits(want))
+    assert {*scaling.TILE_IDS} <= set(IDS)
 
 
 def test_the_program_of_a_first_result_is_complete() -> None:
@@ -440,5 +461,6 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert [row["threads"] for row in read["threads"]] == [1, 2]
     assert read["memory"][0]["peak_mib"] > read["memory"][0]["result_mib"] > 0
     assert read["start"][0]["ratio"] > 0 and read["calls"][0]["microseconds"] > 0
+    assert [row["shape"] for row in read["tiles"]] == [[16, 8, 32], [32, 32, 32], [64, 256, 32]]
     assert all(row["different"] == 0 or row["reason"] for row in read["peers"])
     assert "wrote" in done.stdout
