@@ -13,6 +13,7 @@ from mmabits.commands.cache import cache
 from mmabits.commands.campaign import campaign
 from mmabits.commands.compare import compare, multiply
 from mmabits.commands.diff import diff
+from mmabits.commands.evaluate import evaluate
 from mmabits.commands.explain import explain
 from mmabits.commands.function import function
 from mmabits.commands.identify import identify
@@ -262,6 +263,7 @@ app.command(name="gemm", short_help="Multiply own matrices as a GPU would; a .np
 app.command(name="explain", short_help="Explain one element of a product, step by step.")(explain)
 app.command(name="function", short_help="Explain one result of a PTX function.")(function)
 app.command(name="diff", short_help="Compare a GPU, or a recording, with the emulator, bit by bit.")(diff)
+app.command(name="evaluate", short_help="A whole model on text, by many architectures and recipes.")(evaluate)
 app.command(name="identify", short_help="Find the datapath that fits a recording or a GPU.")(identify)
 app.command(name="kernel", short_help="Show what became of a Triton kernel, or of PTX.")(kernel)
 app.command(name="invariance", short_help="Which settings change the bits of linear layers, and why.")(invariance)

@@ -44,9 +44,9 @@ def mismatch(
         raise EmulationError("torch is not installed: pip install 'mmabits[torch]'")
     if width % 16:
         raise OperandError(f"width must be a multiple of 16, got {width}")
-    from mmabits.commands.models import find_model
     from mmabits.research.mismatch import ModelSetting
     from mmabits.research.mismatch import mismatch as run
+    from mmabits.research.models import find_model
     from mmabits.research.sentence import SENTENCE
 
     settings = ModelSetting.of(a), ModelSetting.of(b)

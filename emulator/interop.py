@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -117,6 +118,9 @@ def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
     reason = without_numbers(tensor)
     if reason:
         raise OperandTypeError(f"{name} must be a plain array, got {reason}")
+    held = _plain(tensor)
+    if held is not None:
+        return held
     kind = str(tensor.dtype).removeprefix("torch.")
     bits, dtype = _TORCH_VIEWS.get(kind, ("uint8" if kind == _PACKED else "", None))
     try:
@@ -138,13 +142,59 @@ def torch_to_numpy(tensor: Any, name: str, *, packed_along: int = -1) -> Array:
 class _InPlace:
     """A tensor's memory, by NumPy's protocol. `Tensor.numpy` would make its storage one that can never be resized again."""
 
-    def __init__(self, tensor: Any, dtype: np.dtype[Any]) -> None:
-        size = dtype.itemsize
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Any, typestr: str, size: int) -> None:
+        strides = None if tensor.is_contiguous() else tuple([size * stride for stride in tensor.stride()])
         self.tensor = tensor
         self.__array_interface__ = {
-            "version": 3, "typestr": dtype.str, "shape": tuple(tensor.shape), "data": (tensor.data_ptr(), False),
-            "strides": tuple(size * stride for stride in tensor.stride()),
+            "version": 3, "typestr": typestr, "shape": tuple(tensor.shape), "data": (tensor.data_ptr(), False), "strides": strides,
         }  # fmt: skip
+
+
+class _PlainType(NamedTuple):
+    """How NumPy has the elements of a torch type."""
+
+    typestr: str
+    size: int
+    dtype: np.dtype[Any] | None
+    """The type that they are read as, where NumPy's protocol has no word for it."""
+
+
+@lru_cache(maxsize=1)
+def _plain_types(torch: Any) -> tuple[frozenset[type], dict[Any, _PlainType]]:
+    """The classes of tensors that are nothing but an array, and the real types that they may be of."""
+    types = {}
+    for name in ("float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64"):
+        dtype = np.dtype(name)
+        types[getattr(torch, name)] = _PlainType(dtype.str, dtype.itemsize, None)
+    for name, (bits, form) in _TORCH_VIEWS.items():
+        if hasattr(torch, name):
+            dtype = np.dtype(bits)
+            types[getattr(torch, name)] = _PlainType(dtype.str, dtype.itemsize, np.dtype(form))
+    return frozenset((torch.Tensor, torch.nn.Parameter)), types
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether a tensor is nothing but an array in this machine's memory, of a type that NumPy or ml_dtypes has."""
+    torch = sys.modules["torch"]
+    classes, types = _plain_types(torch)
+    return (
+        type(tensor) in classes and tensor.dtype in types and tensor.is_cpu and tensor.layout is torch.strided
+        and not tensor.is_nested and not tensor.is_neg()
+    )  # fmt: skip
+
+
+def _plain(tensor: Any) -> Array | None:
+    """The array that a tensor is, by the shortest way; None where that is not for it."""
+    if not _is_plain(tensor) or tensor.numel() == 0:
+        return None
+    typestr, size, dtype = _plain_types(sys.modules["torch"])[1][tensor.dtype]
+    try:
+        held = np.asarray(_InPlace(tensor, typestr, size))
+    except RuntimeError:  # without memory of its own
+        return None
+    return held if dtype is None else held.view(dtype)
 
 
 def _in_place(tensor: Any) -> Array:
@@ -159,11 +209,13 @@ def _in_place(tensor: Any) -> Array:
         raise TypeError(dtype)
     if tensor.numel() == 0:
         return np.empty(tuple(tensor.shape), dtype)
-    return np.asarray(_InPlace(tensor, dtype))
+    return np.asarray(_InPlace(tensor, dtype.str, dtype.itemsize))
 
 
 def without_numbers(tensor: Any) -> str:
     """What a tensor is instead of a plain array, and what to do about it; empty where it is one."""
+    if _is_plain(tensor):
+        return ""
     torch = sys.modules["torch"]
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
     if fakes is not None and isinstance(tensor, fakes.FakeTensor):

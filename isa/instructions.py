@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 
@@ -357,6 +357,14 @@ class Instruction:
             raise UnknownInstruction(f"block scales need a type and a block size; got type {self.scale_type} and block {self.block}")
         if not self.specs:
             raise UnknownInstruction(f"{self.ptx}: no row allows it")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: instructions are in the keys of many tables."""
+        return hash(tuple(getattr(self, each.name) for each in fields(self)))
 
     @cached_property
     def specs(self) -> tuple[InstructionSpec, ...]:

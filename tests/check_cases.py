@@ -331,6 +331,21 @@ _T_WAITED = "tcgen05.wait::ld.sync.aligned; "
 _T_GIVE = "st.global.b32 [%rd11], %v0; "
 _T_END = _T_BEFORE + "bar.sync 0; " + _T_AFTER + "@%p2 tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r51, 32;"
 _T_STORE = f"tcgen05.st.sync.aligned.32x32b.x16.b32 [%r53], {{{', '.join(['%r1'] * 16)}}}; "
+_R_BEGIN = _T_BEGIN.replace(
+    "@%p1 mbarrier.init.shared::cta.b64 [%r8+6144], 1;",
+    "@%p1 mbarrier.init.shared::cta.b64 [%r8+6144], 1; @%p1 mbarrier.init.shared::cta.b64 [%r8+6176], 32;"
+    " @%p1 mbarrier.init.shared::cta.b64 [%r8+6184], 1; mov.b16 %rs1, 3; setp.eq.u32 %p11, %r6, 1; setp.eq.u32 %p12, %r1, 64;"
+    " add.s32 %r30, %r8, 6176;",
+)
+"""Roles: warp 1 writes what a product reads, the first thread waits for it and asks, thread 64 fills the place again."""
+_R_WROTE = "@!%p11 bra $L_role1; <<ARRIVE||>> st.shared.b32 [%r9], 1; " + _PROXY + "<<||ARRIVE>>\n$L_role1:"
+_R_FIRST = "@!%p1 bra $L_role2;\n" + _wait("%r8+6176", 0, "wait1") + _T_AFTER + _T_MMA + "\n$L_role2:"
+_R_REFILL = (
+    "@!%p12 bra $L_role3;\n" + _wait("%r8+6144", 0, "wait2") + "EXTRA mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r8+6184], 1024;"
+    " cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%r8], [%rd1], 1024, [%r8+6184];\n" + _wait("%r8+6184", 0, "wait3")
+    + "$L_role3:" + _wait("%r8+6144", 0, "wait4")
+)  # fmt: skip
+_PAIR_MEETS = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; "
 TCGEN05 = _rows(
     ("tensor memory without a wait for the product", "races", "tcgen05.commit and a wait",
      _T_BEGIN + _T_MMA + _T_COMMIT + "<<bar.sync 0;||" + _T_WAIT + ">>" + _T_AFTER + _T_LOAD + _T_WAITED + _T_GIVE + "<<"
@@ -366,7 +381,24 @@ TCGEN05 = _rows(
      _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned;" + _T_LOAD + _T_WAITED + _T_GIVE + "<<||" + _T_END + ">>"),
     ("tensor memory that was given back", "memory", "not allocated",
      _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned; <<" + _T_END + _T_LOAD + _T_WAITED + "||" + _T_LOAD + _T_WAITED + _T_END + ">>"),
+    ("what another warp wrote for the product, filled again behind its commit", "races", "cp.async.bulk.* writes 0x.*st.shared.* wrote",
+     _R_BEGIN + _R_WROTE.replace("ARRIVE", "mbarrier.arrive.shared::cta.b64 _, [%r8+6176];") + _R_FIRST + _T_COMMIT + _R_REFILL.replace("EXTRA", "") + _T_END),
+    ("a store between a product and its commit", "races", "ld.shared.* reads 0x.* wrote",
+     _R_BEGIN + "@%p11 mbarrier.arrive.shared::cta.b64 _, [%r8+6176];\n" + _R_FIRST.replace(
+         _T_MMA, "<<||st.shared.b32 [%r8+6200], 1;>>" + _T_MMA + "<<st.shared.b32 [%r8+6200], 1;||>>") + _T_COMMIT
+     + _R_REFILL.replace("EXTRA", "ld.shared.b32 %r20, [%r8+6200];") + _T_END),
+    ("tensor memory given back, and no fence before the barrier", "races", "tcgen05.dealloc.* missing: tcgen05.fence::before_thread_sync",
+     _T_BEGIN + _T_STORE + "tcgen05.wait::st.sync.aligned;" + _T_LOAD + _T_WAITED + _T_GIVE
+     + _T_END.replace(_T_BEFORE, "<<||" + _T_BEFORE + ">>").replace(_T_AFTER, "")),
     threads=128, arch="sm_100a",
+)  # fmt: skip
+TCGEN05 += _rows(
+    ("what the other CTA wrote for the product, filled again behind a commit to both", "races", "cp.async.bulk.* writes 0x.*st.shared.* wrote",
+     _R_BEGIN.replace("[%r8+6176], 32", "[%r8+6176], 64") + _PAIR_MEETS + _R_WROTE.replace(
+         "ARRIVE", "mapa.shared::cluster.u32 %r31, %r30, 0; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r31];")
+     + "mov.u32 %r32, %cluster_ctarank; setp.eq.and.u32 %p1, %r32, 0, %p1;\n" + _R_FIRST
+     + _T_COMMIT.replace(".b64 [%r8+6144];", ".multicast::cluster.b64 [%r8+6144], %rs1;") + _R_REFILL.replace("EXTRA", "") + _PAIR_MEETS + _T_END),
+    threads=128, arch="sm_100a", cluster=2, grid=2,
 )  # fmt: skip
 
 TOGETHER = _rows(

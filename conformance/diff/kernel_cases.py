@@ -12,10 +12,26 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.layouts import pack_fp4, swizzle_scales
-from mmabits.isa import OperandError, nearest
-from mmabits.kernels.schemes import attention, fp8, fp8_blockwise, gptq, moe, mxfp6_mxfp4, mxfp8, nvfp4, w4a8, w4a16, w8a8
-from mmabits.kernels.schemes.blocks import block_scaled_matmul
+from mmabits.emulator.layouts import pack_fp4, swizzle_scales, unpack_fp4
+from mmabits.isa import FORMATS, OperandError, nearest
+from mmabits.kernels.schemes import (
+    asymmetric,
+    attention,
+    fp8,
+    fp8_blockwise,
+    gptq,
+    moe,
+    mxfp6_mxfp4,
+    mxfp8,
+    nvfp4,
+    w4a4,
+    w4a8,
+    w4a8_fp8,
+    w4a16,
+    w8a8,
+    w8a16,
+)
+from mmabits.kernels.schemes.blocks import ColumnBlocks, RowBlocks, block_scaled_matmul
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.packing_awq_gptq import AwqTensors, GptqTensors
 
@@ -28,6 +44,8 @@ EVERY: Final = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_1
 """All that Triton compiles tensor-core instructions for."""
 FROM_ADA: Final = EVERY[2:]
 BLACKWELL: Final = EVERY[4:]
+DATA_CENTRE: Final = EVERY[4:7]
+"""Blackwell with `tcgen05`."""
 _MMA_SYNC: Final = (*EVERY[:3], "sm_120a", "sm_121a")
 """Where Triton has no other instruction for f16 and bf16."""
 _BF16: Final = ml_dtypes.bfloat16
@@ -286,6 +304,20 @@ def _mixed_scaled(*, transposed: bool) -> Callable[[int], Drawn]:
     return draw
 
 
+def _mxfp8_by_mxfp4(seed: int) -> Drawn:
+    """Blackwell's data-centre instructions take the pair as it is; elsewhere Triton makes bf16 of both."""
+    rng = np.random.default_rng(seed)
+    x, w = mxfp8.quantize_rows(_wide(rng, M, K)), mxfp6_mxfp4.quantize_columns(_wide(rng, K, N))
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        native = arch in DATA_CENTRE
+        order = _order(arch, 8, is_native_on=DATA_CENTRE)
+        return {"out": mxfp6_mxfp4.mx_matmul(x, w, arch=dots(k_order=order), through="block-scaled" if native else "bf16")}
+
+    inputs = _triton(a=x.elements, a_scales=x.block_scales, b=w.elements.T, b_scales=w.block_scales.T)
+    return Drawn(inputs=inputs, composition=composition)
+
+
 # INT4 and INT8 -----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +384,57 @@ def _w4a8(group: int) -> Callable[[int], Drawn]:
         return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": w4a8.w4a8_matmul(x, w, arch=dots())})
 
     return draw
+
+
+def _asymmetric(*, weights: bool, by_dot: bool = False) -> Callable[[int], Drawn]:
+    """u8 activations; `weights`: with zero points of their own. `by_dot`: the launcher sums weights itself."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = asymmetric.quantize_affine(_rows_with_outliers(rng) + np.float32(0.5), axis=0)
+        plain = _normal(rng, 256, N) + np.float32(0.25)
+        w = asymmetric.quantize_affine(plain, axis=1, dtype=np.int8) if weights else w8a8.quantize_int8(plain, axis=1)
+        inputs: Arrays = {"x": x.codes, "x_scales": x.scales, "x_zeros": x.zeros, "w": w.codes, "w_scales": w.scales}
+        if not by_dot:
+            inputs["w_sums"] = w.codes.sum(axis=0, dtype=np.int32)
+        if isinstance(w, asymmetric.AffineMatrix):
+            inputs["w_zeros"] = w.zeros
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": asymmetric.asymmetric_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+def _w8a16(kind: str, dtype: Any, group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        w, x = w8a16.quantize_w8(_normal(rng, 256, N), kind=kind, group=group), _rows_with_outliers(rng).astype(dtype)
+        return Drawn(
+            inputs={"x": x, "words": w.pack(), "scales": w.scales},
+            composition=lambda arch, dots: {"out": w8a16.w8a16_matmul(x, w, arch=dots())},
+        )
+
+    return draw
+
+
+def _w4a8_fp8(group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x = fp8.quantize(_rows_with_outliers(rng), per="row")
+        w = w4a8_fp8.quantize_w4a8_fp8(_normal(rng, 256, N), group=group)
+        inputs = _triton(x=x.elements, x_scales=x.scales.ravel(), words=w.pack(), scales=w.kernel_scales)
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": w4a8_fp8.w4a8_fp8_matmul(x, w, arch=dots())})
+
+    return draw
+
+
+def _w4a4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = w4a4.quantize_int4_symmetric(_rows_with_outliers(rng), axis=0, clip=0.9)
+    w = w4a4.quantize_int4_symmetric(_normal(rng, 256, N), axis=1)
+    return Drawn(
+        inputs={"x": x.pack(), "x_scales": x.scales, "w": w.pack(), "w_scales": w.scales},
+        composition=lambda arch, dots: {"out": w4a4.w4a4_matmul(x, w, arch=dots())},
+    )
 
 
 # Attention ---------------------------------------------------------------------------------------------------------------
@@ -471,6 +554,17 @@ def _quantized_by(quantize: Callable[[Array], Any], *, transposed: bool = False)
     return wanted
 
 
+def _quantized_rows_with_zeros(seed: int) -> Drawn:
+    values = _wide(np.random.default_rng(seed), 32, 256)
+    values[1], values[2, :32], values[3, 5], values[4], values[5] = 0, values[2, :32] * np.float32(2.0**-122), 3e38, 1e-45, -0.0
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        found = asymmetric.quantize_affine(values, axis=0)
+        return {"codes": found.codes, "scales": found.scales, "zeros": found.zeros}
+
+    return Drawn(inputs={"values": values}, composition=composition)
+
+
 def _fp8_quantized(values: Array) -> Arrays:
     found = fp8.quantize(values, per="row")
     return {"elements": found.elements, "scales": found.scales.ravel()}
@@ -551,6 +645,54 @@ def _of_w4a16(arrays: Arrays) -> dict[str, Any]:
     return {"x": arrays["x"], "weights": w4a16.Int4Weights(codes=codes, scales=scales, zeros=arrays["zeros"], group=group)}
 
 
+def _cuda_fp8_tiles(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = fp8_blockwise.quantize_activations(_wide(rng, M, 256)), fp8_blockwise.quantize_weights(_wide(rng, 256, N))
+    inputs: Arrays = {"x": x.elements, "x_scales": x.scales, "w": w.elements, "w_scales": w.scales}
+    return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": fp8_blockwise.fp8_blockwise_matmul(x, w, arch=dots())})
+
+
+def _of_fp8_tiles(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: fp8_blockwise.TiledFp8(elements=arrays[name], scales=arrays[f"{name}_scales"], tile=tile)
+        for name, tile in (("x", (1, fp8_blockwise.BLOCK)), ("w", (fp8_blockwise.BLOCK, fp8_blockwise.BLOCK)))
+    }
+
+
+def _cuda_scaled(scheme: str) -> Callable[[int], Drawn]:
+    """e4m3 x e5m2 with ue8m0 scales, or e2m1 with ue4m3 scales."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        left, right = _wide(rng, M, 256), _wide(rng, 256, N)
+        if scheme == "mxfp8":
+            a, b = mxfp8.quantize_rows(left), mxfp8.quantize_columns(right, format="e5m2")
+            multiply = mxfp8.mxfp8_matmul
+        else:
+            a, b = nvfp4.quantize_rows(left), nvfp4.quantize_columns(right)
+            multiply = nvfp4.nvfp4_matmul
+        inputs: Arrays = {}
+        for name, each in (("a", a), ("b", b)):
+            inputs |= _triton(**{name: each.elements, f"{name}_scales": each.block_scales, f"{name}_scale": np.full(1, each.tensor_scale)})
+        return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": multiply(a, b, arch=dots())})
+
+    return draw
+
+
+def _of_scaled(arrays: Arrays) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, kind, axis in (("a", RowBlocks, 1), ("b", ColumnBlocks, 0)):
+        elements, scales = arrays[name], arrays[f"{name}_scales"]
+        narrow = elements.dtype == np.uint8
+        element = "e2m1" if narrow else "e5m2" if "e5m2" in elements.dtype.name else "e4m3"
+        found[name] = kind(
+            scheme="nvfp4" if narrow else f"mx-{element}-floor", element=FORMATS[element], block=16 if narrow else 32, axis=axis,
+            elements=np.asarray(unpack_fp4(elements)) if narrow else elements, tensor_scale=np.float32(arrays[f"{name}_scale"][0]),
+            scale=FORMATS["ue4m3" if narrow else "ue8m0"], scales=scales if narrow else scales.view(ml_dtypes.float8_e8m0fnu),
+        )  # fmt: skip
+    return found
+
+
 def _cuda_sage2(seed: int) -> Drawn:
     queries, keys, values = _heads(seed)
     q, k, v = attention.quantize_queries(queries), attention.quantize_keys(keys), attention.quantize_values(values)
@@ -576,6 +718,43 @@ def _of_sage2(arrays: Arrays) -> dict[str, Any]:
         for name, block in (("q", attention.BLOCK_QUERIES), ("k", attention.BLOCK_KEYS))
     )
     return {"q": q, "k": k, "v": attention.E4M3Columns(codes=arrays["v"], scales=arrays["v_scales"])}
+
+
+def _cuda_asymmetric(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x = asymmetric.quantize_affine(_wide(rng, M, 256) + np.float32(0.5), axis=0)
+    w = asymmetric.quantize_affine(_normal(rng, 256, N) + np.float32(0.25), axis=1, dtype=np.int8)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"out": asymmetric.asymmetric_matmul(x, w, arch=dots(instruction="mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"))}
+
+    return Drawn(
+        inputs={"x": x.codes, "x_scales": x.scales, "x_zeros": x.zeros, "w": w.codes, "w_scales": w.scales, "w_zeros": w.zeros},
+        composition=composition,
+    )
+
+
+def _of_asymmetric(arrays: Arrays) -> dict[str, Any]:
+    return {
+        name: asymmetric.AffineMatrix(codes=arrays[name], scales=arrays[f"{name}_scales"], zeros=arrays[f"{name}_zeros"], axis=axis)
+        for axis, name in enumerate(("x", "w"))
+    }
+
+
+def _cuda_w4a4(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    x, w = w4a4.quantize_int4_symmetric(_wide(rng, M, 256), axis=0), w4a4.quantize_int4_symmetric(_wide(rng, 256, N), axis=1)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        s4 = dots(instruction="mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32")
+        return {"out": w4a4.w4a4_matmul(x, w, arch=s4, through="s4")}
+
+    inputs: Arrays = {"x": x.codes, "x_scales": x.scales, "w": w.codes, "w_scales": w.scales}
+    return Drawn(inputs=inputs, composition=composition)
+
+
+def _of_w4a4(arrays: Arrays) -> dict[str, Any]:
+    return {name: w4a4.Int4Matrix(codes=arrays[name], scales=arrays[f"{name}_scales"], axis=axis) for axis, name in enumerate(("x", "w"))}
 
 
 # The rows ----------------------------------------------------------------------------------------------------------------
@@ -623,6 +802,10 @@ def _matrices() -> Iterator[KernelCase]:
         name="triton-mxfp6", kernel="triton.mxfp6_mxfp4:mxfp6_matmul", draw=_mxfp6, options={"a_format": "e2m3", "b_format": "e3m2"},
         architectures=FROM_ADA,
     )  # fmt: skip
+    yield KernelCase(
+        name="triton-mixed-mxfp8-mxfp4", kernel="triton.block_scaled:block_scaled_matmul", draw=_mxfp8_by_mxfp4,
+        options={"a_format": "e4m3", "b_format": "e2m1"}, architectures=FROM_ADA,
+    )  # fmt: skip
     yield KernelCase(name="triton-mxfp4", kernel="triton.mxfp6_mxfp4:mxfp4_matmul", draw=_mxfp4)
     yield KernelCase(
         name="triton-nvfp4", kernel="triton.nvfp4:nvfp4_matmul", draw=_nvfp4, architectures=FROM_ADA,
@@ -640,6 +823,20 @@ def _integers_attention_experts() -> Iterator[KernelCase]:
         yield KernelCase(
             name=f"triton-w4a8-{'group' if group else 'channel'}", kernel="triton.w4a8:w4a8_matmul", draw=_w4a8(group),
         )  # fmt: skip
+    for name, with_zeros in (("asymmetric-int8", True), ("asymmetric-int8-activations", False)):
+        yield KernelCase(name=f"triton-{name}", kernel="triton.asymmetric:asymmetric_matmul", draw=_asymmetric(weights=with_zeros))
+    for name, dtype, options in (
+        ("int8-f16", np.float16, {"kind": "int8", "grouped": True}), ("int8-bf16-channel", _BF16, {"kind": "int8", "grouped": False}),
+        ("e4m3-bf16", _BF16, {"kind": "e4m3", "grouped": True}), ("e4m3-f16-channel", np.float16, {"kind": "e4m3", "grouped": False}),
+    ):  # fmt: skip
+        draw = _w8a16(str(options["kind"]), dtype, 64 if options["grouped"] else 0)
+        yield KernelCase(name=f"triton-w8a16-{name}", kernel="triton.w8a16:w8a16_matmul", draw=draw, options=options)
+    for group in (0, 64):
+        yield KernelCase(
+            name=f"triton-w4a8-fp8-{'group' if group else 'channel'}", kernel="triton.w4a8_fp8:w4a8_fp8_matmul", draw=_w4a8_fp8(group),
+            options={"grouped": bool(group)}, architectures=FROM_ADA,
+        )  # fmt: skip
+    yield KernelCase(name="triton-w4a4", kernel="triton.w4a4:w4a4_matmul", draw=_w4a4)
     softmax = "the GPU's exp2 is not modelled: only with it alike do P and what follows agree"
     yield KernelCase(name="triton-sage", kernel="triton.attention:sage_attention", draw=_sage, note=softmax)
     yield KernelCase(name="triton-sage2", kernel="triton.attention:sage2_attention", draw=_sage2, architectures=FROM_ADA, note=softmax)
@@ -676,6 +873,10 @@ def _quantizers() -> Iterator[KernelCase]:
             draw=_quantizer(64, 96, _quantized_by(by_columns, transposed=True), to_e4m3=name == "mxfp8"),
         )  # fmt: skip
     yield KernelCase(
+        name="triton-quantize-asymmetric-int8", kernel="triton.asymmetric:quantize_rows", draw=_quantized_rows_with_zeros,
+        outputs=("codes", "scales", "zeros"),
+    )  # fmt: skip
+    yield KernelCase(
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
@@ -693,16 +894,31 @@ def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-w8a8", kernel="jax.w8a8:w8a8_matmul", draw=_int8)
     yield KernelCase(name="jax-llm-int8", kernel="jax.w8a8:llm_int8_matmul", draw=_llm_int8)
     yield KernelCase(name="jax-w4a8", kernel="jax.w8a8:w4a8_matmul", draw=_w4a8(64))
+    yield KernelCase(name="jax-asymmetric-int8", kernel="jax.w8a8:asymmetric_matmul", draw=_asymmetric(weights=True, by_dot=True))
+    yield KernelCase(name="jax-w4a4", kernel="jax.w8a8:w4a4_matmul", draw=_w4a4)
     yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
 
 
 def _cuda() -> Iterator[KernelCase]:
-    """Without those that take tensor maps."""
     yield KernelCase(name="cuda-w4a16", kernel="cuda.w4a16:w4a16_matmul", draw=_cuda_w4a16, arguments=_of_w4a16, note="NVRTC")
     yield KernelCase(
         name="cuda-sage2", kernel="cuda.sage2:sage2_attention", draw=_cuda_sage2, arguments=_of_sage2, options={"causal": True},
         architectures=FROM_ADA, note="NVRTC; exp2 by the model of ex2.approx",
     )  # fmt: skip
+    yield KernelCase(
+        name="cuda-fp8-blockwise", kernel="cuda.fp8_blockwise:fp8_blockwise_matmul", draw=_cuda_fp8_tiles, arguments=_of_fp8_tiles,
+        architectures=("sm_90a",), note="NVRTC",
+    )  # fmt: skip
+    for scheme in ("mxfp8", "nvfp4"):
+        for group, suffix in ((1, ""), (2, "-pair")):
+            yield KernelCase(
+                name=f"cuda-{scheme}{suffix}", kernel="cuda.block_scaled:block_scaled_matmul", draw=_cuda_scaled(scheme),
+                arguments=_of_scaled, options={"group": group}, architectures=BLACKWELL[:3], note="NVRTC",
+            )  # fmt: skip
+    yield KernelCase(
+        name="cuda-asymmetric-int8", kernel="cuda.integers:asymmetric_matmul", draw=_cuda_asymmetric, arguments=_of_asymmetric, note="NVRTC"
+    )
+    yield KernelCase(name="cuda-w4a4", kernel="cuda.integers:w4a4_matmul", draw=_cuda_w4a4, arguments=_of_w4a4, note="NVRTC")
 
 
 KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax(), *_cuda())}

@@ -15,11 +15,18 @@ from mmabits.conformance.record.device import DeviceInfo, Images, arch_of
 from mmabits.conformance.record.kernels import ENTRY, PARAMETERS, InstructionKernel
 from mmabits.conformance.record.nvrtc import EXTRA, CompiledProgram, compile_source
 from mmabits.conformance.recorded.base import Provenance
+from mmabits.emulator.machine.tensormaps import MapDescription
 from mmabits.isa.errors import DeviceUnavailable, MmabitsError
 from mmabits.isa.fragments import Words
 
 _VERSION_FILE: Final = Path("/proc/driver/nvidia/version")
 _NEEDS: Final = f"recording needs an NVIDIA GPU and the extra gpu ({EXTRA}); --compile-only and --emulated need no GPU"
+_MAP_TYPES: Final = {
+    "u8": "UINT8", "u16": "UINT16", "u32": "UINT32", "s32": "INT32", "u64": "UINT64", "s64": "INT64", "f16": "FLOAT16", "f32": "FLOAT32",
+    "f64": "FLOAT64", "bf16": "BFLOAT16", "b4x16": "16U4_ALIGN8B", "b4x16_p64": "16U4_ALIGN16B", "b6x16_p32": "16U6_ALIGN16B",
+}  # fmt: skip
+"""The driver's names of the elements of tensor maps, and of what fills them."""
+_MAP_FILLS: Final = {False: "NONE", True: "NAN_REQUEST_ZERO_FMA"}
 _VERSION: Final = re.compile(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s")
 
 
@@ -116,6 +123,50 @@ class CudaDevice:
         """
         attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self._call("cuFuncSetAttribute", function, attribute, size)
+
+    def tensor_map(self, described: MapDescription, address: int) -> bytes:
+        """The driver's 128 bytes of a tensor map, for a tensor at an address of the GPU's memory.
+
+        Raises:
+            DeviceFailed: the driver does not take it.
+        """
+        names = self._driver
+        kind = getattr(names.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_MAP_TYPES[described.element]}")
+        span, atom = described.swizzle, described.atom
+        swizzle = "NONE" if not span else f"{span}B" if atom == 16 else f"{span}B_ATOM_{atom}B"
+        made = self._call(
+            "cuTensorMapEncodeTiled", kind, len(described.sizes), address, *(
+                [kind_of(each) for each in values] for kind_of, values in (
+                    (names.cuuint64_t, described.sizes), (names.cuuint64_t, described.strides), (names.cuuint32_t, described.box),
+                    (names.cuuint32_t, described.element_strides),
+                )
+            ),
+            names.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            getattr(names.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle}"),
+            names.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            getattr(names.CUtensorMapFloatOOBfill, f"CU_TENSOR_MAP_FLOAT_OOB_FILL_{_MAP_FILLS[described.fills_nan]}"),
+        )  # fmt: skip
+        return b"".join(int(each).to_bytes(8, "little") for each in made.opaque)
+
+    def launch_clusters(
+        self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], shared: int, cluster: tuple[int, int, int],
+        parameters: int,
+    ) -> None:  # fmt: skip
+        """Launch a kernel whose CTAs form clusters that its text does not say.
+
+        Raises:
+            DeviceFailed: the driver does not take it.
+        """
+        names = self._driver
+        attribute, config = names.CUlaunchAttribute(), names.CUlaunchConfig()
+        attribute.id = names.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attribute.value.clusterDim
+        size.x, size.y, size.z = cluster
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.sharedMemBytes, config.hStream = shared, 0
+        config.attrs, config.numAttrs = [attribute], 1
+        self._call("cuLaunchKernelEx", config, function, parameters, 0)
 
     def free(self, pointer: int) -> None:
         """Give memory back; after a failed kernel that fails too, and says nothing new."""

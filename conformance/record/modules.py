@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from mmabits.conformance.record.driver import CudaDevice
 from mmabits.emulator.cuda.arguments import described, is_array, scalar_bytes
+from mmabits.emulator.cuda.maps import ArrayMap
 from mmabits.emulator.cuda.nvrtc import compile_program
+from mmabits.emulator.machine import tensormaps
+from mmabits.emulator.machine.kernel import aligned
 from mmabits.emulator.machine.ptx import Entry, read_ptx
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.isa.architectures import architecture
@@ -19,6 +22,7 @@ from mmabits.kernels.cuda.sources import source
 _PLAIN_SHARED: Final = 48 << 10
 """Bytes of dynamic shared memory that a launch has without asking."""
 _POINTER: Final = 8
+_Three = tuple[int, int, int]
 
 
 class GpuModules:
@@ -79,14 +83,17 @@ class GpuKernel:
         self.name = entry.name
         self.parameters = tuple(map(described, entry.parameters))
 
-    def __call__(self, grid: int | Sequence[int], block: int | Sequence[int], *arguments: Any, shared: int = 0) -> None:
+    def __call__(
+        self, grid: int | Sequence[int], block: int | Sequence[int], *arguments: Any, shared: int = 0, cluster: Sequence[int] | None = None
+    ) -> None:  # fmt: skip
         """Launch the kernel.
 
         Args:
             grid: CTAs along x, y and z.
             block: threads of a CTA, likewise.
-            *arguments: NumPy arrays, in whose memory the results are then, and numbers.
+            *arguments: NumPy arrays, in whose memory the results are then, numbers, and tensor maps of NumPy arrays.
             shared: bytes of dynamic shared memory.
+            cluster: CTAs of a cluster.
 
         Raises:
             OperandError, OperandTypeError: arguments that do not fit.
@@ -99,17 +106,21 @@ class GpuKernel:
             storage = []
             for place, (value, parameter) in enumerate(zip(arguments, self.parameters, strict=True)):
                 if place in arrays:
-                    pointers[place] = int(call("cuMemAlloc", max(1, value.nbytes)))
-                    if value.nbytes:
-                        call("cuMemcpyHtoD", pointers[place], value.ctypes.data, value.nbytes)
+                    array = arrays[place]
+                    pointers[place] = int(call("cuMemAlloc", max(1, array.nbytes)))
+                    if array.nbytes:
+                        call("cuMemcpyHtoD", pointers[place], array.ctypes.data, array.nbytes)
                     data = pointers[place].to_bytes(_POINTER, "little")
+                    if isinstance(value, ArrayMap):
+                        data = self._device.tensor_map(tensormaps.described(value.record), pointers[place])
                 else:
                     data = scalar_bytes(value, parameter, f"argument {place + 1} of {self.name}, {parameter.kind},")
-                storage.append(np.frombuffer(data.ljust(_POINTER, b"\0"), np.uint8).copy())
+                storage.append(aligned(max(_POINTER, len(data))))
+                storage[-1][: len(data)] = np.frombuffer(data, np.uint8)
             if shared > _PLAIN_SHARED:
                 self._device.allow_shared(self._function, shared)
             addresses = np.array([each.ctypes.data for each in storage], np.uint64)
-            call("cuLaunchKernel", self._function, *_three(grid), *_three(block), shared, 0, addresses.ctypes.data, 0)
+            self._launch(_three(grid), _three(block), shared, _three(cluster or 1), addresses.ctypes.data)
             call("cuCtxSynchronize")
             for place, array in arrays.items():
                 if array.nbytes:
@@ -118,6 +129,14 @@ class GpuKernel:
             for pointer in pointers.values():
                 self._device.free(pointer)
 
+    def _launch(self, grid: _Three, block: _Three, shared: int, cluster: _Three, parameters: int) -> None:
+        """Through cuLaunchKernelEx where there are clusters that the text does not say."""
+        driver = self._device
+        if cluster == (1, 1, 1):
+            driver.call("cuLaunchKernel", self._function, *grid, *block, shared, 0, parameters, 0)
+        else:
+            driver.launch_clusters(self._function, grid, block, shared, cluster, parameters)
+
     def _arrays(self, arguments: Sequence[Any]) -> dict[int, npt.NDArray[Any]]:
         """Those of the arguments, by place."""
         if len(arguments) != len(self.parameters):
@@ -125,10 +144,14 @@ class GpuKernel:
             raise OperandError(f"{self.name} takes {len(self.parameters)} arguments ({told}), got {len(arguments)}")
         found = {}
         for place, (value, parameter) in enumerate(zip(arguments, self.parameters, strict=True)):
-            if not is_array(value):
-                continue
             name = f"argument {place + 1} of {self.name}, {parameter.kind},"
-            if parameter.size != _POINTER:
+            if isinstance(value, ArrayMap):
+                if parameter.size != tensormaps.BYTES:
+                    raise OperandError(f"{name} has {parameter.size} bytes; a tensor map has {tensormaps.BYTES}")
+                value = value.array.own
+            elif not is_array(value):
+                continue
+            elif parameter.size != _POINTER:
                 raise OperandTypeError(f"{name} is no pointer, got an array")
             if not isinstance(value, np.ndarray) or not value.flags.c_contiguous:
                 raise OperandTypeError(f"{name} must be a contiguous NumPy array, got {type(value).__name__}")
@@ -144,7 +167,7 @@ class GpuKernel:
             raise OperandError(f"{self.name} wrote to argument {place + 1}, a read-only array")
 
 
-def _three(size: int | Sequence[int]) -> tuple[int, int, int]:
+def _three(size: int | Sequence[int]) -> _Three:
     x, y, z = [*((size,) if isinstance(size, int) else size), 1, 1][:3]
     return x, y, z
 

@@ -54,6 +54,11 @@ class PassedArray:
     """Of an array that must not change: whether the kernel left it as it was."""
     what: str = ""
 
+    @property
+    def own(self) -> Any:
+        """The caller's array."""
+        return self.kept[1] if isinstance(self.kept, tuple) else self.kept
+
 
 def given(value: Any, name: str) -> PassedArray:
     """Where an array lies. Of one that must not change a copy does.

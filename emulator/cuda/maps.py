@@ -55,9 +55,10 @@ def tensor_map(
         box: elements that are copied at once, along each axis of the array, in the order of its shape. (The driver's function wants
             them the other way round, as it does sizes.)
         swizzle: 0, or 32, 64 or 128 bytes.
-        interleave: 0; others are not emulated.
+        interleave: 0. Slices of 16 and 32 bytes are an error: where they lie is not published.
         fill: what stands for elements outside: `"zeros"` or `"nan"`.
-        element_strides: 1 along each axis; others are not emulated.
+        element_strides: along each axis every so many-th element of the box is copied, up to 8; 1 along the last axis. ceil(box / stride)
+            of them lie in shared memory.
         element: what the array holds, where the dtype does not say: `"u8"`, `"bf16"`, `"b4x16_p64"`. Of the narrow ones (16 elements
             of 4 or 6 bits) the array holds bytes, and sizes and box are counted in elements.
         atom: bytes that are exchanged as one: 16, 32 or 64.
@@ -71,8 +72,14 @@ def tensor_map(
     """
     held = given(array, "the array of a tensor map")
     sizes = _whole(box, "box")
-    if interleave or (element_strides is not None and any(each != 1 for each in _whole(element_strides, "element_strides"))):
-        raise OperandError("a tensor map that interleaves, or that has element strides, is not emulated")
+    if interleave not in (0, 16, 32):
+        raise OperandError(f"interleave must be 0, or 16 or 32 bytes, got {interleave!r}")
+    if interleave:
+        raise OperandError(
+            f"a tensor map that interleaves slices of {interleave} bytes is not emulated: neither the PTX manual (5.5.6) nor the driver's "
+            "says where the slices lie in memory, and which coordinate counts them. A map of one dimension more describes such a tensor"
+        )
+    steps = [1] * len(sizes) if element_strides is None else _whole(element_strides, "element_strides")
     name = _ELEMENTS.get(held.dtype) if element is None else element
     if not isinstance(name, str | None):
         raise OperandTypeError(f"element must be text, got {name!r:.60}")
@@ -101,9 +108,10 @@ def tensor_map(
     atom_code = next(code for code, size in ATOMS.items() if size == atom)
     record = tensormaps.tensor_map(
         held.address, shape[::-1], list(held.strides[-2::-1]), sizes[::-1], element=_CODES[name],
-        swizzle=_SPANS[swizzle], fill=_FILLS[fill], atom=atom_code,
+        swizzle=_SPANS[swizzle], fill=_FILLS[fill], atom=atom_code, element_strides=steps[::-1],
     )  # fmt: skip
-    return ArrayMap(held, record, f"<tensor map of {held.dtype} {held.shape}, box {tuple(sizes)}, swizzle {swizzle}>")
+    told = f", element strides {tuple(steps)}" if any(each != 1 for each in steps) else ""
+    return ArrayMap(held, record, f"<tensor map of {held.dtype} {held.shape}, box {tuple(sizes)}, swizzle {swizzle}{told}>")
 
 
 def _whole(values: Any, name: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmabits.emulator.interop import to_numpy
 from mmabits.emulator.machine.checkrecords import check_names
 from mmabits.emulator.machine.checks import KernelFinding
 from mmabits.emulator.machine.kernel import Kernel, ModuleMemory
-from mmabits.emulator.machine.ptx import Entry, Module, PtxError, read_ptx
+from mmabits.emulator.machine.ptx import Entry, Module, PtxError, read_ptx, shown
 from mmabits.emulator.machine.tensormaps import BYTES
 from mmabits.emulator.machine.workorder import WorkSchedule
 from mmabits.isa import OperandError, OperandTypeError, architecture
@@ -29,6 +30,7 @@ from mmabits.isa.memories import CTA
 
 _PATHS: Final = (".cu", ".cuh", ".ptx", ".cpp", ".h", ".hpp", ".txt")
 _UNFUSED: Final = ("--fmad=false", "-fmad=false")
+_WHICH_RUN: Final = "sm_80 runs on sm_80 and later ones, sm_90a on sm_90a alone, sm_100f on those of its generation"
 _DTYPES: Final = {"f32": "f4", "f64": "f8", "f16": "f2"}
 
 WATCH: Final[ContextVar[Any]] = ContextVar("watch", default=None)
@@ -95,19 +97,33 @@ def load_ptx(source: str | Path, *, arch: str | None = None, fuses: bool = True)
 
     Raises:
         PtxError: the text is not understood.
-        OperandError: no such file.
+        OperandError: no such file, or an architecture that does not run the text's target.
         UnknownArchitecture: `arch`, or the target of the text.
     """
     text, _ = _text_of(source)
     module = read_ptx(text)
     if arch is None and not module.target:
         raise PtxError("the PTX has no .target; arch= says what it runs as")
-    return PtxModule(text, arch_of(module.target) if arch is None else architecture(arch).name, contracts=fuses, module=module)
+    name = arch_of(module.target) if arch is None else architecture(arch).name
+    if module.target and not runs_on(module.target, name):
+        raise OperandError(f"the PTX has .target {shown(module.target)}, and {name} does not run it: {_WHICH_RUN}")
+    return PtxModule(text, name, contracts=fuses, module=module)
+
+
+def runs_on(target: str, arch: str) -> bool:
+    """Whether an architecture runs PTX of a `.target`, by the manual's rules; other spellings than its are left to what they name."""
+    found = re.fullmatch(r"sm_(\d+)(\d)([af]?)", target)
+    if found is None:
+        return True
+    wanted, row = (int(found[1]), int(found[2])), architecture(arch)
+    if found[3] == "a":
+        return row.target == target
+    return row.capability >= wanted and (not found[3] or row.capability[0] == wanted[0])
 
 
 def arch_of(target: str) -> str:
-    """The architecture of a `.target`: text for sm_90 runs as sm_90a, which has all that sm_90 has."""
-    names = [each for each in (target, f"{target}a") if each in ARCHITECTURES]
+    """The architecture of a `.target`: text for sm_90 runs as sm_90a, which has all that sm_90 has, and so does text for sm_100f."""
+    names = [each for each in (target, f"{target.removesuffix('f')}a") if each in ARCHITECTURES]
     return architecture(names[0] if names else target).name
 
 

@@ -27,6 +27,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import populate_array
 
+from mmabits.isa import CompilerError
+
 __all__ = [
     "address_of", "allocate", "array_at", "call_at", "compiled_object", "enter_rounding", "fields_at", "inlined", "intrinsic", "jit",
     "leave_rounding", "release", "shared_word",
@@ -232,19 +234,86 @@ def release(_context: Any, address: Any) -> Any:
     return types.none(types.int64), codegen
 
 
-_IS_X86 = platform.machine() in ("x86_64", "AMD64")
 _X86_DEFAULT = 0x1F80
 """MXCSR with every exception masked and nothing flushed: programs that flush subnormals must not change bits here."""
 _X86_MODES = 0b01_10_00_11
 """Two bits of MXCSR for each mode, in LLVM's order of modes."""
+_ARM_MODES = 0b10_01_00_11
+"""Two bits of FPCR for each mode, in LLVM's order of modes. All its other bits are 0: nothing flushed, no trap, NaN as they are."""
 
 
-def _x86_state(builder: Any) -> tuple[Any, Callable[[str], None]]:
-    """A place for MXCSR, and what stores it there (`stmxcsr`) and loads it from there (`ldmxcsr`)."""
-    place = cgutils.alloca_once(builder, ir.IntType(32))
-    address = builder.bitcast(place, ir.IntType(8).as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [address.type])
-    return place, lambda name: builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}"), [address])
+class _X86:
+    """MXCSR, read and written by LLVM's intrinsics, which count as access to memory."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.place = cgutils.alloca_once(builder, ir.IntType(32))
+
+    def _move(self, name: str) -> None:
+        address = self.builder.bitcast(self.place, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type])
+        self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.sse.{name}"), [address])
+
+    def state(self) -> Any:
+        """What the register holds."""
+        self._move("stmxcsr")
+        return self.builder.load(self.place)
+
+    def set(self, state: Any) -> None:
+        """Write the register."""
+        self.builder.store(state, self.place)
+        self._move("ldmxcsr")
+
+    def of_mode(self, mode: Any) -> Any:
+        """The register's content in a mode."""
+        return _field(self.builder, _X86_MODES, mode, 13, _X86_DEFAULT)
+
+
+class _Arm:
+    """FPCR, likewise; llvm.set.rounding would leave what flushes, and loads would pass it."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def _register(self, name: str, result: Any, operands: list[Any]) -> Any:
+        kind = ir.FunctionType(result, [each.type for each in operands])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.aarch64.{name}.fpcr"), operands)
+
+    def state(self) -> Any:
+        """What the register holds; its upper half is 0."""
+        return self.builder.trunc(self._register("get", ir.IntType(64), []), ir.IntType(32))
+
+    def set(self, state: Any) -> None:
+        """Write the register."""
+        self._register("set", ir.VoidType(), [self.builder.zext(state, ir.IntType(64))])
+
+    def of_mode(self, mode: Any) -> Any:
+        """The register's content in a mode."""
+        return _field(self.builder, _ARM_MODES, mode, 22, 0)
+
+
+def _field(builder: Any, modes: int, mode: Any, place: int, others: int) -> Any:
+    """A mode's two bits of `modes`, put at a place among other bits."""
+    word = ir.IntType(32)
+    bits = builder.lshr(ir.Constant(word, modes), builder.shl(mode, ir.Constant(word, 1)))
+    bits = builder.shl(builder.and_(bits, ir.Constant(word, 3)), ir.Constant(word, place))
+    return builder.or_(bits, ir.Constant(word, others))
+
+
+_UNITS: dict[str, Callable[[Any], Any]] = {"x86_64": _X86, "AMD64": _X86, "aarch64": _Arm, "arm64": _Arm, "ARM64": _Arm}
+"""What knows the rounding mode, by the machine's names on Linux, macOS and Windows."""
+
+
+def _unit(builder: Any) -> Any:
+    """The floating-point unit of this machine.
+
+    Raises:
+        CompilerError: a processor whose rounding mode is not known here.
+    """
+    machine = platform.machine()
+    if machine not in _UNITS:
+        raise CompilerError(f"the engine runs on x86-64 and AArch64, this is {machine!r}: its rounding mode is not known")
+    return _UNITS[machine](builder)
 
 
 @intrinsic
@@ -252,21 +321,9 @@ def enter_rounding(_context: Any, mode: types.Integer) -> Any:
     """Set this thread's rounding mode, subnormals kept; returns what leave_rounding needs to put back what was."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(32)
-        wanted = context.cast(builder, arguments[0], signature.args[0], types.int32)
-        if not _IS_X86:
-            getter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, []), "llvm.get.rounding")
-            setter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [word]), "llvm.set.rounding")
-            before = builder.call(getter, [])
-            builder.call(setter, [wanted])
-            return before
-        place, move = _x86_state(builder)
-        move("stmxcsr")
-        before = builder.load(place)
-        bits = builder.lshr(ir.Constant(word, _X86_MODES), builder.shl(wanted, ir.Constant(word, 1)))
-        bits = builder.shl(builder.and_(bits, ir.Constant(word, 3)), ir.Constant(word, 13))
-        builder.store(builder.or_(bits, ir.Constant(word, _X86_DEFAULT)), place)
-        move("ldmxcsr")
+        unit = _unit(builder)
+        before = unit.state()
+        unit.set(unit.of_mode(context.cast(builder, arguments[0], signature.args[0], types.int32)))
         return before
 
     return types.int32(mode), codegen
@@ -277,13 +334,7 @@ def leave_rounding(_context: Any, before: types.Integer) -> Any:
     """Put back what enter_rounding found."""
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        if _IS_X86:
-            place, move = _x86_state(builder)
-            builder.store(arguments[0], place)
-            move("ldmxcsr")
-        else:
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.set.rounding"), arguments)
+        _unit(builder).set(arguments[0])
         return context.get_dummy_value()
 
     return types.none(types.int32), codegen

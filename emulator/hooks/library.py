@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from mmabits.emulator.api import Array, by_schedule
 from mmabits.emulator.schedules.choices import LIBRARIES, Choice, changed_at, choice, read_choices
 from mmabits.emulator.schedules.schedule import Schedule
 from mmabits.emulator.schedules.sums import Chains, Merge
-from mmabits.isa import Evidence, Instruction, OperandError, architecture
+from mmabits.isa import Evidence, Instruction, Lowering, OperandError, architecture, lower
 from mmabits.isa.ptx import resolve
 
 if TYPE_CHECKING:
@@ -111,6 +111,20 @@ PLANS: Final = 4096
 """Plans that a library keeps."""
 
 
+class _Settled(NamedTuple):
+    """What is the same in all products of a kind."""
+
+    asked: Instruction
+    """The instruction that was asked for, which lives as long as its `id` is remembered."""
+    plan: PlannedProduct | None
+    promote_every: int | None
+    schedule: Schedule | None
+    """None: it is one chain."""
+    note: str
+    order: Evidence
+    lowering: Lowering
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedProduct:
     """In which order a library is taken to sum a product, and how well that is known."""
@@ -149,8 +163,8 @@ class Library:
     """Whether what the library is known to leave out is left out."""
     is_named: bool = False
     """Whether the program has said so."""
-    _plans: dict[tuple[Any, ...], tuple[Instruction, PlannedProduct | None]] = field(default_factory=dict, repr=False)
-    """Of products met so far, by the `id` of their instructions."""
+    _settled: dict[tuple[Any, ...], _Settled] = field(default_factory=dict, repr=False)
+    """Of kinds of products met so far, by the `id` of their instructions."""
 
     @classmethod
     def of(cls, given: Any, *, bugs: bool) -> Library:
@@ -226,21 +240,6 @@ class Library:
             evidence=min(found.evidence, schedule.evidence), found=found,
         )  # fmt: skip
 
-    def _planned(
-        self, m: int, n: int, k: int, instruction: Instruction, output: str, arch: str, fast_accum: bool
-    ) -> PlannedProduct | None:  # fmt: skip
-        """As `plan`, which is asked once for each kind of product; a file of choices may change meanwhile, and is asked again."""
-        key = m, n, k, id(instruction), output, arch, fast_accum
-        known = self._plans.get(key)
-        if known is not None:
-            return known[1]
-        found = self.plan(m, n, k, instruction=instruction, output=output, arch=arch, fast_accum=fast_accum)
-        if self.file is None:
-            if len(self._plans) >= PLANS:
-                self._plans.clear()
-            self._plans[key] = instruction, found
-        return found
-
     def _with_bug(self, words: str, schedule: Schedule) -> str:
         words = words if schedule.on_tensor_cores else f"{ON_CORES}; {words}"
         return words + (("; left out here too" if self.bugs else "; summed here: bugs=True leaves it out") if schedule.lost_tail else "")
@@ -269,27 +268,45 @@ class Library:
             InsufficientEvidence: the instruction or the order of the sums is known less well than the session requires.
         """
         m, k, n = *a.shape[-2:], b.shape[-1]
-        plan = self._planned(m, n, k, instruction, output, session.arch, fast_accum)
+        key = m, n, k, id(instruction), output, session.arch, fast_accum, promote_every, doubt, note, chain_note
+        settled = self._settled.get(key)
+        if settled is None:
+            settled = self._settle(m, n, k, instruction, output, session.arch, fast_accum, promote_every, doubt, note, chain_note)
+            if self.file is None:  # a file of choices may change meanwhile, and is asked again
+                if len(self._settled) >= PLANS:
+                    self._settled.clear()
+                self._settled[key] = settled
+        ready = session.agree(site, settled.lowering, promote_every=settled.promote_every, note=settled.note, order=settled.order)
+        if settled.schedule is None:
+            result = ready.multiply(a, b)
+        else:
+            result = by_schedule(a, b, settled.schedule, arch=session.arch, bugs=self.bugs)
+        if result.size and k:
+            ready.count(m, n, k, count=result.size // (m * n))
+            found = None if settled.plan is None else settled.plan.found
+            if found is not None and len(found.candidates) > 1:
+                ready.compare(m, n, k, lambda: ChoiceSample.of(found, a, b, session.arch))
+        return result
+
+    def _settle(
+        self, m: int, n: int, k: int, instruction: Instruction, output: str, arch: str, fast_accum: bool, promote_every: int | None,
+        doubt: str, note: str, chain_note: str,
+    ) -> _Settled:  # fmt: skip
+        """How products of a kind are computed, and what the report says of them."""
+        plan = self.plan(m, n, k, instruction=instruction, output=output, arch=arch, fast_accum=fast_accum)
         if plan is None:
             words, level = self.unknown(instruction)
             told = _joined(words, chain_note, note)
-            return session.dot(site, a, b, instruction=instruction, promote_every=promote_every, note=told, order=level)
+            return _Settled(instruction, None, promote_every, None, told, level, lower(instruction, arch))
         if doubt and plan.found is not None and plan.found.evidence > Evidence.INFERRED:
             plan = replace(plan, words=f"{plan.words}; inferred here: {doubt}", evidence=Evidence.INFERRED)
-        row = plan.instruction(instruction, session.arch)
+        row = plan.instruction(instruction, arch)
         chain = plan.chain(k, row)
-        ready = session.ready(
-            site, row, promote_every=None if chain is None else chain.promote_every, note=_joined(plan.words, note), order=plan.evidence
-        )
-        if chain is not None:
-            result = ready.multiply(a, b)
-        else:
-            result = by_schedule(a, b, replace(plan.schedule, output=None), arch=session.arch, bugs=self.bugs)
-        if result.size:
-            ready.count(m, n, k, count=result.size // (m * n))
-            if plan.found is not None and len(plan.found.candidates) > 1:
-                ready.compare(m, n, k, lambda: ChoiceSample.of(plan.found, a, b, session.arch))  # type: ignore[arg-type]
-        return result
+        return _Settled(
+            asked=instruction, plan=plan, promote_every=None if chain is None else chain.promote_every,
+            schedule=replace(plan.schedule, output=None) if chain is None else None, note=_joined(plan.words, note), order=plan.evidence,
+            lowering=lower(row, arch),
+        )  # fmt: skip
 
 
 def _joined(*notes: str) -> str:

@@ -74,6 +74,8 @@ def current(framework: str | None = None) -> Block | None:
         framework: of those that emulate this framework; None: of all.
     """
     block = _CURRENT.get()
+    if block is not None and block.generator is None and not block.asleep and _serves(block, framework):
+        return block
     generators = []
     while block is not None and not (_serves(block, framework) and block.generator is None):
         if _serves(block, framework):
@@ -287,6 +289,8 @@ def _running_task() -> object | None:
 # --------------------------------------------------------------------------------------------------------------------- threads
 
 _PASSING_ON: Final = frozenset(("threading", "concurrent", "asyncio", "multiprocessing"))
+_COMPILERS: Final = ("mmabits.emulator.", "torch._inductor.", "tqdm.")
+"""Modules whose threads multiply nothing: the hooks' own, that in which the engine compiles, torch.compile's, progress bars."""
 _HERE: Final = str(Path(__file__).parent) + os.sep
 _STARTS: Final = ((threading.Thread, "start"), (concurrent.futures.ThreadPoolExecutor, "submit"))
 _stock: dict[tuple[type, str], tuple[Any, Any]] = {}
@@ -337,7 +341,7 @@ def _watched(stock: Callable[..., Any], name: str) -> Callable[..., Any]:
         if block is not None and block.session.frameworks and not pool and _module(frame) != "multiprocessing.queues":  # only passes on
             while frame.f_back is not None and _module(frame).partition(".")[0] in _PASSING_ON:
                 frame = frame.f_back
-            own = _module(frame).startswith("mmabits.emulator.")  # the hooks' own, and that in which the engine compiles
+            own = _module(frame).startswith(_COMPILERS)
             if not own and block.session.threads:
                 arguments = _inside(block, arguments, handed_over=name == "submit")
             elif not own:

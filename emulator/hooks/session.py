@@ -200,6 +200,20 @@ class SessionReport:
         }  # fmt: skip
         return json.dumps(words, indent=1)
 
+    def page(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page: shares of the multiply-adds by evidence and by module, and every row.
+
+        Args:
+            path: of the file, `.html`; folders are made.
+
+        Raises:
+            OperandError: another ending, or a place where nothing can be written.
+            MmabitsError: jinja2 is not installed, or the file cannot be written.
+        """
+        pages = importlib.import_module("mmabits.reports.pages")  # above the emulator, and asked for only here
+        pages.check_page(path)
+        pages.write(path, importlib.import_module("mmabits.reports.session").session_page(self))
+
     def tables(self) -> Iterator[Table]:
         """The report as rich tables: what was emulated and, if there is any, what was not."""
         from rich.table import Table
@@ -394,7 +408,15 @@ class Session:
             UnsupportedInstruction: the architecture lacks the instruction, or it is not modelled.
             InsufficientEvidence: it, or the order, is known less well than the session requires.
         """
-        lowering = lower(instruction, self.arch)
+        return self.agree(site, lower(instruction, self.arch), promote_every=promote_every, note=note, order=order)
+
+    def agree(self, site: str, lowering: Lowering, *, promote_every: int | None, note: str, order: Evidence) -> ReadyProduct:
+        """`ready` with what the instruction becomes on the architecture at hand.
+
+        Raises:
+            InsufficientEvidence: as `ready`.
+        """
+        instruction = lowering.instruction
         if lowering.evidence < self.require:
             raise InsufficientEvidence(
                 f"{instruction} on {self.arch} rests on {lowering.evidence} evidence, but {self.require} is required"
@@ -465,6 +487,8 @@ class Session:
 
     def compare(self, product: tuple[str, Instruction, int, int, int, str], sample: Callable[[], ChoiceSample]) -> None:
         """Keep a sample of a product of several candidates for the report, of so many products."""
+        if product in self._samples:
+            return
         with self._lock:
             if product not in self._samples and len(self._samples) < COMPARED:
                 self._samples[product] = sample()

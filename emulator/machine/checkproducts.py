@@ -120,14 +120,14 @@ def warpgroup_in_flight(state: Any, context: Any, instruction: int) -> None:
 @jit
 def _cell(
     state: Any, group: Any, context: Any, rank: int, lane: int, column: int, thread: int, agent: int, now: int, bit: int, writes: bool,
-    reads: bool, instruction: int,
+    reads: bool, instruction: int, is_async: bool = True,
 ) -> None:  # fmt: skip
     if not 0 <= lane < LANES or not 0 <= column < COLUMNS:
         return
     place = group[clock.GRANULES] + lane * COLUMNS + column
     clock.touch_place(
-        state, group, context, rank, place, check.TENSOR, lane << 16 | column, thread, agent, now, bit, True, writes, reads, instruction,
-        True,
+        state, group, context, rank, place, check.TENSOR, lane << 16 | column, thread, agent, now, bit, is_async, writes, reads,
+        instruction, True,
     )  # fmt: skip
 
 
@@ -183,13 +183,17 @@ def _each_cell(
             at = rank * group[clock.PLACES] + group[clock.GRANULES] + lane * COLUMNS + column
             record = array_at(group[clock.SHADOW] + 4 * check.RECORD_WORDS * at, check.RECORD_WORDS, np.int32)
             if looks and (record[1] != 0 or array_at(group[clock.HEADS] + 4 * at, 1, np.int32)[0] != 0):
-                _cell(state, group, context, rank, lane, column, thread, agent, now, 1, True, False, instruction)
+                _cell(state, group, context, rank, lane, column, thread, agent, now, 1, True, False, instruction, False)
             record[0], record[1] = 0, 0
 
 
 @jit
 def _commits(state: Any, group: Any, context: Any, words: Any) -> None:
-    """tcgen05.commit: who waits for the mbarrier knows what the thread has asked for so far."""
+    """tcgen05.commit: who waits for the mbarrier knows what the thread has asked for so far.
+
+    What came before that is over when it is: the products read what other threads wrote and released to the one that asks. What threads did
+    since then is not.
+    """
     warp = clock.warp_of(context, group)
     addresses = array_at(words[5], 32, np.int64)
     for lane in range(32):
@@ -213,12 +217,21 @@ def _commits(state: Any, group: Any, context: Any, words: Any) -> None:
             for layer in range(group[clock.LAYERS]):
                 start = 4 * layer * group[clock.COLUMNS]
                 row = clock.mbarrier_row(group, number, 0) + start
-                # What the products came after is over when they are, as far as it is the work of others than threads.
                 first = group[clock.BASES + check.COPY]
                 clock.join(row + 4 * first, clock.row_of(group, thread) + start + 4 * first, group[clock.COLUMNS] - first)
+                clock.join(row, clock.tensor_known(group, warp, layer), group[clock.THREADS])
                 if layer == check.PLAIN or layer == check.BEFORE:
                     clocks = array_at(row, group[clock.COLUMNS], np.int32)
                     clocks[column] = max(clocks[column], asked)
+
+
+@jit
+def _knows(group: Any, warp: int, thread: int) -> None:
+    """A thread asks tcgen05 for something: what it knows of threads now, a commit hands on."""
+    for layer in range(group[clock.LAYERS]):
+        row = clock.row_of(group, thread) + 4 * layer * group[clock.COLUMNS]
+        clock.join(clock.tensor_known(group, warp, layer), row, group[clock.THREADS])
+    clock.tick(group, warp)
 
 
 @jit
@@ -244,6 +257,7 @@ def tensor_after(state: Any, group: Any, context: Any, words: Any) -> None:
                 thread = 32 * warp + lane
                 clocks = array_at(group[clock.TENSOR_CLOCKS], thread + 1, np.int32)
                 clocks[thread] += 1
+                _knows(group, warp, thread)
                 if what == tensorrecords.MULTIPLY:
                     _multiply(state, group, context, words, lane, thread, agent, np.int64(clocks[thread]), own)
                 else:

@@ -126,6 +126,8 @@ class CheckGroup(NamedTuple):
     """Address of lanes in which registers were written (32 bits): warp after warp,"""
     defined_count: int
     """and how many registers are followed."""
+    tensor_known: int
+    """Address of what each warp's lanes knew of threads when they last asked tcgen05 for something: warp after warp, layer after layer."""
 
 
 RECORD_WORDS: Final = 4

@@ -229,9 +229,10 @@ class CheckRun:
         node_words = self._zeros(nodes * record.NODE_WORDS, np.int32).ctypes.data
         local = self._zeros(lanes * kernel.memory.local_size, np.uint8).ctypes.data
         defined = self._zeros(all_warps * registers, np.int32).ctypes.data
+        tensor_known = self._zeros(all_warps * layers * lanes, np.int32).ctypes.data if has_tensor else 0
         made = [
             -1, ctas, warps, lanes, columns, layers, *arrays, *bases, mbarriers, 0, mbarrier_rows, waited, shadow, heads, granules, places,
-            granule, node_words, nodes, 1, 0, local, kernel.memory.local_size, defined, registers,
+            granule, node_words, nodes, 1, 0, local, kernel.memory.local_size, defined, registers, tensor_known,
         ]  # fmt: skip
         size = len(CheckGroup._fields)
         self.groups[size * number : size * (number + 1)] = made
@@ -327,7 +328,8 @@ class CheckRun:
             if there != cta:
                 return f"{who} of program {self._program(there)}", "an atomic or strong store that releases, and one that acquires"
         if other & 1 and space != record.GLOBAL:
-            return who, "fence.proxy.async" if space == record.SHARED else "tcgen05.fence::before_thread_sync and ::after_thread_sync"
+            after = " and ::after_thread_sync" if other & 2 else ""
+            return who, "fence.proxy.async" if space == record.SHARED else f"tcgen05.fence::before_thread_sync{after}"
         if kind in _WAITS:
             return who, _WAITS[kind]
         if self.kernel.cluster_size > 1 and rank != own:

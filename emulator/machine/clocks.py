@@ -18,6 +18,7 @@ from mmabits.emulator.machine.checkrecords import (
     ANY_PROXY,
     ARRIVAL_WORDS,
     ATOMIC,
+    BEFORE,
     COPY,
     FINDING_WORDS,
     FINDINGS,
@@ -57,7 +58,7 @@ _CHECKS, _GROUPS, _FINDINGS, _FOUND, _MORE, _STRICT = (
 (
     GROUP_NUMBER, GROUP_CTAS, WARPS, THREADS, COLUMNS, LAYERS, ROWS, BARRIERS, ARRIVALS, CLUSTER_ROW, CLOCKS, BLOCKED, FENCED,
     TENSOR_CLOCKS, BASES, _, _, _, _, _, _, _, MBARRIER_TABLE, MBARRIER_COUNT, MBARRIER_ROWS, WAITED, SHADOW, HEADS, GRANULES, PLACES,
-    GRANULE, NODES, NODE_COUNT, NEXT_NODE, FREE_NODE, LOCAL_SHADOW, LOCAL_SIZE, DEFINED, DEFINED_COUNT,
+    GRANULE, NODES, NODE_COUNT, NEXT_NODE, FREE_NODE, LOCAL_SHADOW, LOCAL_SIZE, DEFINED, DEFINED_COUNT, TENSOR_KNOWN,
 ) = range(GROUP_WORDS)  # fmt: skip
 _AGENT_MASK = ATOMIC - 1
 _BARRIER_COUNT = CTA.barriers
@@ -160,6 +161,12 @@ def tick(group: Any, warp: int) -> None:
 
 
 @jit
+def tensor_known(group: Any, warp: int, layer: int) -> Any:
+    """The address of what a warp's lanes knew of threads, in a layer, when they last asked tcgen05 for something."""
+    return group[TENSOR_KNOWN] + 4 * group[THREADS] * (group[LAYERS] * warp + layer)
+
+
+@jit
 def agent_of(group: Any, kind: int, number: int) -> Any:
     """An agent: of a warp of the cluster, or an mbarrier."""
     return kind << AGENT_SHIFT | number
@@ -196,7 +203,9 @@ def _layer(state: Any, group: Any, warp: int, space: int, is_async: bool, before
     kind = (before & _AGENT_MASK) >> AGENT_SHIFT
     if space == TENSOR:
         is_own = kind >= TENSOR_LOAD and before & (1 << AGENT_SHIFT) - 1 == warp
-        return AFTER if state[_STRICT] != 0 and not is_own else PLAIN
+        if state[_STRICT] == 0 or is_own:
+            return PLAIN
+        return AFTER if is_async else BEFORE  # ::after_thread_sync holds back asynchronous instructions alone
     return PROXY if is_async and wrote and kind in (THREAD, COPY) and before & ANY_PROXY == 0 else PLAIN
 
 
@@ -447,6 +456,8 @@ def _begin(group: Any) -> None:
     clear(group[HEADS], ctas * group[PLACES])
     clear(group[LOCAL_SHADOW], group[THREADS] * group[LOCAL_SIZE] // 4)
     clear(group[DEFINED], warps * group[DEFINED_COUNT])
+    if group[TENSOR_KNOWN] != 0:
+        clear(group[TENSOR_KNOWN], warps * group[LAYERS] * group[THREADS])
     group[MBARRIER_COUNT], group[NEXT_NODE], group[FREE_NODE] = 0, 1, 0
     for warp in range(warps):
         tick(group, warp)

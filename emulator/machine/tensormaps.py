@@ -17,6 +17,8 @@ BYTES: Final = 128
 MAGIC: Final = 0x4D61704D6D61
 """In the first word of every map that was written."""
 MOST_DIMENSIONS: Final = 5
+MOST_STRIDE: Final = 8
+"""Of elements of a box, as `cuTensorMapEncodeTiled` has it."""
 FIELDS: Final = (
     "global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype", "interleave_layout", "swizzle_mode",
     "swizzle_atomicity", "fill_mode",
@@ -49,9 +51,47 @@ class TensorMap(NamedTuple):
     box: int
     """Sizes of the box, 12 bits each."""
     steps: int
-    """Element strides less one, 4 bits each: 0 everywhere."""
+    """Strides of elements less one, 4 bits each: 0 for the first dimension."""
     atom: int
     """What is exchanged as one, as tensormap.replace says it: 0 for 16 bytes, 1 for 32, 3 for 64."""
+
+
+class MapDescription(NamedTuple):
+    """What a map says, in words: dimensions numbered as TMA does."""
+
+    address: int
+    element: str
+    """A name of ELEMENTS."""
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Bytes, of every dimension but the first."""
+    box: tuple[int, ...]
+    element_strides: tuple[int, ...]
+    swizzle: int
+    """Bytes of a span; 0 without."""
+    atom: int
+    """Bytes that are exchanged as one."""
+    fills_nan: bool
+
+
+def described(record: bytes) -> MapDescription:
+    """What the record of a map says.
+
+    Raises:
+        OperandError: it is no record of `tensor_map`.
+    """
+    words = TensorMap._make(int(each) for each in np.frombuffer(record, np.int64)) if len(record) == BYTES else None
+    if words is None or words.magic != MAGIC:
+        raise OperandError("these bytes are no tensor map")
+    rank = words.rank
+    sizes = np.frombuffer(record, np.uint32)[2 * TensorMap._fields.index("sizes_01") :][:rank]
+    box = tuple(words.box >> 12 * place & 0xFFF for place in range(rank))
+    steps = tuple((words.steps >> 4 * place & 15) + 1 for place in range(rank))
+    strides = (words.stride_1, words.stride_2, words.stride_3, words.stride_4)[: rank - 1]
+    span = SWIZZLES[words.swizzle] if words.swizzle else 0
+    address = words.address & (1 << 64) - 1
+    name = ELEMENTS[words.element].name
+    return MapDescription(address, name, tuple(map(int, sizes)), strides, box, steps, span, ATOMS[words.atom], bool(words.fill))
 
 
 class Element(NamedTuple):
@@ -94,6 +134,7 @@ def tensor_map(
     swizzle: int = 0,
     fill: int = 0,
     atom: int = 0,
+    element_strides: Sequence[int] | None = None,
 ) -> bytes:
     """The record of a map.
 
@@ -106,6 +147,7 @@ def tensor_map(
         swizzle: a code of SWIZZLES.
         fill: 1 for NaN in what lies outside.
         atom: a code of ATOMS.
+        element_strides: of the box's elements along each dimension every so many-th is copied; 1 everywhere if None.
 
     Raises:
         OperandError: what a map cannot have, or what is not emulated.
@@ -123,8 +165,14 @@ def tensor_map(
     inner, most = box[0] // row.unit * row.held, SWIZZLES[swizzle] if swizzle else 1 << 12
     if box[0] % row.unit or inner % 16 or inner > most:
         raise OperandError(f"rows of a box of {box[0]} {row.name}: they must be multiples of 16 bytes, of at most {most} with this swizzle")
+    each_step = [1] * rank if element_strides is None else list(element_strides)
+    if len(each_step) != rank or any(not 1 <= each <= MOST_STRIDE for each in each_step) or each_step[0] != 1:
+        raise OperandError(
+            f"a tensor map with strides of elements {tuple(each_step)}: along the axis of neighbours 1, along the others 1 to {MOST_STRIDE}"
+        )
     lengths, steps = [*sizes, 0, 0, 0, 0][:5], [*strides, 0, 0, 0, 0][:4]
     packed = [lengths[0] | lengths[1] << 32, lengths[2] | lengths[3] << 32, lengths[4]]
     boxes = sum(each << 12 * place for place, each in enumerate(box))
-    found = TensorMap._make([MAGIC, address, rank, element, swizzle, fill, *packed, *steps, boxes, 0, atom])
+    strided = sum((each - 1) << 4 * place for place, each in enumerate(each_step))
+    found = TensorMap._make([MAGIC, address, rank, element, swizzle, fill, *packed, *steps, boxes, strided, atom])
     return np.array([word - (1 << 64) if word >> 63 else word for word in found], np.int64).tobytes()

@@ -31,6 +31,8 @@ _ADDRESS, _RANK, _ELEMENT, _SWIZZLE, _FILL, _SIZES, _STRIDES, _BOX, _STEPS, _ATO
 )
 _SPANS = np.array([SWIZZLES[mode] for mode in range(4)], np.int64)
 _ATOMS = np.array([ATOMS.get(code, 0) for code in range(4)], np.int64)
+STEPS_MASK = 0x77770
+"""Of strides of elements, less one, 4 bits each: 1 along the first dimension, up to 8 along the others."""
 BOX_ALIGNMENT = 128
 """Of a box in shared memory."""
 
@@ -49,7 +51,7 @@ def map_at(context: Any, address: int, lane: int, instruction: int) -> Any:
     inner = (words[_BOX] & 0xFFF) // max(1, unit) * ELEMENT_TABLE[4 * (words[_ELEMENT] & 15) + 2]
     if (
         not 1 <= words[_RANK] <= 5 or unit == 0 or not 0 <= words[_SWIZZLE] <= 3 or _ATOMS[words[_ATOM] & 3] == 0
-        or words[_STEPS] != 0 or inner == 0 or inner & 15 != 0 or words[_ADDRESS] & 15 != 0
+        or words[_STEPS] & ~STEPS_MASK != 0 or inner == 0 or inner & 15 != 0 or words[_ADDRESS] & 15 != 0
         or (words[_SWIZZLE] != 0 and inner > _SPANS[words[_SWIZZLE]])
     ):  # fmt: skip
         _fail(context, BAD_MAP, instruction, lane, address)
@@ -60,6 +62,13 @@ def map_at(context: Any, address: int, lane: int, instruction: int) -> Any:
 @jit
 def _size(words: Any, dimension: int) -> Any:
     return np.int64(array_at(words, 32, np.uint32)[2 * _SIZES + dimension])
+
+
+@jit
+def _length(words: Any, dimension: int) -> Any:
+    """Elements that are copied along a dimension: a box goes over so many, in steps."""
+    stride = (words[_STEPS] >> 4 * dimension & 15) + 1
+    return ((words[_BOX] >> 12 * dimension & 0xFFF) + stride - 1) // stride
 
 
 @jit
@@ -83,7 +92,7 @@ def _bytes_of_box(place: int, column: int) -> Any:
     element = words[_ELEMENT]
     count = (words[_BOX] & 0xFFF) // ELEMENT_TABLE[4 * element] * ELEMENT_TABLE[4 * element + column]
     for dimension in range(1, words[_RANK]):
-        count *= words[_BOX] >> 12 * dimension & 0xFFF
+        count *= _length(words, dimension)
     return count
 
 
@@ -213,7 +222,7 @@ def carry_out_box(context: Any, work: Any, loads: bool) -> None:
     unit, wide = ELEMENT_TABLE[4 * element], ELEMENT_TABLE[4 * element + 1]
     rows = np.int64(1)
     for dimension in range(1, rank):
-        rows *= box >> 12 * dimension & 0xFFF
+        rows *= _length(words, dimension)
     units = (box & 0xFFF) // unit
     start = work[COORDINATES] // unit
     total = (_size(work[MAP], 0) + unit - 1) // unit
@@ -222,8 +231,8 @@ def carry_out_box(context: Any, work: Any, loads: bool) -> None:
     for row in range(rows):
         where, inside, left = words[_ADDRESS] + start * wide, count > 0, row
         for dimension in range(1, rank):
-            length = box >> 12 * dimension & 0xFFF
-            at = work[COORDINATES + dimension] + left % length
+            length = _length(words, dimension)
+            at = work[COORDINATES + dimension] + left % length * ((words[_STEPS] >> 4 * dimension & 15) + 1)
             left //= length
             inside = inside and 0 <= at < _size(work[MAP], dimension)
             where += at * words[_STRIDES + dimension - 1]

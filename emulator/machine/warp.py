@@ -263,6 +263,8 @@ class WarpCode(Code):
         if isinstance(operand, Negative):
             signs = _SIGNS[self.instruction.opcode.rpartition(".")[2]]
             return self.binary("xor", self.source(operand.operand, kind), self.constant(signs, width(kind)))
+        if isinstance(operand, Immediate) and not _may_be(operand, kind):
+            raise PtxError(f"{self.program.entry.name}: {self.instruction}: ptxas takes {_constants(kind)} as an operand of type {kind}")
         return self.operand(operand, width(kind))
 
     def packed(self, operand: Vector, bits: int) -> Value:
@@ -879,6 +881,22 @@ def _number(operand: Immediate, bits: int) -> int:
     if operand.form == "f32" and bits == 64:
         return int.from_bytes(struct.pack("<d", struct.unpack("<f", operand.number.to_bytes(4, "little"))[0]), "little")
     return operand.number
+
+
+def _may_be(operand: Immediate, kind: str) -> bool:
+    """Whether ptxas takes a constant for an operand of a type: of halves, pairs and narrow floats it takes none."""
+    if kind in ("f32", "f64"):
+        return bool(operand.form)
+    if kind[0] in "us" and kind[1:].isdigit():
+        return not operand.form
+    return kind == "pred" or (kind[0] == "b" and kind[1:].isdigit())
+
+
+def _constants(kind: str) -> str:
+    """What constants ptxas takes there."""
+    if kind in ("f32", "f64"):
+        return "no integer, only constants of floating point,"
+    return "no constant of floating point" if kind[0] in "us" and kind[1:].isdigit() else "no constant"
 
 
 def _row_name(instruction: PtxInstruction) -> str:

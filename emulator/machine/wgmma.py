@@ -110,8 +110,11 @@ def _wgmma(code: WarpCode, instruction: PtxInstruction) -> None:
     together(code)
     if code.layout.warps < 4:
         raise code.refused(f"{instruction.opcode} in a CTA of {code.layout.warps} warps")
+    has_products = any(each.opcode.startswith("wgmma.mma_async") for each in code.program.entry.instructions)
     if what == "mma_async":
         _multiply(code, instruction)
+    elif what in ("commit_group", "wait_group") and not has_products:
+        return  # there is nothing to wait for
     elif what == "commit_group":
         _call(code, warpgrouprecords.COMMIT)
     elif what == "wait_group":

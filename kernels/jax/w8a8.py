@@ -1,4 +1,4 @@
-"""W8A8, LLM.int8() and W4A8 in JAX: `lax.dot_general` on int8, scaled in float32."""
+"""W8A8, with zero points too, LLM.int8(), W4A8 and W4A4 in JAX: `lax.dot_general` on int8, scaled in float32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.asymmetric import check_sums
 from mmabits.kernels.schemes.checks import check_range
 
 
@@ -121,3 +122,69 @@ def w4a8_matmul(x: Any, x_scales: Any, words: Any, output_scales: Any, group_sca
         product = codes.astype(jnp.float16) * jnp.repeat(group_scales, k // max(groups, 1), axis=0)
         w = jnp.rint(jax.lax.reduce_precision(product, 5, 10)).astype(jnp.int8)
     return scaled(int8_sums(x, w), x_scales, output_scales)
+
+
+def asymmetric_matmul(x: Any, x_scales: Any, x_zeros: Any, w: Any, w_scales: Any, w_zeros: Any = None) -> Any:
+    """The product of INT8 matrices with zero points, multiplied as s8 and corrected in int32.
+
+    Args:
+        x: (M, K) uint8 or int8.
+        x_scales: (M,) float32.
+        x_zeros: (M,) int32.
+        w: (K, N) int8.
+        w_scales: (N,) float32.
+        w_zeros: (N,) int32; None: the weights are symmetric.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit, a K whose sums may leave s32.
+    """
+    is_unsigned = str(getattr(x, "dtype", "")) == "uint8"
+    _check(x, "x", "uint8" if is_unsigned else "int8", (None, None))
+    m, k = x.shape
+    _check(w, "w", "int8", (k, None))
+    n = w.shape[1]
+    for array, name, kind, size in (
+        (x_scales, "x_scales", "float32", m), (x_zeros, "x_zeros", "int32", m), (w_scales, "w_scales", "float32", n),
+        *(() if w_zeros is None else ((w_zeros, "w_zeros", "int32", n),)),
+    ):  # fmt: skip
+        _check(array, name, kind, (size,))
+    check_sums(k, w_zeros is not None)
+    zeros = jnp.asarray(x_zeros)
+    if is_unsigned:
+        x, zeros = jax.lax.bitcast_convert_type(jnp.asarray(x) ^ jnp.uint8(128), jnp.int8), zeros - 128
+    total = int8_sums(x, w) - zeros[:, None] * jnp.sum(jnp.asarray(w), axis=0, dtype=jnp.int32)[None, :]
+    if w_zeros is not None:
+        total = total - (jnp.sum(x, axis=1, dtype=jnp.int32) - k * zeros)[:, None] * jnp.asarray(w_zeros)[None, :]
+    return scaled(total, x_scales, w_scales)
+
+
+def w4a4_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
+    """The product x w^T of packed INT4 matrices, which become INT8 first.
+
+    Args:
+        x: (M, K / 2) uint8, `schemes.w4a4.Int4Matrix.pack`.
+        x_scales: (M,) float32.
+        w: (N, K / 2) uint8, likewise.
+        w_scales: (N,) float32.
+
+    Returns:
+        (M, N) float32.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit.
+    """
+    _check(x, "x", "uint8", (None, None))
+    _check(w, "w", "uint8", (None, x.shape[1]))
+    _check(x_scales, "x_scales", "float32", (x.shape[0],))
+    _check(w_scales, "w_scales", "float32", (w.shape[0],))
+    left, right = (_unpacked_int4(jnp.asarray(each)) for each in (x, w))
+    return scaled(int8_sums(left, right.T), x_scales, w_scales)
+
+
+def _unpacked_int4(packed: Any) -> Any:
+    """Two codes out of each byte along rows, the low nibble first."""
+    nibbles = jnp.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], 2 * packed.shape[1]).astype(jnp.int32)
+    return ((nibbles << 28) >> 28).astype(jnp.int8)

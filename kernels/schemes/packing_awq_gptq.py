@@ -7,6 +7,7 @@ GPTQ: words of weights along K and of zeros along N, both in ascending order; ze
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,26 @@ class GptqTensors:
             group=_group_size(self.g_idx.size, self.scales),
         )  # fmt: skip
 
+    def as_version(self, *, zeros_minus_one: bool) -> GptqTensors:
+        """The same weights as the other version stores them.
+
+        Raises:
+            OperandError: a zero point that it cannot hold: 0 in `gptq`, 16 in `gptq_v2`.
+        """
+        return GptqTensors.pack(self.unpack(), zeros_minus_one=zeros_minus_one)
+
+    @property
+    def doubt(self) -> str:
+        """Why the zeros may have been read as those of the other version; empty: there is no sign of it.
+
+        Symmetric weights have the zero point 8 throughout. Where all are 7 or 9 instead, they were one off when they were read.
+        """
+        zeros = unpack_words(self.qzeros, axis=1).astype(np.int64) + self.zeros_minus_one
+        for wrong, other in ((9, "gptq_v2, which stores zeros as they are"), (7, "gptq, which stores zeros minus one")):
+            if zeros.size and (zeros == wrong).all() and (wrong == 9) == self.zeros_minus_one:
+                return f"all zero points are {wrong}; symmetric weights have 8, so that the file may be of {other}"
+        return ""
+
 
 def write_checkpoint(path: str | Path, layers: Mapping[str, AwqTensors | GptqTensors]) -> None:
     """A safetensors file with the names that AutoAWQ and AutoGPTQ use: `<layer>.qweight`, `<layer>.qzeros`, ...
@@ -229,7 +250,8 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
 
     Args:
         path: of the file. Tensors of a type that NumPy lacks and tensors of layers that are not quantized are left alone.
-        zeros_minus_one: how GPTQ zeros are stored: False where config.json has `"checkpoint_format": "gptq_v2"`.
+        zeros_minus_one: how GPTQ zeros are stored: False where config.json has `"checkpoint_format": "gptq_v2"`. A warning says where
+            they look like those of the other version.
 
     Raises:
         OperandError: a layer with a `qweight` that lacks another of its tensors, or whose tensors do not fit each other.
@@ -248,7 +270,10 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
                 raise OperandError(f"{path} has {name}.qweight without {', '.join(missing)}")
             tensors = {field: file.get_tensor(f"{name}.{field}") for field in fields}
             try:
-                layers[name] = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
+                layer = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
             except (OperandError, OperandTypeError) as error:
                 raise type(error)(f"{path}: {name}: {error}") from None
+            layers[name] = layer
+            if isinstance(layer, GptqTensors) and layer.doubt:
+                warnings.warn(f"{path}: {name}: {layer.doubt}", stacklevel=2)
     return layers

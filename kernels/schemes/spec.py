@@ -27,6 +27,8 @@ class SchemeSpec:
     """The Triton launcher that gives the same bits."""
     jax: str = ""
     """The JAX or Pallas form; empty: none."""
+    cuda: str = ""
+    """The launcher of the CUDA C++ form; empty: none."""
     architectures: tuple[str, ...] = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
     """Where kernel and composition were compared."""
     source: str

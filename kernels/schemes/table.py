@@ -32,6 +32,7 @@ ROWS_1_5: Final = (
             "triton.fp8_blockwise:quantize_activations", "triton.fp8_blockwise:quantize_weights",
         ),
         composition="schemes.fp8_blockwise:fp8_blockwise_matmul", triton="triton.fp8_blockwise:fp8_blockwise_matmul",
+        cuda="cuda.fp8_blockwise:fp8_blockwise_matmul",
         architectures=_FP8, source="arXiv 2412.19437; DeepGEMM",
     ),
     SchemeSpec(
@@ -42,6 +43,7 @@ ROWS_1_5: Final = (
             "triton.mxfp8:quantize_rows", "triton.mxfp8:quantize_columns",
         ),
         composition="schemes.mxfp8:mxfp8_matmul", triton="triton.mxfp8:mxfp8_matmul", jax="jax.block_scaled:mxfp8_matmul",
+        cuda="cuda.block_scaled:block_scaled_matmul",
         architectures=_FP8, source="OCP Microscaling Formats v1.0; arXiv 2506.08027 for rceil in training",
     ),
     SchemeSpec(
@@ -62,6 +64,14 @@ ROWS_1_5: Final = (
         source="OCP Microscaling Formats v1.0",
     ),
     SchemeSpec(
+        number=4, name="MXFP8 x MXFP4", operands="e4m3 x e2m1, two to a byte", scales="ue8m0 for 32 of K: floor, ceil, even, rceil",
+        product="block-scaled into f32; where there is no such unit, bf16, in Triton on sm_120a, too",
+        quantizers=("schemes.mxfp8:quantize_rows", "schemes.mxfp6_mxfp4:quantize_columns", "triton.mxfp8:quantize_rows",
+                    "triton.mxfp6_mxfp4:quantize_mxfp4_columns"),
+        composition="schemes.mxfp6_mxfp4:mx_matmul", triton="triton.block_scaled:block_scaled_matmul", architectures=_FP8,
+        source="OCP Microscaling Formats v1.0; PTX, kind::mxf8f6f4",
+    ),
+    SchemeSpec(
         number=5, name="NVFP4", operands="e2m1, two to a byte; to nearest or stochastic; random Hadamard transforms",
         scales="e4m3 for 16 of K or 16 x 16, and f32 per tensor: amax / 6", product="block-scaled into f32, scaled in f32; else bf16",
         quantizers=(
@@ -69,6 +79,7 @@ ROWS_1_5: Final = (
             "triton.nvfp4:quantize",
         ),
         composition="schemes.nvfp4:nvfp4_matmul", triton="triton.nvfp4:nvfp4_matmul", jax="jax.block_scaled:nvfp4_matmul",
+        cuda="cuda.block_scaled:block_scaled_matmul",
         architectures=_FP8, source="arXiv 2509.25149",
     ),
 )  # fmt: skip
@@ -82,7 +93,7 @@ def schemes_table() -> str:
     """The schemes as a Markdown table."""
     lines = ["| Scheme | Operands | Scales | Product | Kernels | Compared on |", "|---|---|---|---|---|---|"]
     for row in SCHEMES:
-        kernels = ", ".join(f"`{name.partition(':')[0]}`" for name in (row.triton, row.jax) if name)
+        kernels = ", ".join(f"`{name.partition(':')[0]}`" for name in (row.triton, row.jax, row.cuda) if name)
         cells = (f"{row.number} {row.name}", row.operands, row.scales, row.product, kernels, ", ".join(row.architectures))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ ROWS_6_9: Final = (
         product="f16 or bf16 into f32; weights dequantized in registers, one rounding",
         quantizers=("schemes.w4a16:quantize_int4", "schemes.awq:awq_quantize", "schemes.packing_awq_gptq:AwqTensors.pack"),
         composition="schemes.w4a16:w4a16_matmul", triton="triton.w4a16:awq_matmul", jax="jax.w4a16:awq_matmul",
+        cuda="cuda.w4a16:w4a16_matmul",
         source="arXiv 2306.00978; AutoAWQ's gemm packing",
     ),
     SchemeSpec(
@@ -23,10 +24,29 @@ ROWS_6_9: Final = (
         composition="schemes.w4a16:w4a16_matmul", triton="triton.w4a16:gptq_matmul", source="arXiv 2210.17323; AutoGPTQ's packing",
     ),
     SchemeSpec(
+        number=6, name="W8A16 (INT8)", operands="f16 or bf16 x INT8", scales="f16 per output channel or for a group of K",
+        product="f16 or bf16 into f32; group scales on weights in registers, one rounding, channel scales on sums in f32",
+        quantizers=("schemes.w8a16:quantize_w8",), composition="schemes.w8a16:w8a16_matmul", triton="triton.w8a16:w8a16_matmul",
+        source="arXiv 2408.11743 and vLLM, gptq_marlin",
+    ),
+    SchemeSpec(
+        number=6, name="W8A16 (FP8)", operands="f16 or bf16 x FP8 codes, unpacked by their bits",
+        scales="f16 per output channel or for a group of K", product="as of INT8 weights",
+        quantizers=("schemes.w8a16:quantize_w8",), composition="schemes.w8a16:w8a16_matmul", triton="triton.w8a16:w8a16_matmul",
+        source="vLLM, marlin_utils_fp8",
+    ),
+    SchemeSpec(
         number=7, name="W8A8 (SmoothQuant)", operands="INT8 x INT8", scales="f32 per token and per output channel",
         product="s8 into s32; scaled in f32",
         quantizers=("schemes.w8a8:quantize_int8", "schemes.w8a8:smoothing_scales", "schemes.w8a8:smooth"),
         composition="schemes.w8a8:w8a8_matmul", triton="triton.w8a8:w8a8_matmul", jax="jax.w8a8:w8a8_matmul", source="arXiv 2211.10438",
+    ),
+    SchemeSpec(
+        number=7, name="W8A8, asymmetric", operands="u8 or s8 x s8, with zero points", scales="f32 and a zero point per token and channel",
+        product="u8 x s8 into s32, in Triton and JAX s8 x s8; corrected in s32, exactly; scaled in f32",
+        quantizers=("schemes.asymmetric:quantize_affine", "triton.asymmetric:quantize_rows"),
+        composition="schemes.asymmetric:asymmetric_matmul", triton="triton.asymmetric:asymmetric_matmul",
+        jax="jax.w8a8:asymmetric_matmul", cuda="cuda.integers:asymmetric_matmul", source="arXiv 1712.05877; vLLM's azp kernels",
     ),
     SchemeSpec(
         number=7, name="LLM.int8()", operands="INT8 x INT8, outlier columns f16 x f16", scales="f32 per token and per output channel",
@@ -42,6 +62,19 @@ ROWS_6_9: Final = (
         composition="schemes.w4a8:w4a8_matmul", triton="triton.w4a8:w4a8_matmul", jax="jax.w8a8:w4a8_matmul", source="arXiv 2406.09904",
     ),
     SchemeSpec(
+        number=7, name="W4A8 (FP8)", operands="e4m3 x INT4", scales="f32 per token; f16 per output channel or for a group of K",
+        product="e4m3 into f32, INT4 made e4m3 by its bits; groups added by f32 fused multiply-adds",
+        quantizers=("schemes.fp8:quantize", "schemes.w4a8_fp8:quantize_w4a8_fp8"),
+        composition="schemes.w4a8_fp8:w4a8_fp8_matmul", triton="triton.w4a8_fp8:w4a8_fp8_matmul", architectures=_FP8,
+        source="vLLM, Marlin with FP8 activations",
+    ),
+    SchemeSpec(
+        number=7, name="W4A4 (INT4)", operands="INT4 x INT4", scales="f32 per token and per output channel",
+        product="s4 into s32 up to sm_89, s8 from Hopper on and in Triton; scaled in f32",
+        quantizers=("schemes.w4a4:quantize_int4_symmetric",), composition="schemes.w4a4:w4a4_matmul", triton="triton.w4a4:w4a4_matmul",
+        jax="jax.w8a8:w4a4_matmul", cuda="cuda.integers:w4a4_matmul", source="arXiv 2404.00456",
+    ),
+    SchemeSpec(
         number=8, name="SageAttention", operands="Q and smoothed K INT8, P and V f16", scales="f32 for a block of queries and of keys",
         product="s8 into s32; f16 into f16, blocks added in f32",
         quantizers=("schemes.attention:quantize_queries", "schemes.attention:quantize_keys"),
@@ -52,6 +85,7 @@ ROWS_6_9: Final = (
         scales="f32 for a block of queries and of keys, and for a column of V", product="s8 into s32; e4m3 into f32, blocks added in f32",
         quantizers=("schemes.attention:quantize_queries", "schemes.attention:quantize_keys", "schemes.attention:quantize_values"),
         composition="schemes.attention:sage2_attention", triton="triton.attention:sage2_attention", architectures=_FP8,
+        cuda="cuda.sage2:sage2_attention",
         source="arXiv 2411.10958, with the INT8 scores of the first paper",
     ),
     SchemeSpec(

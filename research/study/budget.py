@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.api import gemm, operand_type, scale_type
+from mmabits.emulator.engine.fma import fma
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import (
     Arithmetic,
@@ -141,7 +142,7 @@ def study(
         ),
         switched=(
             measure("another order of K changes it by", product(order=order) - result),
-            *_switched_promotion(product, measure, result, promote_every),
+            *(() if product.is_in_parts else _switched_promotion(product, measure, result, promote_every)),
         ),
     )  # fmt: skip
 
@@ -180,24 +181,56 @@ class _VariedProduct:
         else:
             self.instruction = resolve(instruction, arch=arch, a_type=types[0], b_type=types[1], scale_type=scale)
         path = lower(self.instruction, arch).datapath
-        if path.arithmetic not in WIDE:
+        if path.arithmetic not in (*WIDE, Arithmetic.INTEGER):
             raise OperandError(f"{path.name} has no alignment to study")
-        self.wide = _wide(arch)
+        self.wide = _wide(arch) if path.arithmetic in WIDE else arch  # integer sums are exact as they are
 
     def __call__(
         self, *, arch: str | None = None, order: npt.NDArray[np.int64] | None = None, promote_every: int | None = -1
     ) -> Doubles:  # fmt: skip
         """The product in float64, the recipe's factors applied."""
-        a, b = self.a.elements, self.b.elements
-        scale_a, scale_b = self.a.scales, self.b.scales
-        if order is not None:
-            elements = (order[:, None] * self.block + np.arange(self.block)).reshape(-1)
-            a, b = a[:, elements], b[elements]
-            if scale_a is not None and scale_b is not None:
-                scale_a, scale_b = scale_a[:, order], scale_b[order]
+        a, b = (self.a, self.b) if order is None else (_reordered(self.a, order, self.block, 1), _reordered(self.b, order, self.block, 0))
         every = self.promote_every if promote_every == -1 else promote_every
-        d = gemm(a, b, instruction=self.instruction, arch=arch or self.arch, promote_every=every, scale_a=scale_a, scale_b=scale_b)
-        return np.asarray(np.asarray(d).astype(np.float64) * (self.a.factor * self.b.factor))
+        d = (self._in_parts if self.is_in_parts else self._at_once)(a, b, arch or self.arch, every)
+        return np.asarray(d * (self.a.factor * self.b.factor))
+
+    @property
+    def is_in_parts(self) -> bool:
+        """Whether kernels scale partial sums."""
+        return self.a.parts is not None or self.b.parts is not None
+
+    def _multiplied(self, a: Stored, b: Stored, arch: str, every: int | None, part: slice) -> npt.NDArray[Any]:
+        return np.asarray(
+            gemm(
+                np.ascontiguousarray(a.elements[:, part]), b.elements[part], instruction=self.instruction, arch=arch, promote_every=every,
+                scale_a=a.scales, scale_b=b.scales,
+            )
+        )  # fmt: skip
+
+    def _at_once(self, a: Stored, b: Stored, arch: str, every: int | None) -> Doubles:
+        sums = self._multiplied(a, b, arch, every, slice(None)).astype(np.float64)
+        if a.zeros is not None or b.zeros is not None:
+            over_b, over_a = b.elements.astype(np.int64).sum(axis=0, keepdims=True), a.elements.astype(np.int64).sum(axis=1, keepdims=True)
+            zero_a, zero_b = (0 if each is None else each for each in (a.zeros, b.zeros))
+            sums = sums - zero_a * over_b - zero_b * over_a + a.elements.shape[1] * zero_a * zero_b
+        return np.asarray(sums)
+
+    def _in_parts(self, a: Stored, b: Stored, arch: str, every: int | None) -> Doubles:
+        total = np.zeros((len(a.elements), b.elements.shape[1]), np.float32)
+        for number, start in enumerate(range(0, a.elements.shape[1], self.block)):
+            sums = self._multiplied(a, b, arch, every, slice(start, start + self.block))
+            left = np.float32(1) if a.parts is None else a.parts[:, number, None]
+            right = np.float32(1) if b.parts is None else b.parts[number]
+            with np.errstate(over="ignore", under="ignore"):
+                total = fma(sums, np.broadcast_to(np.asarray(left * right, np.float32), sums.shape), total)
+        return total.astype(np.float64)
+
+
+def _reordered(stored: Stored, order: npt.NDArray[np.int64], block: int, axis: int) -> Stored:
+    """The same matrix with its blocks of K, which lies along `axis`, in another order."""
+    elements = (order[:, None] * block + np.arange(block)).reshape(-1)
+    scales, parts = (None if each is None else np.take(each, order, axis=axis) for each in (stored.scales, stored.parts))
+    return replace(stored, elements=np.take(stored.elements, elements, axis=axis), scales=scales, parts=parts)
 
 
 def _wide(arch: str) -> str:

@@ -147,7 +147,9 @@ def _results(function: Callable[..., Iterable[Row]], todo: Sequence[tuple[str, P
     from distributed import as_completed
 
     futures = {client.submit(_at, function, dict(point), pure=False): key for key, point in todo}
-    for future in as_completed(futures):  # type: ignore[no-untyped-call]
+    with client.as_current():  # as_completed looks for it there
+        completed = as_completed(futures)  # type: ignore[no-untyped-call]
+    for future in completed:
         yield futures[future], future.result()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmabits.emulator.machine.calls import function
     from mmabits.emulator.machine.sass import check_fusion
     from mmabits.emulator.schedules import Schedule, choice
+    from mmabits.research.evaluation import evaluate
     from mmabits.research.explain import explain
     from mmabits.research.follow import explain_result
     from mmabits.research.functions import explain_function
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "evaluate", "explain", "explain_function", "identify",
+    "invariance", "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
     "compare_schedules", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 
@@ -40,6 +41,7 @@ _ON_DEMAND = {
     "tensor_map": "mmabits.emulator.cuda.maps",
     "describe_kernel": "mmabits.research.kernels", "explain_result": "mmabits.research.follow",
     "Schedule": "mmabits.emulator.schedules", "choice": "mmabits.emulator.schedules", "explain": "mmabits.research.explain",
+    "evaluate": "mmabits.research.evaluation",
     "explain_function": "mmabits.research.functions", "function": "mmabits.emulator.machine.calls",
     "compare": "mmabits.conformance.ways", "identify": "mmabits.conformance.identify", "invariance": "mmabits.research.invariance",
     "study": "mmabits.research.study", "tolerance": "mmabits.research.tolerance",

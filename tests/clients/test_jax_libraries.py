@@ -68,3 +68,61 @@ def test_equinox() -> None:
     with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
         jax.vmap(model)(rows())
     assert types(session.report()) == {("bf16", "bf16")}
+
+
+def test_layers_of_linen_are_told_apart_forward_and_backward() -> None:
+    linen = pytest.importorskip("flax.linen")
+
+    class Net(linen.Module):  # type: ignore[misc, name-defined]
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            for number in range(2):
+                x = linen.Dense(64, use_bias=False, dtype=jnp.bfloat16, name=f"layer_{number}")(x)
+            return x
+
+    model = Net()
+    parameters = model.init(jax.random.key(0), rows())
+    with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
+        results = [jax.jit(jax.grad(lambda given: model.apply(given, rows()).astype(jnp.float32).sum()))(parameters)]
+        # As with a cache that grows: one row of the table.
+        results += [jax.jit(model.apply)(parameters, rows()[:length]) for length in (3, 4, 5, 6)]
+        jax.block_until_ready(results)
+    counts: dict[str, int] = {}
+    for line in session.report().emulated:
+        place = line.site.partition(": ")[0]
+        counts[place] = counts.get(place, 0) + line.count
+    assert counts == {"Net/layer_0": 2 + 4, "Net/layer_1": 2 + 4}
+    assert "3..8 x 64 x 64" in str(session.report())
+
+
+def test_layers_without_scopes_have_the_programs_line() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    layer = nnx.Linear(64, 8, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
+        nnx.jit(lambda layer, x: layer(x))(layer, rows())
+    assert "(test_jax_libraries.py:" in session.report().emulated[0].site
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "s8"), (4, "s8"), ("e4m3", "e4m3")])
+def test_aqt(bits: Any, kind: str) -> None:
+    """Products of integers are exact: forward and backward have the bits that XLA gives them, in s8."""
+    linen, config = pytest.importorskip("flax.linen"), pytest.importorskip("aqt.jax.v2.config")
+    aqt_flax = pytest.importorskip("aqt.jax.v2.flax.aqt_flax")
+    how = (
+        config.config_fwd_fp8(bits) if kind == "e4m3" else config.fully_quantized(fwd_bits=bits, bwd_bits=8, use_stochastic_rounding=False)
+    )
+    model = linen.Dense(32, use_bias=False, dtype=jnp.bfloat16, dot_general_cls=lambda: aqt_flax.AqtDotGeneral(how))
+    parameters = model.init(jax.random.key(0), rows())
+
+    def loss(given: Any, x: Any) -> Any:
+        return jnp.square(model.apply(given, x, rngs={"params": jax.random.key(1)}).astype(jnp.float32)).sum()
+
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    outside = jax.tree.leaves(step(parameters, rows()))
+    with mmabits.emulate("sm_90a", frameworks=["jax"]) as session:
+        inside = jax.tree.leaves(step(parameters, rows()))
+    backward = "bf16" if kind == "e4m3" else "s8"
+    assert types(session.report()) == {(kind, kind), (backward, backward)}
+    assert [line.site.partition(": ")[0].rpartition("/")[2] for line in session.report().emulated] == ["aqt_fwd", "aqt_dlhs", "aqt_drhs"]
+    if kind == "s8":
+        assert all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(outside, inside, strict=True))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mmabits
+from mmabits.isa import OperandError
 
 torch = pytest.importorskip("torch")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -122,3 +124,16 @@ def test_compiled_forward_and_backward(name: str, attention: str) -> None:
     (logits, gradients), report = _emulated(name, attention, work, cuda=True)
     assert torch.isfinite(logits).all() and gradients
     assert _own_products(report) == [] and report.multiply_adds > 1_000_000
+
+
+def test_evaluate_reads_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    tokens = [(7 * place) % 61 for place in range(40)]
+    config = transformers.LlamaConfig(**SIZES)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    found = mmabits.evaluate(tmp_path, archs=["h100"], recipes=["none", "mxfp8"], tokens=tokens, progress=False)
+    assert found.settings[0].share == 1 and found.settings[0].kinds == (("bf16 into f32", 1.0),)
+    names = [layer.layer for layer in found.layers(found.ends[-1])]
+    assert names[0] == "model.layers.0.self_attn.q_proj" and names[-1] == "lm_head" and len(names) == 15
+    with pytest.raises(OperandError, match="reads 64 tokens at most"):
+        mmabits.evaluate(tmp_path, archs=["h100"], tokens=tokens * 2)

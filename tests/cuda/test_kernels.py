@@ -12,13 +12,14 @@ import pytest
 
 import mmabits
 from mmabits.emulator.cuda.nvrtc import compile_program
-from mmabits.isa import MmabitsError, UnsupportedInstruction
+from mmabits.isa import MmabitsError, OperandError, UnsupportedInstruction
+from mmabits.kernels.cuda import integers
 from mmabits.kernels.cuda.block_scaled import block_scaled_matmul
 from mmabits.kernels.cuda.fp8_blockwise import fp8_blockwise_matmul
 from mmabits.kernels.cuda.sage2 import EXPONENTIAL, ORDER, sage2_attention
 from mmabits.kernels.cuda.sources import source
 from mmabits.kernels.cuda.w4a16 import pack, w4a16_matmul
-from mmabits.kernels.schemes import attention, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a16
+from mmabits.kernels.schemes import asymmetric, attention, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a4, w4a16, w8a8
 from mmabits.kernels.schemes.dots import Dots
 
 pytestmark = pytest.mark.usefixtures("nvrtc")
@@ -53,6 +54,21 @@ def test_w4a16_every_code_and_zero_point() -> None:
     scales = np.float16(2.0) ** np.linspace(-24, 11, 64).astype(int)
     weights = w4a16.Int4Weights(codes=codes, scales=scales[None].astype(np.float16), zeros=zeros, group=64)
     same(w4a16_matmul(np.eye(64, dtype=np.float16), weights, arch="sm_80"), weights.dequantize().astype(np.float32))
+
+
+def test_integers() -> None:
+    rng = operands.generator("cuda integers", "")
+    x, plain = wide(rng, 70, 128) + np.float32(1), wide(rng, 128, 24) + np.float32(0.3)
+    with_zeros = asymmetric.quantize_affine(x, axis=0)
+    for w in (asymmetric.quantize_affine(plain, axis=1, dtype=np.int8), w8a8.quantize_int8(plain, axis=1)):
+        same(integers.asymmetric_matmul(with_zeros, w, arch="sm_89"), asymmetric.asymmetric_matmul(with_zeros, w, arch="sm_89"))
+    four = w4a4.quantize_int4_symmetric(x, axis=0), w4a4.quantize_int4_symmetric(plain, axis=1)
+    same(integers.w4a4_matmul(*four, arch="sm_90a"), w4a4.w4a4_matmul(*four, arch="sm_90a"))
+    with pytest.raises(OperandError, match="uint8 codes by row and int8 by column, got int8"):
+        integers.asymmetric_matmul(with_zeros.as_signed(), w8a8.quantize_int8(plain, axis=1), arch="sm_89")
+    with pytest.raises(OperandError, match="K must be a multiple of the instruction's 64, got 32"):
+        integers.w4a4_matmul(*(w4a4.Int4Matrix(codes=np.zeros(size, np.int8), scales=np.ones(8, np.float32), axis=axis)
+                       for axis, size in enumerate([(8, 32), (32, 8)])), arch="sm_89")  # fmt: skip
 
 
 def test_w4a16_words_hold_every_code_once() -> None:

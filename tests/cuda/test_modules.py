@@ -265,7 +265,10 @@ def test_what_a_variable_cannot_hold(name: str, value: Any, error: str) -> None:
     [
         ({"box": (8.5, 8)}, "box must be integers"), ({"box": 8}, "box must be integers"), ({"box": "88"}, "box must be integers"),
         ({"swizzle": [1]}, "a tensor map with swizzle [1]"), ({"element": 5}, "element must be text, got 5"),
-        ({"element_strides": 5}, "element_strides must be integers"), ({"fill": "nan"}, "a tensor map of s32 cannot fill with NaN"),
+        ({"element_strides": 5}, "element_strides must be integers"), ({"element_strides": (1, 2)}, "with strides of elements (2, 1)"),
+        ({"interleave": 16}, "interleaves slices of 16 bytes is not emulated: neither the PTX manual"),
+        ({"interleave": 8}, "interleave must be 0"),
+        ({"fill": "nan"}, "a tensor map of s32 cannot fill with NaN"),
         ({"array": np.zeros((64, 64), np.int32)[::-1]}, "with strides (-256, 4): none may be negative"),
     ],
 )  # fmt: skip
@@ -317,6 +320,41 @@ def test_checks_and_other_orders_of_a_kernel(arch: str) -> None:
 def test_ptx_without_a_target() -> None:
     with pytest.raises(PtxError, match=r"the PTX has no .target; arch= says what it runs as"):
         mmabits.load_ptx("")
+
+
+@pytest.mark.parametrize(
+    ("target", "runs", "refused"),
+    [
+        ("sm_80", ("sm_80", "sm_86", "h100", "sm_120a"), ("sm_75",)),
+        ("sm_90a", ("sm_90a",), ("sm_80", "sm_100a")),
+        ("sm_90", ("sm_90a", "sm_100a"), ("sm_89",)),
+        ("sm_100f", ("sm_100a", "sm_103a"), ("sm_90a", "sm_120a", "sm_110a")),
+    ],
+)
+def test_an_architecture_runs_the_targets_that_the_manual_says(target: str, runs: tuple[str, ...], refused: tuple[str, ...]) -> None:
+    text = f".version 8.8\n.target {target}\n.address_size 64\n.visible .entry k() {{ ret; }}\n"
+    assert mmabits.load_ptx(text).arch == runs[0]
+    for arch in runs:
+        mmabits.load_ptx(text, arch=arch)
+    for arch in refused:
+        with pytest.raises(OperandError, match=f"has .target {target}, and {arch} does not run it: sm_80 runs on"):
+            mmabits.load_ptx(text, arch=arch)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("fma.rn.f16x2 %r1, %r2, 0x3C003C00, %r3;", "no constant as an operand of type f16x2"),
+        ("add.f16 %h1, %h2, 0x3C00;", "no constant as an operand of type f16"),
+        ("add.f32 %f1, %f2, 1;", "no integer, only constants of floating point, as an operand of type f32"),
+        ("add.u32 %r1, %r2, 1.0;", "no constant of floating point as an operand of type u32"),
+    ],
+)
+def test_constants_that_ptxas_refuses(line: str, told: str) -> None:
+    registers = ".reg .b16 %h<4>; .reg .b32 %r<4>; .reg .f32 %f<4>;"
+    text = f".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry k() {{ {registers}\n{line}\nret; }}\n"
+    with pytest.raises(PtxError, match=f"k: .*: ptxas takes {told}"):
+        mmabits.load_ptx(text)["k"](1, 32)
 
 
 def test_ptx_that_begins_with_the_address_of_nothing() -> None:

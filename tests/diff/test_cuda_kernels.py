@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from mmabits.conformance.record.driver import CudaDevice, DeviceFailed
 from mmabits.conformance.record.modules import GpuModule, GpuModules
 from mmabits.emulator.cuda.nvrtc import Compiled, compile_program, compiler_version
 from mmabits.emulator.machine.kernel import Kernel, aligned
+from mmabits.emulator.machine.tensormaps import ELEMENTS, tensor_map
 from mmabits.isa import DeviceUnavailable, OperandError, OperandTypeError
 from mmabits.kernels.cuda.sources import source
 
@@ -57,6 +59,12 @@ class EmulatingDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
     )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="shared")
+
+    def __getattr__(self, name: str) -> Any:
+        """Types and numbers of the bindings."""
+        if name.startswith("cu") and not name.startswith("cuuint"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module("cuda.bindings.driver"), name)
 
     def __init__(self, capability: tuple[int, int], arch: str) -> None:
         self.capability, self.arch = dict(zip(("major", "minor"), capability, strict=True)), arch
@@ -135,12 +143,35 @@ class EmulatingDriver:
     def cuCtxSynchronize(self) -> tuple[Any, ...]:
         return (self.status,)
 
+    def cuTensorMapEncodeTiled(
+        self, kind: Any, rank: int, address: int, sizes: Any, strides: Any, box: Any, steps: Any, interleave: Any, swizzle: Any,
+        promotion: Any, fill: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """A map as the machine has it, by the driver's names."""
+        assert address in self.memory and interleave == 0 and promotion == 0 and fill == 0
+        dtypes = {"UINT8": "u8", "UINT16": "u16", "UINT32": "u32", "FLOAT16": "f16", "BFLOAT16": "bf16", "FLOAT32": "f32"}
+        element = dtypes[kind.name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_")]
+        code = next(code for code, row in ELEMENTS.items() if row.name == element)
+        counts = [[int(each) for each in values] for values in (sizes, strides, box, steps)]
+        assert len(counts[0]) == rank
+        record = tensor_map(address, *counts[:3], element=code, swizzle=int(swizzle), element_strides=counts[3])
+        return (Result.SUCCESS, SimpleNamespace(opaque=np.frombuffer(record, np.uint64)))
+
+    def cuLaunchKernelEx(self, config: Any, function: tuple[bytes, bytes], parameters: int, extra: int) -> tuple[Any, ...]:
+        (attribute,) = config.attrs
+        assert attribute.id.name == "CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION" and config.numAttrs == 1
+        size = attribute.value.clusterDim
+        return self.cuLaunchKernel(
+            function, config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX, config.blockDimY, config.blockDimZ,
+            config.sharedMemBytes, 0, parameters, extra, (size.x, size.y, size.z),
+        )  # fmt: skip
+
     def cuLaunchKernel(
         self, function: tuple[bytes, bytes], gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, _stream: int,
-        parameters: int, extra: int,
+        parameters: int, extra: int, cluster: tuple[int, int, int] | None = None,
     ) -> tuple[Any, ...]:  # fmt: skip
         assert extra == 0 and (shared <= 48 << 10 or self.allowed[function] >= shared)
-        kernel = Kernel(self.texts[function[0]], function[1].decode(), arch=self.arch, shared=shared, threads=(bx, by, bz))
+        kernel = Kernel(self.texts[function[0]], function[1].decode(), arch=self.arch, shared=shared, threads=(bx, by, bz), cluster=cluster)
         places = (ctypes.c_uint64 * len(kernel.entry.parameters)).from_address(parameters)
         values = [ctypes.string_at(place, each.size) for place, each in zip(places, kernel.entry.parameters, strict=True)]
         kernel.launch((gx, gy, gz), values, [(each, each + held.size) for each, held in self.memory.items()])
@@ -163,7 +194,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EmulatingDriver,
     return make
 
 
-@pytest.mark.parametrize(("name", "capability", "arch"), [("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89")])
+@pytest.mark.parametrize(("name", "capability", "arch"), [
+    ("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89"), ("cuda-fp8-blockwise", (9, 0), "sm_90a"),
+    ("cuda-mxfp8", (10, 0), "sm_100a"), ("cuda-nvfp4-pair", (10, 3), "sm_103a"),
+])  # fmt: skip
 def test_a_run_on_a_gpu(gpu: Any, name: str, capability: tuple[int, int], arch: str) -> None:
     """Compiled to the GPU's machine code, its memory filled and read; all of it given back."""
     driver, _ = gpu(capability, arch)
@@ -206,8 +240,12 @@ def test_a_step_of_a_campaign_and_a_fault_of_the_stand_in() -> None:
 
 
 def test_where_they_are_planned() -> None:
-    planned = {arch: {step.name for step in plan_for(arch, only="cuda-")} for arch in ("sm_75", "sm_80", "sm_90a")}
-    assert planned == {"sm_75": set(), "sm_80": {"cuda-w4a16"}, "sm_90a": {"cuda-w4a16", "cuda-sage2"}}
+    planned = {arch: {step.name for step in plan_for(arch, only="cuda-")} for arch in ("sm_75", "sm_80", "sm_90a", "sm_100a")}
+    scaled = {"cuda-mxfp8", "cuda-mxfp8-pair", "cuda-nvfp4", "cuda-nvfp4-pair"}
+    assert planned == {
+        "sm_75": set(), "sm_80": {"cuda-w4a16"}, "sm_90a": {"cuda-w4a16", "cuda-sage2", "cuda-fp8-blockwise"},
+        "sm_100a": {"cuda-w4a16", "cuda-sage2", *scaled},
+    }  # fmt: skip
 
 
 def test_without_nvrtc_the_step_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

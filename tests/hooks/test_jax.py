@@ -534,3 +534,25 @@ def test_multiply_adds_that_are_not_emulated_are_counted():
         jax.jit(lambda a, b: jnp.dot(a, b))(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).block_until_ready()
     (line,) = session.report().skipped
     assert line.multiply_adds == 8 * 16 * 4 and session.report().share == 0.5
+
+
+def test_scopes_are_sites():
+    def layers(x):
+        for name in ("first", "second"):
+            with jax.named_scope(name):
+                x = jnp.tanh(x @ x)
+        return jax.lax.scan(scanned, x, None, length=2)[0]
+
+    def scanned(x, _):
+        with jax.named_scope("inner"):
+            return x @ x, None
+
+    x = jnp.eye(16, dtype=jnp.bfloat16)
+    with emulate() as session:
+        jax.jit(jax.grad(lambda x: layers(x).astype(jnp.float32).sum()))(x).block_until_ready()
+        jax.jit(jax.vmap(layers))(x[None])
+    found = {}
+    for line in session.report().emulated:
+        place = line.site.partition(": ")[0]
+        found[place] = found.get(place, 0) + line.count
+    assert found == {"first": 3 + 1, "second": 3 + 1, "inner": 6 + 2}

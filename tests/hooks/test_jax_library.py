@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax")
+
+from jax import numpy as jnp  # noqa: E402
 
 import mmabits  # noqa: E402
 from mmabits.emulator.schedules import Chains, Merge, PartSums, Schedule  # noqa: E402
@@ -164,3 +167,28 @@ def test_what_is_not_followed():
     with mmabits.emulate("sm_90a", frameworks=["jax"], library="cublaslt-13.1") as session:
         product(a.astype(np.float32), b.astype(np.float32))
     assert "library= is not followed here" in note(session)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_products_that_xla_makes_fp8_of_are_named(arch: str) -> None:
+    """Both operands widened from FP8, scaled by one number or not, and rearranged; not what XLA's rewriter leaves alone."""
+    f8, bf16 = jnp.float8_e4m3fn, jnp.bfloat16
+    a, b, scale, row = jnp.ones((16, 32), f8), jnp.ones((16, 32), f8), jnp.float32(2), jnp.ones((1, 32), bf16)
+
+    def scaled(a: Any, b: Any, scale: Any) -> Any:
+        left = a.astype(bf16) * scale.astype(bf16)
+        return jnp.dot(left, (b.astype(bf16) / scale.astype(bf16)).T)
+
+    rewritten = jax.jit(scaled), jax.jit(lambda a, b, _: a.astype(jnp.float16) @ b.T.astype(jnp.float16))
+    left = (
+        jax.jit(lambda a, b, _: a.astype(bf16) @ (b.astype(bf16) * row).T),
+        jax.jit(lambda a, b, _: a.astype(bf16) @ (b.astype(bf16) + 1).T),
+        jax.jit(lambda a, b, _: a.astype(jnp.float8_e5m2).astype(bf16) @ b.astype(jnp.float8_e5m2).astype(bf16).T),
+        jax.jit(lambda a, b, _: jnp.dot(a, b.T, preferred_element_type=jnp.float32)),
+    )
+    for functions, is_named in ((rewritten, arch == "sm_90a"), (left, False)):
+        for function in functions:
+            with mmabits.emulate(arch, frameworks=["jax"]) as session:
+                jax.block_until_ready(function(a, b, scale))
+            (line,) = session.report().emulated
+            assert ("XLA makes an FP8 product" in line.note) == is_named

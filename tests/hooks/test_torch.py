@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 import tomllib
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from mmabits import gemm  # noqa: E402
 from mmabits.emulator.hooks.session import NotEmulated, emulate  # noqa: E402
-from mmabits.emulator.hooks.torch import VERSIONS  # noqa: E402
+from mmabits.emulator.hooks.torch import VERSIONS, openmp  # noqa: E402
 from mmabits.isa import EmulationError, InsufficientEvidence, OperandError  # noqa: E402
 
 F = torch.nn.functional
@@ -334,12 +335,33 @@ def test_parameters_and_meta_tensors():
 # What is not emulated
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_matrix_times_a_vector_is_a_product_of_matrices(dtype):
+    a, x, c = wide(24, 40, dtype=dtype), wide(40, dtype=dtype, seed=1), wide(24, dtype=dtype, seed=2)
+    out = torch.empty(24, dtype=dtype)
+    with emulated() as session:
+        got, column, added = a @ x, (a @ x[:, None])[:, 0], torch.addmv(c, a, x, beta=0.5, alpha=2)
+        as_matrix = torch.addmm(c[:, None], a, x[:, None], beta=0.5, alpha=2)[:, 0]
+        torch.mv(a, x, out=out)
+        in_place = c.clone().addmv_(a, x, beta=0.5, alpha=2)
+        flat = torch.addmv(c[:1], a, x)
+    assert_same(got, column)
+    assert_same(out, got)
+    assert_same(added, as_matrix)
+    assert_same(in_place, added)
+    assert flat.shape == (24,) and not session.report().skipped
+    assert all(line.shape == "24 x 1 x 40" for line in session.report().emulated)
+    for vector, addend in ((x[:-1], c), (x, c[:5])):
+        with emulated(), pytest.raises(RuntimeError):
+            torch.addmv(addend, a, vector)
+
+
 def test_what_bypasses_is_reported():
-    x, w, image = random(4, 4), random(4, 4), random(1, 3, 8, 8, dtype=torch.float32)
+    w, image = random(4, 4), random(1, 3, 8, 8, dtype=torch.float32)
     plain = w.float()
     calls = {
-        "mv": lambda: x @ w[0],
-        "addmv": lambda: torch.addmv(x[0], x, w[0]),
+        "mv": lambda: plain @ plain[0],
+        "addmv": lambda: torch.addmv(plain[0], plain, plain[0]),
         "dot": lambda: plain[0] @ plain[0],
         "convolution": lambda: F.conv2d(image, random(2, 3, 3, 3, dtype=torch.float32)),
         "mm": lambda: plain.to(torch.complex64) @ plain.to(torch.complex64),
@@ -505,3 +527,51 @@ def test_what_a_changed_version_lacks_is_named(monkeypatch):
 def test_the_extra_installs_the_first_version_that_the_hook_is_made_for():
     extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert extras["torch"] == [f"torch>={VERSIONS[0][0]}.{VERSIONS[0][1]}"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nan_is_the_gpus_wherever_it_comes_from(dtype):
+    a, b = torch.ones(4, 32, dtype=dtype), torch.ones(32, 8, dtype=dtype)
+    a[1, 3], b[5, 2], b[6, 2] = float("nan"), float("inf"), float("-inf")
+    bias = torch.zeros(8, dtype=dtype)
+    bias[7] = float("nan")
+    with emulated():
+        got, added, huge = a @ b, torch.addmm(bias, a, b), torch.full((1, 16), 2.0**15, dtype=dtype) @ torch.eye(16, dtype=dtype)
+    code = {torch.float16: 0x7FFF, torch.bfloat16: 0x7FFF}[dtype]
+    nan = torch.zeros(4, 8, dtype=torch.bool)
+    nan[1], nan[:, 2] = True, True
+    assert torch.equal(got.view(torch.int16) == code, nan) and torch.equal(got.isnan(), nan)
+    nan[:, 7] = True
+    assert torch.equal(added.view(torch.int16) == code, nan)
+    assert torch.equal(huge, torch.full((1, 16), 2.0**15, dtype=dtype))  # whose sum is no number of the type
+
+
+def test_c_that_does_not_broadcast_is_pytorchs_own_error():
+    a, b = random(4, 32), random(32, 8)
+    for c in (random(4, 4), random(1, 4, 8), random(3, 8)):
+        with emulated() as session, pytest.raises(RuntimeError):
+            torch.addmm(c, a, b)
+        assert not session.report().emulated
+
+
+def test_pytorchs_threads_rest_while_the_engine_computes(monkeypatch):
+    """Where it is GNU's OpenMP and the product is large; nothing happens for small ones, and without it."""
+    asked = []
+    monkeypatch.setattr(openmp, "_pause", lambda: asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    openmp.rest(100)
+    assert asked == []
+    openmp.rest(1 << 30)
+    assert asked == [1]
+    monkeypatch.setattr(openmp, "_pause", lambda: None)
+    openmp.rest(1 << 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the library by /proc")
+def test_openmp_ends_its_threads():
+    code = (
+        "import torch; from mmabits.emulator.hooks.torch import openmp; torch.set_num_threads(2); x = torch.ones(1 << 20)\n"
+        "assert (x + 1).sum() == 1 << 21; openmp.rest(1 << 30); assert (x + 1).sum() == 1 << 21; print(openmp._pause() is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "False")

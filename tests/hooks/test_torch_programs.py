@@ -281,7 +281,7 @@ def test_multiply_adds_that_are_not_emulated_are_counted() -> None:
     a, b = random(8, 16), random(16, 4, seed=1)
     wanted = {
         "mm": (lambda: a.float() @ b.float(), 8 * 16 * 4),
-        "mv": (lambda: torch.mv(a, b[:, 0]), 8 * 16),
+        "mv": (lambda: torch.mv(a.float(), b[:, 0].float()), 8 * 16),
         "dot": (lambda: torch.dot(a[0], b[:, 0]), 16),
         "convolution": (lambda: F.conv1d(a.float()[None], torch.ones(5, 8, 3)), 5 * 8 * 3 * 14),
         "_scaled_dot_product_flash_attention_for_cpu": (
@@ -478,3 +478,55 @@ def test_operators_of_the_program_on_sparse_and_listed_tensors() -> None:
             torch.ops.mmabits_odd.listed([values, values])
             assert torch.ops.mmabits_odd.listed([values.to("meta")])[0].is_meta
     assert counted(session) == 2 and "sparse" in session.report().skipped[0].reason
+
+
+class _SetUpApart(torch.autograd.Function):
+    @staticmethod
+    def forward(x, w):
+        return (x @ w).relu()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        return gradient @ w.T, x.T @ gradient
+
+
+class _Inherited(_SetUpApart):
+    pass
+
+
+@pytest.mark.parametrize("function", [_SetUpApart, _Inherited])
+def test_functions_with_a_set_up_of_their_own_say_that_their_backward_comes_late(function: Any) -> None:
+    x, w = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+    x, w = x.bfloat16(), w.bfloat16()
+    held = dict(vars(function))
+    with emulated() as session:
+        y = function.apply(x, w)
+        inside = function.apply(x, w)
+        inside.sum().backward()
+    assert dict(vars(function)) == held
+    assert "backward" not in " ".join(line.operation for line in session.report().skipped)
+    with pytest.warns(NotEmulated, match="the block had ended"):
+        y.sum().backward()
+    assert any("Backward" in line.site for line in session.report().skipped)
+
+
+def test_what_vjp_returns_says_that_it_comes_late() -> None:
+    x, w = torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16()
+    stock = torch._functorch.eager_transforms._vjp_with_argnums
+    with emulated() as session:
+        out, pull = torch.func.vjp(lambda x, w: x @ w, x, w)
+        _, nothing, held = torch.func.vjp(lambda x: (x * 2, x), x, has_aux=True)
+        pull(out)
+        gradient = torch.func.grad(lambda x: (x @ w).float().sum())(x)
+    assert counted(session) == 5 and not session.report().skipped and gradient.shape == held.shape
+    assert torch._functorch.eager_transforms._vjp_with_argnums is stock
+    with pytest.warns(NotEmulated, match="torch.func.vjp in backward"):
+        pull(out)
+    pull(out)  # one warning
+    nothing(x)  # which has multiplied nothing
+    assert [line.operation for line in session.report().skipped] == ["what it multiplies, if anything"] * 2

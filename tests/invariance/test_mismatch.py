@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 import mmabits  # noqa: E402
 from mmabits.commands.main import main  # noqa: E402
-from mmabits.commands.models import find_model  # noqa: E402
 from mmabits.commands.pages.mismatch import mismatch_page  # noqa: E402
 from mmabits.emulator.interop import torch_to_numpy  # noqa: E402
 from mmabits.isa import OperandError, UnknownArchitecture  # noqa: E402
 from mmabits.research.mismatch import LayerMismatch, ModelSetting, SmallModel, _ulps, mismatch, mismatch_of  # noqa: E402
+from mmabits.research.models import find_model  # noqa: E402
 
 TOKENS = torch.arange(24).reshape(2, 12) * 7 % 256
 

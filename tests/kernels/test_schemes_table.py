@@ -13,7 +13,7 @@ from mmabits.kernels.schemes.table import ROWS_1_5, SCHEMES, schemes_table
 NAMED = [
     pytest.param(name, id=f"{row.name}: {name}")
     for row in ROWS_1_5
-    for name in (*row.quantizers, row.composition, row.triton, row.jax)
+    for name in (*row.quantizers, row.composition, row.triton, row.jax, row.cuda)
     if name
 ]
 
@@ -30,7 +30,7 @@ def test_functions_that_rows_name_exist(name: str) -> None:
 
 def test_every_scheme_has_rows() -> None:
     assert sorted({row.number for row in SCHEMES}) == list(range(1, 10))
-    assert [row.number for row in ROWS_1_5] == [1, 1, 2, 3, 4, 4, 5]
+    assert [row.number for row in ROWS_1_5] == [1, 1, 2, 3, 4, 4, 4, 5]
     assert len({row.name for row in SCHEMES}) == len(SCHEMES)
     assert all(architecture(arch).name == arch for row in SCHEMES for arch in row.architectures)
 
@@ -39,7 +39,8 @@ def test_markdown_has_a_line_for_each() -> None:
     lines = schemes_table().splitlines()
     assert len(lines) == 2 + len(SCHEMES)
     assert len({line.count("|") for line in lines}) == 1
-    assert "| 5 NVFP4 |" in lines[2 + len(ROWS_1_5) - 1] and "`triton.nvfp4`, `jax.block_scaled`" in lines[2 + len(ROWS_1_5) - 1]
+    line = lines[2 + len(ROWS_1_5) - 1]
+    assert "| 5 NVFP4 |" in line and "`triton.nvfp4`, `jax.block_scaled`, `cuda.block_scaled`" in line
 
 
 def test_the_table_of_the_readme_is_the_generated_one() -> None:

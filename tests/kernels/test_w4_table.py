@@ -12,7 +12,7 @@ from mmabits.kernels.schemes.table_w4 import ROWS_6_9
 NAMED = [
     pytest.param(name, id=f"{row.name}: {name}")
     for row in ROWS_6_9
-    for name in (*row.quantizers, row.composition, row.triton, row.jax)
+    for name in (*row.quantizers, row.composition, row.triton, row.jax, row.cuda)
     if name
 ]
 
@@ -28,7 +28,7 @@ def test_functions_that_rows_name_exist(name: str) -> None:
 
 
 def test_rows_are_the_schemes() -> None:
-    assert [row.number for row in ROWS_6_9] == [6, 6, 7, 7, 7, 8, 8, 8, 9, 9]
+    assert [row.number for row in ROWS_6_9] == [6, 6, 6, 6, 7, 7, 7, 7, 7, 7, 8, 8, 8, 9, 9]
     assert len({row.name for row in ROWS_6_9}) == len(ROWS_6_9)
     for row in ROWS_6_9:
         assert all(architecture(arch).name == arch for arch in row.architectures)

@@ -80,26 +80,30 @@ def swizzled(address: int, span: int, atom: int) -> int:
     return address // span * span + unit * atom + address % atom
 
 
-def places(sizes: tuple[int, ...], box: tuple[int, ...], start: tuple[int, ...], bytes_of: int, span: int, atom: int) -> Any:
+def places(
+    sizes: tuple[int, ...], box: tuple[int, ...], start: tuple[int, ...], bytes_of: int, span: int, atom: int, steps: Any = None
+) -> Any:  # fmt: skip
     """For every element of a box: its index in the tensor, or None, and the byte of shared memory."""
-    for number, at in enumerate(itertools.product(*(range(each) for each in box[::-1]))):
+    for number, at in enumerate(itertools.product(*map(range, [0] * len(box), box[::-1], steps[::-1] if steps else [1] * len(box)))):
         index = tuple(place + first for place, first in zip(at, start[::-1], strict=True))
         inside = all(0 <= place < size for place, size in zip(index, sizes[::-1], strict=True))
         yield (index if inside else None), swizzled(1024 + number * bytes_of, span, atom) - 1024
 
 
 CASES = [
-    # element, sizes, box, swizzle, atom: dimensions as TMA numbers them
+    # element, sizes, box, swizzle, atom, strides of elements: dimensions as TMA numbers them
     (6, (70,), (32,), 0, 0), (6, (96, 40), (64, 24), 3, 0), (6, (50, 13), (32, 8), 2, 0), (10, (40, 20), (16, 16), 1, 0),
     (7, (40, 20), (32, 8), 3, 0), (0, (200, 9), (128, 8), 3, 0), (0, (200, 9), (48, 5), 0, 0), (5, (12, 4), (8, 4), 2, 0),
     (2, (20, 6, 5), (8, 3, 4), 1, 0), (1, (32, 5, 4, 3), (16, 2, 2, 2), 1, 0), (6, (24, 5, 4, 3, 2), (8, 2, 3, 2, 2), 0, 0),
     (0, (256, 12), (128, 8), 3, 1), (0, (256, 12), (128, 8), 3, 3), (9, (30, 7), (16, 4), 3, 0),
+    (6, (96, 40), (64, 24), 3, 0, (1, 3)), (2, (20, 9, 11), (8, 7, 5), 1, 0, (1, 2, 8)),
+    (1, (24, 5, 4, 9, 2), (8, 2, 3, 8, 2), 0, 0, (1, 1, 2, 3, 1)),
 ]  # fmt: skip
 DTYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def made_case(case: Any, seed: str) -> Any:
-    element, sizes, box, swizzle, atom = case
+    element, sizes, box, swizzle, atom, *steps = case
     row = ELEMENTS[element]
     rng = operands.generator("bulk", seed, *map(str, sizes), element)
     dtype = DTYPES[row.wide]
@@ -109,16 +113,16 @@ def made_case(case: Any, seed: str) -> Any:
     strides = [int(each) for each in whole.strides[-2::-1]]
     start = tuple(int(rng.integers(-each // 3, size)) for each, size in zip(box, sizes, strict=True))
     span = {0: 16, 1: 32, 2: 64, 3: 128}[swizzle]
-    return whole, strides, start, row, dtype, span, {0: 16, 1: 32, 3: 64}[atom]
+    return whole, strides, start, row, dtype, span, {0: 16, 1: 32, 3: 64}[atom], steps[0] if steps else (1,) * len(sizes)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
 @pytest.mark.parametrize("fill", [0, 1])
 def test_boxes_to_shared_memory(case: Any, fill: int) -> None:
-    element, sizes, box, swizzle, atom = case
+    element, sizes, box, swizzle, atom = case[:5]
     for trial in range(4):
-        whole, strides, start, row, dtype, span, unit = made_case(case, f"load{trial}")
-        total = int(np.prod(box)) * row.held
+        whole, strides, start, row, dtype, span, unit, steps = made_case(case, f"load{trial}")
+        total = int(np.prod([-(-each // step) for each, step in zip(box, steps, strict=True)])) * row.held
         coordinates = ", ".join(f"%r{20 + place}" for place in range(len(box)))
         moves = "".join(f"mov.b32 %r{20 + place}, {at};" for place, at in enumerate(start))
         made = kernel(f"""
@@ -128,10 +132,12 @@ def test_boxes_to_shared_memory(case: Any, fill: int) -> None:
 	@%p1 cp.async.bulk.tensor.{len(box)}d.shared::cta.global.mbarrier::complete_tx::bytes [%r9], [%rd3, {{{coordinates}}}], [%r8];
 	{WAIT}{MOVE.format(OUT, total // 4)}""")
         found = np.full(-(-total // 128) * 128, 255, np.uint8)
-        record = tensor_map(whole.ctypes.data, sizes, strides, box, element=element, swizzle=swizzle, fill=fill, atom=atom)
+        record = tensor_map(
+            whole.ctypes.data, sizes, strides, box, element=element, swizzle=swizzle, fill=fill, atom=atom, element_strides=steps
+        )
         run(made, record, found, whole)
         wanted = np.full(total, 255, np.uint8)
-        for index, place in places(sizes, box, start, row.wide, span, unit):
+        for index, place in places(sizes, box, start, row.wide, span, unit, steps):
             value = np.array(row.nan * fill if index is None else whole[index], dtype)
             wanted[place : place + row.wide] = value.reshape(1).view(np.uint8)
         assert np.array_equal(found[:total], wanted)
@@ -139,10 +145,10 @@ def test_boxes_to_shared_memory(case: Any, fill: int) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
 def test_boxes_to_global_memory(case: Any) -> None:
-    element, sizes, box, swizzle, atom = case
+    element, sizes, box, swizzle, atom = case[:5]
     for trial in range(4):
-        whole, strides, start, row, dtype, span, unit = made_case(case, f"store{trial}")
-        total = int(np.prod(box)) * row.held
+        whole, strides, start, row, dtype, span, unit, steps = made_case(case, f"store{trial}")
+        total = int(np.prod([-(-each // step) for each, step in zip(box, steps, strict=True)])) * row.held
         coordinates = ", ".join(f"%r{20 + place}" for place in range(len(box)))
         moves = "".join(f"mov.b32 %r{20 + place}, {at};" for place, at in enumerate(start))
         made = kernel(f"""
@@ -154,10 +160,11 @@ def test_boxes_to_global_memory(case: Any) -> None:
 	cp.async.bulk.wait_group 0;""")
         given = operands.generator("bulk", "given").integers(0, 256, -(-total // 128) * 128, dtype=np.uint8)
         wanted = whole.copy()
-        for index, place in places(sizes, box, start, row.wide, span, unit):
+        for index, place in places(sizes, box, start, row.wide, span, unit, steps):
             if index is not None:
                 wanted[index] = given[place : place + row.wide].view(dtype)[0]
-        run(made, tensor_map(whole.ctypes.data, sizes, strides, box, element=element, swizzle=swizzle, atom=atom), given, whole)
+        record = tensor_map(whole.ctypes.data, sizes, strides, box, element=element, swizzle=swizzle, atom=atom, element_strides=steps)
+        run(made, record, given, whole)
         assert np.array_equal(whole, wanted)
 
 
@@ -441,6 +448,8 @@ def test_a_tensor_that_reaches_beyond_its_storage() -> None:
 
 @pytest.mark.parametrize(("options", "why"), [
     ({"element": 11}, "element type 11"),
+    ({"element_strides": (2,)}, r"strides of elements \(2,\): along the axis of neighbours 1"),
+    ({"sizes": (64, 2), "strides": (128,), "box": (64, 2), "element_strides": (1, 9)}, r"strides of elements \(1, 9\)"),
     ({"swizzle": 1}, "at most 32"), ({"box": (300,)}, "a box of"), ({"address": 8}, "multiples of 16"),
 ])  # fmt: skip
 def test_maps_that_cannot_be(options: dict[str, Any], why: str) -> None:

@@ -14,13 +14,13 @@ import pytest
 import mmabits
 
 PUBLIC = [
-    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "explain", "explain_function", "identify", "invariance",
-    "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
+    "gemm", "mma", "Schedule", "choice", "function", "emulate", "check_fusion", "evaluate", "explain", "explain_function", "identify",
+    "invariance", "study", "tolerance", "compare", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
     "compare_schedules", "what_if", "instruction", "instructions", "decode", "encode", "layouts", "MmabitsError", "__version__",
 ]  # fmt: skip
 ON_DEMAND = {
     "Schedule", "check_fusion", "compare_schedules", "compile_cuda", "load_ptx", "tensor_map", "describe_kernel", "explain_result",
-    "choice", "explain", "explain_function", "function",
+    "choice", "evaluate", "explain", "explain_function", "function",
     "compare", "identify", "invariance", "study", "tolerance",
 }  # fmt: skip
 NOT_IMPORTED = ("numba", "llvmlite", "torch", "jax", "triton", "matplotlib", "rich", "typer", "safetensors", "mmasim")

@@ -12,6 +12,7 @@ import mmabits
 from mmabits.emulator.codecs import decode
 from mmabits.isa import OperandError, OperandTypeError, UnsupportedInstruction
 from mmabits.kernels.quantize import quantize_fp8
+from mmabits.kernels.schemes import asymmetric, fp8, fp8_blockwise, mxfp6_mxfp4, mxfp8, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16
 from mmabits.research.study import RECIPES, study
 
 
@@ -60,11 +61,42 @@ def test_one_thing_is_switched_at_a_time():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_computed_by_some_architecture(name):
-    a, b = _matrices(m=6, k=64, n=5)
+    a, b = _matrices(m=6, k=max(64, 2 * RECIPES[name].block), n=5)
     found = study(a, b, recipe=name, arch="sm_100a")
     assert 0 < found.total.error < 1.5
-    assert len(found.rows()) == 1 + 5 + 2
+    has_promotion = "s32" not in found.instruction and name not in ("fp8-tiles", "fp8-tiles-power-of-two", "w4a8-fp8")
+    assert len(found.rows()) == 1 + 5 + 1 + has_promotion
     assert {row["kind"] for row in found.rows()} == {"total", "part", "switched"}
+
+
+COMPOSED = {
+    "fp8-rowwise": lambda a, b, arch: fp8.fp8_matmul(fp8.quantize(a, per="row"), fp8.quantize(b, per="column"), arch=arch),
+    "fp8-tiles": lambda a, b, arch: fp8_blockwise.fp8_blockwise_matmul(
+        fp8_blockwise.quantize_activations(a), fp8_blockwise.quantize_weights(b), arch=arch
+    ),
+    "int8": lambda a, b, arch: w8a8.w8a8_matmul(w8a8.quantize_int8(a, axis=0), w8a8.quantize_int8(b, axis=1), arch=arch),
+    "int8-asymmetric": lambda a, b, arch: asymmetric.asymmetric_matmul(
+        asymmetric.quantize_affine(a, axis=0), asymmetric.quantize_affine(b, axis=1, dtype=np.int8), arch=arch
+    ),
+    "w4a4": lambda a, b, arch: w4a4.w4a4_matmul(
+        w4a4.quantize_int4_symmetric(a, axis=0), w4a4.quantize_int4_symmetric(b, axis=1), arch=arch
+    ),
+    "w4a16": lambda a, b, arch: w4a16.w4a16_matmul(a.astype(np.float16), w4a16.quantize_int4(b), arch=arch),
+    "w8a16-e4m3": lambda a, b, arch: w8a16.w8a16_matmul(a.astype(np.float16), w8a16.quantize_w8(b, kind="e4m3"), arch=arch),
+    "w4a8": lambda a, b, arch: w4a8.w4a8_matmul(w8a8.quantize_int8(a, axis=0), w4a8.quantize_w4a8(b), arch=arch),
+    "w4a8-fp8": lambda a, b, arch: w4a8_fp8.w4a8_fp8_matmul(fp8.quantize(a, per="row"), w4a8_fp8.quantize_w4a8_fp8(b), arch=arch),
+    "mxfp8-mxfp4": lambda a, b, arch: mxfp6_mxfp4.mx_matmul(mxfp8.quantize_rows(a), mxfp6_mxfp4.quantize_columns(b), arch=arch),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_recipe_is_the_product_of_its_scheme(name):
+    """But for the roundings of float32 scaling, which a budget leaves out."""
+    a, b = _matrices(m=6, k=256, n=5)
+    b += np.float32(0.05)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    found = COMPOSED[name](a, b, "sm_100a")
+    assert study(a, b, recipe=name, arch="sm_100a").total.error == pytest.approx(_size(found - exact, exact), rel=1e-4)
 
 
 def test_it_prints_as_a_table():

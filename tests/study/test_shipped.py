@@ -51,7 +51,7 @@ def _small(name):
     return replace(study, points=lambda size: points)
 
 
-@pytest.mark.parametrize("name", ["accumulation", "scales"])
+@pytest.mark.parametrize("name", ["accumulation", "scales", "zero-points"])
 def test_a_study_writes_table_and_page_and_goes_on_where_it_was(name, tmp_path):
     study = _small(name)
     table = run(study, out=tmp_path, size="quick", progress=False)

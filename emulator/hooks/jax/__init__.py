@@ -3,7 +3,8 @@
 `rules` stands in for JAX's lowering rules, `flag` says which block a program is compiled for, `choices` says what XLA would make of a
 product on a GPU, `schedules` sums slices of K as a library does, `matrices` brings operands into the engine's layout, `handler` is what
 XLA calls, `account` counts for the report, `ahead_of_time` looks after programs that are compiled before they are called; `mosaic`
-computes the tensor-core instructions of interpreted Mosaic GPU kernels. They import jax when they are imported, which is when a block
+computes the tensor-core instructions of interpreted Mosaic GPU kernels, `pallas` runs compiled Pallas kernels, `dequantized` knows
+products that XLA would rewrite. They import jax when they are imported, which is when a block
 is entered.
 """
 

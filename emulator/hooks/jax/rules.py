@@ -6,6 +6,7 @@ JAX's context (`flag`) is part of the keys of its caches: programs compiled insi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ from jax._src.interpreters import mlir
 from jax.extend.core import primitives
 
 from mmabits.emulator.hooks import scope
-from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, flag, handler, matrices, schedules
+from mmabits.emulator.hooks.jax import account, ahead_of_time, choices, dequantized, flag, handler, matrices, pallas, schedules
 from mmabits.emulator.hooks.jax.choices import Choice, OnTensorCores, Refused, WithoutTensorCores
 from mmabits.emulator.hooks.jax.matrices import Dimensions
 from mmabits.emulator.hooks.session import ReadyProduct, Session, poison
@@ -35,6 +36,8 @@ Rule = Callable[..., Any]
 CONVOLUTION: Final = "convolutions are not emulated: cuDNN computes them in several ways"
 
 _HERE = str(Path(__file__).parent)
+_OF_LAYERS: Final = frozenset({"aqt", "equinox", "flax", "haiku", "qwix"})
+"""Folders of libraries whose lines say nothing of the program."""
 _NOTE: ContextVar[str] = ContextVar("note", default="")
 """What the products that a rule is made of have in common, for the report."""
 
@@ -155,6 +158,10 @@ def _rules() -> dict[Any, Callable[[_Equation], Any]]:
         found[empty_p] = _empty
     except ImportError:
         pass
+    if pallas.MODULE in sys.modules:  # else there are no kernels yet
+        call = getattr(sys.modules[pallas.MODULE], "pallas_call_p", None)
+        if call is not None:
+            found[call] = _pallas
     try:
         from jax._src.cudnn.scaled_matmul_stablehlo import _scaled_matmul_p, _scaled_matmul_p_wrapper
 
@@ -199,13 +206,47 @@ def _tracebacks(context: Any) -> Iterator[Any]:
     yield source_info_util.xla_client.Traceback.get_traceback()  # type: ignore[attr-defined,unused-ignore]
 
 
+JAX_SCOPES: Final = frozenset({"body", "checkpoint", "closed_call", "cond", "rematted_computation", "while"})
+"""What JAX itself puts among the names of scopes, besides words with brackets and `branch_1_fun`."""
+
+
+def _scopes(context: Any) -> str:
+    """`Net/block_0/Dense_0`: the scopes of an equation (jax.named_scope, modules of flax.linen), within the function that is lowered.
+
+    That of a backward pass is that of its forward pass.
+    """
+    stack = getattr(getattr(context, "name_stack", None), "stack", ())  # private to JAX
+    names = [str(each.name) for each in stack if type(each).__name__ == "Scope" and hasattr(each, "name")]
+    return "/".join(
+        name for name in names if name not in JAX_SCOPES and "(" not in name and not (name.startswith("branch_") and name.endswith("_fun"))
+    )
+
+
 def _name(context: Any) -> str:
-    """`function (file:line)`: the innermost frame of an equation that is neither JAX's nor ours."""
+    """The scopes of an equation, and the line that called it: `Net/block_0/Dense_0: Dense.__call__ (linear.py:287)`."""
+    scopes = _scopes(context)
+    return f"{scopes}: {_line(context)}" if scopes else _line(context, whose=True)
+
+
+def _line(context: Any, *, whose: bool = False) -> str:
+    """`function (file:line)`: the innermost frame of an equation that is neither JAX's nor ours.
+
+    Args:
+        context: of the equation.
+        whose: where that is in a library of layers, put the program's own line before it.
+    """
     try:
         for traceback in _tracebacks(context):
+            inner = ""
             for frame in source_info_util.user_frames(traceback):
-                if not frame.file_name.startswith(_HERE):
-                    return f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
+                if frame.file_name.startswith(_HERE):
+                    continue
+                told = f"{frame.function_name.rpartition('.<locals>.')[2]} ({Path(frame.file_name).name}:{frame.start_line})"
+                if not whose or _OF_LAYERS.isdisjoint(Path(frame.file_name).parts):
+                    return f"{told}: {inner}" if inner else told
+                inner = inner or told
+            if inner:
+                return inner
     except (AttributeError, TypeError):  # private to JAX: another version may have changed it
         pass
     return str(context.primitive)
@@ -339,6 +380,13 @@ def _dot_general(site: _Equation) -> Any:
     vectors = not dimensions.free_a(a.ndim) and not dimensions.free_b(b.ndim)
     types = (np.dtype(a.dtype), np.dtype(b.dtype), np.dtype(site.out.dtype))
     choice = choices.product(site.session.arch, *types, site.parameters["precision"], vectors=vectors)
+    if (
+        not _NOTE.get()
+        and isinstance(choice, OnTensorCores)
+        and dequantized.is_rewritten(site.operands[0], site.operands[1], site.session.arch)
+    ):
+        with _noted(dequantized.REWRITTEN):
+            return _product(site, choice, dimensions)
     return _product(site, choice, dimensions)
 
 
@@ -379,6 +427,11 @@ def _ragged(site: _Equation) -> Any:
             return site.as_jax_does()
     finally:
         _GROUPED.reset(token)
+
+
+def _pallas(site: _Equation) -> Any:
+    """pallas_call: the interpreter is a program like any other, and what is not interpreted runs compiled."""
+    return site.as_jax_does() if site.parameters.get("interpret") else pallas.lower(site)
 
 
 def _empty(site: _Equation) -> Any:

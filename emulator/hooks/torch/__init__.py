@@ -37,13 +37,19 @@ def hook(session: Session) -> ExitStack:
     _check_version(version, session)
     try:
         from mmabits.emulator.hooks.torch import posing
+        from mmabits.emulator.hooks.torch.inductor import inductor_in_blocks
         from mmabits.emulator.hooks.torch.mode import attention_in_products, begin
+        from mmabits.emulator.hooks.torch.nodes import watched_pullbacks
     except (ImportError, AttributeError) as error:
         raise EmulationError(f"PyTorch {version} lacks what emulate needs of it: {error}") from error
 
     with ExitStack() as undo:  # no generators: nothing may happen when a block that was never left is collected
         attention_in_products.set()
         undo.callback(attention_in_products.put_back)
+        inductor_in_blocks.set()
+        undo.callback(inductor_in_blocks.put_back)
+        watched_pullbacks.set()
+        undo.callback(watched_pullbacks.put_back)
         undo.callback(begin(session))
         if session.cuda:
             undo.callback(posing.begin(session))

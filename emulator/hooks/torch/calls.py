@@ -96,12 +96,12 @@ def module_path(*, in_backward: bool = False) -> str:
 
 
 def running_function() -> Any:
-    """The node of the `torch.autograd.Function` whose forward pass runs; None where none does, or it does not get its node."""
+    """The node of the `torch.autograd.Function` whose forward pass runs, or its class, where the node comes later; None where none runs."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        if frame.f_back.f_code is _APPLY and frame.f_code.co_argcount:
-            node = frame.f_locals.get(frame.f_code.co_varnames[0])
-            return node if isinstance(node, torch.autograd.function.BackwardCFunction) else None
+        if frame.f_back.f_code is _APPLY:
+            node = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+            return node if isinstance(node, torch.autograd.function.BackwardCFunction) else frame.f_back.f_locals.get("cls")
         frame = frame.f_back
     return None
 
@@ -165,19 +165,21 @@ class OperatorCall:
         """The arguments by name, defaults filled in."""
         self._site = ""
         self._path: str | None = None
+        self._node: Any = torch._C._current_autograd_node()
+        """Whose gradients are computed."""
 
     @property
     def operation(self) -> str:
         """For the report: `mm`, `bmm of scaled_dot_product_attention`, `mm in backward`."""
         within = f" of {self.mode.within}" if self.mode.within else ""
-        backward = " in backward" if torch._C._current_autograd_node() is not None else ""
+        backward = " in backward" if self._node is not None else ""
         return f"{self.signature.name}{within}{backward}"
 
     @property
     def path(self) -> str:
         """Of the module that runs, or whose product's gradients are computed."""
         if self._path is None:
-            node: Any = torch._C._current_autograd_node()
+            node = self._node
             recomputed = "" if node is None else module_path(in_backward=True)
             self._path = recomputed or ("" if node is None else node.metadata.get(MODULE, "")) or module_path()
         return self._path

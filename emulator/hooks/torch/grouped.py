@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from mmabits.emulator.hooks.torch import openmp
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import joined, route
@@ -151,6 +152,7 @@ def grouped_mm(call: OperatorCall) -> Any:
     result = _blank(call, layout, out_dtype, a.device)
     words, order = call.session.library.unknown(found.instruction)
     note = joined(words, layout.note)
+    openmp.rest(a.numel() * b.shape[-1])
     for group, left, right in _each(layout, a, b):
         product = call.session.dot(call.site, to_numpy(left), to_numpy(right), instruction=found.instruction, note=note, order=order)
         result[group.out] = store(tensor_of(product, a), out_dtype)

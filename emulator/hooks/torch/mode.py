@@ -35,6 +35,9 @@ PRODUCTS: Final[dict[str, Handler]] = {
     "baddbmm_": products.baddbmm,
     "addbmm": products.addbmm,
     "addbmm_": products.addbmm,
+    "mv": products.mv,
+    "addmv": products.addmv,
+    "addmv_": products.addmv,
     "_int_mm": products.int_mm,
     "_scaled_mm": scaled.scaled_mm,
     "_scaled_mm_v2": scaled.scaled_mm_v2,
@@ -61,7 +64,6 @@ UNKNOWN_PRODUCT: Final = Bypass(
     reason="a matrix product that the emulator does not know",
 )
 BYPASSES: Final = (
-    Bypass(names=re.compile(r"aten::(mv|addmv_?)"), reason="a matrix times a vector: cuBLAS has kernels for it without tensor cores"),
     Bypass(names=re.compile(r"aten::(dot|vdot|addr_?)"), reason="a product of vectors runs on CUDA cores"),
     Bypass(
         names=re.compile(r".*(_|::)conv(\d+d|olution)?(_.*)?"),

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from mmabits.emulator.hooks.torch import openmp
 from mmabits.emulator.hooks.torch.calls import OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import store
 from mmabits.emulator.interop import without_numbers
@@ -42,6 +43,7 @@ IN_CUBLAS: Final = "PyTorch hands such products to cuBLAS, those with a bias to 
 CUDA_CORES: Final = "f32 products run on CUDA cores unless torch.backends.cuda.matmul allows TF32"
 NO_GPU_KERNEL: Final = "PyTorch multiplies no matrices of {} on CUDA devices"
 FEW_ROWS: Final = "PyTorch to 2.10 at least refuses 16 rows and fewer of integers on CUDA devices"
+VECTOR: Final = "a matrix times a vector: cuBLAS has kernels for it without tensor cores, which PyTorch calls for this type"
 COMPLEX: Final = "complex products are not emulated"
 
 
@@ -102,16 +104,21 @@ def _fits(a: Any, b: Any, dimensions: int) -> bool:
     )  # fmt: skip
 
 
-def _scaled(values: torch.Tensor, factor: Any) -> torch.Tensor:
-    return values if factor == 1 else values * torch.tensor(factor, dtype=values.dtype)
+def _spreads(c: torch.Tensor, shape: torch.Size) -> bool:
+    """Whether C broadcasts to the shape of the result."""
+    return c.dim() <= len(shape) and all(size in (1, wanted) for size, wanted in zip(reversed(c.shape), reversed(shape), strict=False))
 
 
 def _combine(product: torch.Tensor, c: torch.Tensor | None, alpha: Any, beta: Any) -> torch.Tensor:
-    """`alpha * product + beta * C`, each operation rounded in the accumulator's type; C is not read where beta is 0."""
-    result = _scaled(product, alpha)
+    """`alpha * product + beta * C` in the place of the product, each operation rounded in its type; C is not read where beta is 0."""
+    if alpha != 1:
+        product.mul_(torch.tensor(alpha, dtype=product.dtype))
     if c is None or beta == 0:
-        return result
-    return result + _scaled(c.detach().to(product.dtype), beta)
+        return product
+    c = c.detach() if c.requires_grad else c
+    if beta != 1:
+        c = c.to(product.dtype) * torch.tensor(beta, dtype=product.dtype)
+    return product.add_(c)
 
 
 def _activation(call: OperatorCall, result: torch.Tensor) -> torch.Tensor:
@@ -124,6 +131,7 @@ def compute(
     call: OperatorCall, a: torch.Tensor, b: torch.Tensor, instruction: Instruction, epilogue: str = "", output: torch.dtype | None = None
 ) -> torch.Tensor:
     """A B in the accumulator's type, entered into the report; as the session's library sums it where the result's type is given."""
+    openmp.rest(a.numel() * b.shape[-1])
     result = call.session.library.product(
         call.session, call.site, to_numpy(a), to_numpy(b), instruction=instruction,
         output="" if output is None else OUTPUTS.get(output, ""), doubt=IN_CUBLAS, note=epilogue,
@@ -152,12 +160,11 @@ def _matmul(call: OperatorCall, a: torch.Tensor, b: torch.Tensor, c: torch.Tenso
     found = route(call.session.arch, a.dtype, out_dtype)
     if found.instruction is None:
         return _without_instruction(call, found)
+    if c is not None and not _spreads(c, torch.Size((*a.shape[:-1], b.shape[-1]))):
+        return call.stock()  # PyTorch's own error
     product = compute(call, a, b, found.instruction, "" if c is None else EPILOGUE, out_dtype)
     alpha, beta = call.values.get("alpha", 1), call.values.get("beta", 1)
-    result = _activation(call, _combine(product, c, alpha, beta))
-    if result.shape != product.shape:
-        return call.stock()  # C does not broadcast: PyTorch's own error
-    return call.give(store(result, out_dtype))
+    return call.give(store(_activation(call, _combine(product, c, alpha, beta)), out_dtype))
 
 
 def _without_instruction(call: OperatorCall, found: Route) -> Any:
@@ -184,6 +191,37 @@ def addmm(call: OperatorCall) -> Any:
 def baddbmm(call: OperatorCall) -> Any:
     """`baddbmm`: as `addmm`, in batches."""
     return _matmul(call, call.values["batch1"], call.values["batch2"], call.values["self"], 3)
+
+
+def mv(call: OperatorCall) -> Any:
+    """`mv`: (M, K) x (K)."""
+    return _times_vector(call, call.values["self"], call.values["vec"], None)
+
+
+def addmv(call: OperatorCall) -> Any:
+    """`addmv`: beta C + alpha A x."""
+    return _times_vector(call, call.values["mat"], call.values["vec"], call.values["self"])
+
+
+def _times_vector(call: OperatorCall, a: torch.Tensor, vector: torch.Tensor, c: torch.Tensor | None) -> Any:
+    """A matrix times a vector: for f16 and bf16 PyTorch calls cuBLAS's product of matrices, as XLA does; else a kernel for vectors.
+
+    Source: `gemv<at::Half>` and `gemv<at::BFloat16>` in aten/src/ATen/cuda/CUDABlas.cpp.
+    """
+    tensors = [each for each in (a, vector, c) if each is not None]
+    if a.is_meta or vector.is_meta:
+        return call.stock()
+    reason = _not_plain(*tensors) or ("" if a.dtype in (torch.float16, torch.bfloat16) else VECTOR)
+    if reason:
+        return call.skip(reason)
+    fits = a.dim() == 2 and vector.dim() == 1 and len({each.dtype for each in tensors}) == 1 and a.shape[1] == vector.shape[0]
+    if not fits or a.numel() == 0 or (c is not None and not _spreads(c, a.shape[:1])):
+        return call.stock()
+    found = route(call.session.arch, a.dtype)
+    if found.instruction is None:
+        return _without_instruction(call, found)
+    product = compute(call, a, vector[:, None], found.instruction, "" if c is None else EPILOGUE, a.dtype)[:, 0]
+    return call.give(store(_combine(product, c, call.values.get("alpha", 1), call.values.get("beta", 1)), a.dtype))
 
 
 def addbmm(call: OperatorCall) -> Any:

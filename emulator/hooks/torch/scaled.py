@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mmabits.emulator.engine.fma import fma
+from mmabits.emulator.hooks.torch import openmp
 from mmabits.emulator.hooks.torch.calls import Array, OperatorCall, tensor_of, to_numpy
 from mmabits.emulator.hooks.torch.epilogue import Floats, store
 from mmabits.emulator.hooks.torch.products import OUTPUTS, joined
@@ -249,6 +250,7 @@ def _product(call: OperatorCall, given: ScaledOperands, promote: int | None, *no
     scales, *rest = notes
     is_library = given.recipe.a == (TENSOR,) or architecture(call.session.arch).capability[0] == _CUBLASLT_ROWWISE
     output = OUTPUTS.get(_out_dtype(call, call.values["self"]), "f32") if is_library and "grouped" not in call.signature.name else ""
+    openmp.rest(given.a.size * given.b.shape[1])
     return call.session.library.product(
         call.session, call.site, given.a, given.b, instruction=given.instruction, output=output, promote_every=promote,
         fast_accum=bool(call.values["use_fast_accum"]), doubt="" if given.recipe.a == (TENSOR,) else SCALES_BY_ROW,
@@ -289,6 +291,7 @@ def _block_scaled(call: OperatorCall, given: ScaledOperands, promote: int | None
     open_rows, open_columns = _nans(left[:, read:], 1), _nans(right[read:], 0)
     is_read = read_rows.any() or read_columns.any()
     words, order = call.session.library.unknown(instruction)
+    openmp.rest(given.a.size * given.b.shape[1])
     product: Floats = call.session.dot(
         call.site, given.a, given.b, scale_a=left[:, :used], scale_b=right[:used], instruction=instruction, order=order,
         note=joined(words, PER_BLOCK_AND_TENSOR if is_two_level else "", PADDING_READ if is_read else "", given.note),

@@ -19,6 +19,7 @@ import operands
 import pytest
 
 import mmabits
+from mmabits.emulator.api import row_by_row
 from mmabits.emulator.codecs import from_codes
 from mmabits.emulator.engine import machine_code, products
 from mmabits.isa import (
@@ -741,3 +742,18 @@ def test_a_forked_process_computes_too() -> None:
         [sys.executable, "-W", "ignore", "-c", FORKED], env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["256.0"]
+
+
+@pytest.mark.parametrize("dtype", [E4M3, np.float16, np.float32], ids=str)
+@pytest.mark.parametrize("shape", [(300, 513), (1025, 64), (3, 257, 300)], ids=str)
+def test_matrices_that_lie_column_by_column(dtype: Any, shape: tuple[int, ...]) -> None:
+    """Large ones are copied in strips: the same elements, whatever the strides."""
+    rng = np.random.default_rng(7)
+    b = rng.standard_normal(shape).astype(np.float32).astype(dtype).swapaxes(-1, -2)
+    for view in (b, b[..., ::-1, :], b[..., ::2, 3:]):
+        bits = view.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[view.dtype.itemsize])
+        copy = row_by_row(bits)
+        assert copy.flags.c_contiguous and np.array_equal(copy, bits)
+    a = rng.standard_normal((4, shape[-1])).astype(np.float32).astype(dtype)
+    got, want = (mmabits.gemm(a, each, instruction="wgmma", arch="sm_90a") for each in (b, np.ascontiguousarray(b)))
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32))

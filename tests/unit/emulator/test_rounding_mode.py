@@ -18,19 +18,23 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
+from numba import types
 
 import mmabits
-from mmabits.emulator.engine import machine_code
-from mmabits.emulator.engine.jit import address_of, array_at, compiled_object, enter_rounding, leave_rounding
+from mmabits.emulator.engine import jit, machine_code
+from mmabits.emulator.engine.jit import address_of, array_at, compiled_object, enter_rounding, intrinsic, leave_rounding
 from mmabits.emulator.engine.machine_code import _Object
 from mmabits.emulator.engine.native import variants
 from mmabits.emulator.engine.plan import NEAREST_EVEN, TOWARD_NEGATIVE, TOWARD_POSITIVE, TOWARD_ZERO
 from mmabits.emulator.engine.record import Variant
+from mmabits.isa import CompilerError
 from mmabits.isa.lowering import lowerings
 
 Array = np.ndarray[Any, Any]
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64", "ARM64": "aarch64"}.get(platform.machine(), platform.machine())
 MODES = {"rz": TOWARD_ZERO, "rn": NEAREST_EVEN, "rp": TOWARD_POSITIVE, "rm": TOWARD_NEGATIVE}
 
 
@@ -176,19 +180,76 @@ def test_the_callers_mode_neither_counts_nor_changes() -> None:
     assert (got.view(np.int32) == want.view(np.int32)).all()
 
 
+FLUSHING = {"x86_64": 0x9FC0, "aarch64": 0x1000000}
+"""MXCSR and FPCR of a thread that takes subnormals for zeros, as PyTorch and JAX may leave it."""
+
+
+@intrinsic
+def exchange_state(_context: Any, state: Any) -> Any:
+    """Write MXCSR or FPCR; returns what it held."""
+
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        unit = jit._unit(builder)
+        before = unit.state()
+        unit.set(builder.trunc(arguments[0], before.type))
+        return builder.zext(before, arguments[0].type)
+
+    return types.int64(types.int64), codegen
+
+
+def test_a_thread_that_flushes_subnormals_neither_counts_nor_changes() -> None:
+    def run(pointer: Any) -> None:
+        words = array_at(address_of(pointer), 1, np.int64)
+        words[0] = exchange_state(words[0])
+
+    def exchanged(state: int) -> int:
+        word = np.array([state])
+        call(word)
+        return int(word[0])
+
+    call = loaded(run, "exchange_state")
+    a, b = (np.full(shape, 2.0**-74, ml_dtypes.bfloat16) for shape in ((16, 32), (32, 8)))
+    c = np.full((16, 8), 2.0**-140, np.float32)
+    before = exchanged(FLUSHING[MACHINE])
+    try:
+        got = mmabits.gemm(a, b, c, instruction="mma.sync", arch="sm_80")
+        after = exchanged(FLUSHING[MACHINE])
+    finally:
+        exchanged(before)
+    assert after & ~0x3F == FLUSHING[MACHINE] & ~0x3F  # but for x86's flags of what happened
+    assert (got == np.float32(2.0**-140 + 32 * 2.0**-148)).all()
+
+
+@pytest.mark.parametrize("machine", ["ppc64le", ""])
+def test_other_processors_are_refused(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    with pytest.raises(CompilerError, match=f"the engine runs on x86-64 and AArch64, this is '{machine}'"):
+        jit._unit(None)
+
+
 # ---------------------------------------------------------------------------------------------------------- machine code
 # Each function's code is walked along its jumps and calls with the number of modes entered. What rounds at 0 would round in the
 # caller's mode.
 
 LINE = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*?)\s*$")
 LABEL = re.compile(r"^([0-9a-f]+) <(.+)>:$")
-RELOCATION = re.compile(r"^\s*[0-9a-f]+: R_X86_64_\w+\s+(\S+)")
+RELOCATION = re.compile(r"^\s*[0-9a-f]+: R_(?:X86_64|AARCH64)_\w+\s+(\S+)")
 LOCAL = re.compile(r"\.l?text(?:\+0x([0-9a-f]+))?")
 """How a relocation names a function that only this object has: by where it begins."""
 ROUNDS = re.compile(
-    r"v?(add|sub|mul|div|sqrt)[ps][sd]|vf[n]?m(add|sub)\w+|v?cvt(pd2ps|sd2ss|si2ss|si2sd|si2sdq|si2ssq|dq2ps|qq2p[sd]|u?[dq]q2ps)\w*"
+    {
+        "aarch64": r"f(add|sub|n?mul|div|sqrt|n?madd|n?msub|mla|mls|addp|cvtn2?|cvtxn2?|cvt|mulx|recps|rsqrts|cadd|cmla) .*|[su]cvtf .*",
+    }.get(
+        MACHINE,
+        r"v?((add|sub|mul|div|sqrt)[ps][sd]|f[n]?m(add|sub)\w+|cvt(pd2ps|sd2ss|si2ss|si2sd|si2sdq|si2ssq|dq2ps|qq2p[sd]|u?[dq]q2ps)\w*) .*",
+    )
 )
-ADDS = re.compile(r"v?add[ps]s")
+"""Instructions, with their operands, that may round."""
+WIDENS = re.compile(r"fcvt d\d+, s\d+.*")
+"""Of them those that are exact."""
+FUSED = re.compile(r"f(madd|mla|n?msub|mls) .*" if MACHINE == "aarch64" else r"vf[n]?m(add|sub).*")
+ADDS = re.compile(r"fadd (v\d+\.[24]s|s\d+), .*" if MACHINE == "aarch64" else r"v?add[ps]s .*")
+"""Sums in float32."""
 
 
 class Instruction(NamedTuple):
@@ -197,6 +258,44 @@ class Instruction(NamedTuple):
     operands: str
     symbol: str
     """What a relocation in it names."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {self.operands}"
+
+    @property
+    def rounds(self) -> bool:
+        return ROUNDS.fullmatch(self.text) is not None and WIDENS.fullmatch(self.text) is None
+
+    @property
+    def reads_mode(self) -> bool:
+        return self.name.endswith("stmxcsr") or (self.name == "mrs" and self.operands.endswith(", fpcr"))
+
+    @property
+    def writes_mode(self) -> bool:
+        return self.name.endswith("ldmxcsr") or (self.name == "msr" and self.operands.startswith("fpcr, "))
+
+    @property
+    def calls(self) -> bool:
+        return self.name.startswith("call") or self.name in ("bl", "blr")
+
+    @property
+    def ends(self) -> bool:
+        return self.name.startswith(("ret", "ud2", "brk", "udf"))
+
+    @property
+    def jumps(self) -> bool:
+        return re.fullmatch(r"j\w+|br?|bc?\.\w+|[ct]bn?z", self.name) is not None
+
+    @property
+    def falls_through(self) -> bool:
+        return self.name not in ("jmp", "b", "br")
+
+    @property
+    def target(self) -> int:
+        """Where it jumps to."""
+        assert not self.operands.startswith("*") and self.name != "br", f"{self} jumps to what is not known"
+        return int(re.findall(r"(?:^|, )(?:0x)?([0-9a-f]+) <", self.operands)[-1], 16)
 
 
 def disassembled(code: Path) -> dict[str, list[Instruction]]:
@@ -212,7 +311,7 @@ def disassembled(code: Path) -> dict[str, list[Instruction]]:
         elif relocation := RELOCATION.match(line):
             found[-1] = found[-1]._replace(symbol=relocation[1])
         elif parts := LINE.match(line):
-            found.append(Instruction(int(parts[1], 16), parts[2], parts[3], ""))
+            found.append(Instruction(int(parts[1], 16), parts[2], parts[3].split("//")[0].strip(), ""))
     for code in functions.values():
         for at, each in enumerate(code):
             if local := LOCAL.fullmatch(each.symbol):
@@ -222,6 +321,8 @@ def disassembled(code: Path) -> dict[str, list[Instruction]]:
 
 def called(code: list[Instruction], at: int) -> set[str]:
     """The functions that a call may reach through a register: what was moved there last, by way of others and of the stack too."""
+    if code[at].symbol:
+        return {code[at].symbol}
     wanted = code[at].operands.removeprefix("*")
     for each in reversed(code[:at]):
         source, _, target = each.operands.rpartition(",")
@@ -251,10 +352,10 @@ def walked(functions: dict[str, list[Instruction]], symbol: str) -> Iterator[tup
         name, depth = waiting.pop()
         code = functions[name]
         reached: set[tuple[str, int]] = set()
-        if any(each.name.endswith("mxcsr") for each in code):
+        if any(each.writes_mode for each in code):
             for here, at in ways(code, depth):
                 yield here, code[at]
-                if code[at].name.startswith("call"):
+                if code[at].calls or (code[at].jumps and code[at].symbol):
                     reached |= {(target, here) for target in called(code, at)}
         else:
             yield from ((depth, each) for each in code)
@@ -274,16 +375,15 @@ def ways(code: list[Instruction], depth: int) -> Iterator[tuple[int, int]]:
         at, here, stored = open_ways.pop()
         yield here, at
         each, after = code[at], [at + 1]
-        if each.name.endswith("stmxcsr"):
+        if each.reads_mode:
             stored = True
-        elif each.name.endswith("ldmxcsr"):  # where a mode is entered, the one before has just been stored
+        elif each.writes_mode:  # where a mode is entered, the one before has just been stored
             here, stored = here + (1 if stored else -1), False
             assert 0 <= here <= 2, f"{each} enters or leaves too often"
-        elif each.name.startswith(("ret", "ud2")):
+        elif each.ends:
             after = []
-        elif each.name.startswith("j"):
-            assert not each.operands.startswith("*"), f"{each} jumps to what is not known"
-            after = [index[int(each.operands.split()[0], 16)], *([] if each.name == "jmp" else after)]
+        elif each.jumps:
+            after = [*([] if each.symbol else [index[each.target]]), *(after if each.falls_through else [])]
         for place in after:
             if (place, here, stored) not in seen:
                 seen.add((place, here, stored))
@@ -293,7 +393,7 @@ def ways(code: list[Instruction], depth: int) -> Iterator[tuple[int, int]]:
 VARIANTS = {variant.symbol: variant for lowering in lowerings() for variant in variants(lowering)}
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the machine code of x86-64")
+@pytest.mark.skipif(MACHINE not in ("x86_64", "aarch64"), reason="reads the machine code of x86-64 and AArch64")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not here (binutils)")
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_what_rounds_stands_where_the_mode_is_set(variant: Variant, tmp_path: Path) -> None:
@@ -302,24 +402,24 @@ def test_what_rounds_stands_where_the_mode_is_set(variant: Variant, tmp_path: Pa
     file.write_bytes(made.code)
     depths: dict[int, list[str]] = {0: [], 1: [], 2: []}
     for depth, each in walked(disassembled(file), variant.symbol):
-        if ROUNDS.fullmatch(each.name):
-            depths[depth].append(each.name)
+        if each.rounds:
+            depths[depth].append(each.text)
     assert depths[0] == []
     if variant.kind == "integer":
         assert depths[1] == depths[2] == []
     elif variant.kind == "chain":
-        assert any("fmadd" in name for name in depths[1]) and depths[2] == []
+        assert any(FUSED.fullmatch(text) for text in depths[1]) and depths[2] == []
     else:  # the sums of the steps, and amid them those that are promoted
         in_bytes = variant.kind.startswith("grouped_bytes")  # their products are integers
-        assert in_bytes or any("fmadd" in name for name in depths[1])
-        assert any("add" in name and "fmadd" not in name for name in depths[1])
-        assert depths[2] and all(ADDS.fullmatch(name) for name in depths[2])
+        assert in_bytes or any(FUSED.fullmatch(text) for text in depths[1])
+        assert any("add" in text and not FUSED.fullmatch(text) for text in depths[1])
+        assert depths[2] and all(ADDS.fullmatch(text) for text in depths[2])
 
 
 def test_the_walk_finds_a_sum_outside(tmp_path: Path) -> None:
     """So the test above can fail: the same check on a function whose second sum stands behind the mode."""
-    if platform.machine() not in ("x86_64", "AMD64") or shutil.which("objdump") is None:
-        pytest.skip("needs objdump and x86-64")
+    if MACHINE not in ("x86_64", "aarch64") or shutil.which("objdump") is None:
+        pytest.skip("needs objdump, and x86-64 or AArch64")
 
     def run(pointer: Any) -> None:
         table = array_at(address_of(pointer), 4, np.float64)
@@ -329,5 +429,6 @@ def test_the_walk_finds_a_sum_outside(tmp_path: Path) -> None:
         table[3] = table[0] * table[1]
 
     (tmp_path / "code.o").write_bytes(compiled_object(run, "outside")[0])
-    found = [(depth, each.name) for depth, each in walked(disassembled(tmp_path / "code.o"), "outside") if ROUNDS.fullmatch(each.name)]
-    assert [(depth, name.removeprefix("v")) for depth, name in found] == [(1, "addsd"), (0, "mulsd")]
+    found = [(depth, each.name) for depth, each in walked(disassembled(tmp_path / "code.o"), "outside") if each.rounds]
+    names = ("fadd", "fmul") if MACHINE == "aarch64" else ("addsd", "mulsd")
+    assert [(depth, name.removeprefix("v")) for depth, name in found] == list(zip((1, 0), names, strict=True))

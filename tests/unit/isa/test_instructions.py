@@ -6,6 +6,7 @@ import ast
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from mmabits.isa import (
     UnknownArchitecture,
     UnknownInstruction,
     architecture,
+    parse,
 )
 
 ISA = Path(__file__).resolve().parents[3] / "isa"
@@ -192,3 +194,10 @@ def test_isa_imports_the_standard_library_and_itself(path):
         for name in names:
             arrays = path.name == "fragments.py" and name.split(".")[0] == "numpy"  # tables of where elements lie
             assert name.startswith("mmabits.isa") or arrays or name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+def test_equal_instructions_have_one_place_in_tables():
+    own = parse("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16")
+    again = replace(own)
+    assert again is not own and hash(again) == hash(own) and {own: 1}[again] == 1
+    assert hash(replace(own, n=16)) != hash(own)
