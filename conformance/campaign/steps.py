@@ -416,7 +416,7 @@ def _identify(bench: Bench, step: CampaignStep, _folder: Path, _limit: float, _c
         AskedInstruction(bench.device, row), a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
         scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
     )  # fmt: skip
-    names = ", ".join(found.names) or "no row of isa/ agrees"
+    names = ", ".join(found.names) or "no known datapath agrees"
     evidence = {
         "row": found.row, "probes": found.probes, "contradictions": found.contradictions, "matches": list(found.names),
         "undecided": [{"what": each.what, "alternatives": list(each.alternatives)} for each in found.undecided],

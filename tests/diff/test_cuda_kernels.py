@@ -243,9 +243,10 @@ def test_a_step_of_a_campaign_and_a_fault_of_the_stand_in() -> None:
 def test_where_they_are_planned() -> None:
     planned = {arch: {step.name for step in plan_for(arch, only="cuda-")} for arch in ("sm_75", "sm_80", "sm_90a", "sm_100a")}
     scaled = {"cuda-mxfp8", "cuda-mxfp8-pair", "cuda-nvfp4", "cuda-nvfp4-pair"}
+    integers = {"cuda-w4a16", "cuda-asymmetric-int8", "cuda-w4a4"}
     assert planned == {
-        "sm_75": set(), "sm_80": {"cuda-w4a16"}, "sm_90a": {"cuda-w4a16", "cuda-sage2", "cuda-fp8-blockwise"},
-        "sm_100a": {"cuda-w4a16", "cuda-sage2", *scaled},
+        "sm_75": set(), "sm_80": integers, "sm_90a": {*integers, "cuda-sage2", "cuda-fp8-blockwise"},
+        "sm_100a": {*integers, "cuda-sage2", *scaled},
     }  # fmt: skip
 
 
