@@ -32,8 +32,14 @@ check: $(READY) ## formatting, lint, types, import rules
 docs: $(READY) ## build the documentation site into site/; a warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# Two processes, since a run is one core's work; what the second prints comes when the first has ended.
+SECOND_HALF := tests/hooks tests/identify tests/invariance tests/kernels tests/machine
+
 test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(BIN)/python -m pytest -m "not slow" -p no:cacheprovider $(SECOND_HALF) >"$$log" 2>&1 & second=$$!; \
+	failed=0; $(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(SECOND_HALF)) || failed=$$?; \
+	wait $$second || failed=$$?; cat "$$log"; exit $$failed
 
 test-all: $(READY) ## every test
 	$(BIN)/python -m pytest

@@ -58,7 +58,7 @@ class OperandError(MmabitsError, ValueError):
     """An operand or option has the wrong shape, size or value."""
 
 
-class NotEnoughMemory(MmabitsError, MemoryError):
+class NotEnoughMemory(MemoryError, MmabitsError):  # in this order tblib, which Dask uses, can bring it back from a worker
     """A product's arrays are larger than the memory that is free, or that this process may take."""
 
 

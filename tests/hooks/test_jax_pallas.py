@@ -17,9 +17,11 @@ from jax import numpy as jnp  # noqa: E402
 
 import mmabits  # noqa: E402
 from mmabits.emulator.hooks.jax import pallas as hook  # noqa: E402
+from mmabits.emulator.machine.compiler import why_unusable  # noqa: E402
 from mmabits.isa import EmulationError  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+compiles = pytest.mark.skipif(bool(why_unusable()), reason=why_unusable() or "kernels are compiled here")
 
 FAMILY = {"sm_80": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "sm_90a": "wgmma", "sm_100a": "tcgen05.mma"}
 
@@ -54,6 +56,7 @@ def compiled(a: Any, b: Any) -> Any:
     return product(a, b, compiler_params=pallas_triton.CompilerParams(num_warps=4, num_stages=2))
 
 
+@compiles
 @pytest.mark.parametrize("arch", ["sm_90a", *(pytest.param(each, marks=pytest.mark.slow) for each in ("sm_80", "sm_100a"))])
 def test_acc_plus_dot_is_one_chain_when_compiled(arch: str) -> None:
     a, b = operands()
@@ -68,6 +71,7 @@ def test_acc_plus_dot_is_one_chain_when_compiled(arch: str) -> None:
         compiled(a, b)
 
 
+@compiles
 def test_results_may_lie_in_the_memory_of_operands() -> None:
     def add(x: Any, _held: Any, o: Any) -> None:
         o[...] = o[...] + 2 * x[...]
@@ -81,6 +85,7 @@ def test_results_may_lie_in_the_memory_of_operands() -> None:
     assert np.array_equal(got, np.arange(256) * 12) and np.array_equal(y, np.arange(256) * 10)
 
 
+@compiles
 def test_what_is_not_for_triton_names_the_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = operands()
     with emulated(), pytest.raises(EmulationError, match=r"CompilerParams.* by way of Triton; .*interpret=True"):

@@ -24,6 +24,7 @@ from jax._src.interpreters import mlir
 from mmabits.emulator.cuda.modules import PtxModule
 from mmabits.emulator.hooks.jax import account, handler
 from mmabits.emulator.hooks.session import Session, poison
+from mmabits.emulator.machine.compiler import why_unusable
 from mmabits.isa import EmulationError, architecture
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def lower(site: _Equation) -> Any:
     """
     if importlib.util.find_spec("triton") is None:
         site.refuse(NO_TRITON)
+    if why := why_unusable():
+        site.refuse(f"{why}; {INTERPRET}")
     kernel = _kernel(site)
     if isinstance(kernel, str):
         site.refuse(kernel)

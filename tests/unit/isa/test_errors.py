@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -70,6 +72,22 @@ def test_the_text_is_the_message(kind: type[MmabitsError]) -> None:
     assert str(kind()) == ""
     again = pickle.loads(pickle.dumps(kind("text")))
     assert type(again) is kind and str(again) == "text"
+
+
+def test_errors_come_back_from_workers_of_dask() -> None:
+    """tblib takes over how exceptions are pickled in the whole process: so in one of its own."""
+    pytest.importorskip("tblib")
+    program = """
+import pickle
+from tblib import pickling_support
+from mmabits.isa import errors
+pickling_support.install()
+for kind in vars(errors).values():
+    if isinstance(kind, type) and issubclass(kind, errors.MmabitsError):
+        again = pickle.loads(pickle.dumps(kind("text")))
+        assert type(again) is kind and str(again) == "text", kind
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
 SHOWN = {
