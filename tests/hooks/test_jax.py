@@ -550,7 +550,7 @@ def test_scopes_are_sites():
     x = jnp.eye(16, dtype=jnp.bfloat16)
     with emulate() as session:
         jax.jit(jax.grad(lambda x: layers(x).astype(jnp.float32).sum()))(x).block_until_ready()
-        jax.jit(jax.vmap(layers))(x[None])
+        jax.jit(jax.vmap(layers))(x[None]).block_until_ready()  # nobody holds it: the end of the block would not wait
     found = {}
     for line in session.report().emulated:
         place = line.site.partition(": ")[0]
