@@ -5,6 +5,7 @@ pytest loads this module wherever mmabits is installed; without the option it do
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Generator, Iterator, Mapping
@@ -42,6 +43,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--mmabits-{name}", default=None, help=text)
         if name != "report":
             parser.addini(f"mmabits_{name}", text, default="")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, Any, Any]:
+    """Import the project's conftest.py as the first architecture too: helpers ask for a device when they are imported."""
+    given = getattr(early_config.known_args_namespace, "mmabits_arch", None)
+    archs = _split(str(early_config.getini("mmabits_arch") if given is None else given))
+    cuda = getattr(early_config.known_args_namespace, "mmabits_cuda", None) or early_config.getini("mmabits_cuda") or "yes"
+    if not archs or cuda != "yes" or importlib.util.find_spec("torch") is None:
+        return (yield)
+    import mmabits
+
+    try:
+        block = mmabits.emulate(archs[0], frameworks=["torch"], cuda=True)
+        block.__enter__()
+    except mmabits.MmabitsError:  # told where the options are looked at
+        return (yield)
+    try:
+        return (yield)
+    finally:
+        block.__exit__(None, None, None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -245,7 +267,12 @@ def _summary(figures: list[dict[str, Any]]) -> Iterator[str]:
         launches = sum(sum(figure["kernels"].values()) for figure in own)
         yield f"{arch}: {len(own)} tests; {done:,} multiply-adds{share}; {launches:,} launches of compiled kernels"
         for (operation, reason), count in sorted(missed.items(), key=lambda item: -item[1])[:_NAMED]:
-            yield f"  not emulated: {operation}, {count} times: {reason}"
+            kind, _, rest = reason.partition(": ")
+            yield (
+                f"  {kind}: {operation}, {count} times: {rest}"
+                if kind == "inferred"
+                else f"  not emulated: {operation}, {count} times: {reason}"
+            )
         if len(missed) > _NAMED:
             yield f"  and {len(missed) - _NAMED} operations more: --mmabits-report writes all"
 

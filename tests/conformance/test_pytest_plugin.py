@@ -74,6 +74,7 @@ def _is_registered() -> bool:
 
 def test_a_project_as_two_gpus(tmp_path: Path) -> None:
     (tmp_path / "test_project.py").write_text(PROJECT)
+    (tmp_path / "conftest.py").write_text("import torch\nassert torch.cuda.get_device_capability() == (9, 0)\n")
     status, out = run(tmp_path, "--mmabits-arch", "h100,b200", "--mmabits-report", "report.json")
     assert status == 0, out
     # two tests of two architectures, one of one, one as two, an old one, a plain one
