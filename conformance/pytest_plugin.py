@@ -198,7 +198,7 @@ class EmulatedTests:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-        """Give the report of a test's end its figures; with pytest-xdist they travel to where the summary is."""
+        """Give the report of a test's end its figures."""
         report = yield
         if call.when == "teardown" and self.session is not None:
             report.user_properties.append((PROPERTY, json.dumps(_figures(item.nodeid, self.session.report()))))
