@@ -31,7 +31,7 @@ class OrderDifference:
     first: tuple[int, ...]
     """The first of them,"""
     usual: Any
-    """its value by the machine's own order,"""
+    """its value by the usual order,"""
     found: Any
     """and by this."""
 
@@ -66,7 +66,7 @@ def compare_schedules(
 ) -> ScheduleComparison:
     """Run compiled kernels of Triton, CUDA C++ or PTX by several orders of work that a GPU may take, and compare what they write.
 
-    Every run begins with the tensors as they are now; afterwards they hold what the machine's own order gives.
+    Every run begins with the tensors as they are now; afterwards they hold what the usual order gives.
 
     Args:
         launch: a function without arguments that launches the kernels.
@@ -80,7 +80,7 @@ def compare_schedules(
 
     Raises:
         OperandError: no such order, or what is no tensor.
-        MmabitsError: what `launch` raises by the machine's own order.
+        MmabitsError: what `launch` raises by the usual order.
     """
     from mmabits.emulator.hooks.session import emulate
 
@@ -90,10 +90,10 @@ def compare_schedules(
     arrays: list[npt.NDArray[Any]] = [_storage(each, place) for place, each in enumerate(held)]
     for each in schedules:
         if WorkSchedule.of(each) is None:
-            raise OperandError("schedule None is the machine's own order, with which the others are compared")
+            raise OperandError("schedule None is the usual order, with which the others are compared")
     before = [each.copy() for each in arrays]
 
-    def run(schedule: str | int | None) -> list[npt.NDArray[Any]]:
+    def run(schedule: str | int) -> list[npt.NDArray[Any]]:
         for array, start in zip(arrays, before, strict=True):
             array[...] = start
         token = ORDER.set(WorkSchedule.of(schedule))
@@ -107,7 +107,7 @@ def compare_schedules(
             ORDER.reset(token)
         return [each.copy() for each in arrays]
 
-    usual = run(None)
+    usual = run("usual")
     differences: list[OrderDifference] = []
     errors: list[tuple[str | int, Exception]] = []
     for schedule in schedules:

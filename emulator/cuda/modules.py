@@ -321,8 +321,8 @@ class CudaKernel:
             memory: arrays that the kernel reaches in another way: by addresses in structures or in other arrays.
             check: what to look for while it runs, out of `"memory"`, `"init"`, `"races"` and `"sync"` (docs/checks.md).
             report: return what the checks found; otherwise that is an error, when the kernel has run.
-            schedule: another order that a GPU may take, of asynchronous work, warps and CTAs: `"latest"`, `"earliest"`, or the number of
-                one by chance.
+            schedule: one order out of those that a GPU may take, of asynchronous work, warps and CTAs: `"usual"`, `"latest"`,
+                `"earliest"`, or the number of one by chance.
 
         Returns:
             With `report` what was found; else nothing.

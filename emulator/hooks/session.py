@@ -755,8 +755,8 @@ def emulate(
             does not tell of. See docs/checks.md.
         findings: `"raise"`: a kernel that the checks found something in raises KernelCheckError when it has run, with all of it;
             `"collect"`: `session.findings` has it, and the program goes on.
-        schedule: another order that a GPU may take, of asynchronous work, warps and CTAs of compiled Triton kernels: `"latest"`,
-            `"earliest"`, or the number of one by chance. See docs/checks.md and `mmabits.compare_schedules`.
+        schedule: one order out of those that a GPU may take, of asynchronous work, warps and CTAs of compiled Triton kernels: `"usual"`,
+            `"latest"`, `"earliest"`, or the number of one by chance. See docs/checks.md and `mmabits.compare_schedules`.
 
     Returns:
         For `with`: gives the session; `session.report()` says what was emulated, with which instructions, what was not, and what a

@@ -9,19 +9,19 @@ from typing import NamedTuple
 from mmabits.emulator.machine.context import AT_ONCE, BACKWARDS, BY_CHANCE, IN_ORDER
 from mmabits.isa import OperandError
 
-NAMED = ("latest", "earliest")
+NAMED = ("usual", "latest", "earliest")
 
 
 class WorkSchedule(NamedTuple):
-    """`"latest"`: asynchronous work as late as its waits allow, warps and CTAs backwards; `"earliest"`: work at once, warps and CTAs in
-    order; a number: all by chance.
+    """`"usual"`: asynchronous work as late as its waits allow, warps and CTAs in order, by one thread of the processor; `"latest"`: likewise,
+    warps and CTAs backwards; `"earliest"`: work at once, warps and CTAs in order; a number: all by chance.
     """
 
     name: str | int
 
     @classmethod
     def of(cls, said: str | int | None) -> WorkSchedule | None:
-        """What a user says; None: the machine's own, work as late as waits allow, warps and CTAs in order.
+        """What a user says; None: the usual one, with CTAs shared out to as many threads of the processor as there are.
 
         Raises:
             OperandError: no such order.
@@ -33,6 +33,8 @@ class WorkSchedule(NamedTuple):
 
     def words(self, clusters: int) -> dict[str, int]:
         """Words of context.Launch for a grid of so many clusters."""
+        if self.name == "usual":
+            return {"order": IN_ORDER}
         if self.name == "earliest":
             return {"order": IN_ORDER, "hastens": AT_ONCE}
         if self.name == "latest":

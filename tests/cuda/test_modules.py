@@ -687,8 +687,8 @@ def test_results_that_hang_on_the_order_of_work(kind: str) -> None:
     assert mmabits.compare_schedules(lambda: each["each"](4, 32, given), given, arch="sm_90a").same
     found = mmabits.compare_schedules(lambda: last["last"](4, 32, given), [given], arch="sm_90a", schedules=("latest", 1))
     assert not found.same and found.differences[0].elements == 32 and (found.differences[0].usual, found.differences[0].found) == (3, 0)
-    assert x[:32].tolist() == [3] * 32  # the machine's own order
-    last["last"](4, 32, given)
-    assert x[:32].tolist() == [3] * 32
+    assert x[:32].tolist() == [3] * 32  # the usual order
+    last["last"](4, 32, given)  # by threads of the processor at once: any CTA may be the last one
+    assert set(x[:32].tolist()) <= {0, 1, 2, 3}
     with pytest.raises(OperandError, match="contiguous"):
         mmabits.compare_schedules(lambda: None, x[::2], arch="sm_90a")

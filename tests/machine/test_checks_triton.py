@@ -140,9 +140,9 @@ def test_what_hangs_on_the_order_of_programs_is_shown() -> None:
 
 def test_orders_that_there_are_not() -> None:
     x = torch.zeros(128, dtype=torch.int32)
-    with pytest.raises(OperandError, match="schedule must be 'latest', 'earliest', a number from 0 on or None, got 'soon'"):
+    with pytest.raises(OperandError, match="schedule must be 'usual', 'latest', 'earliest', a number from 0 on or None, got 'soon'"):
         emulate("sm_90a", schedule="soon")
-    with pytest.raises(OperandError, match="schedule None is the machine's own order"):
+    with pytest.raises(OperandError, match="schedule None is the usual order"):
         mmabits.compare_schedules(lambda: None, x, arch="sm_90a", schedules=(None,))
     with pytest.raises(OperandError, match="tensor 0 must be a contiguous PyTorch tensor"):
         mmabits.compare_schedules(lambda: None, [1], arch="sm_90a")
