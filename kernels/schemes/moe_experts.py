@@ -329,17 +329,20 @@ def moe_rows(x: Any, experts: Experts, routing: Routing, *, arch: str | Dots, by
     (tokens, top_k), (k, n) = routing.experts.shape, experts.shape
     check_shape(_elements(x), "activations", (tokens * top_k if by_choice else tokens, k))
     found = np.zeros((tokens * top_k, n), np.float32)
-    flat = routing.experts.reshape(-1)
-    for expert in np.unique(flat):
-        own = np.flatnonzero(flat == expert)
+    for expert in np.unique(routing.experts):
+        own = routing.choices_of(int(expert))
+        if not own.size:
+            continue
         found[own] = row.multiply(row.rows(x, own if by_choice else own // top_k), experts.matrices[int(expert)], dots)
     return found.reshape(tokens, top_k, n)
 
 
 def weighted_rows(rows: Floats, routing: Routing) -> Floats:
-    """Rows times their routing weights, float32, each rounded once."""
+    """Rows times their routing weights, float32, each rounded once; +0 where no expert took a choice."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.asarray(rows * routing.weights[:, :, None])
+        found = np.asarray(rows * routing.weights[:, :, None])
+    found.reshape(-1, rows.shape[2])[routing.dropped] = 0
+    return found
 
 
 def added_by_place(rows: Floats) -> Floats:

@@ -79,9 +79,17 @@ def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.conste
 
 
 def checked_routing(
-    tokens: int, experts: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int, check: bool | None
+    tokens: int,
+    experts: int,
+    weights: torch.Tensor,
+    choices: torch.Tensor,
+    block_experts: torch.Tensor,
+    block_m: int,
+    check: bool | None,
+    *,
+    least: int = 0,
 ) -> tuple[int, int]:
-    """Choices of a token, and blocks.
+    """Choices of a token, and blocks. `least`: -1 where the kernel knows blocks that no expert takes.
 
     Raises:
         OperandTypeError, OperandError: tables that do not fit.
@@ -91,7 +99,7 @@ def checked_routing(
     checked(choices, "choices", ("int32",), (blocks * block_m,))
     if top_k == 0 or (blocks == 0 and tokens):
         raise OperandError(f"every token needs an expert, got top_k = {top_k} and {blocks} blocks")
-    check_indices(block_experts, "experts of blocks", 0, experts - 1, check)
+    check_indices(block_experts, "experts of blocks", least, experts - 1, check)
     check_indices(choices, "choices", 0, tokens * top_k, check)
     if reads(choices, check):
         # What no block has would stay unwritten, and what two blocks have would be that of either.

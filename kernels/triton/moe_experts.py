@@ -22,19 +22,20 @@ Tables = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 @triton.jit
 def block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Choices of a block, their rows of x, which are there, the block's expert, and columns."""
+    """Choices of a block, their rows of x, which are there, the block's expert (the first one's weights for -1), and columns."""
     block = tl.program_id(0)
     choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    expert = tl.load(experts_ptr + block).to(tl.int64)
+    expert = tl.maximum(tl.load(experts_ptr + block), 0).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     return choice, choice // TOP_K, choice < CHOICES, expert, n
 
 
 @triton.jit
-def store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
-    """Rows times their routing weights."""
+def store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
+    """Rows times their routing weights; +0 in blocks that no expert takes."""
     weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
-    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+    rows = tl.where(tl.load(experts_ptr + tl.program_id(0)) < 0, 0.0, acc * weight[:, None])
+    tl.store(rows_ptr + choice[:, None] * N + n[None, :], rows, mask=there[:, None] & (n[None, :] < N))
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def moe_w8a8_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
     rows = tl.load(x_scale_ptr + row, mask=there, other=0.0)
     columns = tl.load(w_scale_ptr + expert * N + n, mask=n < N, other=0.0)
-    store_rows(rows_ptr, weights_ptr, (acc.to(tl.float32) * rows[:, None]) * columns[None, :], choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, (acc.to(tl.float32) * rows[:, None]) * columns[None, :], choice, there, n, N)
 
 
 @triton.jit
@@ -81,7 +82,7 @@ def moe_w8a16_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, w, acc)
     if GROUP == 0:
         acc *= tl.load(scales_ptr + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 @triton.jit
@@ -102,7 +103,7 @@ def moe_fp8_tiles_kernel(  # type: ignore[no-untyped-def]
         w_scale = tl.load(scales + (n // BLOCK) * (K // BLOCK) + block, mask=n < N, other=0.0)
         sums = tl.dot(x, w)
         total = tl.fma(sums, x_scale[:, None] * w_scale[None, :], total)
-    store_rows(rows_ptr, weights_ptr, total, choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, total, choice, there, n, N)
 
 
 @triton.jit
@@ -128,7 +129,7 @@ def moe_block_scaled_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot_scaled(x, x_scale, FORMAT, w, w_scale, FORMAT, acc)
     if ALPHA:
         acc *= tl.load(alpha_ptr + expert)
-    store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 # Launchers ------------------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def _rows(
     """(choices, N) float32. Sizes are those of the experts: how many, N and K; parts begin with x."""
     (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
     tokens = checked(weights, "weights", ("float32",), (None, None)).shape[0]
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check, least=-1)
     count = tokens * top_k
     if x.shape[0] != (count if by_choice else tokens):
         raise OperandError(
@@ -193,7 +194,7 @@ def moe_w8a8(
         w_scales: (experts, N) float32.
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
-        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        block_experts: (blocks,) int32, of `align`; -1: rows of +0, for choices over a capacity or of experts elsewhere.
         check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.
