@@ -1,6 +1,6 @@
-"""The generated tables of docs/identify.md: what every row of isa/, and twenty datapaths in no row, took.
+"""The generated tables of docs/identify-rows.md: what every row of isa/, and twenty datapaths in no row, took.
 
-python -m mmabits.conformance.identify.tables docs/identify.md     rewrites them (minutes)
+python -m mmabits.conformance.identify.tables docs/identify-rows.md     rewrites them (minutes)
 """
 
 from __future__ import annotations
