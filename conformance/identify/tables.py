@@ -66,7 +66,7 @@ def row_lines() -> Iterator[str]:
         found = _asked(emulator_device(str(row), arch), row)
         right = found.survived and set(names) <= set(found.names)
         open_ = ", ".join(dict.fromkeys(each.what for each in found.undecided)) or "nothing"
-        yield f"| {row} | {'yes' if right else 'NO'}: {_numbers(found.model)} | {', '.join(found.names)} | {found.probes} | {open_} |"
+        yield f"| `{row}` | {'yes' if right else 'NO'}: {_numbers(found.model)} | {', '.join(found.names)} | {found.probes} | {open_} |"
 
 
 def _numbers(model: Model) -> str:
