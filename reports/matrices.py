@@ -21,6 +21,7 @@ from mmabits.emulator.codecs import from_codes
 from mmabits.emulator.engine import memory
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import FORMATS, FormatSpec, MmabitsError, OperandError, VectorFileError, format_spec
+from mmabits.isa.errors import MissingTensor
 from mmabits.reports.failures import one_line
 from mmabits.reports.stored import check_file
 
@@ -75,13 +76,16 @@ def read_matrix(source: str | MatrixSource, *, stored: str | FormatSpec | None =
         The array; tensors of bfloat16 and of FP8 have the types of ml_dtypes.
 
     Raises:
-        VectorFileError: the file is missing, damaged, of another kind, or lacks the tensor; one line that names it.
+        VectorFileError: the file is missing, damaged or of another kind; one line that names it.
+        MissingTensor: it lacks the tensor.
         OperandError: `stored` is no format, or does not fit what the file holds.
     """
     place = MatrixSource.of(source) if isinstance(source, str) else source
     form = None if stored is None else format_spec(stored)
     try:
         array = _read(place)
+    except MissingTensor:
+        raise
     except MmabitsError as error:
         raise VectorFileError(f"{place}: {error}") from error
     except OSError as error:
@@ -121,7 +125,7 @@ def _chosen(place: MatrixSource, names: list[str]) -> str:
         return place.tensor
     shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}" or "none"
     if place.tensor is not None:
-        raise OperandError(f"no such tensor; there are {shown}")
+        raise MissingTensor(f"{place}: no such tensor; there are {shown}")
     if len(names) != 1:
         raise OperandError(f"holds {len(names)} tensors: name one after a colon ({shown})")
     return names[0]
