@@ -70,10 +70,6 @@ class VectorFileError(MmabitsError, ValueError):
     """A vector file is damaged, incomplete or of another format."""
 
 
-class MissingTensor(VectorFileError):
-    """A file has no tensor of the name asked for."""
-
-
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """`did you mean X, Y?`, the known words most like `word`; empty where nothing is like it."""
     found = difflib.get_close_matches(word, sorted(known), n=count, cutoff=0.4)

@@ -21,7 +21,6 @@ from mmabits.emulator.codecs import from_codes
 from mmabits.emulator.engine import memory
 from mmabits.emulator.interop import to_numpy
 from mmabits.isa import FORMATS, FormatSpec, MmabitsError, OperandError, VectorFileError, format_spec
-from mmabits.isa.errors import MissingTensor
 from mmabits.reports.failures import one_line
 from mmabits.reports.stored import check_file
 
@@ -38,6 +37,10 @@ _TENSOR_TYPES: Final[dict[str, Any]] = {
 """What safetensors calls a type."""
 _SHOWN: Final = 8
 """Names in an error."""
+
+
+class MissingTensor(VectorFileError):
+    """A file has no tensor of the name asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,4 +194,4 @@ def _typed(array: Array, form: FormatSpec | None, place: MatrixSource) -> Array:
     return from_codes(np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}"), form)
 
 
-__all__ = ["STANDARD", "SUFFIXES", "MatrixSource", "read_matrix"]
+__all__ = ["STANDARD", "SUFFIXES", "MatrixSource", "MissingTensor", "read_matrix"]

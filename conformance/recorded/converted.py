@@ -20,9 +20,8 @@ from mmabits.conformance.recorded.dots import DotVectors
 from mmabits.conformance.recorded.tiles import Recording
 from mmabits.emulator.codecs import decode, encode
 from mmabits.isa import FormatSpec, Instruction, MmabitsError, OperandError, VectorFileError, architecture, parse
-from mmabits.isa.errors import MissingTensor
 from mmabits.reports.failures import one_line
-from mmabits.reports.matrices import read_matrix
+from mmabits.reports.matrices import MissingTensor, read_matrix
 from mmabits.reports.stored import check_file
 
 Array = npt.NDArray[Any]
