@@ -66,7 +66,7 @@ def kernel(
         say_json([each.to_dict() for each in found])
         return
     for place, description in enumerate(found):
-        say(*([""] if place else []), *description.text(source=source))
+        say(*([""] if place else []), *description.text(source=source), folds=False)
 
 
 def _of_ptx(path: Path, name: str, arch: str, shared: int, fusing: bool) -> Iterator[KernelDescription]:
