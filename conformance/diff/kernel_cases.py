@@ -619,6 +619,27 @@ def _nvfp4_quantized(values: Array) -> Arrays:
     return {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
 
 
+def _transformed(seed: int) -> Drawn:
+    values, signs = _wide(np.random.default_rng(seed), 40, 96), nvfp4.random_signs(seed)
+    return Drawn(
+        inputs={"values": values, "signs": signs}, composition=lambda arch, dots: {"transformed": nvfp4.hadamard(values, signs, axis=1)}
+    )  # fmt: skip
+
+
+def _nvfp4_stochastic(seed: int) -> Drawn:
+    values = _quantizer(32, 256, _nvfp4_quantized)(seed).inputs["values"]
+    bits = np.random.default_rng([seed, 1]).integers(0, 1 << 32, values.shape, dtype=np.uint32)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        if _triton_casts_through_f16(arch):
+            return {}
+        found = nvfp4.quantize_rows(values, rounding="rs", random_bits=bits)
+        arrays = {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
+        return {name: _stored(array) for name, array in arrays.items()}
+
+    return Drawn(inputs={"values": values, "random_bits": bits.view(np.int32)}, composition=composition)
+
+
 # JAX ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -962,6 +983,11 @@ def _quantizers() -> Iterator[KernelCase]:
     )  # fmt: skip
     yield KernelCase(
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
+        outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(name="triton-quantize-hadamard", kernel="triton.training:hadamard", draw=_transformed, outputs=("transformed",))
+    yield KernelCase(
+        name="triton-quantize-nvfp4-stochastic", kernel="triton.training:quantize_nvfp4_stochastic", draw=_nvfp4_stochastic,
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
 

@@ -133,7 +133,7 @@ def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
     names = list(map(str, _series(chart, rows)))
     lines = [pick(rows, **{chart.series: name}) for name in _series(chart, rows)]
     drawn = [([row[chart.x] for row in line], [row[chart.y] for row in line]) for line in lines]
-    is_log = all(value > 0 for value in values)
+    is_log = not chart.linear and all(value > 0 for value in values)
     colors, same = series_colors(names, _COLORS), coinciding(drawn, is_log=is_log)
     for number, (told, line, (x, y)) in enumerate(zip(told_in_legend(names, same), lines, drawn, strict=True)):
         color, style = colors[number], _STYLES[colors[:number].count(colors[number]) % len(_STYLES)]
@@ -141,7 +141,8 @@ def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
         axes.plot(x, y, marker=marker, markersize=4.5, linewidth=1.6, linestyle=style, color=color, label=told)
         if chart.low and chart.high:
             axes.fill_between(x, [row[chart.low] for row in line], [row[chart.high] for row in line], color=color, alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
+    if not chart.linear:
+        axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if is_log:
         axes.set_yscale("log")

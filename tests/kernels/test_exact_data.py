@@ -296,6 +296,21 @@ def nvfp4_quantizer(rng: Generator, given: Arrays) -> Made:
     return {"values": values.astype(np.float32)}, {**wanted, "tensor_scale": np.full(1, 4, np.float32)}
 
 
+def transformed(rng: Generator, given: Arrays) -> Made:
+    """Sums of 16 small integers, and a fourth of them."""
+    values, signs = small(rng, given["values"].shape, np.float32, most=9), rng.choice([-1.0, 1.0], 16).astype(np.float32)
+    lanes = np.arange(16)
+    signs_of_h = (-1.0) ** np.array([[bin(row & column).count("1") for column in lanes] for row in lanes])
+    runs = (values.reshape(-1, 16) * signs).astype(np.float64)
+    return {"values": values, "signs": signs}, {"transformed": (runs @ signs_of_h / 4).reshape(values.shape)}
+
+
+def nvfp4_stochastic(rng: Generator, given: Arrays) -> Made:
+    """Values that e2m1 holds: random bits change nothing."""
+    made, wanted = nvfp4_quantizer(rng, given)
+    return {**made, "random_bits": rng.integers(0, 1 << 32, given["values"].shape, dtype=np.uint32).view(np.int32)}, wanted
+
+
 MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     **dict.fromkeys(("triton-matmul-f16", "triton-matmul-bf16", "triton-matmul-tf32", "triton-matmul-e4m3"), plain),
     **dict.fromkeys(("triton-persistent-f16", "triton-split-k-f16"), plain),
@@ -316,6 +331,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-quantize-mxfp8-columns": quantizer((32, 1), 256, np.uint8, E4M3),
     "triton-quantize-mxfp4-rows": quantizer((1, 32), 4, np.uint8, "e2m1"),
     "triton-quantize-mxfp4-columns": quantizer((32, 1), 4, np.uint8, "e2m1"), "triton-quantize-nvfp4": nvfp4_quantizer,
+    "triton-quantize-hadamard": transformed, "triton-quantize-nvfp4-stochastic": nvfp4_stochastic,
 }  # fmt: skip
 """Operands and results, by the row's name."""
 WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention", "triton-route-softmax", "triton-route-chosen", "triton-route-groups"}
