@@ -21,7 +21,8 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SHARED = {
     "triton.mxfp8:quantize_mx",  # what quantize_rows, quantize_columns and those of MXFP4 call
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
-    "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled",  # parts of the launchers beside them
+    "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled", "jax.w8a8:check_array",  # parts of the launchers beside them
+    "jax.fused:fma",
     "triton.matmul:checked_shapes", "triton.operands:checked", "triton.operands:check_multiple", "triton.operands:float32_like",
     "triton.operands:check_indices", "triton.operands:group_size", "triton.operands:reads", "triton.operands:zeros_like",
     "cuda.w4a16:pack", "cuda.sources:source", "cuda.sources:module",

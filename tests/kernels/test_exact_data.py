@@ -29,7 +29,8 @@ Arrays = dict[str, Array]
 Generator = np.random.Generator
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 QUICK = {
-    "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8", "triton-w4a8-fp8-group"), "sm_90a": ("triton-persistent-f16",),
+    "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8", "triton-w4a8-fp8-group"),
+    "sm_90a": ("triton-persistent-f16",),
     "sm_100a": ("triton-nvfp4",), "sm_120a": ("triton-quantize-mxfp4-rows",),
 }  # fmt: skip
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
