@@ -685,6 +685,27 @@ def _nvfp4_quantized(values: Array) -> Arrays:
     return {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
 
 
+def _transformed(seed: int) -> Drawn:
+    values, signs = _wide(np.random.default_rng(seed), 40, 96), nvfp4.random_signs(seed)
+    return Drawn(
+        inputs={"values": values, "signs": signs}, composition=lambda arch, dots: {"transformed": nvfp4.hadamard(values, signs, axis=1)}
+    )  # fmt: skip
+
+
+def _nvfp4_stochastic(seed: int) -> Drawn:
+    values = _quantizer(32, 256, _nvfp4_quantized)(seed).inputs["values"]
+    bits = np.random.default_rng([seed, 1]).integers(0, 1 << 32, values.shape, dtype=np.uint32)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        if _triton_casts_through_f16(arch):
+            return {}
+        found = nvfp4.quantize_rows(values, rounding="rs", random_bits=bits)
+        arrays = {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
+        return {name: _stored(array) for name, array in arrays.items()}
+
+    return Drawn(inputs={"values": values, "random_bits": bits.view(np.int32)}, composition=composition)
+
+
 # JAX ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -865,6 +886,51 @@ def _cuda_w4a4(seed: int) -> Drawn:
 
 def _of_w4a4(arrays: Arrays) -> dict[str, Any]:
     return {name: w4a4.Int4Matrix(codes=arrays[name], scales=arrays[f"{name}_scales"], axis=axis) for axis, name in enumerate(("x", "w"))}
+
+
+def _cuda_w8a16(kind: str, dtype: Any, group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        weights, x = w8a16.quantize_w8(_normal(rng, 256, N), kind=kind, group=group), _normal(rng, M, 256).astype(dtype)
+        name = "f16" if dtype == np.float16 else "bf16"
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            multiply = dots(instruction=f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32")
+            return {"out": w8a16.w8a16_matmul(x, weights, arch=multiply)}
+
+        return Drawn(inputs={"x": x, "codes": weights.codes, "scales": weights.scales}, composition=composition)
+
+    return draw
+
+
+def _of_w8a16(arrays: Arrays) -> dict[str, Any]:
+    codes, scales = arrays["codes"], arrays["scales"]
+    return {"x": arrays["x"], "weights": w8a16.Weights8(codes=codes, scales=scales, group=_group_of(codes, scales))}
+
+
+def _group_of(codes: Array, scales: Array) -> int:
+    return len(codes) // len(scales) if len(scales) > 1 else 0
+
+
+def _cuda_w4a8_fp8(group: int) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        x, w = fp8.quantize(_wide(rng, M, 256), per="row"), w4a8_fp8.quantize_w4a8_fp8(_normal(rng, 256, N), group=group)
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            multiply = dots(instruction="mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32")
+            return {"out": w4a8_fp8.w4a8_fp8_matmul(x, w, arch=multiply)}
+
+        inputs: Arrays = {"x": x.elements, "x_scales": x.scales, "codes": w.codes, "scales": w.scales}
+        return Drawn(inputs=inputs, composition=composition)
+
+    return draw
+
+
+def _of_w4a8_fp8(arrays: Arrays) -> dict[str, Any]:
+    codes, scales = arrays["codes"], arrays["scales"]
+    weights = w4a8_fp8.W4A8Fp8Weights(codes=codes, scales=scales, group=_group_of(codes, scales))
+    return {"x": fp8.Fp8Matrix(elements=arrays["x"], scales=arrays["x_scales"]), "weights": weights}
 
 
 # The rows ----------------------------------------------------------------------------------------------------------------
@@ -1060,6 +1126,11 @@ def _quantizers() -> Iterator[KernelCase]:
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
+    yield KernelCase(name="triton-quantize-hadamard", kernel="triton.training:hadamard", draw=_transformed, outputs=("transformed",))
+    yield KernelCase(
+        name="triton-quantize-nvfp4-stochastic", kernel="triton.training:quantize_nvfp4_stochastic", draw=_nvfp4_stochastic,
+        outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
+    )  # fmt: skip
 
 
 def _jax() -> Iterator[KernelCase]:
@@ -1076,6 +1147,16 @@ def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-w4a8", kernel="jax.w8a8:w4a8_matmul", draw=_w4a8(64))
     yield KernelCase(name="jax-asymmetric-int8", kernel="jax.w8a8:asymmetric_matmul", draw=_asymmetric(weights=True, by_dot=True))
     yield KernelCase(name="jax-w4a4", kernel="jax.w8a8:w4a4_matmul", draw=_w4a4)
+    for name, dtype, kind, group in (("int8-f16", np.float16, "int8", 64), ("e4m3-bf16-channel", _BF16, "e4m3", 0)):
+        yield KernelCase(
+            name=f"jax-w8a16-{name}", kernel="jax.narrow_weights:w8a16_matmul", draw=_w8a16(kind, dtype, group),
+            options={"kind": kind, "grouped": bool(group)},
+        )  # fmt: skip
+    for group in (0, 64):
+        yield KernelCase(
+            name=f"jax-w4a8-fp8-{'group' if group else 'channel'}", kernel="jax.narrow_weights:w4a8_fp8_matmul", draw=_w4a8_fp8(group),
+            options={"grouped": bool(group)}, architectures=FROM_ADA,
+        )  # fmt: skip
     yield KernelCase(name="jax-quantize-fp8", kernel="jax.fp8:quantize", draw=_jax_quantized, architectures=FROM_ADA)
 
 
@@ -1099,6 +1180,18 @@ def _cuda() -> Iterator[KernelCase]:
         name="cuda-asymmetric-int8", kernel="cuda.integers:asymmetric_matmul", draw=_cuda_asymmetric, arguments=_of_asymmetric, note="NVRTC"
     )
     yield KernelCase(name="cuda-w4a4", kernel="cuda.integers:w4a4_matmul", draw=_cuda_w4a4, arguments=_of_w4a4, note="NVRTC")
+    for name, dtype, kind, group in (
+        ("int8-f16-channel", np.float16, "int8", 0), ("int8-bf16", _BF16, "int8", 64), ("e4m3-f16", np.float16, "e4m3", 64),
+    ):  # fmt: skip
+        yield KernelCase(
+            name=f"cuda-w8a16-{name}", kernel="cuda.narrow_weights:w8a16_matmul", draw=_cuda_w8a16(kind, dtype, group),
+            arguments=_of_w8a16, note="NVRTC",
+        )  # fmt: skip
+    for group in (0, 64):
+        yield KernelCase(
+            name=f"cuda-w4a8-fp8-{'group' if group else 'channel'}", kernel="cuda.narrow_weights:w4a8_fp8_matmul",
+            draw=_cuda_w4a8_fp8(group), arguments=_of_w4a8_fp8, architectures=FROM_ADA, note="NVRTC",
+        )  # fmt: skip
 
 
 KERNEL_CASES: Final = {

@@ -206,14 +206,13 @@ def within_capacity(routing: Routing, capacity: int, *, by: str = "place") -> Ro
         raise OperandError(f"capacity must be a number of choices, got {capacity!r}")
     tokens, top_k = routing.experts.shape
     choices = np.arange(tokens * top_k)
-    ranks = {
-        "place": lambda: np.lexsort((choices // top_k, choices % top_k)),
-        "token": lambda: choices,
-        "weight": lambda: np.argsort(-routing.weights.reshape(-1), kind="stable"),
-    }
+    ranks: dict[str, Indices] = {
+        "place": np.lexsort((choices // top_k, choices % top_k)), "token": choices,
+        "weight": np.argsort(-routing.weights.reshape(-1), kind="stable"),
+    }  # fmt: skip
     if not isinstance(by, str) or by not in ranks:
         raise OperandError(f"choices are dropped by {', '.join(ranks)}, got {by!r}")
-    kept, order = np.zeros(tokens * top_k, bool), ranks[by]()
+    kept, order = np.zeros(tokens * top_k, bool), ranks[by]
     rank = np.empty_like(order)
     rank[order] = choices
     for expert in range(routing.count):

@@ -23,7 +23,8 @@ SHARED = {
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
     "triton.moe:checked_routing", "triton.moe:summed",  # parts of the launchers of experts
     *(f"triton.moe_experts:rows_{scheme}" for scheme in ("w8a8", "w8a16", "fp8_tiles", "mxfp8", "nvfp4")),
-    "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled",  # parts of the launchers beside them
+    "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled", "jax.w8a8:check_array",  # parts of the launchers beside them
+    "jax.fused:fma",
     "triton.matmul:checked_shapes", "triton.operands:checked", "triton.operands:check_multiple", "triton.operands:float32_like",
     "triton.operands:check_indices", "triton.operands:group_size", "triton.operands:reads", "triton.operands:zeros_like",
     "cuda.w4a16:pack", "cuda.sources:source", "cuda.sources:module",
