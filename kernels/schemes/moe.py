@@ -240,7 +240,8 @@ def _grouped(x: Array, routing: Routing, n: int, weights: Callable[[int], Array]
         rows[own] = dots(np.ascontiguousarray(x[own // top_k]), weights(int(expert)))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         weighted = (rows * routing.weights.reshape(-1, 1)).reshape(tokens, top_k, n)
-        weighted.reshape(-1, n)[routing.dropped] = 0
+        if routing.kept is not None:
+            weighted[~routing.kept] = 0
         total: Floats = weighted[:, 0]
         for choice in range(1, top_k):
             total = total + weighted[:, choice]

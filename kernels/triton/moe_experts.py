@@ -10,7 +10,7 @@ import triton.language as tl
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK
 from mmabits.kernels.schemes.w8a16 import KINDS
-from mmabits.kernels.triton.moe import checked_routing, summed
+from mmabits.kernels.triton.moe import added, checked_routing, tokens_of
 from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, group_size, zeros_like
 from mmabits.kernels.triton.w8a16 import from_e4m3
 
@@ -88,7 +88,7 @@ def moe_w8a16_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def moe_fp8_tiles_kernel(  # type: ignore[no-untyped-def]
     x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, choices_ptr, experts_ptr, weights_ptr, rows_ptr, CHOICES, N, K, TOP_K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr,
+    IN_TURN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One tile of an FP8 expert's rows; each 128 of K start from zero on the tensor cores and are scaled and added in float32."""
     choice, row, there, expert, n = block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M, BLOCK_N)
@@ -102,7 +102,10 @@ def moe_fp8_tiles_kernel(  # type: ignore[no-untyped-def]
         x_scale = tl.load(x_scale_ptr + row * (K // BLOCK) + block, mask=there, other=0.0)
         w_scale = tl.load(scales + (n // BLOCK) * (K // BLOCK) + block, mask=n < N, other=0.0)
         sums = tl.dot(x, w)
-        total = tl.fma(sums, x_scale[:, None] * w_scale[None, :], total)
+        if IN_TURN:
+            total = tl.fma(sums * x_scale[:, None], tl.broadcast_to(w_scale[None, :], (BLOCK_M, BLOCK_N)), total)
+        else:
+            total = tl.fma(sums, x_scale[:, None] * w_scale[None, :], total)
     store_rows(rows_ptr, experts_ptr, weights_ptr, total, choice, there, n, N)
 
 
@@ -141,13 +144,9 @@ def _rows(
 ) -> torch.Tensor:  # fmt: skip
     """(choices, N) float32. Sizes are those of the experts: how many, N and K; parts begin with x."""
     (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
-    tokens = checked(weights, "weights", ("float32",), (None, None)).shape[0]
+    tokens = tokens_of(x.shape[0], weights, by_choice)
     top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check, least=-1)
     count = tokens * top_k
-    if x.shape[0] != (count if by_choice else tokens):
-        raise OperandError(
-            f"x must have {count if by_choice else tokens} rows for weights of shape {tuple(weights.shape)}, got {x.shape[0]}"
-        )
     if 0 in (count, n, k):
         return zeros_like(x, count, n)
     rows = float32_like(x, count, n)
@@ -156,13 +155,6 @@ def _rows(
         BLOCK_N=block[1], enable_fp_fusion=False,
     )  # fmt: skip
     return rows
-
-
-def _added(rows: torch.Tensor, weights: torch.Tensor, block_n: int) -> torch.Tensor:
-    """(tokens, N)."""
-    tokens, top_k = weights.shape
-    n = rows.shape[1]
-    return summed(rows, tokens, top_k, n, block_n) if rows.numel() else zeros_like(rows, tokens, n)
 
 
 def rows_w8a8(
@@ -209,7 +201,7 @@ def moe_w8a8(
     rows = rows_w8a8(
         x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_w8a16(
@@ -260,12 +252,13 @@ def moe_w8a16(
         x, words, scales, weights, choices, block_experts, kind=kind, grouped=grouped, check=check, block_m=block_m, block_n=block_n,
         block_k=block_k,
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_fp8_tiles(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
-    block_experts: torch.Tensor, *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
+    block_experts: torch.Tensor, *, in_turn: bool = False, by_choice: bool = False, check: bool | None = None, block_m: int = 64,
+    block_n: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """As `moe_fp8_tiles`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
     count, k = checked(x, "x", ("float8_e4m3fn",), (None, None)).shape
@@ -275,13 +268,13 @@ def rows_fp8_tiles(
     checked(w_scales, "w_scales", ("float32",), (experts, triton.cdiv(n, BLOCK), k // BLOCK))
     return _rows(
         moe_fp8_tiles_kernel, (x, x_scales, w, w_scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice,
-        check=check, block=(block_m, block_n), BLOCK=BLOCK,
+        check=check, block=(block_m, block_n), BLOCK=BLOCK, IN_TURN=in_turn,
     )  # fmt: skip
 
 
 def moe_fp8_tiles(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
-    block_experts: torch.Tensor, *, check: bool | None = None, block_m: int = 64, block_n: int = 64,
+    block_experts: torch.Tensor, *, in_turn: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Grouped GEMM in FP8 tiles, as in DeepSeek-V3: each 128 of K from zero, then one float32 fused multiply-add with both scales.
 
@@ -293,6 +286,7 @@ def moe_fp8_tiles(
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`.
         block_experts: (blocks,) int32, of `align`.
+        in_turn: the sum times the scale of x, rounded, and then the scale of w, as vLLM has it; else times their product.
         check: as for `moe_w8a8`.
         block_m: rows of a block of `align`, and of a tile; below 64 Hopper multiplies as f16.
         block_n: columns of a tile.
@@ -303,8 +297,10 @@ def moe_fp8_tiles(
     Raises:
         OperandTypeError, OperandError: as `moe_w8a8`.
     """
-    rows = rows_fp8_tiles(x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n)
-    return _added(rows, weights, block_n)
+    rows = rows_fp8_tiles(
+        x, x_scales, w, w_scales, weights, choices, block_experts, in_turn=in_turn, check=check, block_m=block_m, block_n=block_n
+    )  # fmt: skip
+    return added(rows, weights, block_n)
 
 
 def rows_mxfp8(
@@ -352,7 +348,7 @@ def moe_mxfp8(
     rows = rows_mxfp8(
         x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_nvfp4(
@@ -408,4 +404,4 @@ def moe_nvfp4(
         x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scales, weights, choices, block_experts, check=check, block_m=block_m,
         block_n=block_n, block_k=block_k,
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)

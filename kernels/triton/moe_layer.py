@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError, nearest
-from mmabits.kernels.triton import fp8_blockwise, moe_experts, mxfp8, nvfp4
+from mmabits.kernels.triton import fp8_blockwise, moe, moe_experts, mxfp8, nvfp4
 from mmabits.kernels.triton.asymmetric import rounded
 from mmabits.kernels.triton.moe_sums import add_rows
 from mmabits.kernels.triton.operands import checked, float32_like
@@ -129,6 +129,10 @@ SCHEMES: Final = {
         for grouped in (False, True)
     },
     "fp8-tiles": _SchemeKernels(quantize=lambda values, dtype: fp8_blockwise.quantize_activations(values), rows=moe_experts.rows_fp8_tiles),
+    "fp8-tiles-in-turn": _SchemeKernels(
+        quantize=lambda values, dtype: fp8_blockwise.quantize_activations(values), rows=moe_experts.rows_fp8_tiles,
+        options={"in_turn": True},
+    ),
     "fp8-tiles-power-of-two": _SchemeKernels(
         quantize=lambda values, dtype: fp8_blockwise.quantize_activations(values, recipe="power-of-two"), rows=moe_experts.rows_fp8_tiles
     ),
@@ -137,8 +141,10 @@ SCHEMES: Final = {
         quantize=lambda values, dtype: nvfp4.quantize(values), rows=moe_experts.rows_nvfp4, weights=("w", "w_scales", "w_tensor_scales"),
         block_m=128,
     ),
+    "w4a16": _SchemeKernels(quantize=_wide, rows=moe.rows_w4a16, weights=("qweight", "qzeros", "scales")),
+    "mxfp4": _SchemeKernels(quantize=_wide, rows=moe.rows_mxfp4, weights=("codes", "scales")),
 }  # fmt: skip
-"""Of `schemes.moe_experts.EXPERTS` those that have kernels here."""
+"""Those of `schemes.moe_experts.EXPERTS`. MXFP4 takes bfloat16 tokens alone."""
 
 
 def moe_layer(

@@ -21,7 +21,8 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SHARED = {
     "triton.mxfp8:quantize_mx",  # what quantize_rows, quantize_columns and those of MXFP4 call
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
-    "triton.moe:checked_routing", "triton.moe:summed",  # parts of the launchers of experts
+    # Parts of the launchers of experts:
+    *(f"triton.moe:{name}" for name in ("checked_routing", "tokens_of", "added", "rows_w4a16", "rows_mxfp4")),
     *(f"triton.moe_experts:rows_{scheme}" for scheme in ("w8a8", "w8a16", "fp8_tiles", "mxfp8", "nvfp4")),
     "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled", "jax.w8a8:check_array",  # parts of the launchers beside them
     "jax.fused:fma",

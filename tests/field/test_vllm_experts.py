@@ -30,9 +30,7 @@ def found(arch: str) -> dict[str, int]:
     from benchmarks.field.loading import load
 
     import mmabits
-    from mmabits.emulator.engine.fma import fma
     from mmabits.kernels.schemes import moe, moe_experts
-    from mmabits.kernels.schemes.dots import Dots
 
     def block() -> Any:
         return mmabits.emulate(arch, frameworks=["torch", "triton"], triton="compiled", cuda=True)
@@ -47,18 +45,6 @@ def found(arch: str) -> dict[str, int]:
     aligned = moe.align(routing)
     tiles = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
     flags = dict.fromkeys(("use_fp8_w8a8", "use_int8_w8a8", "use_int8_w8a16", "use_int4_w4a16", "per_channel_quant"), False)
-
-    def in_turn(x: Any, experts: Any) -> Any:
-        """FP8 tiles with one scale after the other: `fma(sum * scale of x, scale of w, total)`."""
-        rows = np.zeros((TOKENS, TOP_K, N), np.float32)
-        for token in range(TOKENS):
-            for place in range(TOP_K):
-                w, total = experts.matrices[routing.experts[token, place]], np.zeros((1, N), np.float32)
-                for block, start in enumerate(range(0, K, 128)):
-                    sums = Dots(arch=arch)(x.elements[token : token + 1, start : start + 128].copy(), w.elements[start : start + 128])
-                    total = fma(sums * x.scales[token, block], np.repeat(w.scales[block], 128)[None, :N], total)
-                rows[token, place] = total[0]
-        return rows * routing.weights[:, :, None]
 
     counts = {}
     for name, flag, dtype in (("w8a8", "use_int8_w8a8", "float32"), ("w8a16-int8", "use_int8_w8a16", "bfloat16"),
@@ -85,7 +71,9 @@ def found(arch: str) -> dict[str, int]:
             wanted = wanted.astype(ml_dtypes.bfloat16).astype(np.float32)
         counts[name] = int((out.float().numpy() != wanted).sum())
         if name == "fp8-tiles":
-            counts["fp8-tiles, one scale after the other"] = int((out.numpy() != in_turn(x, experts)).sum())
+            same = moe_experts.Experts(scheme=moe_experts.EXPERTS["fp8-tiles-in-turn"], matrices=experts.matrices)
+            rows = moe_experts.weighted_rows(moe_experts.moe_rows(x, same, routing, arch=arch), routing)
+            counts["fp8-tiles-in-turn"] = int((out.numpy() != rows).sum())
     return counts
 
 
@@ -101,7 +89,7 @@ def test_experts_have_the_bits_of_vllm(arch: str) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     counts = json.loads(ran.stdout.splitlines()[-1])
     assert counts.pop("fp8-tiles") > 1000
-    assert counts == {"w8a8": 0, "w8a16-int8": 0, "fp8-tiles, one scale after the other": 0}
+    assert counts == {"w8a8": 0, "w8a16-int8": 0, "fp8-tiles-in-turn": 0}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mmabits.kernels.schemes.table_moe import ROWS_MOE
 F32 = np.float32
 LAUNCHERS = {
     "w8a8": ("w8a8", {}), "w8a16-int8": ("w8a16", {}), "w8a16-e4m3-groups": ("w8a16", {"kind": "e4m3", "grouped": True}),
-    "fp8-tiles": ("fp8_tiles", {}), "mxfp8": ("mxfp8", {}), "nvfp4": ("nvfp4", {}),
+    "fp8-tiles": ("fp8_tiles", {}), "fp8-tiles-in-turn": ("fp8_tiles", {"in_turn": True}), "mxfp8": ("mxfp8", {}), "nvfp4": ("nvfp4", {}),
 }  # fmt: skip
 
 

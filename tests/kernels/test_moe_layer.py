@@ -82,6 +82,13 @@ def test_the_layer_is_near_that_of_float64(name: str) -> None:
     assert 1e-3 < error < bounds.get(name, 0.08)
 
 
+def test_every_scheme_has_kernels() -> None:
+    pytest.importorskip("triton")
+    from mmabits.kernels.triton.moe_layer import SCHEMES
+
+    assert SCHEMES.keys() == moe_experts.EXPERTS.keys()
+
+
 def compiled(name: str, arch: str, dtype: Any = BF16) -> np.ndarray:
     from mmabits.kernels.triton import moe_layer as in_triton
 
@@ -98,10 +105,11 @@ def compiled(name: str, arch: str, dtype: Any = BF16) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "arch"),
     [
-        pytest.param("fp8-tiles", "sm_90a"), pytest.param("fp8-tiles-power-of-two", "sm_100a", marks=pytest.mark.slow),
+        pytest.param("fp8-tiles-in-turn", "sm_90a"), pytest.param("fp8-tiles", "sm_90a", marks=pytest.mark.slow),
+        pytest.param("fp8-tiles-power-of-two", "sm_100a", marks=pytest.mark.slow),
         *(pytest.param(name, arch, marks=pytest.mark.slow) for name in ("w8a8", "w8a16-int8", "w8a16-e4m3-groups")
           for arch in ("sm_80", "sm_90a", "sm_100a")),
-        *(pytest.param(name, "sm_100a", marks=pytest.mark.slow) for name in ("mxfp8", "nvfp4", "fp8-tiles")),
+        *(pytest.param(name, "sm_100a", marks=pytest.mark.slow) for name in ("mxfp8", "nvfp4", "fp8-tiles", "w4a16", "mxfp4")),
     ],
 )  # fmt: skip
 def test_the_kernels_compiled_have_the_bits_of_the_composition(name: str, arch: str) -> None:
