@@ -499,8 +499,8 @@ def _fp8_cache(seed: int) -> Drawn:
 # Mixture of experts ------------------------------------------------------------------------------------------------------
 
 
-def _routed(rng: np.random.Generator, block: int = moe.BLOCK_TOKENS) -> tuple[moe.Routing, Arrays]:
-    found = moe.route(_normal(rng, M, 4), top_k=2)
+def _routed(rng: np.random.Generator, block: int = moe.BLOCK_TOKENS, tokens: int = M) -> tuple[moe.Routing, Arrays]:
+    found = moe.route(_normal(rng, tokens, 4), top_k=2)
     aligned = moe.align(found, block=block)
     return found, {"weights": found.weights, "choices": aligned.choices, "block_experts": aligned.experts}
 
@@ -571,25 +571,25 @@ def _experts(
 
 def _summed(dtype: str, *, round_each: bool = True) -> Callable[[int], Drawn]:
     def draw(seed: int) -> Drawn:
-        rows = _wide(np.random.default_rng(seed), M, 3, N)
+        rows = _wide(np.random.default_rng(seed), 8, 3, N)
         stored = rows.astype(moe_sums.SUM_TYPES[dtype])
 
         def composition(arch: str, dots: MakeDots) -> Arrays:
             return {"sums": moe_sums.add_rows(rows, dtype=dtype, round_each=round_each)}
 
-        return Drawn(inputs={"rows": stored.reshape(3 * M, N)}, composition=composition)
+        return Drawn(inputs={"rows": stored.reshape(24, N)}, composition=composition)
 
     return draw
 
 
 def _layer(name: str, dtype: Any, unpacked: int = 0) -> Callable[[int], Drawn]:
-    """A layer of 4 experts, 256 wide, 128 inside."""
+    """A layer of 4 experts, 128 wide and inside, 12 tokens."""
 
     def draw(seed: int) -> Drawn:
         rng = np.random.default_rng(seed)
-        gate_up, down = _normal(rng, 4, 256, 256) / np.float32(16), _normal(rng, 4, 128, 256) / np.float32(8)
-        experts, x = moe_layer.quantize_layer(gate_up, down, name), _normal(rng, M, 256).astype(dtype)
-        routes, where = _routed(rng, 128 if unpacked else moe.BLOCK_TOKENS)
+        gate_up, down = _normal(rng, 4, 128, 256) / np.float32(8), _normal(rng, 4, 128, 128) / np.float32(8)
+        experts, x = moe_layer.quantize_layer(gate_up, down, name), _normal(rng, 12, 128).astype(dtype)
+        routes, where = _routed(rng, 128 if unpacked else moe.BLOCK_TOKENS, 12)
 
         def composition(arch: str, dots: MakeDots) -> Arrays:
             order = _order(arch, unpacked) if unpacked else ()
@@ -613,7 +613,7 @@ def _of_layer(arrays: Arrays) -> dict[str, Any]:
 
 
 def _gated(seed: int) -> Drawn:
-    rows = _wide(np.random.default_rng(seed), M, 2 * N)
+    rows = _wide(np.random.default_rng(seed), 8, 2 * N)
     rows[1], rows[2, 0], rows[3, 1], rows[4, N], rows[5, :4] = 0, np.inf, -200, np.inf, 1e-39
 
     def composition(arch: str, dots: MakeDots) -> Arrays:
