@@ -16,17 +16,30 @@ if TYPE_CHECKING:
 
 
 @triton.jit
+def block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Choices of a block, their rows of x, which are there, the block's expert (the first one's weights for -1), and columns."""
+    block = tl.program_id(0)
+    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    expert = tl.maximum(tl.load(experts_ptr + block), 0).to(tl.int64)
+    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    return choice, choice // TOP_K, choice < CHOICES, expert, n
+
+
+@triton.jit
+def store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
+    """Rows times their routing weights; +0 in blocks that no expert takes."""
+    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
+    rows = tl.where(tl.load(experts_ptr + tl.program_id(0)) < 0, 0.0, acc * weight[:, None])
+    tl.store(rows_ptr + choice[:, None] * N + n[None, :], rows, mask=there[:, None] & (n[None, :] < N))
+
+
+@triton.jit
 def moe_w4a16_kernel(  # type: ignore[no-untyped-def]
     x_ptr, qweight_ptr, qzeros_ptr, scales_ptr, choices_ptr, experts_ptr, weights_ptr, rows_ptr, CHOICES, N, K, TOP_K,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the rows of an expert with INT4 weights, times their routing weights."""
-    block = tl.program_id(0)
-    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    expert = tl.load(experts_ptr + block).to(tl.int64)
-    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    token = choice // TOP_K
-    there = choice < CHOICES
+    choice, token, there, expert, n = block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M, BLOCK_N)
     qweight = qweight_ptr + expert * K * (N // 8)
     qzeros = qzeros_ptr + expert * (K // GROUP) * (N // 8)
     scales = scales_ptr + expert * (K // GROUP) * N
@@ -36,8 +49,7 @@ def moe_w4a16_kernel(  # type: ignore[no-untyped-def]
         x = tl.load(x_ptr + token[:, None] * K + k[None, :], mask=there[:, None] & (k[None, :] < K), other=0.0)
         w = awq_tile(qweight, qzeros, scales, k, n, K, N, GROUP, x_ptr.dtype.element_ty)
         acc = tl.dot(x, w, acc)
-    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
-    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 @triton.jit
@@ -46,12 +58,7 @@ def moe_mxfp4_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of the rows of an expert with MXFP4 weights, times their routing weights."""
-    block = tl.program_id(0)
-    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    expert = tl.load(experts_ptr + block).to(tl.int64)
-    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    token = choice // TOP_K
-    there = choice < CHOICES
+    choice, token, there, expert, n = block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M, BLOCK_N)
     codes = codes_ptr + expert * N * (K // 2)
     scales = scales_ptr + expert * N * (K // 32)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -63,8 +70,7 @@ def moe_mxfp4_kernel(  # type: ignore[no-untyped-def]
         w = tl.load(codes + n[None, :] * (K // 2) + pair[:, None], mask=(pair[:, None] < K // 2) & (n[None, :] < N), other=0)
         scale = tl.load(scales + n[:, None] * (K // 32) + group[None, :], mask=(group[None, :] < K // 32) & (n[:, None] < N), other=127)
         acc = tl.dot_scaled(x, None, "bf16", w, scale, "e2m1", acc)
-    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
-    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 @triton.jit
@@ -89,7 +95,7 @@ def checked_routing(
     *,
     least: int = 0,
 ) -> tuple[int, int]:
-    """Choices of a token, and blocks. `least`: -1 where the kernel knows blocks that no expert takes.
+    """Choices of a token, and blocks.
 
     Raises:
         OperandTypeError, OperandError: tables that do not fit.
@@ -99,7 +105,7 @@ def checked_routing(
     checked(choices, "choices", ("int32",), (blocks * block_m,))
     if top_k == 0 or (blocks == 0 and tokens):
         raise OperandError(f"every token needs an expert, got top_k = {top_k} and {blocks} blocks")
-    check_indices(block_experts, "experts of blocks", least, experts - 1, check)
+    check_indices(block_experts, "experts of blocks", -1, experts - 1, check)
     check_indices(choices, "choices", 0, tokens * top_k, check)
     if reads(choices, check):
         # What no block has would stay unwritten, and what two blocks have would be that of either.
@@ -169,7 +175,7 @@ def moe_w4a16(
         scales: (experts, K / group, N) float16.
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
-        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        block_experts: (blocks,) int32, of `align`; -1: rows of +0, for choices over a capacity or of experts elsewhere.
         check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.
@@ -220,7 +226,7 @@ def moe_mxfp4(
         scales: (experts, N, K / 32) uint8.
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
-        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        block_experts: (blocks,) int32, of `align`; -1: rows of +0, for choices over a capacity or of experts elsewhere.
         check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.

@@ -10,7 +10,7 @@ import triton.language as tl
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK
 from mmabits.kernels.schemes.w8a16 import KINDS
-from mmabits.kernels.triton.moe import added, checked_routing, tokens_of
+from mmabits.kernels.triton.moe import added, block_of, checked_routing, store_rows, tokens_of
 from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, group_size, zeros_like
 from mmabits.kernels.triton.w8a16 import from_e4m3
 
@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 Tables = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
-
-
-@triton.jit
-def block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Choices of a block, their rows of x, which are there, the block's expert (the first one's weights for -1), and columns."""
-    block = tl.program_id(0)
-    choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    expert = tl.maximum(tl.load(experts_ptr + block), 0).to(tl.int64)
-    n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    return choice, choice // TOP_K, choice < CHOICES, expert, n
-
-
-@triton.jit
-def store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
-    """Rows times their routing weights; +0 in blocks that no expert takes."""
-    weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
-    rows = tl.where(tl.load(experts_ptr + tl.program_id(0)) < 0, 0.0, acc * weight[:, None])
-    tl.store(rows_ptr + choice[:, None] * N + n[None, :], rows, mask=there[:, None] & (n[None, :] < N))
 
 
 @triton.jit
@@ -145,7 +127,7 @@ def _rows(
     """(choices, N) float32. Sizes are those of the experts: how many, N and K; parts begin with x."""
     (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
     tokens = tokens_of(x.shape[0], weights, by_choice)
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check, least=-1)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check)
     count = tokens * top_k
     if 0 in (count, n, k):
         return zeros_like(x, count, n)

@@ -63,9 +63,9 @@ def put(name: str, index: int, value: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (put("experts", -1, -1), r"experts of blocks are 0 to 3, got -1 at index \(2,\)"),
-        (put("experts", 0, 4), r"experts of blocks are 0 to 3, got 4 at index \(0,\)"),
-        (put("experts", 0, 2**31 - 1), "experts of blocks are 0 to 3, got 2147483647"),
+        (put("experts", -1, -2), r"experts of blocks are -1 to 3, got -2 at index \(2,\)"),
+        (put("experts", 0, 4), r"experts of blocks are -1 to 3, got 4 at index \(0,\)"),
+        (put("experts", 0, 2**31 - 1), "experts of blocks are -1 to 3, got 2147483647"),
         (put("choices", 0, -1), "choices are 0 to 6, got -1"),
         (put("choices", 0, 7), "choices are 0 to 6, got 7"),
         (put("choices", 0, 6), "choices must hold each of 0 to 5 once, got 0 0 times"),
