@@ -471,6 +471,37 @@ def _sage2(seed: int) -> Drawn:
     )
 
 
+def _fp8_block_attention(seed: int) -> Drawn:
+    queries, keys, values = _heads(seed)
+    signs = attention.random_signs(64, seed)
+    q, k = (attention.quantize_fp8_blocks(each, block=64, signs=signs) for each in (queries, keys))
+    v = attention.quantize_fp8_blocks(values, block=64)
+    inputs: Arrays = {f"{name}{end}": array for name, each in (("q", q), ("k", k), ("v", v)) for end, array in _codes_and_scales(each)}
+    return Drawn(
+        inputs=inputs,
+        composition=lambda arch, dots: {
+            "out": attention.fp8_block_attention(q, k, v, arch=dots(), causal=True, through_f16=_triton_casts_through_f16(arch))
+        },
+    )
+
+
+def _codes_and_scales(each: attention.Fp8Blocks) -> tuple[tuple[str, Array], ...]:
+    return (("", each.codes), ("_scales", each.scales))
+
+
+def _turned_blocks(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    rows, signs = _wide(rng, 2, 100, 64), attention.random_signs(64, seed)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        if _triton_casts_through_f16(arch):
+            return {}
+        found = attention.quantize_fp8_blocks(rows, block=64, signs=signs)
+        return {"elements": found.codes, "scales": found.scales}
+
+    return Drawn(inputs={"rows": rows, "signs": signs}, composition=composition)
+
+
 def _fp8_cache(seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     cache = attention.empty_cache(40, 16, 2, 64, key_scale=1 / 64, value_scale=1 / 64)
@@ -545,6 +576,8 @@ def _kv_tokens(name: str, side: str) -> Callable[[int], Drawn]:
             inputs["tensor_scale"] = np.full(1, np.float32(amax) / np.float32(kv_cache.NVFP4_LARGEST))
 
         def composition(arch: str, dots: MakeDots) -> Arrays:
+            if grouping.scale.startswith("ue") and _triton_casts_through_f16(arch):
+                return {}
             found = kv_cache.quantize_tokens(values, grouping, amax=amax)
             return {"words": found.words, "scales": found.scales} | ({} if found.zeros is None else {"zeros": found.zeros})
 
@@ -911,6 +944,10 @@ def _integers_attention_experts() -> Iterator[KernelCase]:
     yield KernelCase(
         name="triton-fp8-attention", kernel="triton.attention:fp8_attention", draw=_fp8_cache, architectures=FROM_ADA, note=softmax
     )
+    yield KernelCase(
+        name="triton-fp8-block-attention", kernel="triton.attention:fp8_block_attention", draw=_fp8_block_attention,
+        options={"causal": True}, architectures=FROM_ADA, note=softmax,
+    )  # fmt: skip
     for name, fields in _CACHED:
         draw = _cached(**{"new": 1, **fields, "name": fields.get("name", name)})
         options = {"cache": fields.get("name", name), **{each: fields[each] for each in ("splits", "window") if each in fields}}
@@ -947,6 +984,10 @@ def _quantizers() -> Iterator[KernelCase]:
             architectures=FROM_ADA,
             draw=_quantizer(64, 96, _quantized_by(by_columns, transposed=True), to_e4m3=name == "mxfp8"),
         )  # fmt: skip
+    yield KernelCase(
+        name="triton-quantize-fp8-blocks", kernel="triton.attention:quantize_fp8_blocks", draw=_turned_blocks, outputs=pair,
+        architectures=FROM_ADA,
+    )  # fmt: skip
     for name, side in (("int8", "keys"), ("int8-kivi", "values"), ("int4-kivi", "keys"), ("mxfp8", "keys"), ("nvfp4", "keys")):
         yield KernelCase(
             name=f"triton-quantize-kv-{name}", kernel="triton.kv_cache:quantize_tokens", draw=_kv_tokens(name, side),

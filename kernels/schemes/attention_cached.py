@@ -32,7 +32,7 @@ from mmabits.isa import OperandError
 from mmabits.kernels.schemes.attention import LOG2_E, Exp2, query_factor, tree_sum
 from mmabits.kernels.schemes.checks import Array, check_multiple, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
-from mmabits.kernels.schemes.kv_cache import KvCache, CacheTile
+from mmabits.kernels.schemes.kv_cache import CacheTile, KvCache
 
 Floats = npt.NDArray[np.float32]
 

@@ -95,6 +95,15 @@ ROWS_6_9: Final = (
         composition="schemes.attention:fp8_attention", triton="triton.attention:fp8_attention", architectures=_FP8,
         source="arXiv 2407.08608 for the offset of P; the cache is vLLM's",
     ),
+    SchemeSpec(
+        number=8, name="FP8 attention in blocks (FlashAttention-3)", operands="Q, K, P and V e4m3, Q and K after random signs and Hadamard",
+        scales="f32 for a block of queries, of keys and of values", product="e4m3 into f32, blocks scaled and added in f32",
+        quantizers=(
+            "schemes.attention:quantize_fp8_blocks", "schemes.attention:incoherent", "triton.attention:quantize_fp8_blocks",
+        ),
+        composition="schemes.attention:fp8_block_attention", triton="triton.attention:fp8_block_attention", architectures=_FP8,
+        source="arXiv 2407.08608, section 3.3",
+    ),
     *(
         SchemeSpec(
             number=8, name=f"KV cache, {name}", operands=operands, scales=scales, product=product,

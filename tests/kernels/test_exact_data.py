@@ -262,6 +262,20 @@ def nvfp4_quantizer(rng: Generator, given: Arrays) -> Made:
     return {"values": values.astype(np.float32)}, {**wanted, "tensor_scale": np.full(1, 4, np.float32)}
 
 
+def turned_blocks(rng: Generator, given: Arrays) -> Made:
+    """What a Hadamard matrix over 8 turns into integers times a power of two for each block; it turns them back."""
+    heads, count, width = given["rows"].shape
+    matrix = np.ones((1, 1))
+    while len(matrix) < width:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    codes = small(rng, given["rows"].shape)
+    codes[:, ::64, 0] = 448
+    exponents = rng.integers(-2, 3, (heads, -(-count // 64)))
+    wanted = codes * np.repeat(2.0**exponents, 64, 1)[:, :count, None]
+    rows = (wanted @ matrix / 8) * given["signs"]
+    return {"rows": rows.astype(np.float32), "signs": given["signs"]}, {"elements": codes.astype(E4M3), "scales": 2.0**exponents}
+
+
 def kv_words(codes: Array, bits: int) -> Array:
     """Codes in words along the last axis, lowest first."""
     parts = codes.reshape(*codes.shape[:-1], -1, 32 // bits).astype(np.uint64) & np.uint64(2**bits - 1)
@@ -370,6 +384,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-quantize-mxfp8-columns": quantizer((32, 1), 256, np.uint8, E4M3),
     "triton-quantize-mxfp4-rows": quantizer((1, 32), 4, np.uint8, "e2m1"),
     "triton-quantize-mxfp4-columns": quantizer((32, 1), 4, np.uint8, "e2m1"), "triton-quantize-nvfp4": nvfp4_quantizer,
+    "triton-quantize-fp8-blocks": turned_blocks,
     "triton-quantize-kv-int8": kv_quantizer("s8", (1, 64)), "triton-quantize-kv-int8-kivi": kv_quantizer("u8", (1, 32)),
     "triton-quantize-kv-int4-kivi": kv_quantizer("u4", (32, 1)), "triton-quantize-kv-mxfp8": kv_quantizer("e4m3", (1, 32)),
     "triton-quantize-kv-nvfp4": kv_quantizer("e2m1", (1, 16)),
@@ -378,7 +393,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-cached-int4-prefill": kv_attention("u4", window=40),
 }  # fmt: skip
 """Operands and results, by the row's name."""
-WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention"}
+WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention", "triton-fp8-block-attention"}
 NOT_YET = {
     "triton-asymmetric-int8", "triton-asymmetric-int8-activations", "triton-mixed-mxfp8-mxfp4", "triton-quantize-asymmetric-int8",
     "triton-w4a4", "triton-w4a8-fp8-channel", "triton-w4a8-fp8-group", "triton-w8a16-e4m3-bf16", "triton-w8a16-e4m3-f16-channel",
