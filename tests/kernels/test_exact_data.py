@@ -2,7 +2,7 @@
 
 Elements are small integers and scales powers of two; what differs then is no rounding: it is movement, a mask, a layout or a scale. The
 rows of `mmabits diff` give shapes and layouts; their numbers are replaced, and the results computed here from the bytes that are passed.
-Of attention, whose weights are exponentials, only that over caches is here: weights are 0 or 1.
+Attention and routers are left out, but for attention over caches: their weights are exponentials.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import operands
 import pytest
 from arrays import tensor
+from exact_caches import CACHE_MAKERS
 
 import mmabits
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
@@ -29,9 +30,9 @@ Arrays = dict[str, Array]
 Generator = np.random.Generator
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 QUICK = {
-    "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8",),
-    "sm_90a": ("triton-persistent-f16", "triton-cached-int4-kivi"),
-    "sm_100a": ("triton-nvfp4",), "sm_120a": ("triton-quantize-mxfp4-rows",),
+    "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8", "triton-w4a8-fp8-group"),
+    "sm_90a": ("triton-persistent-f16", "triton-cached-int4-kivi", "triton-moe-fp8-tiles"),
+    "sm_100a": ("triton-nvfp4", "triton-moe-nvfp4"), "sm_120a": ("triton-quantize-mxfp4-rows",),
 }  # fmt: skip
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -198,16 +199,15 @@ def w4a8(rng: Generator, given: Arrays) -> Made:
     return new, {"out": sums * new["x_scales"].reshape(-1, 1) * new["output_scales"].reshape(1, -1)}
 
 
-def _experts(rng: Generator, given: Arrays, new: Arrays, weights: Array) -> Made:
+def _experts(rng: Generator, given: Arrays, new: Arrays, weights: Array, x: Array | None = None) -> Made:
     """Rows of `choices` in blocks of an expert each; a choice is token * top_k + place."""
     new |= {"weights": powers(rng, given["weights"]), "choices": given["choices"], "block_experts": given["block_experts"]}
     tokens, top = new["weights"].shape
-    out = np.zeros((tokens, weights.shape[-1]))
-    for block, expert in enumerate(given["block_experts"]):
-        for choice in given["choices"][64 * block : 64 * block + 64]:
-            if choice < tokens * top:
-                token, place = divmod(int(choice), top)
-                out[token] += wide(new["x"])[token] @ weights[expert] * float(new["weights"][token, place])
+    out, values = np.zeros((tokens, weights.shape[-1])), wide(new["x"]) if x is None else x
+    for choices, expert in zip(given["choices"].reshape(len(given["block_experts"]), -1), given["block_experts"], strict=True):
+        for choice in choices[choices < tokens * top]:
+            token, place = divmod(int(choice), top)
+            out[token] += values[token] @ weights[expert] * float(new["weights"][token, place])
     return new, {"out": out}
 
 
@@ -222,6 +222,41 @@ def moe_mxfp4(rng: Generator, given: Arrays) -> Made:
     new["scales"] = powers(rng, given["scales"])
     weights = E2M1[nibbles(new["codes"], -1)] * np.repeat(wide(new["scales"]), 32, -1)
     return _experts(rng, given, new, weights.swapaxes(1, 2))
+
+
+def moe_w8a8(rng: Generator, given: Arrays) -> Made:
+    new = {name: small(rng, given[name].shape, np.int8) for name in "xw"}
+    new |= {name: powers(rng, given[name]) for name in ("x_scales", "w_scales")}
+    x = new["x"] * new["x_scales"].astype(np.float64)[:, None]
+    return _experts(rng, given, new, (new["w"] * new["w_scales"].astype(np.float64)[:, :, None]).swapaxes(1, 2), x)
+
+
+def moe_w8a16(kind: Any) -> Callable[[Generator, Arrays], Made]:
+    """Four codes to a word, the lowest K in the lowest byte."""
+
+    def made(rng: Generator, given: Arrays) -> Made:
+        experts, quarter, n = given["words"].shape
+        codes = small(rng, (experts, 4 * quarter, n), kind)
+        parts = codes.view(np.uint8).reshape(experts, quarter, 4, n).astype(np.uint32)
+        packed = sum(parts[:, :, place] << np.uint32(8 * place) for place in range(4))
+        new = {"x": small(rng, given["x"].shape, given["x"].dtype), "words": packed.view(np.int32), "scales": powers(rng, given["scales"])}
+        scales = np.repeat(new["scales"].astype(np.float64), codes.shape[1] // new["scales"].shape[1], 1)
+        return _experts(rng, given, new, codes.astype(np.float64) * scales)
+
+    return made
+
+
+def moe_scaled(rng: Generator, given: Arrays) -> Made:
+    """FP8 in tiles, MXFP8 and NVFP4."""
+    narrow = given["x"].dtype == np.uint8
+    new = {name: _fp4_codes(rng, given[name].shape) if narrow else small(rng, given[name].shape, given[name].dtype) for name in "xw"}
+    new |= {name: powers(rng, given[name]) for name in given if "scale" in name}
+    x, w = (E2M1[nibbles(new[name], -1)] if narrow else wide(new[name]) for name in "xw")
+    x = x * spread(wide(new["x_scales"]), x.shape)
+    w = np.stack([each * spread(scales, each.shape) for each, scales in zip(w, wide(new["w_scales"]), strict=True)])
+    if narrow:
+        x, w = x * float(new["x_tensor_scale"][0]), w * new["w_tensor_scales"].astype(np.float64)[:, None, None]
+    return _experts(rng, given, new, w.swapaxes(1, 2), x)
 
 
 def quantizer(block: tuple[int, int], largest: float, scale_dtype: Any, dtype: Any) -> Callable[[Generator, Arrays], Made]:
@@ -262,109 +297,89 @@ def nvfp4_quantizer(rng: Generator, given: Arrays) -> Made:
     return {"values": values.astype(np.float32)}, {**wanted, "tensor_scale": np.full(1, 4, np.float32)}
 
 
-def turned_blocks(rng: Generator, given: Arrays) -> Made:
-    """What a Hadamard matrix over 8 turns into integers times a power of two for each block; it turns them back."""
-    heads, count, width = given["rows"].shape
-    matrix = np.ones((1, 1))
-    while len(matrix) < width:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    codes = small(rng, given["rows"].shape)
-    codes[:, ::64, 0] = 448
-    exponents = rng.integers(-2, 3, (heads, -(-count // 64)))
-    wanted = codes * np.repeat(2.0**exponents, 64, 1)[:, :count, None]
-    rows = (wanted @ matrix / 8) * given["signs"]
-    return {"rows": rows.astype(np.float32), "signs": given["signs"]}, {"elements": codes.astype(E4M3), "scales": 2.0**exponents}
+def transformed(rng: Generator, given: Arrays) -> Made:
+    """Sums of 16 small integers, and a fourth of them."""
+    values, signs = small(rng, given["values"].shape, np.float32, most=9), rng.choice([-1.0, 1.0], 16).astype(np.float32)
+    lanes = np.arange(16)
+    signs_of_h = (-1.0) ** np.array([[bin(row & column).count("1") for column in lanes] for row in lanes])
+    runs = (values.reshape(-1, 16) * signs).astype(np.float64)
+    return {"values": values, "signs": signs}, {"transformed": (runs @ signs_of_h / 4).reshape(values.shape)}
 
 
-def kv_words(codes: Array, bits: int) -> Array:
-    """Codes in words along the last axis, lowest first."""
-    parts = codes.reshape(*codes.shape[:-1], -1, 32 // bits).astype(np.uint64) & np.uint64(2**bits - 1)
-    return (parts << (np.arange(32 // bits, dtype=np.uint64) * np.uint64(bits))).sum(-1).astype(np.uint32).view(np.int32)
+def nvfp4_stochastic(rng: Generator, given: Arrays) -> Made:
+    """Values that e2m1 holds: random bits change nothing."""
+    made, wanted = nvfp4_quantizer(rng, given)
+    return {**made, "random_bits": rng.integers(0, 1 << 32, given["values"].shape, dtype=np.uint32).view(np.int32)}, wanted
 
 
-def kv_quantizer(element: str, group: tuple[int, int]) -> Callable[[Generator, Arrays], Made]:
-    """Tokens whose groups hold the ends of the type, times powers of two; `group` is tokens and channels."""
+def asymmetric(rng: Generator, given: Arrays) -> Made:
+    """Codes about zero points that are anything."""
+    new = {name: powers(rng, given[name]) for name in ("x_scales", "w_scales")}
+    new["x_zeros"] = rng.integers(2, 254, given["x_zeros"].shape).astype(np.int32)
+    columns = rng.integers(-126, 126, given["w_scales"].shape).astype(np.int32) if "w_zeros" in given else 0
+    x, w = small(rng, given["x"].shape), small(rng, given["w"].shape)
+    new["x"] = (x + new["x_zeros"][:, None]).astype(np.uint8)
+    new["w"] = (w + columns).astype(np.int8)
+    new["w_sums"] = new["w"].sum(axis=0, dtype=np.int32)
+    if "w_zeros" in given:
+        new["w_zeros"] = np.asarray(columns)
+    return new, {"out": x @ w * new["x_scales"][:, None] * new["w_scales"]}
+
+
+def asymmetric_quantizer(rng: Generator, given: Arrays) -> Made:
+    """Each row has the codes 0 and 255, so that its scale is the power of two that it was made with."""
+    codes, zeros = rng.integers(0, 256, given["values"].shape), rng.integers(0, 256, len(given["values"]))
+    codes[:, 3], codes[:, 77] = 0, 255
+    scales = 2.0 ** rng.integers(-3, 4, len(codes))
+    values = ((codes - zeros[:, None]) * scales[:, None]).astype(np.float32)
+    wanted = {"codes": codes.astype(np.uint8), "scales": scales.astype(np.float32), "zeros": zeros.astype(np.int32)}
+    return {"values": values}, wanted
+
+
+def w4a4(rng: Generator, given: Arrays) -> Made:
+    new, sides = {}, []
+    for name in "xw":
+        codes = rng.integers(-8, 8, (len(given[name]), 2 * given[name].shape[1]))
+        new[name] = ((codes[:, ::2] & 15) | (codes[:, 1::2] & 15) << 4).astype(np.uint8)
+        new[f"{name}_scales"] = powers(rng, given[f"{name}_scales"])
+        sides.append(codes * new[f"{name}_scales"][:, None].astype(np.float64))
+    return new, {"out": sides[0] @ sides[1].T}
+
+
+def w4a8_fp8(rng: Generator, given: Arrays) -> Made:
+    """The launcher's scales hold the 512."""
+    codes = rng.integers(-8, 8, (8 * given["words"].shape[0], given["words"].shape[1]))
+    packed = sum((codes[place::8] & 15).astype(np.uint32) << np.uint32(4 * place) for place in range(8))
+    new = {"x": small(rng, given["x"].shape, E4M3), "words": packed.view(np.int32), "x_scales": powers(rng, given["x_scales"])}
+    new["scales"] = powers(rng, given["scales"]) * np.float16(512)
+    weights = codes * np.repeat(new["scales"].astype(np.float64) / 512, len(codes) // len(new["scales"]), 0)
+    return new, {"out": wide(new["x"]) @ weights * new["x_scales"][:, None]}
+
+
+def w8a16(stored: Any) -> Callable[[Generator, Arrays], Made]:
+    """Integers, as far as the type has them all."""
+    largest = 127 if stored == np.int8 else 16
 
     def made(rng: Generator, given: Arrays) -> Made:
-        tokens, heads, width = given["values"].shape
-        count, size = group
-        high, low = {"s8": (127, -127), "u8": (255, 0), "u4": (15, 0), "e4m3": (256, -4), "e2m1": (6, -2)}[element]
-        least = -2 if element in ("e4m3", "e2m1") else low
-        numbers = rng.integers(least, (2 if element in ("e4m3", "e2m1") else high) + 1, (tokens, heads, width))
-        numbers[::count, :, ::size] = high
-        numbers[count // 2 :: count, :, size // 2 :: size] = low if count > 1 or size > 1 else high
-        exponents = rng.integers(-2, 3, (tokens // count, heads, width // size))
-        of_all = np.repeat(np.repeat(2.0**exponents, count, 0), size, 2)
-        zeros = rng.integers(-3, 4, exponents.shape) * 2.0**exponents if element in ("u8", "u4") else np.zeros(exponents.shape)
-        values, new = numbers * of_all + np.repeat(np.repeat(zeros, count, 0), size, 2), {}
-        codes, scales = numbers, 2.0**exponents
-        if element == "e4m3":
-            codes, scales = numbers.astype(E4M3).view(np.uint8), exponents + 127
-        elif element == "e2m1":
-            codes, scales = np.argmax(numbers[..., None] == E2M1, -1), scales.astype(E4M3).view(np.uint8)
-            new["tensor_scale"] = np.full(1, 4, np.float32)
-            values = values * 4
-        kind = {"s8": np.float32, "u8": np.float16, "u4": np.float16}.get(element, np.uint8)
-        found: Arrays = {"words": kv_words(codes, 4 if element in ("u4", "e2m1") else 8), "scales": scales.astype(kind)}
-        if element in ("u8", "u4"):
-            found["zeros"] = zeros.astype(np.float16)
-        return {"values": values.astype(np.float32), **new}, found
+        codes = small(rng, (4 * given["words"].shape[0], given["words"].shape[1]), stored, largest)
+        parts = codes.view(np.uint8).astype(np.uint32)
+        packed = sum(parts[place::4] << np.uint32(8 * place) for place in range(4))
+        new = {"x": small(rng, given["x"].shape, given["x"].dtype), "words": packed.view(np.int32)}
+        new["scales"] = powers(rng, given["scales"])
+        weights = wide(codes.astype(np.float32)) * np.repeat(wide(new["scales"]), len(codes) // len(new["scales"]), 0)
+        return new, {"out": wide(new["x"]) @ weights}
 
     return made
 
 
-def kv_side(rng: Generator, given: Arrays, side: str, element: str, most: int) -> tuple[Arrays, Array, Array]:
-    """Pages, and their numbers and codes: codes of no more than `most` steps."""
-    words, scales = given[f"{side}_words"], given[f"{side}_scales"]
-    per = 8 if element in ("u4", "e2m1") else 4
-    numbers = rng.integers(-most, 1, (*words.shape[:-1], words.shape[-1] * per))  # 0 and below
-    steps = [numbers.shape[1] // scales.shape[1], numbers.shape[3] // scales.shape[3]]
-    exponents = rng.integers(-1, 2, scales.shape)
-    wide_scales = np.repeat(np.repeat(2.0**exponents, steps[0], 1), steps[1], 3)
-    codes, stored, new = numbers, 2.0**exponents, {}
-    if element.startswith("u"):
-        codes = numbers + most
-        new[f"{side}_zeros"] = (-most * 2.0**exponents).astype(np.float16)
-    elif element == "e4m3":
-        codes, stored = numbers.astype(E4M3).view(np.uint8), exponents + 127
-    elif element == "e2m1":
-        codes, stored = np.argmax(numbers[..., None] == E2M1, -1), stored.astype(E4M3).view(np.uint8)
-    new |= {f"{side}_words": kv_words(codes, 32 // per), f"{side}_scales": stored.astype(scales.dtype)}
-    return new, numbers * wide_scales, codes
-
-
-def kv_attention(element: str, *, window: int = 0) -> Callable[[Generator, Arrays], Made]:
-    """A query looks at one channel; a key is 0 there, which gives it a weight of 1, or so low that it gets none."""
-
-    def made(rng: Generator, given: Arrays) -> Made:
-        sequences, heads, fresh, width = given["q"].shape
-        new, keys, _ = kv_side(rng, given, "key", element, 1)
-        more, values, _ = kv_side(rng, given, "value", element, 4 if element.startswith("e") else 15)
-        new |= more
-        channel = rng.integers(0, width, (sequences, heads, fresh))
-        new |= {"q": (2048.0 * (np.arange(width) == channel[..., None])).astype(np.float16), "factor": np.full(1, 0.25, np.float32)}
-        new |= {"value_scale": np.full(1, 2, np.float32), "tables": given["tables"], "lengths": given["lengths"]}
-        if "sinks" in given:
-            new["sinks"] = np.zeros(heads, np.float32)
-        if "tail" in given:
-            new["tail"] = -rng.integers(0, 2, given["tail"].shape).astype(given["tail"].dtype)
-        out, page = np.zeros(given["q"].shape, np.float32), keys.shape[1]
-        for sequence, length in enumerate(given["lengths"]):
-            at = np.arange(length)
-            k, v = (each[given["tables"][sequence][at // page], at % page] for each in (keys, values))
-            if "tail" in given:
-                k[length // 32 * 32 :] = new["tail"][sequence, : length % 32]
-            for head, token in np.ndindex(heads, fresh):
-                place, own = length - fresh + token, head // (heads // keys.shape[2])
-                seen = (at <= place) & ((at > place - window) if window else True)
-                scores = np.where(seen, k[:, own, channel[sequence, head, token]], -np.inf)
-                least = max(scores.max(), 0.0 if "sinks" in given else -np.inf)
-                weight = scores == least
-                total = np.float32(weight.sum() + ("sinks" in given))
-                out[sequence, head, token] = np.float32(2) * (v[weight, own].sum(0).astype(np.float32) / total)
-        return new, {"out": out}
-
-    return made
+def mxfp8_by_mxfp4(rng: Generator, given: Arrays) -> Made:
+    new = {"a": small(rng, given["a"].shape, E4M3), "b": _fp4_codes(rng, given["b"].shape)}
+    new |= {name: powers(rng, given[name]) for name in ("a_scales", "b_scales")}
+    left, right = (
+        values * np.repeat(wide(new[f"{name}_scales"]), 32, 1)
+        for name, values in (("a", wide(new["a"])), ("b", E2M1[nibbles(new["b"], 1)]))
+    )
+    return new, {"out": left @ right.T}
 
 
 MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
@@ -377,6 +392,9 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-mxfp6": mxfp6, "triton-mxfp4": fp4, "triton-nvfp4": fp4,
     "triton-w4a16-awq-f16": awq, "triton-w4a16-awq-bf16": awq, "triton-w4a16-gptq-f16": gptq, "triton-llm-int8": llm_int8,
     "triton-w4a8-channel": w4a8, "triton-w4a8-group": w4a8, "triton-moe-w4a16": moe_awq, "triton-moe-mxfp4": moe_mxfp4,
+    "triton-moe-w8a8": moe_w8a8, **dict.fromkeys(("triton-moe-w8a16-int8", "triton-moe-w8a16-int8-groups"), moe_w8a16(np.int8)),
+    **dict.fromkeys(("triton-moe-w8a16-e4m3", "triton-moe-w8a16-e4m3-groups"), moe_w8a16(E4M3)),
+    **dict.fromkeys(("triton-moe-fp8-tiles", "triton-moe-mxfp8", "triton-moe-nvfp4"), moe_scaled),
     "triton-quantize-fp8": quantizer((1, 0), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-activations": quantizer((1, 128), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-weights": quantizer((128, 128), 448, np.float32, E4M3),
@@ -384,26 +402,28 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-quantize-mxfp8-columns": quantizer((32, 1), 256, np.uint8, E4M3),
     "triton-quantize-mxfp4-rows": quantizer((1, 32), 4, np.uint8, "e2m1"),
     "triton-quantize-mxfp4-columns": quantizer((32, 1), 4, np.uint8, "e2m1"), "triton-quantize-nvfp4": nvfp4_quantizer,
-    "triton-quantize-fp8-blocks": turned_blocks,
-    "triton-quantize-kv-int8": kv_quantizer("s8", (1, 64)), "triton-quantize-kv-int8-kivi": kv_quantizer("u8", (1, 32)),
-    "triton-quantize-kv-int4-kivi": kv_quantizer("u4", (32, 1)), "triton-quantize-kv-mxfp8": kv_quantizer("e4m3", (1, 32)),
-    "triton-quantize-kv-nvfp4": kv_quantizer("e2m1", (1, 16)),
-    "triton-cached-int8": kv_attention("s8"), "triton-cached-int8-kivi": kv_attention("u8"), "triton-cached-int4-kivi": kv_attention("u4"),
-    "triton-cached-mxfp8": kv_attention("e4m3", window=50), "triton-cached-nvfp4": kv_attention("e2m1"),
-    "triton-cached-int4-prefill": kv_attention("u4", window=40),
+    "triton-quantize-hadamard": transformed, "triton-quantize-nvfp4-stochastic": nvfp4_stochastic,
+    "triton-asymmetric-int8": asymmetric, "triton-asymmetric-int8-activations": asymmetric,
+    "triton-quantize-asymmetric-int8": asymmetric_quantizer, "triton-w4a4": w4a4,
+    "triton-w4a8-fp8-channel": w4a8_fp8, "triton-w4a8-fp8-group": w4a8_fp8,
+    **dict.fromkeys(("triton-w8a16-int8-f16", "triton-w8a16-int8-bf16-channel"), w8a16(np.int8)),
+    **dict.fromkeys(("triton-w8a16-e4m3-bf16", "triton-w8a16-e4m3-f16-channel"), w8a16(E4M3)),
+    "triton-mixed-mxfp8-mxfp4": mxfp8_by_mxfp4, **CACHE_MAKERS,
 }  # fmt: skip
 """Operands and results, by the row's name."""
-WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention", "triton-fp8-block-attention"}
-NOT_YET = {
-    "triton-asymmetric-int8", "triton-asymmetric-int8-activations", "triton-mixed-mxfp8-mxfp4", "triton-quantize-asymmetric-int8",
-    "triton-w4a4", "triton-w4a8-fp8-channel", "triton-w4a8-fp8-group", "triton-w8a16-e4m3-bf16", "triton-w8a16-e4m3-f16-channel",
-    "triton-w8a16-int8-bf16-channel", "triton-w8a16-int8-f16",
-}  # fmt: skip
-"""Held against their compositions in test_compositions.py and test_kernel_cases.py, but no exact data was written for them."""
+WITHOUT = {
+    "triton-sage",
+    "triton-sage2",
+    "triton-fp8-attention",
+    "triton-fp8-block-attention",
+    "triton-route-softmax",
+    "triton-route-chosen",
+    "triton-route-groups",
+}
 
 
 def test_every_kernel_is_here() -> None:
-    assert MAKERS.keys() | WITHOUT | NOT_YET == {name for name, case in KERNEL_CASES.items() if case.framework == "triton"}
+    assert MAKERS.keys() | WITHOUT == {name for name, case in KERNEL_CASES.items() if case.framework == "triton"}
 
 
 def compiled() -> list[Any]:
