@@ -129,6 +129,24 @@ def test_over_nothing(queries: int, keys: int, many: int) -> None:
     assert found.shape == (many, queries, 64) and not found.any()
 
 
+def test_the_launchers_of_nothing_and_of_wrong_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from mmabits.kernels.triton import attention as in_triton
+
+    codes, scales = in_triton.quantize_fp8_blocks(torch.zeros(2, 0, 64), torch.from_numpy(SIGNS))
+    assert codes.shape == (2, 0, 64) and scales.shape == (2, 0)
+    empty = codes, scales
+    keys = torch.zeros(1, 4, 64, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1)
+    assert in_triton.fp8_block_attention(*empty, *keys, *keys).shape == (2, 0, 64)
+    with pytest.raises(OperandError, match="v_scales must have shape"):
+        in_triton.fp8_block_attention(*empty, *keys, keys[0], torch.ones(1, 2))
+    with pytest.raises(OperandError, match="as many queries as keys, got 0 and 4"):
+        in_triton.fp8_block_attention(*empty, *keys, *keys, causal=True)
+    with pytest.raises(OperandError, match="power of two"):
+        in_triton.quantize_fp8_blocks(torch.zeros(2, 3, 48))
+
+
 def ex2(x: np.ndarray) -> np.ndarray:
     found: np.ndarray = mmabits.function("ex2.approx.ftz.f32", np.ascontiguousarray(x), arch="sm_90a")
     return found

@@ -131,6 +131,53 @@ def test_nothing(name: str, side: str, shape: tuple[int, ...]) -> None:
     assert found.dequantize().shape == shape and found.words.shape[:2] == shape[:2]
 
 
+def test_beside_kivis_own_arithmetic() -> None:
+    """Its quantizer in f16: the same least numbers, scales within a last bit of f16, codes within one, and few of them."""
+    torch = pytest.importorskip("torch")
+    for name, levels in (("int8-kivi", 255), ("int4-kivi", 15)):
+        half = tokens(256).astype(F16)
+        found = quantize_tokens(half.astype(F32), CACHES[name].keys)
+        data = torch.from_numpy(half).reshape(8, 32, 2, 64)
+        least, most = data.amin(dim=1, keepdim=True), data.amax(dim=1, keepdim=True)
+        scale = (most - least) / levels
+        codes = ((data - least) / scale).clamp(0, levels).round().to(torch.int32).reshape(256, 2, 64).numpy()
+        assert np.array_equal(found.zeros, least[:, 0].numpy())
+        apart = np.abs(found.scales.view(np.int16).astype(int) - scale[:, 0].numpy().view(np.int16))
+        assert apart.max() <= 1
+        change = np.abs(found.codes().astype(int) - codes)
+        assert change.max() <= 1 and 0 < (change > 0).mean() < (0.1 if levels == 255 else 0.02)
+
+
+QUANTIZERS = [
+    pytest.param(name, side, marks=pytest.mark.slow if name == "int8-kivi" else ())
+    for name, side in SIDES
+    if side == "keys" or CACHES[name].keys != CACHES[name].values
+]
+
+
+@pytest.mark.parametrize(("name", "side"), QUANTIZERS)
+def test_the_kernel_over_hard_numbers(name: str, side: str) -> None:
+    """Zeros of both signs, subnormals, outliers, equal numbers, ties; for formats with a NaN in their scales infinities and NaN."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    import mmabits
+    from mmabits.kernels.triton import kv_cache as in_triton
+
+    x, grouping = tokens(64), getattr(CACHES[name], side)
+    x[0], x[1], x[2], x[3, 0, 5], x[4] = 0, -0.0, x[2] * F32(2.0**-130), 60000, -1.2345
+    x[32:, 1, 9], x[32:, 1, 10], x[33, 0] = 0, 7.7, np.arange(64) / F32(2) - 16
+    if name not in INTEGERS:
+        x[5, 0, 3], x[6, 1, 40], x[7, 0, 60] = np.nan, np.inf, -np.inf
+    wanted = quantize_tokens(x, grouping, amax=64.0)
+    scale = torch.from_numpy(np.full(1, wanted.tensor_scale)) if grouping.element == "e2m1" else None
+    with mmabits.emulate("sm_90a", frameworks=["triton"], triton="interpreted"):
+        got = in_triton.quantize_tokens(torch.from_numpy(x), scale, cache=name, side=side)
+        empty = in_triton.quantize_tokens(torch.zeros(0, 2, 64), scale, cache=name, side=side)
+    for array, one in zip(got, (wanted.words, wanted.scales, wanted.zeros), strict=False):
+        assert np.array_equal(array.numpy().view(np.uint8), one.view(np.uint8))
+    assert [len(each) for each in empty] == [0] * len(got)
+
+
 # The cache ------------------------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,8 @@ def test_a_row_of_the_kv_caches_study_is_the_attention_it_names():
     parts = {row["part"]: row["error"] for row in at(data="normal", cache="int8")}
     assert parts["all"] ** 2 == pytest.approx(parts["keys"] ** 2 + parts["values"] ** 2, rel=0.1)
     assert parts["arithmetic"] < 1e-3 < parts["keys"] < 0.01
+    (split,) = at(data="2048 tokens", cache="int8", splits=8)
+    assert split["changed"] > 0.9 and split["moved"] < 1e-3 and split["error"] < 1e-3
     keys = {data: next(row["error"] for row in at(data=data, cache="int8-kivi")) for data in ("normal", "key channels")}
     assert keys["key channels"] == pytest.approx(keys["normal"], rel=1e-6), "powers of two in whole channels are what their scales take"
 

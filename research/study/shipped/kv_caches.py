@@ -12,7 +12,7 @@ from mmabits.kernels.schemes.attention_cached import cached_attention
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.kv_cache import CACHES, KvCache, empty_kv_cache
 from mmabits.research import minilm
-from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one
+from mmabits.research.study.shipped.row import Chart, PublishedNumber, Row, Rows, Shipped, one, pick
 from mmabits.research.study.sweeps import points
 
 Floats = npt.NDArray[np.float32]
@@ -28,10 +28,13 @@ _FACTOR: Final = 16
 _NEW: Final = 16
 """The last tokens, which are the queries."""
 _PARTS: Final = ("keys", "values", "arithmetic", "all")
+_SPLITS: Final = {"quick": (1, 8), "full": (1, 2, 4, 8, 16)}
+_LONG: Final = "2048 tokens"
+"""Data of which the keys are split."""
 
 
 def _points(size: str) -> list[Row]:
-    return points(data=list(_DATA[size]), cache=list(CACHES))
+    return points(data=list(_DATA[size]), cache=list(CACHES)) + points(data=[_LONG], cache=["int8"], splits=list(_SPLITS[size]))
 
 
 def _minilm() -> Operands:
@@ -85,7 +88,26 @@ def _filled(name: str, k: Floats, v: Floats) -> KvCache:
     return cache
 
 
-def _at(data: str, cache: str) -> Iterable[Row]:
+def _split(cache: str, splits: int) -> Row:
+    """One token decoded over 2,048, beside the same with its keys in one split."""
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((4, tokens, 64)).astype(np.float32) for tokens in (1, 2048, 2048))
+    held, half = _filled(cache, k, v), q.astype(np.float16)
+    real = _exact(half.astype(np.float64), *(each.astype(np.float64) for each in held.sequence(0)))
+    got, once = (
+        cached_attention(half[None], held, arch=Dots(arch="sm_90a", instruction="mma.sync"), splits=number)[0] for number in (splits, 1)
+    )
+    size = _rms([real])
+    return {
+        "data": _LONG, "cache": cache, "part": "splits", "splits": splits, "changed": float((got != once).mean()),
+        "moved": _rms([got.astype(np.float64) - once]) / size, "error": _rms([got - real]) / size, "bits": _bits(held),
+    }  # fmt: skip
+
+
+def _at(data: str, cache: str, splits: int = 0) -> Iterable[Row]:
+    if splits:
+        yield _split(cache, splits)
+        return
     errors: dict[str, list[Exact]] = {part: [] for part in _PARTS}
     size: list[Exact] = []
     for q, k, v in zip(*operands(data), strict=True):
@@ -104,7 +126,10 @@ def _at(data: str, cache: str) -> Iterable[Row]:
     whole = _rms(size)
     bits = _bits(held)
     for part in _PARTS:
-        yield {"data": data, "cache": cache, "part": part, "error": _rms(errors[part]) / whole, "bits": bits}
+        yield {
+            "data": data, "cache": cache, "part": part, "splits": 1, "changed": 0.0, "moved": 0.0, "error": _rms(errors[part]) / whole,
+            "bits": bits,
+        }  # fmt: skip
 
 
 def _rms(parts: list[Exact]) -> float:
@@ -127,7 +152,7 @@ def _findings(rows: Rows) -> list[str]:
         return float(100 * one(rows, "error", data=data, cache=cache, part=part))
 
     found = []
-    for data in dict.fromkeys(row["data"] for row in rows):
+    for data in dict.fromkeys(row["data"] for row in rows if row["part"] == "all"):
         listed = ", ".join(
             f"{name} {error(data, name):.2g} % ({one(rows, 'bits', data=data, cache=name, part='all'):.3g} bits)" for name in CACHES
         )
@@ -136,6 +161,12 @@ def _findings(rows: Rows) -> list[str]:
     found.append(
         f"Channels of the keys that are {_FACTOR} times as large make the part of the keys {token:.3g} times as large where tokens have a scale "
         f"(int8), and {channel:.2f} times where channels have one (int8-kivi)."
+    )
+    split = pick(rows, part="splits")
+    most = max(split, key=lambda row: row["splits"])
+    found.append(
+        f"One token over {_LONG}, int8: keys in {most['splits']} splits change the bits of {100 * most['changed']:.0f} % of the outputs, by "
+        f"{100 * most['moved']:.2g} % (rms); the arithmetic's error is {100 * most['error']:.2g} %, and {100 * split[0]['error']:.2g} % in one."
     )
     return found
 
@@ -146,19 +177,26 @@ STUDY: Final = Shipped(
     question="What does each KV cache do to the outputs of attention?",
     measured="Four heads of 256 normal tokens with D = 64, as they are, with four channels of the keys 16 times as large (and those of the queries "
     "divided, so that exact scores stay), or four of the values; and all 72 heads of all-MiniLM-L6-v2 over eight sentences as one text, "
-    "D = 32. The last 16 tokens are the queries, in f16, each sees its own key and those before. Decoded on sm_90a by mma.sync. Keys of -kivi since the last full 32 tokens are f16. Errors are "
-    "against the softmax of unquantized keys and values in float64, rms over rms. The scale of the whole of NVFP4 is that of the data.",
+    "D = 32. The last 16 tokens are the queries, in f16, each sees its own key and those before. Keys of -kivi since the last full 32 tokens are "
+    "f16; the scale of the whole of NVFP4 is that of the data. Decoded on sm_90a by mma.sync; errors are against the softmax of unquantized "
+    "keys and values in float64, rms over rms. And one token over 2,048, with the keys in splits: beside the softmax of what the cache holds.",
     points=_points,
     at=_at,
-    charts=tuple(
+    charts=(
+        *(
+            Chart(
+                title=title, x="cache", y="error", series="part", x_label="cache", y_label="error, rms, relative", where={"data": data},
+                bars=True, caption=caption,
+            )
+            for data, title, caption in (
+                ("normal", "Normal numbers", "keys, values: the quantization of these alone. arithmetic: f16 and the kernel's sums."),
+                ("key channels", "Keys with large channels", "Scales of tokens must cover the largest channel; those of channels need not."),
+            )
+        ),
         Chart(
-            title=title, x="cache", y="error", series="part", x_label="cache", y_label="error, rms, relative", where={"data": data}, bars=True,
-            caption=caption,
-        )
-        for data, title, caption in (
-            ("normal", "Normal numbers", "keys, values: the quantization of these alone. arithmetic: f16 and the kernel's sums."),
-            ("key channels", "Keys with large channels", "Scales of tokens must cover the largest channel; those of channels need not."),
-        )
+            title="Keys in splits", x="splits", y="error", series="cache", x_label="splits", y_label="error of the arithmetic, rms, relative",
+            where={"part": "splits"}, caption="Each split has a maximum of its own, so that p is rounded to f16 otherwise; splits are added in order.",
+        ),
     ),
     claims=_claims,
     findings=_findings,
