@@ -21,6 +21,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 from mmabits import emulate  # noqa: E402
 from mmabits.kernels.triton import (  # noqa: E402
     attention,
+    attention_cached,
     block_scaled,
     fp8,
     fp8_blockwise,
@@ -367,6 +368,36 @@ def cached(at: Place) -> Any:
         "PAGE": page, "D": width, "BLOCK_Q": 16, "BLOCK_K": 32, "LEVELS": 5}  # fmt: skip
 
 
+def int8_cache(at: Place) -> Any:
+    """The page far down, and the sequence."""
+    page, width = 32, 64
+    first, sequence = at.start(page * width // 4, 1), at.start(page * width, 1)
+    at.rows, at.program = 1, (0, 0, sequence)
+    words = [at.rowwise(I32, first, page, 1, width // 4, seed=seed) for seed in (1, 2)]
+    scales = [at.rowwise(F32, first, page, 1, 1, seed=seed).abs_() for seed in (3, 4)]
+    q = at.rowwise(F16, sequence, 1, page, width, seed=5)
+    sums = [at.output(F32, sequence, page) for _ in range(2)]
+    parts = at.output(F32, sequence, page, width)
+    tables, lengths = torch.zeros((sequence + 1, 1), dtype=I32), torch.zeros(sequence + 1, dtype=I32)
+    tables[-1], lengths[-1] = first, page
+    sides = {"ELEMENT": "s8", "SCALE": "f32", "ZEROS": False, "TOKENS": 1, "CHANNELS": width}
+    return attention_cached.cached_kernel, (
+        q, words[0], scales[0], scales[0], words[1], scales[1], scales[1], q, tables, lengths, q, torch.ones(1) / 1024, *sums, parts,
+        1, 1, 1, page, 1, 1, 0, page,
+    ), {
+        **{f"{side}_{name}": value for side in "KV" for name, value in sides.items()}, "OUTSIDE": True, "SINKS": False, "D": width,
+        "BLOCK_Q": 16, "BLOCK_K": 32, "LEVELS": 5,
+    }  # fmt: skip
+
+
+def merged(at: Place) -> Any:
+    sequence = at.start(16 * 64, 1)
+    at.rows, at.program = 1, (0, 0, sequence)
+    sums = [at.rowwise(F32, sequence, 16, seed=seed).abs_() for seed in (1, 2)]
+    parts, out = at.rowwise(F32, sequence, 16, 64, seed=3), at.output(F32, sequence, 16, 64)
+    return attention_cached.merge_kernel, (*sums, parts, out, torch.ones(1), 1, 1, 1, 16, 1), {"D": 64, "BLOCK_Q": 16}
+
+
 def strided(at: Place, dtype: Any, rows: int, columns: int, seed: int = 1) -> Any:
     """A matrix with gaps between its rows, the last of which is beyond."""
     gap = -(-BEYOND // (rows - 1) // 8) * 8 if at.far else columns
@@ -429,7 +460,8 @@ def scaled_left(at: Place) -> Any:
 CASES: list[Case] = [
     fp8_left, fp8_right, fp8_quantized, tiles_quantized, tiles_left, mx_rows, mx_columns, mxfp4_columns, nvfp4_rows, nvfp4_columns,
     blocks_left, blocks_right, mxfp6_left, int8_left, int8_right, outliers, w4a8_left, w4a8_right, awq_left, awq_right, gptq_left,
-    gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, sage, sage2, cached, plain_matmul, plain_persistent, parts_of_k,
+    gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, sage, sage2, cached, int8_cache, merged,
+    plain_matmul, plain_persistent, parts_of_k,
     sum_of_parts, sum_far_down, scaled_left,
 ]  # fmt: skip
 
