@@ -147,7 +147,7 @@ def _delayed(given: TrainingInput) -> fp8.Fp8Matrix:
 
 
 def _tiles(tile: tuple[int, int]) -> Callable[[TrainingInput], fp8_blockwise.TiledFp8]:
-    return lambda given: fp8_blockwise.quantize(given.values, tile=tile, recipe="reciprocal")
+    return lambda given: fp8_blockwise.quantize(given.values, tile=tile, recipe="reciprocal", least_amax=0.0)
 
 
 QUANTIZERS: Final[dict[str, Callable[[TrainingInput], Any]]] = {

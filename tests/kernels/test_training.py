@@ -119,7 +119,7 @@ def tiles(x: Array, w: Array, grad: Array, arch: str) -> Three:
         for row in range(0, values.shape[0], down):
             for column in range(0, values.shape[1], across):
                 at = np.s_[row : row + down, column : column + across]
-                scale = np.maximum(np.abs(values[at]).max(), F32(1e-4)) / F32(448)
+                scale = np.abs(values[at]).max() / F32(448)
                 elements[at], scales[at] = np.clip(values[at] * (F32(1) / scale), -448, 448).astype(E4M3), scale
         return elements, scales
 
