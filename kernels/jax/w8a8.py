@@ -13,7 +13,12 @@ from mmabits.kernels.schemes.asymmetric import check_sums
 from mmabits.kernels.schemes.checks import check_range
 
 
-def _check(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> None:
+def check_array(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> None:
+    """Refuse another type or shape.
+
+    Raises:
+        OperandTypeError, OperandError: it has one.
+    """
     found = str(getattr(array, "dtype", type(array).__name__))
     if found != kind:
         raise OperandTypeError(f"{name} must be {kind}, got {found}")
@@ -49,10 +54,10 @@ def w8a8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
     Raises:
         OperandTypeError, OperandError: arrays that do not fit.
     """
-    _check(x, "x", "int8", (None, None))
-    _check(w, "w", "int8", (x.shape[1], None))
-    _check(x_scales, "x_scales", "float32", (x.shape[0],))
-    _check(w_scales, "w_scales", "float32", (w.shape[1],))
+    check_array(x, "x", "int8", (None, None))
+    check_array(w, "w", "int8", (x.shape[1], None))
+    check_array(x_scales, "x_scales", "float32", (x.shape[0],))
+    check_array(w_scales, "w_scales", "float32", (w.shape[1],))
     return scaled(int8_sums(x, w), x_scales, w_scales)
 
 
@@ -75,9 +80,9 @@ def llm_int8_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any, outliers: Any,
         OperandTypeError, OperandError: arrays that do not fit, columns that are not there.
     """
     regular = w8a8_matmul(x, x_scales, w, w_scales)
-    _check(outliers, "outliers", "float16", (x.shape[0], None))
-    _check(columns, "columns", "int32", (outliers.shape[1],))
-    _check(w16, "w16", "float16", w.shape)
+    check_array(outliers, "outliers", "float16", (x.shape[0], None))
+    check_array(columns, "columns", "int32", (outliers.shape[1],))
+    check_array(w16, "w16", "float16", w.shape)
     if not isinstance(columns, jax.core.Tracer):
         check_range(np.asarray(columns), "columns", 0, w.shape[0] - 1)
     if 0 in (*outliers.shape, w.shape[1]):
@@ -101,20 +106,20 @@ def w4a8_matmul(x: Any, x_scales: Any, words: Any, output_scales: Any, group_sca
     Raises:
         OperandTypeError, OperandError: arrays that do not fit.
     """
-    _check(x, "x", "int8", (None, None))
+    check_array(x, "x", "int8", (None, None))
     k = x.shape[1]
     if k % 8:
         raise OperandError(f"K must be a multiple of 8, the codes of a word, got {k}")
-    _check(words, "words", "int32", (k // 8, None))
+    check_array(words, "words", "int32", (k // 8, None))
     n = words.shape[1]
-    _check(x_scales, "x_scales", "float32", (x.shape[0],))
-    _check(output_scales, "output_scales", "float32", (n,))
+    check_array(x_scales, "x_scales", "float32", (x.shape[0],))
+    check_array(output_scales, "output_scales", "float32", (n,))
     shift = 28 - (jnp.arange(k, dtype=jnp.int32)[:, None] & 7) * 4
     codes = (jnp.repeat(words, 8, axis=0) << shift) >> 28
     if group_scales is None:
         w = (codes << 4).astype(jnp.int8)
     else:
-        _check(group_scales, "group_scales", "float16", (None, n))
+        check_array(group_scales, "group_scales", "float16", (None, n))
         groups = group_scales.shape[0]
         if k and (groups == 0 or k % groups):
             raise OperandError(f"K must be a multiple of the number of groups {groups}, got {k}")
@@ -142,15 +147,15 @@ def asymmetric_matmul(x: Any, x_scales: Any, x_zeros: Any, w: Any, w_scales: Any
         OperandTypeError, OperandError: arrays that do not fit, a K whose sums may leave s32.
     """
     is_unsigned = str(getattr(x, "dtype", "")) == "uint8"
-    _check(x, "x", "uint8" if is_unsigned else "int8", (None, None))
+    check_array(x, "x", "uint8" if is_unsigned else "int8", (None, None))
     m, k = x.shape
-    _check(w, "w", "int8", (k, None))
+    check_array(w, "w", "int8", (k, None))
     n = w.shape[1]
     for array, name, kind, size in (
         (x_scales, "x_scales", "float32", m), (x_zeros, "x_zeros", "int32", m), (w_scales, "w_scales", "float32", n),
         *(() if w_zeros is None else ((w_zeros, "w_zeros", "int32", n),)),
     ):  # fmt: skip
-        _check(array, name, kind, (size,))
+        check_array(array, name, kind, (size,))
     check_sums(k, w_zeros is not None)
     zeros = jnp.asarray(x_zeros)
     if is_unsigned:
@@ -176,10 +181,10 @@ def w4a4_matmul(x: Any, x_scales: Any, w: Any, w_scales: Any) -> Any:
     Raises:
         OperandTypeError, OperandError: arrays that do not fit.
     """
-    _check(x, "x", "uint8", (None, None))
-    _check(w, "w", "uint8", (None, x.shape[1]))
-    _check(x_scales, "x_scales", "float32", (x.shape[0],))
-    _check(w_scales, "w_scales", "float32", (w.shape[0],))
+    check_array(x, "x", "uint8", (None, None))
+    check_array(w, "w", "uint8", (None, x.shape[1]))
+    check_array(x_scales, "x_scales", "float32", (x.shape[0],))
+    check_array(w_scales, "w_scales", "float32", (w.shape[0],))
     left, right = (_unpacked_int4(jnp.asarray(each)) for each in (x, w))
     return scaled(int8_sums(left, right.T), x_scales, w_scales)
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,24 @@ def _group_size(k: int, scales: Array) -> int:
     return k // scales.shape[0] if scales.shape[0] else GROUP
 
 
+def checked_for_awq(weights: Int4Weights) -> None:
+    """Refuse what AWQ has no place for.
+
+    Raises:
+        OperandError: a zero point of 16, groups out of order.
+    """
+    if weights.zeros.max(initial=0) > MAX_CODE:
+        raise OperandError(f"AWQ holds zero points 0 to {MAX_CODE}, got {weights.zeros.max()}")
+    if weights.g_idx is not None and not np.array_equal(weights.g_idx, np.arange(weights.shape[0]) // weights.group):
+        raise OperandError("AWQ has groups of neighbours only, got a g_idx of another order")
+
+
+class PackedLayer(Protocol):
+    """Tensors of a layer as a checkpoint names them."""
+
+    FIELDS: ClassVar[tuple[str, ...]]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AwqTensors:
     """The tensors of one layer of an AWQ checkpoint.
@@ -96,7 +114,7 @@ class AwqTensors:
     scales: npt.NDArray[np.float16]
     """(K / group, N)."""
 
-    FIELDS: ClassVar = ("qweight", "qzeros", "scales")
+    FIELDS: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
 
     def __post_init__(self) -> None:
         """Check."""
@@ -117,10 +135,7 @@ class AwqTensors:
         Raises:
             OperandError: N is no multiple of 8; a zero point of 16 or groups out of order, for which AWQ has no place.
         """
-        if weights.zeros.max(initial=0) > MAX_CODE:
-            raise OperandError(f"AWQ holds zero points 0 to {MAX_CODE}, got {weights.zeros.max()}")
-        if weights.g_idx is not None and not np.array_equal(weights.g_idx, np.arange(weights.shape[0]) // weights.group):
-            raise OperandError("AWQ has groups of neighbours only, got a g_idx of another order")
+        checked_for_awq(weights)
         return cls(
             qweight=pack_words(weights.codes, axis=1, order=AWQ_ORDER), qzeros=pack_words(weights.zeros, axis=1, order=AWQ_ORDER),
             scales=weights.scales,
@@ -153,7 +168,7 @@ class GptqTensors:
     zeros_minus_one: bool = True
     """Whether `qzeros` holds zero points minus one (`gptq`) or as they are (`gptq_v2`)."""
 
-    FIELDS: ClassVar = ("qweight", "qzeros", "scales", "g_idx")
+    FIELDS: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
 
     def __post_init__(self) -> None:
         """Check."""
@@ -220,11 +235,11 @@ class GptqTensors:
         return ""
 
 
-def write_checkpoint(path: str | Path, layers: Mapping[str, AwqTensors | GptqTensors]) -> None:
+def write_checkpoint(path: str | Path, layers: Mapping[str, PackedLayer]) -> None:
     """A safetensors file with the names that AutoAWQ and AutoGPTQ use: `<layer>.qweight`, `<layer>.qzeros`, ...
 
-    What safetensors has no place for, the method and `checkpoint_format`, stands in a checkpoint's config.json: see
-    `quantization_config`.
+    Layers are `AwqTensors`, `GptqTensors`, or those of `packing_awq_gemv`. What safetensors has no place for, the method, `version` and
+    `checkpoint_format`, stands in a checkpoint's config.json: see `quantization_config` and `gemv_config`.
     """
     from safetensors.numpy import save_file
 
@@ -246,7 +261,9 @@ def quantization_config(layer: AwqTensors | GptqTensors) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[str, AwqTensors | GptqTensors]:
-    """The quantized layers of a safetensors file by name; a layer with a `g_idx` is GPTQ's, one without is AWQ's.
+    """The quantized layers of a safetensors file by name; a layer with a `g_idx` is GPTQ's, one without is AWQ's, version `gemm`.
+
+    Other versions of AWQ are read by `packing_awq_gemv.read_gemv_checkpoint`.
 
     Args:
         path: of the file. Tensors of a type that NumPy lacks and tensors of layers that are not quantized are left alone.

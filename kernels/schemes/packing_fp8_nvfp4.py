@@ -1,4 +1,4 @@
-"""FP8 and NVFP4 weights as checkpoints of compressed-tensors and of ModelOpt hold them: read, written, and made of one another."""
+"""FP8 and NVFP4 weights as checkpoints of compressed-tensors, ModelOpt and DeepSeek hold them: read, written, and made of one another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmabits.kernels.quantize import Quantized
 from mmabits.kernels.schemes.blocks import ColumnBlocks
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_positive, check_shape, checked
 from mmabits.kernels.schemes.fp8 import Fp8Matrix
+from mmabits.kernels.schemes.packing_fp8_blocks import BLOCK_FLAVOURS, BlockFp8Tensors, CacheScales, cache_scales_of
 from mmabits.kernels.schemes.w8a8 import Floats
 from mmabits.reports.written import written_whole
 
@@ -205,7 +206,7 @@ class Fp8Tensors:
         return cls(weight=np.ascontiguousarray(weights.elements.T), weight_scale=np.ascontiguousarray(scales))
 
 
-Layer = Nvfp4Tensors | Fp8Tensors
+Layer = Nvfp4Tensors | Fp8Tensors | BlockFp8Tensors
 
 
 def _names(layer: Layer) -> dict[str, Array]:
@@ -213,16 +214,23 @@ def _names(layer: Layer) -> dict[str, Array]:
         found: dict[str, Array | None] = {
             "weight": layer.weight, "weight_scale": layer.weight_scale, "input_scale": layer.input_scale
         }  # fmt: skip
+    elif isinstance(layer, BlockFp8Tensors):
+        found = {"weight": layer.weight, BLOCK_FLAVOURS[layer.flavour].scales: layer.scales}
     else:
         row = FLAVOURS[layer.flavour]
         found = {row.codes: layer.packed, "weight_scale": layer.scales, row.whole: layer.whole, row.of_input: layer.of_input}
     return {name: array for name, array in found.items() if array is not None}
 
 
-def write_fp_checkpoint(path: str | Path, layers: Mapping[str, Layer]) -> None:
+def write_fp_checkpoint(path: str | Path, layers: Mapping[str, Layer], *, caches: Mapping[str, CacheScales] | None = None) -> None:
     """A safetensors file with the libraries' names: `<layer>.weight_packed`, `<layer>.weight_scale`, ...
 
-    What tells loaders the format stands in config.json (`FLAVOURS[...].config`).
+    What tells loaders the format stands in config.json (`FLAVOURS[...].config`, `BLOCK_FLAVOURS[...].config`).
+
+    Args:
+        path: of the file.
+        layers: by name.
+        caches: scales of KV caches, by the names of their attention modules.
 
     Raises:
         OperandError: the file cannot be written; nothing half-written is left.
@@ -231,8 +239,9 @@ def write_fp_checkpoint(path: str | Path, layers: Mapping[str, Layer]) -> None:
     parts: list[bytes] = []
     end = 0
     names = {np.dtype(kind): name for name, kind in _DTYPES.items()}
-    for name, layer in layers.items():
-        for part, array in _names(layer).items():
+    parted = [(name, _names(layer)) for name, layer in layers.items()] + [(name, each.tensors()) for name, each in (caches or {}).items()]
+    for name, held in parted:
+        for part, array in held.items():
             parts.append(np.ascontiguousarray(array).tobytes())
             start, end = end, end + len(parts[-1])
             header[f"{name}.{part}"] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
@@ -245,13 +254,19 @@ def write_fp_checkpoint(path: str | Path, layers: Mapping[str, Layer]) -> None:
         raise OperandError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
-_DTYPES: Final = {"U8": np.dtype(np.uint8), "F8_E4M3": _E4M3, "F32": np.dtype(np.float32), "BF16": _BF16}
+_DTYPES: Final = {
+    "U8": np.dtype(np.uint8),
+    "F8_E4M3": _E4M3,
+    "F32": np.dtype(np.float32),
+    "BF16": _BF16,
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
 
 
 def read_fp_checkpoint(path: str | Path) -> dict[str, Layer]:
-    """The NVFP4 and FP8 layers of a safetensors file by name: told apart by the names and types of their tensors.
+    """The NVFP4 and FP8 layers of a safetensors file by name: told apart by the names, types and shapes of their tensors.
 
-    Tensors of other layers are left alone.
+    Tensors of other layers are left alone, and scales of caches, which `read_cache_scales` reads.
 
     Raises:
         OperandError: no such file; a layer that lacks a tensor, or whose tensors do not fit each other.
@@ -261,19 +276,38 @@ def read_fp_checkpoint(path: str | Path) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for key in sorted(tensors):
         name, _, part = key.rpartition(".")
-        if part != "weight_scale":
+        if part not in _SCALES:
             continue
         try:
-            layers[name] = _layer(name, tensors)
+            layers[name] = _layer(name, part, tensors)
         except (OperandError, OperandTypeError) as error:
             raise type(error)(f"{path}: {name}: {error}") from None
     return layers
 
 
-def _layer(name: str, tensors: Mapping[str, Array]) -> Layer:
+_SCALES: Final = {row.scales: row.name for row in BLOCK_FLAVOURS.values()}
+
+
+def read_cache_scales(path: str | Path) -> dict[str, CacheScales]:
+    """The static scales of the KV caches of a safetensors file, by the names of the attention modules.
+
+    Scales of queries and of probabilities are left alone.
+
+    Raises:
+        OperandError: no such file; a scale of keys without that of values; zero points.
+        OperandTypeError: tensors of other types.
+    """
+    tensors = _tensors(path)
+    try:
+        return cache_scales_of(tensors)
+    except (OperandError, OperandTypeError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _layer(name: str, scales: str, tensors: Mapping[str, Array]) -> Layer:
     def part(what: str) -> Array:
         if f"{name}.{what}" not in tensors:
-            raise OperandError(f"there is a weight_scale without {what}")
+            raise OperandError(f"there is a {scales} without {what}")
         return tensors[f"{name}.{what}"]
 
     for row in FLAVOURS.values():
@@ -282,7 +316,12 @@ def _layer(name: str, tensors: Mapping[str, Array]) -> Layer:
                 packed=part(row.codes), scales=part("weight_scale"), whole=part(row.whole), flavour=row.name,
                 of_input=tensors.get(f"{name}.{row.of_input}"),
             )  # fmt: skip
-    return Fp8Tensors(weight=part("weight"), weight_scale=part("weight_scale"), input_scale=tensors.get(f"{name}.input_scale"))
+    weight, scale, input_scale = part("weight"), tensors[f"{name}.{scales}"], tensors.get(f"{name}.input_scale")
+    if scales != "weight_scale" or (scale.ndim == 2 and scale.shape not in ((1, 1), (len(weight), 1))):
+        if input_scale is not None:
+            raise OperandError("layers with a scale for each block have activations scaled dynamically, got an input_scale")
+        return BlockFp8Tensors(weight=weight, scales=scale, flavour=_SCALES[scales])
+    return Fp8Tensors(weight=weight, weight_scale=scale, input_scale=input_scale)
 
 
 def _tensors(path: str | Path) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.kernels.schemes.spec import SchemeSpec
+from mmabits.kernels.schemes.table_moe import ROWS_MOE
 from mmabits.kernels.schemes.table_w4 import ROWS_6_9
 
 _FP8: Final = ("sm_89", "sm_90a", "sm_100a", "sm_120a")
@@ -85,7 +86,7 @@ ROWS_1_5: Final = (
 )  # fmt: skip
 """FP8 and the block-scaled formats."""
 
-SCHEMES: Final = ROWS_1_5 + ROWS_6_9
+SCHEMES: Final = ROWS_1_5 + ROWS_6_9 + ROWS_MOE
 """One row a scheme."""
 
 

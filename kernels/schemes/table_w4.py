@@ -27,12 +27,14 @@ ROWS_6_9: Final = (
         number=6, name="W8A16 (INT8)", operands="f16 or bf16 x INT8", scales="f16 per output channel or for a group of K",
         product="f16 or bf16 into f32; group scales on weights in registers, one rounding, channel scales on sums in f32",
         quantizers=("schemes.w8a16:quantize_w8",), composition="schemes.w8a16:w8a16_matmul", triton="triton.w8a16:w8a16_matmul",
+        jax="jax.narrow_weights:w8a16_matmul", cuda="cuda.narrow_weights:w8a16_matmul",
         source="arXiv 2408.11743 and vLLM, gptq_marlin",
     ),
     SchemeSpec(
         number=6, name="W8A16 (FP8)", operands="f16 or bf16 x FP8 codes, unpacked by their bits",
         scales="f16 per output channel or for a group of K", product="as of INT8 weights",
         quantizers=("schemes.w8a16:quantize_w8",), composition="schemes.w8a16:w8a16_matmul", triton="triton.w8a16:w8a16_matmul",
+        jax="jax.narrow_weights:w8a16_matmul", cuda="cuda.narrow_weights:w8a16_matmul",
         source="vLLM, marlin_utils_fp8",
     ),
     SchemeSpec(
@@ -66,6 +68,7 @@ ROWS_6_9: Final = (
         product="e4m3 into f32, INT4 made e4m3 by its bits; groups added by f32 fused multiply-adds",
         quantizers=("schemes.fp8:quantize", "schemes.w4a8_fp8:quantize_w4a8_fp8"),
         composition="schemes.w4a8_fp8:w4a8_fp8_matmul", triton="triton.w4a8_fp8:w4a8_fp8_matmul", architectures=_FP8,
+        jax="jax.narrow_weights:w4a8_fp8_matmul", cuda="cuda.narrow_weights:w4a8_fp8_matmul",
         source="vLLM, Marlin with FP8 activations",
     ),
     SchemeSpec(

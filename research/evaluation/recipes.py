@@ -25,6 +25,7 @@ from mmabits.kernels.schemes import fp8_blockwise
 from mmabits.kernels.schemes.blocks import ColumnBlocks, RowBlocks, block_scaled_matmul
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.w4a16 import GROUP, quantize_int4
+from mmabits.research.evaluation.compositions import COMPOSITIONS, Composition
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -205,6 +206,47 @@ class Int4Weight(QuantizedLayer):
         return F.linear(x.detach().to(kind), self.weights[kind].t(), bias).to(x.dtype)
 
 
+class ComposedLayer(QuantizedLayer):
+    """As a composition has it.
+
+    Args:
+        weight: (N, K).
+        bias: (N,), or None.
+        by: the composition.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, by: Composition) -> None:
+        self._by = by
+        super().__init__(weight, bias)
+
+    def prepare(self, weight: torch.Tensor) -> None:
+        """Quantize once."""
+        self.weight = self._by.store(_columns(weight))
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """The composition's product.
+
+        Raises:
+            EmulationError: activations that are not finite, for which it has no codes.
+        """
+        if self._by.is_finite and not bool(torch.isfinite(rows).all()):
+            raise EmulationError(
+                f"activations of {module_path() or 'a layer'} are not finite: recipe {self._by.name} has no codes for them"
+            )
+        given = _halves(rows) if self._by.is_half else _matrix(rows)
+        return torch.from_numpy(np.asarray(self._by.multiply(given, self.weight, _dots())))
+
+
+def _halves(rows: torch.Tensor) -> Array:
+    """float16 or bfloat16; any other type as bfloat16."""
+    given = rows.detach().contiguous()
+    if given.dtype == torch.float16:
+        halves: Array = given.numpy()
+        return halves
+    wide: Array = given.to(torch.bfloat16).view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return wide
+
+
 def _matrix(rows: torch.Tensor) -> Floats:
     return np.ascontiguousarray(rows.detach().float().numpy())
 
@@ -231,6 +273,8 @@ class ModelRecipe:
     """What divides K of every layer."""
     n: int = 1
     """What divides N."""
+    largest_k: int | None = None
+    """The largest K that it takes; None: any."""
     has_fast: bool = False
     """Whether it may be accumulated fast."""
     tf32: bool = False
@@ -268,11 +312,22 @@ def _rows() -> tuple[ModelRecipe, ...]:
         ),
         ModelRecipe(name="int8", what="s8, a scale for each row and output channel", layer=Int8Layer, k=8, n=8),
         ModelRecipe(name="w4a16", what=f"INT4 weights in groups of {GROUP}, dequantized", layer=Int4Weight, k=GROUP),
+        *(
+            ModelRecipe(name=row.name, what=row.what, layer=partial(ComposedLayer, by=row), k=row.k, largest_k=row.largest_k)
+            for row in COMPOSITIONS
+        ),
     )  # fmt: skip
 
 
 RECIPES: Final = {row.name: row for row in _rows()}
 """Every recipe by its name."""
+OTHER_NAMES: Final = {"fp8-rowwise": "fp8-row"}
+"""What `study` calls some of them."""
+_OWN_TYPE: Final = "weights are dequantized to the model's type here; dtype='bf16' casts the model"
+LEFT_OUT: Final = {
+    f"{name}-bf16": _OWN_TYPE for name in ("w4a16", "w4a16-symmetric", "w8a16-int8", "w8a16-int8-groups", "w8a16-e4m3", "w8a16-e4m3-groups")
+}
+"""Recipes of `study` that `evaluate` does not take, and why."""
 
 
 def model_recipe(name: str) -> ModelRecipe:
@@ -281,6 +336,9 @@ def model_recipe(name: str) -> ModelRecipe:
     Raises:
         OperandError: there is none.
     """
+    if name in LEFT_OUT:
+        raise OperandError(f"recipe {name!r} is of study alone: {LEFT_OUT[name]}")
+    name = OTHER_NAMES.get(name, name)
     if name not in RECIPES:
         raise OperandError(f"unknown recipe {name!r}{nearest(str(name), RECIPES)}; known: {', '.join(RECIPES)}")
     return RECIPES[name]

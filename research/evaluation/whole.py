@@ -212,6 +212,11 @@ def _check_layers(model: nn.Module, recipes: Sequence[str], keep: Sequence[str])
                     f"recipe {recipe.name} takes K in multiples of {recipe.k} and N of {recipe.n}; {name} has K = {k} and N = {n} "
                     "(keep leaves layers as they are)"
                 )
+            if recipe.largest_k is not None and k > recipe.largest_k:
+                raise OperandError(
+                    f"recipe {recipe.name} takes K up to {recipe.largest_k}, beyond which sums may leave s32; {name} has K = {k} "
+                    "(keep leaves layers as they are)"
+                )
 
 
 def _pieces(found: FoundModel, text: str | None, tokens: Sequence[int] | None, length: int, most: int | None) -> list[list[int]]:

@@ -13,13 +13,13 @@ import pytest
 import mmabits
 from mmabits.emulator.cuda.nvrtc import compile_program
 from mmabits.isa import MmabitsError, OperandError, UnsupportedInstruction
-from mmabits.kernels.cuda import integers
+from mmabits.kernels.cuda import integers, narrow_weights
 from mmabits.kernels.cuda.block_scaled import block_scaled_matmul
 from mmabits.kernels.cuda.fp8_blockwise import fp8_blockwise_matmul
 from mmabits.kernels.cuda.sage2 import EXPONENTIAL, ORDER, sage2_attention
 from mmabits.kernels.cuda.sources import source
 from mmabits.kernels.cuda.w4a16 import pack, w4a16_matmul
-from mmabits.kernels.schemes import asymmetric, attention, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a4, w4a16, w8a8
+from mmabits.kernels.schemes import asymmetric, attention, fp8, fp8_blockwise, mxfp6_mxfp4, mxfp8, nvfp4, w4a4, w4a8_fp8, w4a16, w8a8, w8a16
 from mmabits.kernels.schemes.dots import Dots
 
 pytestmark = pytest.mark.usefixtures("nvrtc")
@@ -69,6 +69,63 @@ def test_integers() -> None:
     with pytest.raises(OperandError, match="K must be a multiple of the instruction's 64, got 32"):
         integers.w4a4_matmul(*(w4a4.Int4Matrix(codes=np.zeros(size, np.int8), scales=np.ones(8, np.float32), axis=axis)
                        for axis, size in enumerate([(8, 32), (32, 8)])), arch="sm_89")  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_100a"])
+def test_w8a16(arch: str) -> None:
+    """Groups and channels, both kinds of weights, both types of activations; the last rows of a tile are not there."""
+    rng = operands.generator("cuda w8a16", arch)
+    for kind, dtype, group in (
+        ("int8", np.float16, 32),
+        ("e4m3", ml_dtypes.bfloat16, 64),
+        ("int8", ml_dtypes.bfloat16, 0),
+        ("e4m3", np.float16, 0),
+    ):
+        weights = w8a16.quantize_w8(wide(rng, 192, 24), kind=kind, group=group)
+        x = rng.standard_normal((70, 192)).astype(dtype)
+        name = "f16" if dtype == np.float16 else "bf16"
+        wanted = w8a16.w8a16_matmul(x, weights, arch=Dots(arch=arch, instruction=MMA.replace(".f16.f16", f".{name}.{name}")))
+        same(narrow_weights.w8a16_matmul(x, weights, arch=arch), wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_w8a16_dequantizes_every_code(dtype: type) -> None:
+    """By scales from the smallest to those with which no weight overflows; subnormal products too."""
+    every = np.arange(256, dtype=np.uint8)
+    finite = np.where(every % 128 == 127, 0, every).astype(np.uint8).view(ml_dtypes.float8_e4m3fn)
+    scales = (np.float16(1.37) * np.float16(2.0) ** np.array([-24, -16, -15, -14, -9, -1, 0, 6])).astype(np.float16)
+    for codes in (every.view(np.int8), finite):
+        weights = w8a16.Weights8(codes=np.repeat(codes[:, None], 8, 1), scales=np.repeat(scales[None], 2, 0), group=128)
+        found = narrow_weights.w8a16_matmul(np.eye(256, dtype=dtype), weights, arch="sm_90a")
+        assert np.array_equal(found, weights.operand(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120a"])
+def test_w4a8_fp8(arch: str) -> None:
+    rng = operands.generator("cuda w4a8 fp8", arch)
+    for group, per in ((0, "row"), (32, "tensor"), (96, "row")):
+        x, w = fp8.quantize(wide(rng, 70, 192), per=per), w4a8_fp8.quantize_w4a8_fp8(wide(rng, 192, 24), group=group)
+        wanted = w4a8_fp8.w4a8_fp8_matmul(x, w, arch=Dots(arch=arch, instruction=MMA_E4M3))
+        same(narrow_weights.w4a8_fp8_matmul(x, w, arch=arch), wanted)
+    codes = np.tile(np.arange(-8, 8, dtype=np.int8)[:, None], (2, 8))
+    every = w4a8_fp8.W4A8Fp8Weights(codes=codes, scales=np.ones((1, 8), np.float16), group=0)
+    one = fp8.Fp8Matrix(elements=np.eye(32).astype(ml_dtypes.float8_e4m3fn), scales=np.ones((1, 1), np.float32))
+    same(narrow_weights.w4a8_fp8_matmul(one, every, arch=arch), codes.astype(np.float32))
+
+
+def test_what_narrow_weights_refuse() -> None:
+    weights = w8a16.quantize_w8(np.ones((32, 8), np.float32), group=8)
+    with pytest.raises(OperandError, match="the group size must be a multiple of the instruction's K 16, got 8"):
+        narrow_weights.w8a16_matmul(np.zeros((4, 32), np.float16), weights, arch="sm_80")
+    with pytest.raises(OperandError, match="N must be a multiple of the kernel's tile 8, got 7"):
+        narrow_weights.w8a16_matmul(np.zeros((4, 32), np.float16), w8a16.quantize_w8(np.ones((32, 7), np.float32)), arch="sm_80")
+    four = w4a8_fp8.quantize_w4a8_fp8(np.ones((32, 8), np.float32), group=0)
+    x = fp8.quantize(np.ones((4, 32), np.float32))
+    with pytest.raises(UnsupportedInstruction, match=r"for compute capability 8\.9, which sm_80 is not"):
+        narrow_weights.w4a8_fp8_matmul(x, four, arch="sm_80")
+    with pytest.raises(OperandError, match=r"\(M, 32\) of float8_e4m3fn, got \(4, 32\) of float8_e5m2"):
+        narrow_weights.w4a8_fp8_matmul(fp8.quantize(np.ones((4, 32), np.float32), format="e5m2"), four, arch="sm_89")
+    assert narrow_weights.w4a8_fp8_matmul(fp8.quantize(np.ones((0, 32), np.float32)), four, arch="sm_89").shape == (0, 8)
 
 
 def test_w4a16_words_hold_every_code_once() -> None:
@@ -137,7 +194,8 @@ def test_what_the_kernels_do_not_take() -> None:
 
 
 @pytest.mark.parametrize(("name", "arch", "options"), [
-    ("w4a16", "sm_80", []), ("w4a16", "sm_120a", []), ("fp8_blockwise", "sm_90a", []), ("sage2", "sm_89", ["-DWIDTH=128"]),
+    ("w4a16", "sm_80", []), ("w4a16", "sm_120a", []), ("narrow_weights", "sm_80", []), ("narrow_weights", "sm_100a", []),
+    ("fp8_blockwise", "sm_90a", []), ("sage2", "sm_89", ["-DWIDTH=128"]),
     ("block_scaled", "sm_100a", ["-DGROUP=1", "-DNVFP4"]),
     ("block_scaled", "sm_103a", ["-DGROUP=2", "-DA_TYPE=0", "-DB_TYPE=1"]), ("block_scaled", "sm_100a", ["-DGROUP=2", "-DNVFP4"]),
 ])  # fmt: skip

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -26,11 +27,13 @@ from mmabits.commands.main import main  # noqa: E402
 from mmabits.commands.pages.evaluate import evaluation_page  # noqa: E402
 from mmabits.isa import EmulationError, OperandError, UnknownArchitecture  # noqa: E402
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4  # noqa: E402
-from mmabits.kernels.schemes import fp8_blockwise  # noqa: E402
+from mmabits.kernels.schemes import asymmetric, fp8_blockwise, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16  # noqa: E402
+from mmabits.kernels.schemes import fp8 as fp8_scheme  # noqa: E402
 from mmabits.kernels.schemes.blocks import ColumnBlocks, RowBlocks, block_scaled_matmul  # noqa: E402
 from mmabits.kernels.schemes.dots import Dots  # noqa: E402
 from mmabits.research.evaluation import points, whole  # noqa: E402
-from mmabits.research.evaluation.recipes import RECIPES, model_recipe  # noqa: E402
+from mmabits.research.evaluation.compositions import COMPOSITIONS  # noqa: E402
+from mmabits.research.evaluation.recipes import LEFT_OUT, OTHER_NAMES, RECIPES, model_recipe  # noqa: E402
 from mmabits.research.models import find_model  # noqa: E402
 from mmabits.research.study import JournalMismatch  # noqa: E402
 
@@ -144,6 +147,70 @@ def test_a_layer_is_its_composition(name: str) -> None:
         )
         wanted = block_scaled_matmul(RowBlocks.of(a), ColumnBlocks.of(b), arch="sm_100a") * np.float32(a.tensor_scale * b.tensor_scale)
     assert np.array_equal(got, wanted)
+
+
+def by_itself(name: str, x: np.ndarray, w: np.ndarray, arch: str) -> np.ndarray:
+    """A layer's product, quantizers and composition called one by one."""
+    if name == "fp8-e5m2":
+        a, b = (fp8_scheme.quantize(each, format="e5m2") for each in (x, w))
+        return fp8_scheme.fp8_matmul(a, b, arch=arch)
+    if name == "fp8-tiles-power-of-two":
+        a, b = fp8_blockwise.quantize_activations(x, recipe="power-of-two"), fp8_blockwise.quantize_weights(w, recipe="power-of-two")
+        return fp8_blockwise.fp8_blockwise_matmul(a, b, arch=arch)
+    if name == "mxfp8-mxfp4":
+        a, b = quantize_mx(x, format="e4m3", recipe="floor", axis=1), quantize_mx(w, format="e2m1", recipe="floor", axis=0)
+        return block_scaled_matmul(RowBlocks.of(a), ColumnBlocks.of(b), arch=arch)
+    if name.startswith("int8"):
+        right = asymmetric.quantize_affine(w, axis=1, dtype=np.int8) if name == "int8-asymmetric" else w8a8.quantize_int8(w, axis=1)
+        return asymmetric.asymmetric_matmul(asymmetric.quantize_affine(x, axis=0), right, arch=arch)
+    if name == "w4a8":
+        return w4a8.w4a8_matmul(w8a8.quantize_int8(x, axis=0), w4a8.quantize_w4a8(w), arch=arch)
+    if name == "w4a8-fp8":
+        return w4a8_fp8.w4a8_fp8_matmul(fp8_scheme.quantize(x, per="row"), w4a8_fp8.quantize_w4a8_fp8(w), arch=arch)
+    if name == "w4a4":
+        a, b = (w4a4.quantize_int4_symmetric(each, axis=axis) for axis, each in enumerate((x, w)))
+        return w4a4.w4a4_matmul(a, b, arch=arch)
+    half = x.astype(ml_dtypes.bfloat16)
+    if name == "w4a16-symmetric":
+        return w4a16.w4a16_matmul(half, w4a16.quantize_int4(w, symmetric=True), arch=arch)
+    kind, group = name.split("-")[1], 128 if name.endswith("groups") else 0
+    return w8a16.w8a16_matmul(half, w8a16.quantize_w8(w, kind=kind, group=group), arch=arch)
+
+
+@pytest.mark.parametrize("name", [row.name for row in COMPOSITIONS])
+def test_a_composed_layer_is_its_scheme(name: str) -> None:
+    rng = np.random.default_rng(6)
+    x, w = rng.standard_normal((6, 256)).astype(np.float32), rng.standard_normal((256, 32)).astype(np.float32)
+    layer = model_recipe(name).layer(torch.from_numpy(w.T.copy()), torch.full((32,), 0.5))
+    for arch in ("sm_89", "sm_100a"):
+        with torch.no_grad(), mmabits.emulate(arch, frameworks=["torch"], library="chain") as session:
+            got = layer(torch.from_numpy(x)).numpy()
+        assert session.report().share == 1
+        assert np.array_equal(got, by_itself(name, x, w, arch) + np.float32(0.5))
+
+
+def test_each_recipe_of_study_is_taken_or_left_out_with_a_reason() -> None:
+    from mmabits.research.study.recipes import RECIPES as OF_STUDY
+
+    for name in OF_STUDY:
+        if name in LEFT_OUT:
+            with pytest.raises(OperandError, match=f"recipe '{name}' is of study alone: weights are dequantized"):
+                model_recipe(name)
+        else:
+            assert model_recipe(name).name == OTHER_NAMES.get(name, name)
+
+
+def test_what_has_no_codes_is_a_refusal() -> None:
+    x = torch.zeros(4, 128)
+    x[1, 3] = float("inf")
+    with torch.no_grad(), mmabits.emulate("sm_90a", frameworks=["torch"]):
+        for name in ("int8-asymmetric", "w4a8", "w4a4"):
+            with pytest.raises(EmulationError, match=f"are not finite: recipe {name} has no codes"):
+                model_recipe(name).layer(torch.ones(16, 128), None)(x)
+        assert bool(torch.isfinite(model_recipe("fp8-e5m2").layer(torch.ones(16, 128), None)(x)).all())  # it saturates
+    wide = torch.nn.Sequential(torch.nn.Linear(40_000, 8, bias=False))
+    with pytest.raises(OperandError, match=r"takes K up to 33025.*K = 40000"):
+        whole._check_layers(wide, ["int8-asymmetric"], ())
 
 
 def test_weights_of_four_bits_and_biases() -> None:

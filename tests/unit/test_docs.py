@@ -35,7 +35,7 @@ WORD = re.compile(r"[\w.:]*\w")
 FOREIGN = {
     "DataLoader", "GradScaler", "HIGH", "_weight_int8pack_mm", "cdist", "cudaGridDependencySynchronize", "make_tma_atom_A_sm100",
     "wgmma_sm90", "wgmma_tma_sm90", "inductor", "in.NAME", "malloc", "setup_context", "vX.Y.Z", "dmma.f64.f64", "m64n64",
-    "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32",
+    "shuffle_matrix_sf_a", "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32",
 }  # fmt: skip
 """Names of other programs, of files, and of instructions that the library makes from parts."""
 
