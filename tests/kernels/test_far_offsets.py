@@ -37,6 +37,7 @@ from mmabits.kernels.triton import (  # noqa: E402
     routing,
     scaled,
     split_k,
+    training,
     w4a8,
     w4a16,
     w8a8,
@@ -185,6 +186,36 @@ def nvfp4_columns(at: Place) -> Any:
     out, scales = mapped(U8, many, 8), mapped(U8, many)
     at.outputs += [out[:ROWS], scales[:ROWS]]
     return nvfp4.nvfp4_kernel, (x, out, scales, torch.ones(1), many, 16, 1, many), {"SQUARE": False, "BLOCK_R": 4}
+
+
+def hadamard_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, out = at.rowwise(F32, start, K), at.output(F32, start, K)
+    return training.hadamard_kernel, (x, torch.ones(16), out, start + ROWS, K, K, 1), {"ROWS": 32}
+
+
+def hadamard_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    out = mapped(F32, many, 16)
+    at.outputs.append(out[:ROWS])
+    return training.hadamard_kernel, (x, torch.ones(16), out, many, 16, 1, many), {"ROWS": 4}
+
+
+def nvfp4_drawn_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, random = at.rowwise(F32, start, K), at.rowwise(I32, start, K, seed=2)
+    out, scales = at.output(U8, start, K // 2), at.output(U8, start, K // 16)
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), start + ROWS, K, K, 1), {"BLOCK_R": 32}
+
+
+def nvfp4_drawn_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    random, _ = at.columnwise(I32, 16, ROWS, seed=2)
+    out, scales = mapped(U8, many, 8), mapped(U8, many)
+    at.outputs += [out[:ROWS], scales[:ROWS]]
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), many, 16, 1, many), {"BLOCK_R": 4}
 
 
 def blocks_left(at: Place) -> Any:
@@ -538,6 +569,7 @@ def scaled_left(at: Place) -> Any:
 
 CASES: list[Case] = [
     fp8_left, fp8_right, fp8_quantized, tiles_quantized, tiles_left, mx_rows, mx_columns, mxfp4_columns, nvfp4_rows, nvfp4_columns,
+    hadamard_rows, hadamard_columns, nvfp4_drawn_rows, nvfp4_drawn_columns,
     blocks_left, blocks_right, mxfp6_left, int8_left, int8_right, outliers, w4a8_left, w4a8_right, awq_left, awq_right, gptq_left,
     gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, moe_int8_tokens, moe_int8_experts,
     moe_words_tokens, moe_tiles_tokens, moe_blocks_tokens, moe_ordered_sum, moe_gated, moe_int8_rows, moe_scores,
