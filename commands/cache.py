@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.reports.output import complain, say, say_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def warm(
         list[str] | None,
         typer.Argument(help="Instructions in full, or parts of their names: wgmma, mma.sync, kind::mxf4, e4m3. Without any, all."),
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="Only what instructions of this architecture take: sm_90a, ...")] = None,
+    arch: Annotated[
+        str | None, typer.Option(autocompletion=architectures, help="Only what instructions of this architecture take: sm_90a, ...")
+    ] = None,
 ) -> None:
     """Compile what instructions take and is not kept yet.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import OperandError
 from mmabits.reports.output import complain, flush, note, say
 
@@ -35,7 +36,9 @@ helper_address()  # of compiled kernels; half a minute of a new machine
 def campaign(
     out: Annotated[Path | None, typer.Option(help="Folder for the archive; made if missing.")] = None,
     budget: Annotated[str, typer.Option(help="Time for all of it: 8m, 90s.")] = "8m",
-    arch: Annotated[str | None, typer.Option(help="With --emulated or --plan: architecture, or GPU: sm_90a, h100.")] = None,
+    arch: Annotated[
+        str | None, typer.Option(autocompletion=architectures, help="With --emulated or --plan: architecture, or GPU: sm_90a, h100.")
+    ] = None,
     device: Annotated[int, typer.Option(min=0, help="Which GPU.")] = 0,
     only: Annotated[str | None, typer.Option(help="Only steps of this kind, or with this in their name.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps and their estimates; nothing runs.")] = False,

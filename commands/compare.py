@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
+from mmabits.commands.completion import architectures, recipes
 from mmabits.isa.errors import OperandError
 
 EXIT_DIFFERS: Final = 1
@@ -22,11 +23,16 @@ Promoted = Annotated[int | None, typer.Option(help="Elements of K between promot
 def compare(
     a: Matrix,
     b: Matrix,
-    arch: Annotated[list[str] | None, typer.Option(help="Architecture, or GPU: sm_90a, b200. May be repeated.")] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", "-f", help="Format or recipe to bring both to: e4m3, fp8, mxfp8, nvfp4, bf16, ...")
+    arch: Annotated[
+        list[str] | None, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, b200. May be repeated.")
     ] = None,
-    format_b: Annotated[str | None, typer.Option(help="Another one for B.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", "-f", autocompletion=recipes, help="Format or recipe to bring both to: e4m3, fp8, mxfp8, nvfp4, bf16, ..."
+        ),
+    ] = None,
+    format_b: Annotated[str | None, typer.Option(autocompletion=recipes, help="Another one for B.")] = None,
     instruction: Annotated[list[str] | None, typer.Option(help="wgmma, mma.sync, or PTX in full. May be repeated.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="What all are compared with: exact, float32, or a file. The first way if left out.")
@@ -46,6 +52,7 @@ def compare(
     from mmabits.conformance.ways_shown import ways_page
     from mmabits.reports.output import draw, say, say_csv, say_json
     from mmabits.reports.pages import check_page, write
+    from mmabits.reports.progress import working
 
     check_page(report)
     if as_csv and as_json:
@@ -58,10 +65,11 @@ def compare(
         from mmabits.reports.matrices import read_matrix
 
         given = read_matrix(reference)
-    found = run(
-        left, right, arch=arch, instruction=instruction or None, format=format, format_b=format_b, reference=given,
-        promote_every=promote_every, worst=worst,
-    )  # fmt: skip
+    with working("multiplying"):
+        found = run(
+            left, right, arch=arch, instruction=instruction or None, format=format, format_b=format_b, reference=given,
+            promote_every=promote_every, worst=worst,
+        )  # fmt: skip
     if report is not None:
         write(report, ways_page(found, names=(a, b)))
     if as_csv:
@@ -71,7 +79,9 @@ def compare(
     else:
         draw(found)
         if explain and found.worst:
-            for explanation in found.explain(found.worst[0]):
+            with working("explaining"):
+                explanations = found.explain(found.worst[0])
+            for explanation in explanations:
                 say("")
                 draw(explanation)
         if report is not None:
@@ -83,9 +93,11 @@ def multiply(
     a: Matrix,
     b: Matrix,
     out: Annotated[str, typer.Option("--out", "-o", help="Where to write D (.npy); - is standard output.")],
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
-    format: Annotated[str | None, typer.Option("--format", "-f", help="Format or recipe to bring both to first.")] = None,
-    format_b: Annotated[str | None, typer.Option(help="Another one for B.")] = None,
+    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", autocompletion=recipes, help="Format or recipe to bring both to first.")
+    ] = None,
+    format_b: Annotated[str | None, typer.Option(autocompletion=recipes, help="Another one for B.")] = None,
     instruction: Annotated[str | None, typer.Option(help="wgmma, mma.sync, or PTX in full; the newest if left out.")] = None,
     promote_every: Promoted = None,
     transpose_b: Transposed = False,
@@ -99,6 +111,7 @@ def multiply(
     from mmabits.emulator.api import gemm, operand_type, scale_type
     from mmabits.isa import library_instruction
     from mmabits.reports.output import note
+    from mmabits.reports.progress import working
 
     if out != "-" and Path(out).suffix != ".npy":
         raise OperandError(f"the product is written as .npy, got {out!r}")
@@ -106,7 +119,8 @@ def multiply(
     pair = quantized(left, right, format, format_b)
     scale = None if pair.scale_a is None else scale_type(pair.scale_a)
     row: Any = instruction or library_instruction(arch, operand_type(pair.a, "a"), operand_type(pair.b, "b"), scale_type=scale)
-    d = gemm(pair.a, pair.b, instruction=row, arch=arch, promote_every=promote_every, scale_a=pair.scale_a, scale_b=pair.scale_b)
+    with working("multiplying"):
+        d = gemm(pair.a, pair.b, instruction=row, arch=arch, promote_every=promote_every, scale_a=pair.scale_a, scale_b=pair.scale_b)
     for line in pair.notes:
         note(line)
     _write(out, scaled(d, pair))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import OperandError, visible
 from mmabits.reports.failures import told
 from mmabits.reports.output import complain, draw, say, say_csv, say_json
@@ -29,7 +30,11 @@ def diff(
         bool, typer.Option("--on-gpu", help="Compare --run with this machine's GPU, and find the first instruction.")
     ] = False,
     arch: Annotated[
-        str | None, typer.Option(help="Architecture to emulate, or GPU: sm_90a, h100; that of the recording or of the GPU if left out.")
+        str | None,
+        typer.Option(
+            autocompletion=architectures,
+            help="Architecture to emulate, or GPU: sm_90a, h100; that of the recording or of the GPU if left out.",
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
     record: Annotated[Path | None, typer.Option(help="Folder to record runs into; nothing is compared.")] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import EmulationError, OperandError
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ def evaluate(
             help="A folder that transformers reads; package.module:function, a function of tokens or what makes one; small; minilm."
         ),
     ],
-    arch: Annotated[list[str], typer.Option(help="Architecture, or GPU; again for others. The first is what others are held against.")],
+    arch: Annotated[
+        list[str],
+        typer.Option(
+            autocompletion=architectures, help="Architecture, or GPU; again for others. The first is what others are held against."
+        ),
+    ],
     quantize: Annotated[
         list[str] | None, typer.Option(help="Recipe, as none, fp8, mxfp8, nvfp4; again for others. none if left out.")
     ] = None,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa import format_spec
 from mmabits.isa.errors import OperandError
 
@@ -18,7 +19,7 @@ MOST_ELEMENTS: Final = 1 << 16
 
 def explain(
     instruction: Annotated[str, typer.Argument(help="PTX spelling, in full or short: wgmma, mma.sync, tcgen05.mma.")],
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
+    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
     a_type: Annotated[str, typer.Option(help="Type of A's elements.")] = "e4m3",
     b_type: Annotated[str | None, typer.Option(help="Type of B's; that of A if left out.")] = None,
     scale_type: Annotated[str | None, typer.Option(help="Type of the block scales: ue8m0 or ue4m3.")] = None,
@@ -37,6 +38,7 @@ def explain(
     from mmabits.isa import lower, resolve
     from mmabits.reports.output import draw, say
     from mmabits.reports.pages import check_page
+    from mmabits.reports.progress import working
     from mmabits.research.explain import explain as explained
 
     for path in save or ():
@@ -54,7 +56,8 @@ def explain(
         for name, text in (("scale_a", scale_a), ("scale_b", scale_b)):
             scales[name] = _values(text, row.scale_type.name, blocks, rng, name)
     start = _encoded(np.array([c]), row.c_type.name, "c")[0]
-    found = explained(left, right, start, instruction=row, arch=arch, promote_every=promote_every, beside=tuple(beside or ()), **scales)
+    with working("explaining"):
+        found = explained(left, right, start, instruction=row, arch=arch, promote_every=promote_every, beside=tuple(beside or ()), **scales)
     draw(found)
     for path in save or ():
         say(f"wrote {found.save(path)}")

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import OperandError
 
 
 def function(
     opcode: Annotated[str, typer.Argument(help="PTX spelling with every modifier and type: ex2.approx.ftz.f32.")],
     values: Annotated[list[str], typer.Argument(help="A number for each operand, or its code: 0.3, 0x3e99999a.")],
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
+    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
 ) -> None:
     """Explain one result of a PTX function: interval, row of the table, polynomial, rounding, and the error."""
     from mmabits.emulator.machine.calls import checked_row

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
+
 if TYPE_CHECKING:
     from mmabits.commands.pages.identify import Asked
 
@@ -19,7 +21,8 @@ def identify(
         str | None, typer.Option(help="Instead of a recording: ask for this instruction, PTX in full, with --arch or --gpu.")
     ] = None,
     arch: Annotated[
-        str | None, typer.Option(help="With --instruction: ask the emulator of this architecture, or GPU: sm_90a, h100.")
+        str | None,
+        typer.Option(autocompletion=architectures, help="With --instruction: ask the emulator of this architecture, or GPU: sm_90a, h100."),
     ] = None,
     gpu: Annotated[int | None, typer.Option(min=0, help="With --instruction: ask this GPU, counted from 0 (extra gpu).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page (.html).")] = None,
@@ -38,6 +41,7 @@ def identify(
     from mmabits.isa.errors import OperandError
     from mmabits.reports.output import say, say_csv, say_json
     from mmabits.reports.pages import check_page, write
+    from mmabits.reports.progress import working
 
     if function is not None:
         if recording is not None or instruction is not None or arch is not None or gpu is not None or report is not None or as_csv:
@@ -55,10 +59,11 @@ def identify(
     else:
         row = parse(str(instruction))
         device = emulator_device(str(instruction), str(arch)) if gpu is None else gpu_device(str(instruction), gpu)
-    found = run(
-        device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
-        scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
-    )  # fmt: skip
+    with working("asking"):
+        found = run(
+            device, a_type=row.a_type.name, b_type=row.b_type.name, d_type=row.d_type.name, k=row.k,
+            scale_type=row.scale_type.name if row.scale_type else None, block_size=row.block,
+        )  # fmt: skip
     if report is not None:
         from mmabits.commands.pages.identify import identification_page
 
@@ -87,8 +92,10 @@ def _function(path: Path, blocks: int | None, *, as_json: bool) -> int:
     from mmabits.conformance.identify.functions import identify_function
     from mmabits.conformance.recorded.functions import read_function
     from mmabits.reports.output import say, say_json
+    from mmabits.reports.progress import working
 
-    found = identify_function(read_function(path), most_blocks=blocks)
+    with working("fitting and proving"):
+        found = identify_function(read_function(path), most_blocks=blocks)
     if as_json:
         say_json({
             "opcode": found.opcode, "arch": found.arch, "gpu": found.gpu, "structure": found.structure, "fits": found.fits,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import OperandError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def invariance(
     layers: Annotated[
         list[str], typer.Argument(help="A model (minilm, llama-8b, llama-70b), or layers as NxK or NAME=NxK: N outputs, K inputs.")
     ],
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")] = "sm_90a",
+    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")] = "sm_90a",
     types: Annotated[str, typer.Option(help="f16, bf16 or e4m3; or A,B,D.")] = "bf16",
     library: Annotated[str, typer.Option(help="cublaslt-13.1 or cublaslt-12.8.")] = "cublaslt-13.1",
     choices: Annotated[Path | None, typer.Option(help="Answers recorded on a GPU (mmabits record --choices).")] = None,
@@ -46,15 +47,18 @@ def invariance(
     """Which settings change the bits of linear layers, as far as the library's choices are known. Exit status: 0 none, 1 some change."""
     from mmabits.reports.output import say_json
     from mmabits.reports.pages import check_page, write
+    from mmabits.reports.progress import working
     from mmabits.research.invariance import BATCHES
     from mmabits.research.invariance import invariance as run
 
     check_page(report)
-    found = run(
-        _layers(layers), types=types.split(","), arch=arch, library=library, file=choices, reference=reference, batches=batch or BATCHES,
-        chunks=chunk or (), pads=pad or (), ranks=ranks or (), reduction=reduction, archs=against or (), libraries=other_library or (),
-        splits=split or (), instructions=instruction or (), workspace=workspace, fast_accum=fast_accum,
-    )  # fmt: skip
+    with working("comparing settings"):
+        found = run(
+            _layers(layers), types=types.split(","), arch=arch, library=library, file=choices, reference=reference,
+            batches=batch or BATCHES, chunks=chunk or (), pads=pad or (), ranks=ranks or (), reduction=reduction,
+            archs=against or (), libraries=other_library or (),
+            splits=split or (), instructions=instruction or (), workspace=workspace, fast_accum=fast_accum,
+        )  # fmt: skip
     if report is not None:
         from mmabits.commands.pages.invariance import invariance_page
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa.errors import EmulationError, OperandError
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def kernel(
     target: Annotated[str, typer.Argument(help="FILE.ptx, FILE.ptx:kernel, FILE.py (a script) or FILE.py:function.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="Of a script, after `--`.")] = None,
-    arch: Annotated[list[str] | None, typer.Option(help="Architecture, or GPU: sm_90a, h100. May be repeated.")] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100. May be repeated.")
+    ] = None,
     signature: Annotated[str | None, typer.Option(help="Types of a Triton kernel's arguments: '*fp16,*fp16,i32'.")] = None,
     constexpr: Annotated[list[str] | None, typer.Option(help="A constant of a Triton kernel: BLOCK=64. May be repeated.")] = None,
     warps: Annotated[int, typer.Option(min=1, help="Warps of a Triton kernel that --signature compiles.")] = 4,
@@ -38,6 +41,7 @@ def kernel(
     launches is shown. A Triton kernel itself is compiled if --signature gives the types of its arguments.
     """
     from mmabits.reports.output import say, say_json
+    from mmabits.reports.progress import working
 
     if not arch:
         raise OperandError("which architecture? --arch sm_90a, say; may be repeated")
@@ -49,7 +53,8 @@ def kernel(
     found: list[KernelDescription] = []
     for each in arch:
         if path.endswith(".ptx"):
-            found += _of_ptx(Path(path), name, each, shared, fusing)
+            with working("reading and compiling"):
+                found += _of_ptx(Path(path), name, each, shared, fusing)
         elif path.endswith(".py"):
             found += _of_python(Path(path), name, each, arguments or [], signature, constexpr or [], warps, keep)
         else:
@@ -61,7 +66,7 @@ def kernel(
         say_json([each.to_dict() for each in found])
         return
     for place, description in enumerate(found):
-        say(*([""] if place else []), *description.text(source=source))
+        say(*([""] if place else []), *description.text(source=source), folds=False)
 
 
 def _of_ptx(path: Path, name: str, arch: str, shared: int, fusing: bool) -> Iterator[KernelDescription]:

@@ -25,10 +25,12 @@ def learn(
     from mmabits.conformance.recorded.tiles import write_recording
     from mmabits.reports.output import complain, say
     from mmabits.reports.pages import check_folder, write
+    from mmabits.reports.progress import working
 
     if out is not None:
         check_folder(out)
-    found = read_learned(archive, most_blocks=blocks)
+    with working("reading and replaying"):
+        found = read_learned(archive, most_blocks=blocks)
     for report in found.reports:
         if report.error is not None:
             complain(report.error)

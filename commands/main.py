@@ -12,6 +12,7 @@ import typer
 from mmabits.commands.cache import cache
 from mmabits.commands.campaign import campaign
 from mmabits.commands.compare import compare, multiply
+from mmabits.commands.completion import architectures
 from mmabits.commands.diff import diff
 from mmabits.commands.evaluate import evaluate
 from mmabits.commands.examples import epilog
@@ -109,7 +110,7 @@ def _root(
 
 @app.command(name="list")
 def list_(
-    arch: Annotated[str | None, typer.Option(help="Only this architecture, or GPU: sm_90a, h100.")] = None,
+    arch: Annotated[str | None, typer.Option(autocompletion=architectures, help="Only this architecture, or GPU: sm_90a, h100.")] = None,
     evidence: Annotated[str | None, typer.Option(help="At least this evidence: recorded, published or inferred.")] = None,
     family: Annotated[str | None, typer.Option(help="Only this family: mma.sync, wgmma or tcgen05.")] = None,
     as_json: Json = False,
@@ -150,7 +151,7 @@ def _instruction(text: str, arch: str, a_type: str | None, b_type: str | None, c
 @app.command(short_help="Show what is known of an instruction.")
 def show(
     instruction: Annotated[str, typer.Argument(help="PTX in full, or short with --a-type: 'wgmma', 'tcgen05.mma.kind::mxf4.block_scale'.")],
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100.")],
+    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
     a_type: Annotated[str | None, typer.Option(help="Type of A, for a short spelling.")] = None,
     b_type: Annotated[str | None, typer.Option(help="Type of B; that of A if left out.")] = None,
     c_type: Annotated[str | None, typer.Option(help="Type of C.")] = None,

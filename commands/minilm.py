@@ -20,6 +20,7 @@ import numpy.typing as npt
 import typer
 from rich.table import Table
 
+from mmabits.commands.completion import architectures
 from mmabits.isa import EmulationError, OperandError, architecture
 from mmabits.isa.errors import nearest
 from mmabits.reports.output import Fitting
@@ -296,7 +297,10 @@ def run_minilm(
 
 
 def minilm(
-    arch: Annotated[list[str] | None, typer.Option(help="Architecture, or GPU, repeatable: sm_80, sm_90a, sm_100a by default.")] = None,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(autocompletion=architectures, help="Architecture, or GPU, repeatable: sm_80, sm_90a, sm_100a by default."),
+    ] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=f"Scheme, repeatable: {', '.join(SCHEMES)}; all by default.")] = None,
     sentence: Annotated[list[str] | None, typer.Option(help="A sentence to embed, repeatable; eight of ours by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table as CSV.")] = Path("results"),

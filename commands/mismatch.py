@@ -38,6 +38,7 @@ def mismatch(
     """Run a model in two settings: ulps by layer, log-probabilities, the first cause. Exit status: 0 the same bits, 1 not."""
     from mmabits.reports.output import say_json
     from mmabits.reports.pages import check_page, write
+    from mmabits.reports.progress import working
 
     check_page(report)
     if importlib.util.find_spec("torch") is None:
@@ -50,8 +51,10 @@ def mismatch(
     from mmabits.research.sentence import SENTENCE
 
     settings = ModelSetting.of(a), ModelSetting.of(b)
-    loaded = find_model(model, layers=layers, width=width, steps=train, seed=seed, text=SENTENCE if text is None else text)
-    found = run(*settings, model=loaded.model, tokens=loaded.tokens)
+    with working("loading the model"):
+        loaded = find_model(model, layers=layers, width=width, steps=train, seed=seed, text=SENTENCE if text is None else text)
+    with working("running it both ways"):
+        found = run(*settings, model=loaded.model, tokens=loaded.tokens)
     if report is not None:
         from mmabits.commands.pages.mismatch import mismatch_page
 

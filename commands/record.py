@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from mmabits.commands.completion import architectures
 from mmabits.isa import MmabitsError, OperandError, architecture
 from mmabits.reports.output import complain, note, say
 
@@ -72,7 +73,9 @@ def _print_outcomes(outcomes: Sequence[Outcome], jobs: Sequence[Job], out: Path)
 
 def record(
     out: Annotated[Path | None, typer.Option(help="Folder for the recordings; made if missing.")] = None,
-    arch: Annotated[str, typer.Option(help="Architecture, or GPU: sm_90a, h100; auto: that of the GPU.")] = AUTO,
+    arch: Annotated[
+        str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100; auto: that of the GPU.")
+    ] = AUTO,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the operands.")] = 0,
     tiles: Annotated[int | None, typer.Option(min=1, help="Tiles of each recording; left out: 16384 results, or 1024 probes.")] = None,
     only: Annotated[str | None, typer.Option(help="Only a family (mma.sync, wgmma, tcgen05) or any part of the spelling.")] = None,

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from mmabits.commands.completion import studies
 from mmabits.isa.errors import OperandError, nearest
 
 
 def study(
-    name: Annotated[str | None, typer.Argument(help="Which study; without one they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(autocompletion=studies, help="Which study; without one they are listed.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for table and page; study-NAME if left out. An interrupted run goes on there.")
     ] = None,

@@ -88,9 +88,11 @@ def vectors_pack(
     from mmabits.conformance.probes.pack import write_pack
     from mmabits.reports.output import say
     from mmabits.reports.pages import check_folder
+    from mmabits.reports.progress import working
 
     check_folder(out)
-    paths = write_pack(out)
+    with working("searching for dot products"):
+        paths = write_pack(out)
     say(f"{len(paths)} files, {sum(path.stat().st_size for path in paths)} bytes in {out}")
 
 

@@ -117,7 +117,8 @@ class EmulatedTests:
         self.checks: tuple[str, ...] = tuple(CHECKS) if checks == ("all",) else checks
         self.require = _setting(config, "require") or "inferred"
         cuda = _setting(config, "cuda") or "yes"
-        self.report = config.getoption("--mmabits-report")
+        is_worker = hasattr(config, "workerinput")  # of pytest-xdist: the figures travel with the reports to the one that writes
+        self.report = None if is_worker else config.getoption("--mmabits-report")
         try:
             self.archs = tuple(dict.fromkeys(architecture(arch).name for arch in archs))
             evidence_level(self.require)

@@ -154,6 +154,7 @@ def _explained(found: WaysCompared) -> Iterator[Section]:
 
 
 def _element(found: WaysCompared, place: Worst) -> Iterator[Block]:
+    from mmabits.research.explain.page import drawn_step
     from mmabits.research.explain.words import exact
 
     for explanation in found.explain(place):
@@ -162,11 +163,7 @@ def _element(found: WaysCompared, place: Worst) -> Iterator[Block]:
         steps = plural(len(chain.steps), "step")
         text = f"{chain.arch}, {chain.instruction.ptx}: exactly {exact(chain.exact)}; after {steps} {chain.result}.{error}"
         yield NoteBlock(text=text)
-        if any(each.lost_by_alignment for each in chain.steps):
-            step = max(chain.steps, key=lambda each: (abs(each.lost_by_alignment), -each.number))
-            yield ChartBlock(
-                svg=explanation.svg(step.number - chain.steps[0].number), caption=f"Step {step.number}, where alignment cut off most."
-            )
+        yield from drawn_step(chain)
 
 
 __all__ = ["shown", "title", "verdict", "ways_page"]

@@ -63,6 +63,8 @@ A field of which hardware reads only the top 8 bits is covered: pass those 8 bit
 """
 
 _CHUNK: Final = 1 << 15
+_MANY: Final = 1 << 12
+"""Float32 numbers from which on a table of narrow codes is made."""
 _TABLE_BITS: Final = 16
 _TOP: Final = np.uint64(1 << 63)
 _BELOW_ALL: Final = np.int64(-(1 << 14))
@@ -391,6 +393,10 @@ def _pack_integers(rounded: _Rounded, spec: FormatSpec, nan_code: int) -> _U64:
 
 def _encode(values: npt.NDArray[Any], spec: FormatSpec, rounding: str, satfinite: bool, random_bits: npt.NDArray[Any] | None) -> Codes:
     """`encode` without its checks, and with every rounding for every format. `random_bits` has the shape of `values`."""
+    if values.dtype == np.float32 and values.size >= _MANY and rounding in _FULL and _fits_table(spec):
+        # The upper half of the bits, and whether the lower half has any: no boundary of rounding lies between.
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        return np.asarray(_encode_table(spec, rounding, satfinite)[(bits >> np.uint32(16)) | ((bits & np.uint32(0xFFFF)) != 0)])
     width = RANDOM_BITS.get(spec.name, 16)
     # PTX: a NaN becomes integer 0, but the bit of the sign where the source is f64.
     nan_code = 1 << (spec.code_bits - 1) if values.dtype == np.float64 else 0
@@ -409,6 +415,21 @@ def _encode(values: npt.NDArray[Any], spec: FormatSpec, rounding: str, satfinite
         packed = _pack_integers(rounded, spec, nan_code) if spec.is_integer else _pack_floats(rounded, spec, rounding, satfinite)
         out[part] = packed.astype(out.dtype)
     return out.reshape(values.shape)
+
+
+def _fits_table(spec: FormatSpec) -> bool:
+    """Whether every number at which rounding of float32 to a format changes has a float32 whose 17 low bits are zero."""
+    return not spec.is_integer and spec.code_bits <= 8 and spec.fraction_bits <= 5 and spec.bias + spec.fraction_bits <= 132
+
+
+@functools.cache
+def _encode_table(spec: FormatSpec, rounding: str, satfinite: bool) -> Codes:
+    """The code of every float32 whose low 16 bits are zero; odd ones stand for all with the same upper bits but the last, and more."""
+    every = (np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        table = _encode(every.astype(np.float64), spec, rounding, satfinite, None)
+    table.flags.writeable = False
+    return table
 
 
 _ML_FLOATS: Final = frozenset(

@@ -58,6 +58,9 @@ class FormatSpec:
         if self.exponent_bits < 0 or self.fraction_bits < 0 or self.sign_bits not in (0, 1):
             raise ValueError(f"format {self.name}: negative field width")
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return (format_spec, (self.name,)) if FORMATS.get(self.name) is self else super().__reduce__()  # rows are compared by identity
+
     @property
     def is_integer(self) -> bool:
         """Whether the codes are integers."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from mmabits.isa.architectures import ARCHITECTURES, since
 from mmabits.isa.errors import UnknownInstruction, UnsupportedInstruction
@@ -318,6 +319,11 @@ def spell(
     return ".".join(words)
 
 
+def _instruction(values: tuple[Any, ...]) -> Instruction:
+    """One out of a pickle."""
+    return Instruction(**dict(zip((each.name for each in fields(Instruction)), values, strict=True)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
     """One tensor-core instruction, D = A * B + C. Hashable.
@@ -360,6 +366,9 @@ class Instruction:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _instruction, (tuple(getattr(self, each.name) for each in fields(self)),)  # without what is kept of its rows
 
     @cached_property
     def _hash(self) -> int:

@@ -211,8 +211,9 @@ def quantize_mx(values: npt.NDArray[Any], *, format: str | FormatSpec = "e4m3", 
     is_finite = np.asarray(np.isfinite(blocks).all(axis=-1))
     safe = np.where(is_finite[..., None], blocks, np.float32(0))
     exponent = np.clip(_MX_RECIPES[recipe](np.abs(safe).max(axis=-1), spec), -127, 127)
-    # Dividing by a power of two is exact in float64 whatever the exponents, so the rounding of encode is the only one.
-    codes = encode(np.ldexp(safe.astype(np.float64), -exponent[..., None]), spec, satfinite=True)
+    # Dividing by a power of two is exact but below 2^-126, where every element becomes zero: the rounding of encode is the only one.
+    with np.errstate(under="ignore"):
+        codes = encode(np.ldexp(safe, -exponent[..., None]), spec, satfinite=True)
     scale_codes = np.where(is_finite, exponent + 127, 0xFF).astype(np.uint8)
     scale = format_spec("ue8m0")
     return Quantized(

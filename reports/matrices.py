@@ -39,6 +39,10 @@ _SHOWN: Final = 8
 """Names in an error."""
 
 
+class MissingTensor(VectorFileError):
+    """A file has no tensor of the name asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatrixSource:
     """Where a matrix lies: a file, and in one of many tensors which."""
@@ -75,13 +79,16 @@ def read_matrix(source: str | MatrixSource, *, stored: str | FormatSpec | None =
         The array; tensors of bfloat16 and of FP8 have the types of ml_dtypes.
 
     Raises:
-        VectorFileError: the file is missing, damaged, of another kind, or lacks the tensor; one line that names it.
+        VectorFileError: the file is missing, damaged or of another kind; one line that names it.
+        MissingTensor: it lacks the tensor.
         OperandError: `stored` is no format, or does not fit what the file holds.
     """
     place = MatrixSource.of(source) if isinstance(source, str) else source
     form = None if stored is None else format_spec(stored)
     try:
         array = _read(place)
+    except MissingTensor:
+        raise
     except MmabitsError as error:
         raise VectorFileError(f"{place}: {error}") from error
     except OSError as error:
@@ -121,7 +128,7 @@ def _chosen(place: MatrixSource, names: list[str]) -> str:
         return place.tensor
     shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}" or "none"
     if place.tensor is not None:
-        raise OperandError(f"no such tensor; there are {shown}")
+        raise MissingTensor(f"{place}: no such tensor; there are {shown}")
     if len(names) != 1:
         raise OperandError(f"holds {len(names)} tensors: name one after a colon ({shown})")
     return names[0]
@@ -187,4 +194,4 @@ def _typed(array: Array, form: FormatSpec | None, place: MatrixSource) -> Array:
     return from_codes(np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}"), form)
 
 
-__all__ = ["STANDARD", "SUFFIXES", "MatrixSource", "read_matrix"]
+__all__ = ["STANDARD", "SUFFIXES", "MatrixSource", "MissingTensor", "read_matrix"]

@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,11 +43,35 @@ def _writing() -> Iterator[None]:
         raise MmabitsError(f"standard output cannot be written ({error.strerror or error})") from error
 
 
-def say(*lines: str) -> None:
-    """Print lines; what would steer a terminal or break a line is spelled out."""
+def say(*lines: str, folds: bool = True) -> None:
+    """Print lines; what would steer a terminal or break a line is spelled out.
+
+    Args:
+        lines: without ends.
+        folds: on a terminal, lines longer than it is wide go on below, between words, under their second column if they have one. Lines of
+            Python (`mmabits....`) and of tables in Markdown stay whole.
+    """
     with _writing():
+        width = shutil.get_terminal_size().columns if folds and sys.stdout is not None and sys.stdout.isatty() else 0
         for line in lines:
-            print(visible(line))
+            print(folded(visible(line), width))
+
+
+_CODE: Final = ("mmabits.", "|", "import ", "from ")
+_COLUMN: Final = re.compile(r"\s*\S.*?\s{2,}(?=\S)")
+_FURTHEST: Final = 36
+"""Where a second column begins at the latest."""
+
+
+def folded(line: str, width: int) -> str:
+    """A line in parts no longer than `width` where words allow; 0: as it is."""
+    if not width or len(line) <= width or line.startswith(_CODE):
+        return line
+    column = _COLUMN.match(line)
+    indent = column.end() if column and column.end() <= min(_FURTHEST, width // 2) else len(line) - len(line.lstrip()) + 2
+    return "\n".join(
+        textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    )
 
 
 def flush() -> None:
@@ -161,9 +188,9 @@ class Fitting:
         if Measurement.get(console, options.update(width=_PIPE_WIDTH), self.table).maximum <= options.max_width:
             yield self.table
         else:
-            yield from self._stacked(console)
+            yield from self._stacked(console, options.max_width)
 
-    def _stacked(self, console: Console) -> Iterator[RenderableType]:
+    def _stacked(self, console: Console, most: int) -> Iterator[RenderableType]:
         from rich.text import Text
 
         def text(part: RenderableType) -> Text:
@@ -183,8 +210,14 @@ class Fitting:
             named = [Text(f"{headings[0]} ", "bold")] if self.titles == 1 and headings[0] and cells[0].plain else []
             yield Whole(Text.assemble(*named, *spaced(cells[: self.titles])))
             for heading, value in zip(headings[self.titles :], cells[self.titles :], strict=True):
-                if value.plain:
-                    yield Whole(Text.assemble("  ", (heading.ljust(width), "dim"), "  ", value))
+                if not value.plain:
+                    continue
+                parts = [value]
+                if " " in value.plain and len(value.plain) > most - width - 4:  # between words alone
+                    found = textwrap.wrap(value.plain, max(20, most - width - 4), break_long_words=False, break_on_hyphens=False)
+                    parts = [Text(each, value.style) for each in found]
+                for place, part in enumerate(parts):
+                    yield Whole(Text.assemble("  ", (("" if place else heading).ljust(width), "dim"), "  ", part))
 
 
 def settle_output() -> None:

@@ -93,7 +93,7 @@ class LayerMismatch:
     changed: int
     """Of the two runs."""
     ulps: float
-    """The largest difference, in units of the last place of the first's results."""
+    """The largest difference, in units of the last place of the larger of the two results."""
     mean_ulps: float
     own_changed: int
     """By itself: with the first run's inputs in both settings."""
@@ -439,9 +439,9 @@ def _layer(name: str, ours: torch.Tensor, theirs: torch.Tensor, alone: torch.Ten
 
 
 def _ulps(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Distances in units of the last place of x, in x's type."""
+    """Distances in units of the last place of the larger one, in x's type."""
     info = torch.finfo(x.dtype)
-    exponent = x.double().abs().clamp(min=info.smallest_normal).log2().floor()
+    exponent = torch.maximum(x.double().abs(), y.double().abs()).clamp(min=info.smallest_normal).log2().floor()
     return (x.double() - y.double()).abs() / (exponent.exp2() * info.eps)
 
 
@@ -455,7 +455,7 @@ class OutputMismatch:
     results: int
     changed: int
     ulps: float
-    """The largest difference, in units of the last place of the first's results; 0 for integers."""
+    """The largest difference, in units of the last place of the larger result; 0 for integers."""
     mean_ulps: float
 
 

@@ -176,6 +176,14 @@ class Trace:
         """The fused steps alone."""
         return tuple(event for event in self.events if isinstance(event, Step))
 
+    def costliest(self, among: int | None = None) -> Step:
+        """The step whose alignment cuts off most, or where none cuts whose rounding takes most; the first of equals.
+
+        Args:
+            among: look at so many steps from the first on; at all where left out.
+        """
+        return max(self.steps[:among], key=lambda step: (abs(step.lost_by_alignment), abs(step.lost_by_rounding or 0), -step.number))
+
 
 _KINDS = {FINITE: "finite", INFINITE: "infinity", NAN: "nan"}
 _F32 = format_spec("f32")

@@ -12,7 +12,7 @@ from mmabits.isa import OperandError
 from mmabits.reports.pages.charts import Bar, bars, heat_map
 from mmabits.reports.pages.report import Block, Cell, ChartBlock, NoteBlock, Section, TableBlock
 from mmabits.research.explain import Explanation
-from mmabits.research.explain.picture import step_picture
+from mmabits.research.explain.page import drawn_step
 from mmabits.research.explain.words import exact
 
 
@@ -223,9 +223,7 @@ class Comparison:
         error = "" if chain.error is None else f" Result minus exact: {exact(chain.error)}."
         text = f"Exactly {exact(chain.exact)}; after {len(chain.steps)} steps on {chain.arch} {chain.result}{self.told.before}{recorded}."
         yield NoteBlock(text=f"{text}{error}")
-        if chain.steps:
-            step = max(chain.steps, key=lambda one: (abs(one.lost_by_alignment), -one.number))
-            yield ChartBlock(svg=step_picture(chain, step), caption=f"Step {step.number}, where alignment cut off most.")
+        yield from drawn_step(chain)
 
 
 def _titled(text: str) -> str:

@@ -21,9 +21,11 @@ from mmabits.kernels.schemes import (
     fp8_blockwise,
     gptq,
     moe,
+    moe_experts,
     mxfp6_mxfp4,
     mxfp8,
     nvfp4,
+    routing,
     w4a4,
     w4a8,
     w4a8_fp8,
@@ -495,32 +497,74 @@ def _fp8_cache(seed: int) -> Drawn:
 # Mixture of experts ------------------------------------------------------------------------------------------------------
 
 
-def _routed(rng: np.random.Generator) -> tuple[moe.Routing, Arrays]:
-    routing = moe.route(_normal(rng, M, 4), top_k=2)
-    aligned = moe.align(routing)
-    return routing, {"weights": routing.weights, "choices": aligned.choices, "block_experts": aligned.experts}
+def _routed(rng: np.random.Generator, block: int = moe.BLOCK_TOKENS) -> tuple[moe.Routing, Arrays]:
+    found = moe.route(_normal(rng, M, 4), top_k=2)
+    aligned = moe.align(found, block=block)
+    return found, {"weights": found.weights, "choices": aligned.choices, "block_experts": aligned.experts}
 
 
 def _moe_w4a16(seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     experts = moe.Int4Experts.pack([w4a16.quantize_int4(_normal(rng, 256, N)) for _ in range(4)])
-    x, (routing, where) = _normal(rng, M, 256).astype(np.float16), _routed(rng)
+    x, (routes, where) = _normal(rng, M, 256).astype(np.float16), _routed(rng)
     return Drawn(
         inputs={"x": x, "qweight": experts.qweight, "qzeros": experts.qzeros, "scales": experts.scales, **where},
-        composition=lambda arch, dots: {"out": moe.moe_w4a16(x, experts, routing, arch=dots())},
+        composition=lambda arch, dots: {"out": moe.moe_w4a16(x, experts, routes, arch=dots())},
     )
 
 
 def _moe_mxfp4(seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     experts = moe.quantize_mxfp4_experts(_normal(rng, 4, 256, N))
-    x, (routing, where) = _normal(rng, M, 256).astype(_BF16), _routed(rng)
+    x, (routes, where) = _normal(rng, M, 256).astype(_BF16), _routed(rng)
 
     def composition(arch: str, dots: MakeDots) -> Arrays:
         order = _order(arch, 8, tile=64, is_native_on=())  # none multiplies bf16 by e2m1
-        return {"out": moe.moe_mxfp4(x, experts, routing, arch=dots(k_order=order))}
+        return {"out": moe.moe_mxfp4(x, experts, routes, arch=dots(k_order=order))}
 
     return Drawn(inputs={"x": x, "codes": experts.codes, "scales": experts.scales, **where}, composition=composition)
+
+
+def _router(router: Callable[[np.random.Generator], routing.Router]) -> Callable[[int], Drawn]:
+    """Logits with ties, each token's among 32 experts."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        how, logits = router(rng), _normal(rng, M, 32)
+        logits[1], logits[2, ::2], logits[3, 7], logits[4] = 0, logits[2, 1::2], 80, -60
+        inputs: Arrays = {"logits": logits}
+        if how.bias is not None:
+            inputs["bias"] = how.bias
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            found = routing.routed(logits, how)
+            return {"experts": found.experts, "weights": found.weights}
+
+        return Drawn(inputs=inputs, composition=composition)
+
+    return draw
+
+
+def _experts(
+    name: str, *, dtype: Any = None, block: int = moe.BLOCK_TOKENS, unpacked: int = 0, wide: bool = False
+) -> Callable[[int], Drawn]:  # fmt: skip
+    """Experts of a scheme. `unpacked`: neighbours of K to a thread where operands are unpacked in registers."""
+    scheme = moe_experts.EXPERTS[name]
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        values = _wide if wide else _normal
+        plain, weights = values(rng, M, 256), values(rng, 4, 256, N)
+        x = scheme.activations(plain) if dtype is None else plain.astype(dtype)
+        experts, (routes, where) = moe_experts.quantize_experts(weights, scheme), _routed(rng, block)
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            order = _order(arch, unpacked) if unpacked else ()
+            return {"out": moe_experts.moe_matmul(x, experts, routes, arch=dots(k_order=order))}
+
+        return Drawn(inputs={**scheme.stored(x), **experts.pack(), **where}, composition=composition)
+
+    return draw
 
 
 # Quantizers --------------------------------------------------------------------------------------------------------------
@@ -573,6 +617,27 @@ def _fp8_quantized(values: Array) -> Arrays:
 def _nvfp4_quantized(values: Array) -> Arrays:
     found = nvfp4.quantize_rows(values)
     return {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
+
+
+def _transformed(seed: int) -> Drawn:
+    values, signs = _wide(np.random.default_rng(seed), 40, 96), nvfp4.random_signs(seed)
+    return Drawn(
+        inputs={"values": values, "signs": signs}, composition=lambda arch, dots: {"transformed": nvfp4.hadamard(values, signs, axis=1)}
+    )  # fmt: skip
+
+
+def _nvfp4_stochastic(seed: int) -> Drawn:
+    values = _quantizer(32, 256, _nvfp4_quantized)(seed).inputs["values"]
+    bits = np.random.default_rng([seed, 1]).integers(0, 1 << 32, values.shape, dtype=np.uint32)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        if _triton_casts_through_f16(arch):
+            return {}
+        found = nvfp4.quantize_rows(values, rounding="rs", random_bits=bits)
+        arrays = {**_elements_and_scales(found), "tensor_scale": np.full(1, found.tensor_scale)}
+        return {name: _stored(array) for name, array in arrays.items()}
+
+    return Drawn(inputs={"values": values, "random_bits": bits.view(np.int32)}, composition=composition)
 
 
 # JAX ---------------------------------------------------------------------------------------------------------------------
@@ -892,6 +957,46 @@ def _integers_attention_experts() -> Iterator[KernelCase]:
     yield KernelCase(name="triton-moe-mxfp4", kernel="triton.moe:moe_mxfp4", draw=_moe_mxfp4)
 
 
+def _mixtures() -> Iterator[KernelCase]:
+    exponential = "the GPU's exp2 is not modelled by Triton's interpreter: only with it alike do weights agree"
+    for name, router, options in (
+        ("softmax", lambda rng: routing.mixtral(), {"top_k": 2, "renormalize": True}),
+        ("chosen", lambda rng: routing.gpt_oss(), {"top_k": 4, "chosen_alone": True}),
+        (
+            "groups", lambda rng: routing.deepseek_v3(_normal(rng, 32) * np.float32(0.1)),
+            {"top_k": 8, "scoring": "sigmoid", "groups": 8, "kept_groups": 4, "group_score": "two-largest", "renormalize": True,
+             "factor": 2.5},
+        ),
+    ):  # fmt: skip
+        yield KernelCase(
+            name=f"triton-route-{name}", kernel="triton.routing:route", draw=_router(router), options=options,
+            outputs=("experts", "weights"), note=exponential,
+        )  # fmt: skip
+    yield KernelCase(name="triton-moe-w8a8", kernel="triton.moe_experts:moe_w8a8", draw=_experts("w8a8"))
+    for name, dtype, how in (
+        ("int8", _BF16, {"kind": "int8"}), ("int8-groups", np.float16, {"kind": "int8", "grouped": True}),
+        ("e4m3", np.float16, {"kind": "e4m3"}), ("e4m3-groups", _BF16, {"kind": "e4m3", "grouped": True}),
+    ):  # fmt: skip
+        yield KernelCase(
+            name=f"triton-moe-w8a16-{name}", kernel="triton.moe_experts:moe_w8a16", draw=_experts(f"w8a16-{name}", dtype=dtype),
+            options=how,
+        )  # fmt: skip
+    yield KernelCase(
+        name="triton-moe-fp8-tiles",
+        kernel="triton.moe_experts:moe_fp8_tiles",
+        draw=_experts("fp8-tiles", wide=True),
+        architectures=FROM_ADA,
+    )
+    yield KernelCase(
+        name="triton-moe-mxfp8", kernel="triton.moe_experts:moe_mxfp8", draw=_experts("mxfp8", block=128, unpacked=4, wide=True),
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(
+        name="triton-moe-nvfp4", kernel="triton.moe_experts:moe_nvfp4", draw=_experts("nvfp4", block=128, unpacked=8, wide=True),
+        architectures=FROM_ADA, note="before Blackwell it takes Triton 3.8",
+    )  # fmt: skip
+
+
 def _quantizers() -> Iterator[KernelCase]:
     pair = ("elements", "scales")
     yield KernelCase(
@@ -923,6 +1028,11 @@ def _quantizers() -> Iterator[KernelCase]:
     )  # fmt: skip
     yield KernelCase(
         name="triton-quantize-nvfp4", kernel="triton.nvfp4:quantize", draw=_quantizer(32, 256, _nvfp4_quantized),
+        outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
+    )  # fmt: skip
+    yield KernelCase(name="triton-quantize-hadamard", kernel="triton.training:hadamard", draw=_transformed, outputs=("transformed",))
+    yield KernelCase(
+        name="triton-quantize-nvfp4-stochastic", kernel="triton.training:quantize_nvfp4_stochastic", draw=_nvfp4_stochastic,
         outputs=(*pair, "tensor_scale"), architectures=FROM_ADA,
     )  # fmt: skip
 
@@ -988,7 +1098,9 @@ def _cuda() -> Iterator[KernelCase]:
         )  # fmt: skip
 
 
-KERNEL_CASES: Final = {case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_quantizers(), *_jax(), *_cuda())}
+KERNEL_CASES: Final = {
+    case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_mixtures(), *_quantizers(), *_jax(), *_cuda())
+}
 """Every case by its name."""
 
 __all__ = ["KERNEL_CASES", "Drawn", "KernelCase", "MakeDots", "case_of_kernel"]

@@ -1,6 +1,6 @@
-"""The generated tables of docs/identify.md: what every row of isa/, and twenty datapaths in no row, took.
+"""The generated tables of docs/identify-rows.md: what every row of isa/, and twenty datapaths in no row, took.
 
-python -m mmabits.conformance.identify.tables docs/identify.md     rewrites them (minutes)
+python -m mmabits.conformance.identify.tables docs/identify-rows.md     rewrites them (minutes)
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def row_lines() -> Iterator[str]:
         found = _asked(emulator_device(str(row), arch), row)
         right = found.survived and set(names) <= set(found.names)
         open_ = ", ".join(dict.fromkeys(each.what for each in found.undecided)) or "nothing"
-        yield f"| {row} | {'yes' if right else 'NO'}: {_numbers(found.model)} | {', '.join(found.names)} | {found.probes} | {open_} |"
+        yield f"| `{row}` | {'yes' if right else 'NO'}: {_numbers(found.model)} | {', '.join(found.names)} | {found.probes} | {open_} |"
 
 
 def _numbers(model: Model) -> str:

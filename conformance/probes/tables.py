@@ -1,6 +1,6 @@
-"""The generated parts of docs/probes.md.
+"""The generated parts of docs/probes.md and docs/probes-recorded.md.
 
-python -m mmabits.conformance.probes.tables docs/probes.md     rewrites them
+python -m mmabits.conformance.probes.tables docs     rewrites them
 """
 
 from __future__ import annotations
@@ -66,16 +66,17 @@ def rewritten(text: str, parts: dict[str, Callable[[], Iterator[str]]]) -> str:
     return text
 
 
-def main(path: Path) -> None:
-    """Rewrite the page; the tables of recordings only where there are recordings."""
+def main(docs: Path) -> None:
+    """Rewrite the pages; that of recordings only where there are recordings."""
     pack = list(score_files(find_files([FOLDER])))
-    parts: dict[str, Callable[[], Iterator[str]]] = {
-        "recipes": recipe_lines, "pack": lambda: total_lines(pack), "reasons": lambda: reason_lines(pack),
-    }  # fmt: skip
+    _rewrite(docs / "probes.md", {"recipes": recipe_lines, "pack": lambda: total_lines(pack), "reasons": lambda: reason_lines(pack)})
     folder = recordings_folder()
     if folder is not None:
         recorded = list(score_files(find_files([folder])))
-        parts |= {"recorded": lambda: score_lines(recorded), "recorded sums": lambda: total_lines(recorded)}
+        _rewrite(docs / "probes-recorded.md", {"recorded": lambda: score_lines(recorded), "recorded sums": lambda: total_lines(recorded)})
+
+
+def _rewrite(path: Path, parts: dict[str, Callable[[], Iterator[str]]]) -> None:
     path.write_text(rewritten(path.read_text(encoding="utf-8"), parts), encoding="utf-8")
 
 

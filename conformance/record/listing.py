@@ -78,7 +78,7 @@ def kernel_rows(
 
 
 def kernels_markdown(rows: Sequence[KernelRow]) -> str:
-    """The table of docs/record.md."""
+    """The table of docs/record-kernels.md."""
     lines = [f"NVRTC {compiler_version()}.", "", "| Target | Instruction | Cubin, bytes | Machine instructions |", "|---|---|--:|---|"]
     for row in rows:
         size = "refused" if row.cubin_bytes is None else str(row.cubin_bytes)

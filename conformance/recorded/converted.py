@@ -21,7 +21,7 @@ from mmabits.conformance.recorded.tiles import Recording
 from mmabits.emulator.codecs import decode, encode
 from mmabits.isa import FormatSpec, Instruction, MmabitsError, OperandError, VectorFileError, architecture, parse
 from mmabits.reports.failures import one_line
-from mmabits.reports.matrices import read_matrix
+from mmabits.reports.matrices import MissingTensor, read_matrix
 from mmabits.reports.stored import check_file
 
 Array = npt.NDArray[Any]
@@ -130,9 +130,13 @@ def _arrays(given: Mapping[str, Any], folder: Path, formats: Mapping[str, Format
         found = {}
         for name in formats:
             entry = tensors.get(name, name if data is not None else None)
-            if entry is None or (name == "c" and name not in tensors and data is not None and not _holds(folder / data, "c")):
+            if entry is None:
                 continue
-            found[name] = _array(name, entry, data, folder)
+            try:
+                found[name] = _array(name, entry, data, folder)
+            except MissingTensor:
+                if name != "c" or name in tensors:  # no C is zeros, unless one is named
+                    raise
     missing = [name for name in formats if name not in found and name != "c"]
     if missing:
         raise OperandError(f"tensor {', '.join(missing)} missing; the instruction has {', '.join(formats)}")
@@ -140,16 +144,6 @@ def _arrays(given: Mapping[str, Any], folder: Path, formats: Mapping[str, Format
     if strange:
         raise OperandError(f"scales are there ({', '.join(strange)}), but the instruction has none")
     return found
-
-
-def _holds(path: Path, name: str) -> bool:
-    try:
-        read_matrix(f"{path}:{name}")
-    except VectorFileError as error:
-        if "no such tensor" in str(error):
-            return False
-        raise
-    return True
 
 
 def _array(name: str, entry: Any, data: str | None, folder: Path) -> Array:

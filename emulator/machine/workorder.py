@@ -13,8 +13,8 @@ NAMED = ("usual", "latest", "earliest")
 
 
 class WorkSchedule(NamedTuple):
-    """`"usual"`: asynchronous work as late as its waits allow, warps and CTAs in order, by one thread of the processor; `"latest"`: likewise,
-    warps and CTAs backwards; `"earliest"`: work at once, warps and CTAs in order; a number: all by chance.
+    """`"usual"`: asynchronous work as late as its waits allow, warps and CTAs in order, by one thread of the processor; `"latest"`:
+    likewise, warps and CTAs backwards; `"earliest"`: work at once, warps and CTAs in order; a number: all by chance.
     """
 
     name: str | int

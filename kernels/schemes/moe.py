@@ -96,19 +96,29 @@ class Alignment:
         check_range(self.experts, "experts", 0, np.iinfo(np.int32).max)
 
 
-def align(routing: Routing, *, block: int = BLOCK_TOKENS) -> Alignment:
-    """Sort the choices by expert, stably, and fill each expert's up to whole blocks.
+def align(routing: Routing, *, block: int = BLOCK_TOKENS, order: str | int = "stable") -> Alignment:
+    """Sort the choices by expert and fill each expert's up to whole blocks.
+
+    Args:
+        routing: which expert each choice has.
+        block: rows of a block.
+        order: of an expert's choices: `"stable"`, ascending; `"reversed"`; or the seed of a random one, as from kernels whose threads take
+            places by atomic additions.
 
     Raises:
-        OperandError: a block that is not positive.
+        OperandError: a block that is not positive, another order.
     """
     if block < 1:
         raise OperandError(f"block must be positive, got {block}")
+    if order not in ("stable", "reversed") and (isinstance(order, (str, bool)) or not isinstance(order, int)):
+        raise OperandError(f"order must be 'stable', 'reversed' or a seed, got {order!r}")
     flat = routing.experts.reshape(-1)
+    rng = np.random.default_rng(order) if isinstance(order, int) else None
     choices: list[npt.NDArray[np.int32]] = []
     experts: list[int] = []
     for expert in range(routing.count):
         own = np.flatnonzero(flat == expert).astype(np.int32)
+        own = own[::-1] if order == "reversed" else own if rng is None else rng.permutation(own)
         fill = np.full(-own.size % block, flat.size, np.int32)
         choices += [own, fill]
         experts += [expert] * ((own.size + fill.size) // block)
@@ -238,7 +248,7 @@ def moe_w4a16(x: Array, experts: Int4Experts, routing: Routing, *, arch: str | D
         MmabitsError: operands that do not fit; as `mmabits.gemm`.
     """
     given = check_activations(x, experts.qweight.shape[1])
-    _check_count(routing, experts.qweight.shape[0])
+    check_count(routing, experts.qweight.shape[0])
     plain = experts.unpack()
     return _grouped(given, routing, experts.scales.shape[2], lambda expert: plain[expert].dequantize(given.dtype), as_dots(arch))
 
@@ -263,10 +273,15 @@ def moe_mxfp4(x: Array, experts: Mxfp4Experts, routing: Routing, *, arch: str | 
     """
     given = checked(x, "activations", (ml_dtypes.bfloat16,), 2)
     check_activations(given, 2 * experts.codes.shape[2])
-    _check_count(routing, experts.codes.shape[0])
+    check_count(routing, experts.codes.shape[0])
     return _grouped(given, routing, experts.codes.shape[1], experts.dequantize, as_dots(arch))
 
 
-def _check_count(routing: Routing, experts: int) -> None:
+def check_count(routing: Routing, experts: int) -> None:
+    """Refuse routing among another number of experts.
+
+    Raises:
+        OperandError: it is.
+    """
     if routing.count != experts:
         raise OperandError(f"routing among {routing.count} experts, weights of {experts}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmabits.kernels.schemes.spec import SchemeSpec
+from mmabits.kernels.schemes.table_moe import ROWS_MOE
 from mmabits.kernels.schemes.table_w4 import ROWS_6_9
 
 _FP8: Final = ("sm_89", "sm_90a", "sm_100a", "sm_120a")
@@ -76,7 +77,7 @@ ROWS_1_5: Final = (
         scales="e4m3 for 16 of K or 16 x 16, and f32 per tensor: amax / 6", product="block-scaled into f32, scaled in f32; else bf16",
         quantizers=(
             "schemes.nvfp4:quantize_rows", "schemes.nvfp4:quantize_columns", "schemes.nvfp4:quantize_both", "schemes.nvfp4:hadamard",
-            "triton.nvfp4:quantize",
+            "triton.nvfp4:quantize", "triton.training:hadamard", "triton.training:quantize_nvfp4_stochastic",
         ),
         composition="schemes.nvfp4:nvfp4_matmul", triton="triton.nvfp4:nvfp4_matmul", jax="jax.block_scaled:nvfp4_matmul",
         cuda="cuda.block_scaled:block_scaled_matmul",
@@ -85,7 +86,7 @@ ROWS_1_5: Final = (
 )  # fmt: skip
 """FP8 and the block-scaled formats."""
 
-SCHEMES: Final = ROWS_1_5 + ROWS_6_9
+SCHEMES: Final = ROWS_1_5 + ROWS_6_9 + ROWS_MOE
 """One row a scheme."""
 
 

@@ -78,10 +78,14 @@ def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.conste
     tl.store(out_ptr + token * N + n, total, mask=n < N)
 
 
-def _checked_routing(
+def checked_routing(
     tokens: int, experts: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int, check: bool | None
 ) -> tuple[int, int]:
-    """Choices of a token, and blocks."""
+    """Choices of a token, and blocks.
+
+    Raises:
+        OperandTypeError, OperandError: tables that do not fit.
+    """
     top_k = checked(weights, "weights", ("float32",), (tokens, None)).shape[1]
     blocks = checked(block_experts, "block_experts", ("int32",), (None,)).shape[0]
     checked(choices, "choices", ("int32",), (blocks * block_m,))
@@ -98,7 +102,8 @@ def _checked_routing(
     return top_k, blocks
 
 
-def _summed(rows: torch.Tensor, tokens: int, top_k: int, n: int, block_n: int) -> torch.Tensor:
+def summed(rows: torch.Tensor, tokens: int, top_k: int, n: int, block_n: int) -> torch.Tensor:
+    """The rows of each token added in the order of its choices, (tokens, N)."""
     out = float32_like(rows, tokens, n)
     moe_sum_kernel[(tokens, triton.cdiv(n, block_n))](rows, out, n, TOP_K=top_k, BLOCK_N=block_n, enable_fp_fusion=False)
     return out
@@ -135,7 +140,7 @@ def moe_w4a16(
     groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
     checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
     group = group_size(k, groups)
-    top_k, blocks = _checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
     if 0 in (tokens, n, k):
         return zeros_like(x, tokens, n)
     rows = float32_like(x, tokens * top_k, n)
@@ -143,7 +148,7 @@ def moe_w4a16(
         x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
         GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
     )  # fmt: skip
-    return _summed(rows, tokens, top_k, n, block_n)
+    return summed(rows, tokens, top_k, n, block_n)
 
 
 def moe_mxfp4(
@@ -174,7 +179,7 @@ def moe_mxfp4(
     check_multiple(k, 32, "K", "the block size")
     experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
     checked(scales, "scales", ("uint8",), (experts, n, k // 32))
-    top_k, blocks = _checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
     if 0 in (tokens, n, k):
         return zeros_like(x, tokens, n)
     rows = float32_like(x, tokens * top_k, n)
@@ -182,4 +187,4 @@ def moe_mxfp4(
         x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
     )  # fmt: skip
-    return _summed(rows, tokens, top_k, n, block_n)
+    return summed(rows, tokens, top_k, n, block_n)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from mmabits.reports.pages import render
 from mmabits.reports.pages.charts import arch_color
+from mmabits.reports.pages.report import ChartBlock
 from mmabits.research.explain.picture import step_picture
 from mmabits.research.explain.words import code, exact, place
 from mmabits.research.trace import Addition, Step, Trace
@@ -26,9 +28,16 @@ def explanation_page(explanation: Explanation) -> str:
     )  # fmt: skip
 
 
+def drawn_step(found: Trace) -> Iterator[ChartBlock]:
+    """The step that cuts off most, as a page draws it; none where none cuts anything off."""
+    if any(step.lost_by_alignment for step in found.steps):
+        step = found.costliest()
+        yield ChartBlock(svg=step_picture(found, step), caption=f"Step {step.number}, where alignment cut off most.")
+
+
 def _chain(found: Trace) -> dict[str, Any]:
     path = found.datapath
-    start = max(found.steps[:DRAWN], key=lambda step: (abs(step.lost_by_alignment), abs(step.lost_by_rounding or 0), -step.number))
+    start = found.costliest(DRAWN)
     return {
         "arch": found.arch,
         "ptx": found.instruction.ptx,

@@ -37,6 +37,8 @@ class _Sizes:
 _WIDE: Final = _Sizes()
 _PHONE: Final = 312
 """What a picture can be wide on a telephone of 390 pixels, beside the page's margins."""
+_LETTER: Final = 7.6
+"""Width of a letter."""
 _SMALLEST: Final = 4.5
 """Width of a bit there, at least: f64's hundreds of places scroll."""
 
@@ -147,15 +149,22 @@ def _cells(significand: int, lsb: int, shown: Window, y: float, kind: str, sizes
     return parts
 
 
+def _fits(left: str, right: str) -> bool:
+    """Whether two texts have room beside each other on a telephone."""
+    return (len(left) + len(right) + 1) * _LETTER <= _PHONE
+
+
 def _term(term: Term, shown: Window, y: float, sizes: _Sizes) -> list[str]:
     kind = "held" if term.kind == "accumulator" else "minus" if term.significand < 0 else "plus"
     told = f"{binary(term.significand, term.lsb)} at exponent {term.exponent}"
     more = f" (+{hidden(term, shown)} places)" if term.lost and hidden(term, shown) else ""
     bits_ = _cells(term.significand, term.lsb, shown, y + sizes.above, kind, sizes)
     if sizes.is_narrow:
-        parts = [f"<g><title>{escape(told)}</title>{_text(sizes.left, y + 11, f'{label(term)}, 2^{term.exponent}')}</g>", *bits_]
+        named = f"{label(term)}, 2^{term.exponent}"
+        parts = [f"<g><title>{escape(told)}</title>{_text(sizes.left, y + 11, named)}</g>", *bits_]
         if term.lost:
-            parts.append(_text(_PHONE, y + 11, f"cut {exact(term.lost)}", "cutword end"))
+            cut = next((each for each in (f"cut {exact(term.lost)}", f"cut {float(term.lost):.2g}") if _fits(named, each)), "cut")
+            parts.append(_text(_PHONE, y + 11, cut, "cutword end"))
         return parts
     parts = [
         f"<g><title>{escape(told)}</title>{_text(sizes.left - 60, y + 12, label(term), 'end')}</g>",

@@ -34,7 +34,7 @@ def explanation_lines(explanation: Explanation) -> Iterator[RenderableType]:
     yield _results(explanation)
     yield ""
     yield _steps(found)
-    worst = _worth_showing(found)
+    worst = found.costliest()
     yield ""
     yield from _alignment(found, worst)
 
@@ -72,11 +72,6 @@ def _steps(found: Trace) -> Fitting:
                 str(event.result),
             )  # fmt: skip
     return Fitting(table)
-
-
-def _worth_showing(found: Trace) -> Step:
-    """The step that loses most; the first where none loses anything."""
-    return max(found.steps, key=lambda step: (abs(step.lost_by_alignment), -step.number))
 
 
 def _alignment(found: Trace, step: Step) -> Iterator[RenderableType]:

@@ -96,23 +96,28 @@ def draw(chart: Chart, rows: Rows) -> str:
 
     shown = pick(rows, **(chart.where or {}))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmabits", "font.family": "sans-serif", "font.size": 10.5}):
-        figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(5.6, 4.4), layout="constrained")  # on a telephone letters are still read
         axes = figure.add_subplot()
         (_bars if chart.bars else _lines)(axes, chart, shown)
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
         axes.grid(True, axis="y", color=_INK, alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend = figure.legend(frameon=False, fontsize=9, loc="outside lower left", ncols=_columns(axes))
         text = io.StringIO()
-        _ink(figure, axes)
+        _ink(axes, legend)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return re.sub(rf"{_INK}", "currentColor", svg[svg.index("<svg") :])
 
 
-def _ink(figure: Any, axes: Any) -> None:
-    for part in (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label, *axes.get_legend().get_texts()):
+def _columns(axes: Any) -> int:
+    """Of a legend below the chart: two where names are short."""
+    return 2 if all(len(name) <= 30 for name in axes.get_legend_handles_labels()[1]) else 1
+
+
+def _ink(axes: Any, legend: Any) -> None:
+    for part in (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
         part.set_color(_INK)
     axes.tick_params(colors=_INK, which="both")
     for spine in axes.spines.values():
@@ -128,7 +133,7 @@ def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
     names = list(map(str, _series(chart, rows)))
     lines = [pick(rows, **{chart.series: name}) for name in _series(chart, rows)]
     drawn = [([row[chart.x] for row in line], [row[chart.y] for row in line]) for line in lines]
-    is_log = all(value > 0 for value in values)
+    is_log = not chart.linear and all(value > 0 for value in values)
     colors, same = series_colors(names, _COLORS), coinciding(drawn, is_log=is_log)
     for number, (told, line, (x, y)) in enumerate(zip(told_in_legend(names, same), lines, drawn, strict=True)):
         color, style = colors[number], _STYLES[colors[:number].count(colors[number]) % len(_STYLES)]
@@ -136,7 +141,8 @@ def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
         axes.plot(x, y, marker=marker, markersize=4.5, linewidth=1.6, linestyle=style, color=color, label=told)
         if chart.low and chart.high:
             axes.fill_between(x, [row[chart.low] for row in line], [row[chart.high] for row in line], color=color, alpha=0.15, linewidth=0)
-    axes.set_xscale("log", base=2)
+    if not chart.linear:
+        axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if is_log:
         axes.set_yscale("log")

@@ -405,10 +405,11 @@ WAYS = pytest.mark.parametrize("printed", [in_terminal, in_pipe], ids=["terminal
 @WAYS
 def test_list_has_whole_names_in_eighty_columns(printed: Callable[..., str]) -> None:
     text = printed("list")
+    words = " ".join(text.split())  # prose goes on below on a terminal
     rows = instructions()
     for row in rows:
         assert row.pattern in text, row.pattern
-        assert row.note in text, row.note
+        assert row.note in words, row.note
         for machine in {row.machine[0], row.machine[-1]} if row.machine else ():
             assert machine in text, machine
     assert "…" not in text

@@ -88,6 +88,27 @@ def test_a_project_as_two_gpus(tmp_path: Path) -> None:
     assert sum(figure["multiply_adds"] for figure in figures) == 5 * 32 * 32 * 64
 
 
+def test_a_worker_of_xdist_writes_no_report(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("def pytest_configure(config):\n    config.workerinput = {}\n")
+    (tmp_path / "test_it.py").write_text("def test_it(mmabits_session):\n    pass\n")
+    settled = ("--mmabits-arch", "sm_90a", "--mmabits-cuda", "no", "--mmabits-report", "report.json")
+    status, out = run(tmp_path, *settled)
+    assert (status, (tmp_path / "report.json").exists()) == (0, False), out
+    (tmp_path / "conftest.py").unlink()
+    status, out = run(tmp_path, *settled)
+    assert (status, (tmp_path / "report.json").exists()) == (0, True), out
+
+
+@pytest.mark.slow
+def test_workers_of_xdist(tmp_path: Path) -> None:
+    pytest.importorskip("xdist")
+    (tmp_path / "test_project.py").write_text(PROJECT)
+    status, out = run(tmp_path, "-n", "2", "--mmabits-arch", "h100,b200", "--mmabits-report", "report.json")
+    assert (status, "9 passed" in out) == (0, True), out
+    assert "sm_90a: 4 tests; 131,072 multiply-adds (100 % of those counted)" in out
+    assert len(json.loads((tmp_path / "report.json").read_text())) == 8
+
+
 def test_without_the_option_nothing_is_emulated(tmp_path: Path) -> None:
     more = "\nimport sys\ndef test_imports():\n    assert not {'numba', 'triton', 'jax'} & set(sys.modules)\n"
     (tmp_path / "test_project.py").write_text(PROJECT + more)

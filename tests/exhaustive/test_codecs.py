@@ -659,3 +659,16 @@ def test_codes_of_another_type_or_range_are_refused():
         decode([-1], "f16")
     with pytest.raises(UnknownFormat, match="unknown format 'e4m4'; did you mean"):
         decode(np.uint8([1]), "e4m4")
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "ue8m0", "ue4m3"])
+def test_tables_of_float32_are_the_roundings_of_float64(name: str) -> None:
+    """Every upper half of a float32 with lower halves at which a table could err, beside the same numbers in float64, without a table."""
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    values = ((np.arange(1 << 16, dtype=np.uint32) << np.uint32(16))[:, None] | low).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        wide = values.astype(np.float64)
+    for rounding in set(CVT_ROUNDINGS[name]) - {"rs"}:
+        for satfinite in (False, True):
+            found = encode(values, name, rounding=rounding, satfinite=satfinite)
+            assert found.dtype == np.uint8 and np.array_equal(found, encode(wide, name, rounding=rounding, satfinite=satfinite))

@@ -20,6 +20,7 @@ from mmabits.kernels.schemes import (
     fp8_blockwise,
     gptq,
     moe,
+    moe_experts,
     mxfp6_mxfp4,
     mxfp8,
     nvfp4,
@@ -180,6 +181,22 @@ def experts(m: int, n: int, k: int, arch: str) -> Results:
     yield "triton mxfp4", in_triton.moe_mxfp4(tensor(x), tensor(blocks.codes), tensor(blocks.scales), *tables)
 
 
+def experts_of_schemes(m: int, n: int, k: int, arch: str) -> Results:
+    from mmabits.kernels.triton import moe_experts as in_triton
+
+    routing, launchers = moe.route(values(m, 3), top_k=2), {"w8a8": "w8a8", "w8a16-int8": "w8a16", "mxfp8": "mxfp8", "nvfp4": "nvfp4"}
+    if k % 128 == 0:
+        launchers["fp8-tiles"] = "fp8_tiles"
+    for name, launcher in launchers.items():
+        scheme = moe_experts.EXPERTS[name]
+        weights, x = moe_experts.quantize_experts(values(3, k, n), scheme), scheme.activations(values(m, k))
+        yield name, moe_experts.moe_matmul(x, weights, routing, arch=arch)
+        aligned = moe.align(routing, block=128 if name in ("mxfp8", "nvfp4") else 64)
+        tables = routing.weights, aligned.choices, aligned.experts
+        given = [tensor(array) for array in (*scheme.stored(x).values(), *weights.pack().values(), *tables)]
+        yield f"triton {name}", getattr(in_triton, f"moe_{launcher}")(*given)
+
+
 def plain(m: int, n: int, k: int, arch: str) -> Results:
     from mmabits.kernels.triton.matmul import matmul
     from mmabits.kernels.triton.persistent import persistent_matmul
@@ -193,7 +210,8 @@ def plain(m: int, n: int, k: int, arch: str) -> Results:
 
 
 PRODUCTS: list[Callable[[int, int, int, str], Results]] = [
-    fp8_rows, fp8_tiles, mxfp8_blocks, mxfp4_and_6, nvfp4_blocks, int4_weights, int8_weights, int4_times_int8, experts, plain,
+    fp8_rows, fp8_tiles, mxfp8_blocks, mxfp4_and_6, nvfp4_blocks, int4_weights, int8_weights, int4_times_int8, experts, experts_of_schemes,
+    plain,
 ]  # fmt: skip
 
 

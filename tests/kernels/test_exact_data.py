@@ -2,7 +2,7 @@
 
 Elements are small integers and scales powers of two; what differs then is no rounding: it is movement, a mask, a layout or a scale. The
 rows of `mmabits diff` give shapes and layouts; their numbers are replaced, and the results computed here from the bytes that are passed.
-Attention is left out: its weights are exponentials.
+Attention and routers are left out: their weights are exponentials.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Generator = np.random.Generator
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 QUICK = {
     "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8", "triton-w4a8-fp8-group"),
-    "sm_90a": ("triton-persistent-f16",),
-    "sm_100a": ("triton-nvfp4",), "sm_120a": ("triton-quantize-mxfp4-rows",),
+    "sm_90a": ("triton-persistent-f16", "triton-moe-fp8-tiles"),
+    "sm_100a": ("triton-nvfp4", "triton-moe-nvfp4"), "sm_120a": ("triton-quantize-mxfp4-rows",),
 }  # fmt: skip
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -198,16 +198,15 @@ def w4a8(rng: Generator, given: Arrays) -> Made:
     return new, {"out": sums * new["x_scales"].reshape(-1, 1) * new["output_scales"].reshape(1, -1)}
 
 
-def _experts(rng: Generator, given: Arrays, new: Arrays, weights: Array) -> Made:
+def _experts(rng: Generator, given: Arrays, new: Arrays, weights: Array, x: Array | None = None) -> Made:
     """Rows of `choices` in blocks of an expert each; a choice is token * top_k + place."""
     new |= {"weights": powers(rng, given["weights"]), "choices": given["choices"], "block_experts": given["block_experts"]}
     tokens, top = new["weights"].shape
-    out = np.zeros((tokens, weights.shape[-1]))
-    for block, expert in enumerate(given["block_experts"]):
-        for choice in given["choices"][64 * block : 64 * block + 64]:
-            if choice < tokens * top:
-                token, place = divmod(int(choice), top)
-                out[token] += wide(new["x"])[token] @ weights[expert] * float(new["weights"][token, place])
+    out, values = np.zeros((tokens, weights.shape[-1])), wide(new["x"]) if x is None else x
+    for choices, expert in zip(given["choices"].reshape(len(given["block_experts"]), -1), given["block_experts"], strict=True):
+        for choice in choices[choices < tokens * top]:
+            token, place = divmod(int(choice), top)
+            out[token] += values[token] @ weights[expert] * float(new["weights"][token, place])
     return new, {"out": out}
 
 
@@ -222,6 +221,41 @@ def moe_mxfp4(rng: Generator, given: Arrays) -> Made:
     new["scales"] = powers(rng, given["scales"])
     weights = E2M1[nibbles(new["codes"], -1)] * np.repeat(wide(new["scales"]), 32, -1)
     return _experts(rng, given, new, weights.swapaxes(1, 2))
+
+
+def moe_w8a8(rng: Generator, given: Arrays) -> Made:
+    new = {name: small(rng, given[name].shape, np.int8) for name in "xw"}
+    new |= {name: powers(rng, given[name]) for name in ("x_scales", "w_scales")}
+    x = new["x"] * new["x_scales"].astype(np.float64)[:, None]
+    return _experts(rng, given, new, (new["w"] * new["w_scales"].astype(np.float64)[:, :, None]).swapaxes(1, 2), x)
+
+
+def moe_w8a16(kind: Any) -> Callable[[Generator, Arrays], Made]:
+    """Four codes to a word, the lowest K in the lowest byte."""
+
+    def made(rng: Generator, given: Arrays) -> Made:
+        experts, quarter, n = given["words"].shape
+        codes = small(rng, (experts, 4 * quarter, n), kind)
+        parts = codes.view(np.uint8).reshape(experts, quarter, 4, n).astype(np.uint32)
+        packed = sum(parts[:, :, place] << np.uint32(8 * place) for place in range(4))
+        new = {"x": small(rng, given["x"].shape, given["x"].dtype), "words": packed.view(np.int32), "scales": powers(rng, given["scales"])}
+        scales = np.repeat(new["scales"].astype(np.float64), codes.shape[1] // new["scales"].shape[1], 1)
+        return _experts(rng, given, new, codes.astype(np.float64) * scales)
+
+    return made
+
+
+def moe_scaled(rng: Generator, given: Arrays) -> Made:
+    """FP8 in tiles, MXFP8 and NVFP4."""
+    narrow = given["x"].dtype == np.uint8
+    new = {name: _fp4_codes(rng, given[name].shape) if narrow else small(rng, given[name].shape, given[name].dtype) for name in "xw"}
+    new |= {name: powers(rng, given[name]) for name in given if "scale" in name}
+    x, w = (E2M1[nibbles(new[name], -1)] if narrow else wide(new[name]) for name in "xw")
+    x = x * spread(wide(new["x_scales"]), x.shape)
+    w = np.stack([each * spread(scales, each.shape) for each, scales in zip(w, wide(new["w_scales"]), strict=True)])
+    if narrow:
+        x, w = x * float(new["x_tensor_scale"][0]), w * new["w_tensor_scales"].astype(np.float64)[:, None, None]
+    return _experts(rng, given, new, w.swapaxes(1, 2), x)
 
 
 def quantizer(block: tuple[int, int], largest: float, scale_dtype: Any, dtype: Any) -> Callable[[Generator, Arrays], Made]:
@@ -260,6 +294,21 @@ def nvfp4_quantizer(rng: Generator, given: Arrays) -> Made:
     codes = np.argmax(elements[..., None] == E2M1, -1).astype(np.uint8)
     wanted = {"elements": codes[:, ::2] | codes[:, 1::2] << np.uint8(4), "scales": (448 / 2.0**exponents).astype(E4M3)}
     return {"values": values.astype(np.float32)}, {**wanted, "tensor_scale": np.full(1, 4, np.float32)}
+
+
+def transformed(rng: Generator, given: Arrays) -> Made:
+    """Sums of 16 small integers, and a fourth of them."""
+    values, signs = small(rng, given["values"].shape, np.float32, most=9), rng.choice([-1.0, 1.0], 16).astype(np.float32)
+    lanes = np.arange(16)
+    signs_of_h = (-1.0) ** np.array([[bin(row & column).count("1") for column in lanes] for row in lanes])
+    runs = (values.reshape(-1, 16) * signs).astype(np.float64)
+    return {"values": values, "signs": signs}, {"transformed": (runs @ signs_of_h / 4).reshape(values.shape)}
+
+
+def nvfp4_stochastic(rng: Generator, given: Arrays) -> Made:
+    """Values that e2m1 holds: random bits change nothing."""
+    made, wanted = nvfp4_quantizer(rng, given)
+    return {**made, "random_bits": rng.integers(0, 1 << 32, given["values"].shape, dtype=np.uint32).view(np.int32)}, wanted
 
 
 def asymmetric(rng: Generator, given: Arrays) -> Made:
@@ -342,6 +391,9 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-mxfp6": mxfp6, "triton-mxfp4": fp4, "triton-nvfp4": fp4,
     "triton-w4a16-awq-f16": awq, "triton-w4a16-awq-bf16": awq, "triton-w4a16-gptq-f16": gptq, "triton-llm-int8": llm_int8,
     "triton-w4a8-channel": w4a8, "triton-w4a8-group": w4a8, "triton-moe-w4a16": moe_awq, "triton-moe-mxfp4": moe_mxfp4,
+    "triton-moe-w8a8": moe_w8a8, **dict.fromkeys(("triton-moe-w8a16-int8", "triton-moe-w8a16-int8-groups"), moe_w8a16(np.int8)),
+    **dict.fromkeys(("triton-moe-w8a16-e4m3", "triton-moe-w8a16-e4m3-groups"), moe_w8a16(E4M3)),
+    **dict.fromkeys(("triton-moe-fp8-tiles", "triton-moe-mxfp8", "triton-moe-nvfp4"), moe_scaled),
     "triton-quantize-fp8": quantizer((1, 0), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-activations": quantizer((1, 128), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-weights": quantizer((128, 128), 448, np.float32, E4M3),
@@ -349,6 +401,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-quantize-mxfp8-columns": quantizer((32, 1), 256, np.uint8, E4M3),
     "triton-quantize-mxfp4-rows": quantizer((1, 32), 4, np.uint8, "e2m1"),
     "triton-quantize-mxfp4-columns": quantizer((32, 1), 4, np.uint8, "e2m1"), "triton-quantize-nvfp4": nvfp4_quantizer,
+    "triton-quantize-hadamard": transformed, "triton-quantize-nvfp4-stochastic": nvfp4_stochastic,
     "triton-asymmetric-int8": asymmetric, "triton-asymmetric-int8-activations": asymmetric,
     "triton-quantize-asymmetric-int8": asymmetric_quantizer, "triton-w4a4": w4a4,
     "triton-w4a8-fp8-channel": w4a8_fp8, "triton-w4a8-fp8-group": w4a8_fp8,
@@ -357,7 +410,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-mixed-mxfp8-mxfp4": mxfp8_by_mxfp4,
 }  # fmt: skip
 """Operands and results, by the row's name."""
-WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention"}
+WITHOUT = {"triton-sage", "triton-sage2", "triton-fp8-attention", "triton-route-softmax", "triton-route-chosen", "triton-route-groups"}
 
 
 def test_every_kernel_is_here() -> None:

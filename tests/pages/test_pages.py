@@ -30,6 +30,7 @@ from mmabits.conformance.record.nvrtc import CompilerRefused
 from mmabits.conformance.recorded.dots import read_vectors, write_vectors
 from mmabits.conformance.recorded.tiles import NotWritten
 from mmabits.isa import ARCHITECTURES, Evidence, MmabitsError, OperandError, parse
+from mmabits.reports.output import folded
 from mmabits.reports.pages import charts, check_page, write
 from mmabits.reports.pages.report import Cell, NoteBlock, Report, Section, TableBlock, TextBlock, plural, report_page
 
@@ -465,3 +466,20 @@ def test_a_line_upon_another_is_told() -> None:
     assert ">other (upon one)<" in svg and ">apart<" in svg
     assert charts.coinciding([((1,), (1e-6,)), ((1,), (1.01e-6,)), ((1,), (1.0,))], is_log=True) == [None, 0, None]
     assert charts.coinciding([((1,), (1e-6,)), ((2,), (1e-6,))]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("short", ["short"]),
+        ("a sentence that is longer than thirty letters", ["a sentence that is longer than", "  thirty letters"]),
+        ("steps    0-31, as asked by many dot products", ["steps    0-31, as asked by", "         many dot products"]),
+        ("  - one of several things that are listed", ["  - one of several things that", "    are listed"]),
+        ("x" * 40, ["x" * 40]),
+        ('mmabits.what_if("device", base="sm_90a", rows={})', ['mmabits.what_if("device", base="sm_90a", rows={})']),
+        ("a1      " + "b" * 40, ["a1", "        " + "b" * 40]),
+    ],
+)
+def test_long_lines_fold_between_words_on_a_terminal(line: str, parts: list[str]) -> None:
+    assert folded(line, 30).split("\n") == parts
+    assert folded(line, 0) == line

@@ -178,7 +178,7 @@ def test_without_nvrtc_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_documents_table_has_every_form() -> None:
     """`mmabits record --list-kernels` makes it; sizes are the compiler's, and only it can check them."""
-    text = Path(__file__).resolve().parents[2].joinpath("docs", "record.md").read_text(encoding="utf-8")
+    text = Path(__file__).resolve().parents[2].joinpath("docs", "record-kernels.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (sm_\w+) \| `([^`]+)` \| (\d+) \| ([^|]+) \|$", text, re.MULTILINE)
     assert [(arch, ptx) for arch, ptx, _, _ in rows] == [(arch, row.ptx) for arch in TARGETS for row in representatives(arch)]
     for arch, ptx, _, opcodes in rows:
@@ -192,7 +192,7 @@ def test_the_documents_table_has_every_form() -> None:
 @pytest.mark.slow
 @needs_disassembler
 def test_the_documents_table_is_current(needs_nvrtc: None) -> None:
-    text = Path(__file__).resolve().parents[2].joinpath("docs", "record.md").read_text(encoding="utf-8")
+    text = Path(__file__).resolve().parents[2].joinpath("docs", "record-kernels.md").read_text(encoding="utf-8")
     if f"NVRTC {compiler_version()}." not in text:
         pytest.skip(f"the table was made with another compiler than NVRTC {compiler_version()}")
     assert kernels_markdown(kernel_rows(representatives, disassemble=True)) in text

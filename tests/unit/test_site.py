@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 from mmabits.commands.examples import EXAMPLES
-from mmabits.commands.main import main
+from mmabits.commands.main import app, main
 from mmabits.commands.reference import every_command, reference_markdown
 from mmabits.commands.tables import formats_markdown
+from mmabits.research.study.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -143,6 +145,21 @@ def test_every_command_has_examples_that_it_takes() -> None:
             found = max((each for each in commands if words[: len(each.split())] == each.split()), key=len)
             commands[found].make_context(found, words[len(found.split()) :])
             assert found.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mmabits explain wgmma --arch sm_90", ["sm_90a"]),
+        ("mmabits compare a.npy b.npy --arch H100", ["H100"]),
+        ("mmabits compare a.npy b.npy --format nvfp4", ["nvfp4", *(name for name in RECIPES if name.startswith("nvfp4-"))]),
+        ("mmabits gemm a.npy b.npy --format-b e4", ["e4m3"]),
+        ("mmabits study calib", ["calibration"]),
+    ],
+)
+def test_a_shell_completes_what_options_take(line: str, expected: list[str]) -> None:
+    asked = {"_MMABITS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    assert CliRunner().invoke(app, [], env=asked, prog_name="mmabits").output.split() == expected
 
 
 def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from mmabits.research.study.shipped import accumulation, attention, calibration, generations, outliers, scales, zero_points
+from mmabits.research.study.shipped import accumulation, attention, calibration, generations, outliers, scales, training, zero_points
 from mmabits.research.study.shipped.row import Shipped
 
 STUDIES: Final[dict[str, Shipped]] = {
-    module.STUDY.name: module.STUDY for module in (accumulation, outliers, scales, zero_points, calibration, attention, generations)
+    module.STUDY.name: module.STUDY
+    for module in (accumulation, outliers, scales, zero_points, calibration, attention, training, generations)
 }
 """Every study by its name."""

@@ -30,6 +30,8 @@ class Chart:
     low: str = ""
     """Column with the lower end of an interval, drawn as a band; empty: none."""
     high: str = ""
+    linear: bool = False
+    """Lines on axes that are not logarithmic."""
 
 
 @dataclass(frozen=True, kw_only=True)

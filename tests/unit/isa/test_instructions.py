@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -201,3 +203,10 @@ def test_equal_instructions_have_one_place_in_tables():
     again = replace(own)
     assert again is not own and hash(again) == hash(own) and {own: 1}[again] == 1
     assert hash(replace(own, n=16)) != hash(own)
+
+
+@pytest.mark.parametrize("spec", INSTRUCTION_SPECS, ids=lambda spec: spec.name)
+def test_instructions_travel_to_other_processes(spec: InstructionSpec) -> None:
+    for found in made_from(spec):
+        for other in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+            assert other == found and hash(other) == hash(found) and other.ptx == found.ptx and other.a_type is found.a_type

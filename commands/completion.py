@@ -1,0 +1,34 @@
+"""What a shell completes after an option: architectures, formats and recipes, studies, cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def architectures(incomplete: str) -> list[tuple[str, str]]:
+    """Targets, each with its GPUs, and the GPUs' names where one has begun: `sm_90a`, `h100` or `H100`."""
+    from mmabits.isa.architectures import ARCHITECTURES
+
+    targets = [(row.name, ", ".join(row.gpus)) for row in ARCHITECTURES.values() if row.name.startswith(incomplete)]
+    spelled = str.upper if incomplete[:1].isupper() else str.lower
+    models = [(spelled(model.replace(" ", "")), row.name) for row in ARCHITECTURES.values() for model in row.models if "(" not in model]
+    return targets + [(name, target) for name, target in models if incomplete and name.startswith(incomplete)]
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Recipes, then formats that an operand can have."""
+    from mmabits.isa import FORMATS
+    from mmabits.research.study.recipes import RECIPES
+
+    return _begun(dict.fromkeys((*RECIPES, *FORMATS)), incomplete)
+
+
+def studies(incomplete: str) -> list[tuple[str, str]]:
+    """Studies that ship, with their titles."""
+    from mmabits.research.study.shipped import STUDIES
+
+    return [(name, row.title) for name, row in STUDIES.items() if name.startswith(incomplete)]
+
+
+def _begun(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
