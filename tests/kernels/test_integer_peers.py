@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmabits.emulator.codecs import as_codes, encode
-from mmabits.isa import format_spec
+from mmabits.isa import OperandError, format_spec
 from mmabits.kernels.quantize import quantize_nvfp4
 from mmabits.kernels.schemes import fp8, w4a16, w8a8
 from mmabits.kernels.schemes.asymmetric import quantize_affine
@@ -81,7 +81,8 @@ def compressed(values: Array, **options: Any) -> tuple[Array, Array, Array]:
     from compressed_tensors.quantization.utils.helpers import calculate_qparams
 
     args = QuantizationArgs(**options)
-    grouped = values.reshape(len(values), -1, options.get("group_size") or values.shape[1])
+    size = options.get("group_size") or values.shape[1]
+    grouped = values.reshape(len(values), values.shape[1] // size, size)
     low, high = (torch.from_numpy(getattr(grouped, end)(-1)) for end in ("min", "max"))
     scale, zero = calculate_qparams(low, high, args)
     found = quantize(torch.from_numpy(values), scale, zero, args)
@@ -151,6 +152,53 @@ def test_bitsandbytes_scales_sums_by_a_rounded_constant() -> None:
     there = bnb.functional.int8_mm_dequant(torch.from_numpy(sums), torch.from_numpy(rows), torch.from_numpy(columns))
     ours = w8a8.scaled(sums, rows / F32(127), columns / F32(127))
     assert np.abs(there.float().numpy() / ours - 1).max() < 2**-10  # its result is f16
+
+
+# Hard rows ------------------------------------------------------------------------------------------------------------
+
+LINE = np.linspace(-1, 1, 16).astype(F32)
+HARD = {
+    "zeros": np.zeros(16, F32), "subnormal": (LINE * 1e-39).astype(F32), "NaN": np.append(LINE[:15], F32(np.nan)),
+    "infinity": np.append(LINE[:15], F32(np.inf)), "outlier": np.append(LINE[:15], F32(1e30)),
+}  # fmt: skip
+
+
+def bitsandbytes(values: Array) -> tuple[Array, Array]:
+    codes, amax, _ = pytest.importorskip("bitsandbytes").functional.int8_vectorwise_quant(torch.from_numpy(values))
+    return codes.numpy(), amax.numpy()
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_rows_in_int8(name: str) -> None:
+    """What docs/quantizers.md says of them."""
+    row = HARD[name][None]
+    ao, _, _ = torchao(row, "SYMMETRIC_NO_CLIPPING_ERR", -127, 127)
+    ct, ct_scale, _ = compressed(row, num_bits=8, strategy="channel", symmetric=True)
+    bnb, _ = bitsandbytes(row)
+    if name in ("NaN", "infinity"):
+        with pytest.raises(OperandError, match="values must be finite"):
+            w8a8.quantize_int8(row, axis=0)
+        assert not ao.any() and not bnb.any()  # codes of nothing, without a word
+        assert np.isnan(ct[0, 15]) and np.isnan(ct[0, 0]) == (name == "NaN")
+        return
+    ours = w8a8.quantize_int8(row, axis=0)
+    if name == "zeros":
+        assert not any(codes.any() for codes in (ours.codes, ao, ct, bnb))
+        assert ours.scales[0] == 1 and ct_scale[0, 0] == F32(2) ** -23
+    elif name == "subnormal":
+        assert ours.codes[0, [0, 15]].tolist() == [-127, 127] and ct[0, [0, 15]].tolist() == [-128, 127]
+        assert not ao.any() and not bnb.any()
+    else:
+        for codes in (ours.codes, ao, ct, bnb):
+            assert codes[0, 15] == 127 and not codes[0, :15].any()
+
+
+def test_no_rows_in_int8() -> None:
+    nothing = np.zeros((0, 16), F32)
+    assert w8a8.quantize_int8(nothing, axis=0).codes.shape == quantize_affine(nothing, axis=0).codes.shape == (0, 16)
+    assert compressed(nothing, num_bits=8, strategy="channel", symmetric=True)[0].shape == bitsandbytes(nothing)[0].shape == (0, 16)
+    with pytest.raises(TypeError):
+        torchao(nothing, "ASYMMETRIC", 0, 255)
 
 
 # Transformer Engine, by its formulas -----------------------------------------------------------------------------------
