@@ -1258,6 +1258,9 @@ def _quantizers() -> Iterator[KernelCase]:
 def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
     yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
+    yield KernelCase(
+        name="jax-fp8-tiles", kernel="jax.fp8_blockwise:fp8_blockwise_matmul", draw=_fp8_tiles("divide"), architectures=FROM_ADA
+    )
     yield KernelCase(name="jax-mxfp8", kernel="jax.block_scaled:mxfp8_matmul", draw=_jax_mxfp8, architectures=BLACKWELL)
     yield KernelCase(name="jax-nvfp4", kernel="jax.block_scaled:nvfp4_matmul", draw=_jax_nvfp4, architectures=BLACKWELL)
     yield KernelCase(
