@@ -31,6 +31,6 @@ STUDIES: Final[dict[str, Shipped]] = {
         moe_orders,
         training,
         generations,
-    )  # fmt: skip
+    )
 }
 """Every study by its name."""
