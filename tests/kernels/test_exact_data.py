@@ -2,7 +2,7 @@
 
 Elements are small integers and scales powers of two; what differs then is no rounding: it is movement, a mask, a layout or a scale. The
 rows of `mmabits diff` give shapes and layouts; their numbers are replaced, and the results computed here from the bytes that are passed.
-Attention, routers and gated layers are left out: there are exponentials in them.
+Attention, routers and gated layers are left out, but for attention over caches: there are exponentials in them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import operands
 import pytest
 from arrays import tensor
+from exact_caches import CACHE_MAKERS
 
 import mmabits
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, KernelCase
@@ -30,7 +31,7 @@ Generator = np.random.Generator
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 QUICK = {
     "sm_80": ("triton-matmul-f16", "triton-w4a16-gptq-f16"), "sm_89": ("triton-fp8", "triton-w4a8-fp8-group"),
-    "sm_90a": ("triton-persistent-f16", "triton-moe-fp8-tiles"),
+    "sm_90a": ("triton-persistent-f16", "triton-cached-int4-kivi", "triton-moe-fp8-tiles"),
     "sm_100a": ("triton-nvfp4", "triton-moe-nvfp4"), "sm_120a": ("triton-quantize-mxfp4-rows",),
 }  # fmt: skip
 BF16, E4M3, E5M2 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -420,11 +421,12 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-w4a8-fp8-channel": w4a8_fp8, "triton-w4a8-fp8-group": w4a8_fp8,
     **dict.fromkeys(("triton-w8a16-int8-f16", "triton-w8a16-int8-bf16-channel"), w8a16(np.int8)),
     **dict.fromkeys(("triton-w8a16-e4m3-bf16", "triton-w8a16-e4m3-f16-channel"), w8a16(E4M3)),
-    "triton-mixed-mxfp8-mxfp4": mxfp8_by_mxfp4,
+    "triton-mixed-mxfp8-mxfp4": mxfp8_by_mxfp4, **CACHE_MAKERS,
 }  # fmt: skip
 """Operands and results, by the row's name."""
 WITHOUT = {
-    "triton-sage", "triton-sage2", "triton-fp8-attention", "triton-route-softmax", "triton-route-chosen", "triton-route-groups",
+    "triton-sage", "triton-sage2", "triton-fp8-attention", "triton-fp8-block-attention",
+    "triton-route-softmax", "triton-route-chosen", "triton-route-groups",
     "triton-moe-swiglu", *(f"triton-moe-layer-{scheme}" for scheme in ("w8a8", "w8a16-int8", "fp8-tiles", "mxfp8", "nvfp4")),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 from mmabits import emulate  # noqa: E402
 from mmabits.kernels.triton import (  # noqa: E402
     attention,
+    attention_cached,
     block_scaled,
     fp8,
     fp8_blockwise,
@@ -36,6 +37,7 @@ from mmabits.kernels.triton import (  # noqa: E402
     routing,
     scaled,
     split_k,
+    training,
     w4a8,
     w4a16,
     w8a8,
@@ -184,6 +186,36 @@ def nvfp4_columns(at: Place) -> Any:
     out, scales = mapped(U8, many, 8), mapped(U8, many)
     at.outputs += [out[:ROWS], scales[:ROWS]]
     return nvfp4.nvfp4_kernel, (x, out, scales, torch.ones(1), many, 16, 1, many), {"SQUARE": False, "BLOCK_R": 4}
+
+
+def hadamard_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, out = at.rowwise(F32, start, K), at.output(F32, start, K)
+    return training.hadamard_kernel, (x, torch.ones(16), out, start + ROWS, K, K, 1), {"ROWS": 32}
+
+
+def hadamard_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    out = mapped(F32, many, 16)
+    at.outputs.append(out[:ROWS])
+    return training.hadamard_kernel, (x, torch.ones(16), out, many, 16, 1, many), {"ROWS": 4}
+
+
+def nvfp4_drawn_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, random = at.rowwise(F32, start, K), at.rowwise(I32, start, K, seed=2)
+    out, scales = at.output(U8, start, K // 2), at.output(U8, start, K // 16)
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), start + ROWS, K, K, 1), {"BLOCK_R": 32}
+
+
+def nvfp4_drawn_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    random, _ = at.columnwise(I32, 16, ROWS, seed=2)
+    out, scales = mapped(U8, many, 8), mapped(U8, many)
+    at.outputs += [out[:ROWS], scales[:ROWS]]
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), many, 16, 1, many), {"BLOCK_R": 4}
 
 
 def blocks_left(at: Place) -> Any:
@@ -446,6 +478,36 @@ def cached(at: Place) -> Any:
         "PAGE": page, "D": width, "BLOCK_Q": 16, "BLOCK_K": 32, "LEVELS": 5}  # fmt: skip
 
 
+def int8_cache(at: Place) -> Any:
+    """The page far down, and the sequence."""
+    page, width = 32, 64
+    first, sequence = at.start(page * width // 4, 1), at.start(page * width, 1)
+    at.rows, at.program = 1, (0, 0, sequence)
+    words = [at.rowwise(I32, first, page, 1, width // 4, seed=seed) for seed in (1, 2)]
+    scales = [at.rowwise(F32, first, page, 1, 1, seed=seed).abs_() for seed in (3, 4)]
+    q = at.rowwise(F16, sequence, 1, page, width, seed=5)
+    sums = [at.output(F32, sequence, page) for _ in range(2)]
+    parts = at.output(F32, sequence, page, width)
+    tables, lengths = torch.zeros((sequence + 1, 1), dtype=I32), torch.zeros(sequence + 1, dtype=I32)
+    tables[-1], lengths[-1] = first, page
+    sides = {"ELEMENT": "s8", "SCALE": "f32", "ZEROS": False, "TOKENS": 1, "CHANNELS": width}
+    return attention_cached.cached_kernel, (
+        q, words[0], scales[0], scales[0], words[1], scales[1], scales[1], q, tables, lengths, q, torch.ones(1) / 1024, *sums, parts,
+        1, 1, 1, page, 1, 1, 0, page,
+    ), {
+        **{f"{side}_{name}": value for side in "KV" for name, value in sides.items()}, "OUTSIDE": True, "SINKS": False, "D": width,
+        "BLOCK_Q": 16, "BLOCK_K": 32, "LEVELS": 5,
+    }  # fmt: skip
+
+
+def merged(at: Place) -> Any:
+    sequence = at.start(16 * 64, 1)
+    at.rows, at.program = 1, (0, 0, sequence)
+    sums = [at.rowwise(F32, sequence, 16, seed=seed).abs_() for seed in (1, 2)]
+    parts, out = at.rowwise(F32, sequence, 16, 64, seed=3), at.output(F32, sequence, 16, 64)
+    return attention_cached.merge_kernel, (*sums, parts, out, torch.ones(1), 1, 1, 1, 16, 1), {"D": 64, "BLOCK_Q": 16}
+
+
 def strided(at: Place, dtype: Any, rows: int, columns: int, seed: int = 1) -> Any:
     """A matrix with gaps between its rows, the last of which is beyond."""
     gap = -(-BEYOND // (rows - 1) // 8) * 8 if at.far else columns
@@ -507,10 +569,11 @@ def scaled_left(at: Place) -> Any:
 
 CASES: list[Case] = [
     fp8_left, fp8_right, fp8_quantized, tiles_quantized, tiles_left, mx_rows, mx_columns, mxfp4_columns, nvfp4_rows, nvfp4_columns,
+    hadamard_rows, hadamard_columns, nvfp4_drawn_rows, nvfp4_drawn_columns,
     blocks_left, blocks_right, mxfp6_left, int8_left, int8_right, outliers, w4a8_left, w4a8_right, awq_left, awq_right, gptq_left,
     gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, moe_int8_tokens, moe_int8_experts,
     moe_words_tokens, moe_tiles_tokens, moe_blocks_tokens, moe_ordered_sum, moe_gated, moe_int8_rows, moe_scores,
-    sage, sage2, cached, plain_matmul, plain_persistent, parts_of_k,
+    sage, sage2, cached, int8_cache, merged, plain_matmul, plain_persistent, parts_of_k,
     sum_of_parts, sum_far_down, scaled_left,
 ]  # fmt: skip
 
