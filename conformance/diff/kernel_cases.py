@@ -716,6 +716,18 @@ def _gated(seed: int) -> Drawn:
     return Drawn(inputs={"rows": rows}, composition=composition)
 
 
+def _jax_experts(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    scheme = moe_experts.EXPERTS["w8a8"]
+    x, (routes, _) = scheme.activations(_normal(rng, M, 256)), _routed(rng)
+    experts = moe_experts.quantize_experts(_normal(rng, 4, 256, N), scheme)
+    inputs: Arrays = {
+        "x": x.codes, "x_scales": x.scales, "w": np.stack([each.codes for each in experts.matrices]),
+        "w_scales": np.stack([each.scales for each in experts.matrices]), "weights": routes.weights, "experts": routes.experts,
+    }  # fmt: skip
+    return Drawn(inputs=inputs, composition=lambda arch, dots: {"out": moe_experts.moe_matmul(x, experts, routes, arch=dots())})
+
+
 # Quantizers --------------------------------------------------------------------------------------------------------------
 
 
@@ -1256,6 +1268,7 @@ def _quantizers() -> Iterator[KernelCase]:
 
 
 def _jax() -> Iterator[KernelCase]:
+    yield KernelCase(name="jax-moe-w8a8", kernel="jax.moe:moe_w8a8", draw=_jax_experts)
     yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
     yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
     yield KernelCase(

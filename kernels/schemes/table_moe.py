@@ -14,7 +14,8 @@ ROWS_MOE: Final = (
         number=9, name="MoE, W8A8 experts", operands="INT8 x INT8, tokens sorted by expert",
         scales="f32 per token and per output channel; f32 routing weights", product="s8 into s32; scaled in f32; experts added in f32",
         quantizers=("schemes.w8a8:quantize_int8", *_ROUTED), composition="schemes.moe_experts:moe_matmul",
-        triton="triton.moe_experts:moe_w8a8", source="the fused MoE kernel of vLLM, whose sums of 64 or 128 of K are added in f32",
+        triton="triton.moe_experts:moe_w8a8", jax="jax.moe:moe_w8a8",
+        source="the fused MoE kernel of vLLM, whose sums of 64 or 128 of K are added in f32",
     ),
     SchemeSpec(
         number=9, name="MoE, W8A16 experts", operands="f16 or bf16 x INT8 or FP8 codes, tokens sorted by expert",

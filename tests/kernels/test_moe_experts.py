@@ -51,7 +51,8 @@ def launched(name: str, x: Any, experts: moe_experts.Experts, routing: moe.Routi
 @pytest.mark.parametrize("row", ROWS_MOE, ids=lambda row: row.name)
 def test_what_rows_name_is_there(row: Any) -> None:
     pytest.importorskip("triton")
-    for name in (*row.quantizers, row.composition, row.triton):
+    pytest.importorskip("jax")
+    for name in (*row.quantizers, row.composition, row.triton, *filter(None, [row.jax])):
         module, _, function = name.partition(":")
         found = reduce(getattr, function.split("."), importlib.import_module(f"mmabits.kernels.{module}"))
         assert callable(found) and found.__doc__
@@ -183,6 +184,29 @@ def test_choices_over_capacity_are_zeros(name: str) -> None:
 def test_wrong_operands(make: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         make()
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", pytest.param("sm_100a", marks=pytest.mark.slow)])
+def test_in_jax_compiled_too(arch: str) -> None:
+    """XLA fuses products and sums where it can; choices that no expert takes give zeros."""
+    jax = pytest.importorskip("jax")
+    from mmabits.kernels.jax.moe import moe_w8a8
+
+    scheme = moe_experts.EXPERTS["w8a8"]
+    x, experts = scheme.activations(normal(9, 64)), moe_experts.quantize_experts(normal(4, 64, 24), scheme)
+    routing = within_capacity(moe.route(normal(9, 4, seed=6), top_k=2), 3)
+    assert routing.kept is not None and not routing.kept.all()
+    w, w_scales = (np.stack([getattr(each, name) for each in experts.matrices]) for name in ("codes", "scales"))
+    given = x.codes, x.scales, w, w_scales, routing.weights, np.where(routing.kept, routing.experts, np.int32(-1))
+    wanted = moe_experts.moe_matmul(x, experts, routing, arch=arch)
+    with emulate(arch, frameworks=["jax"]):
+        assert np.array_equal(np.asarray(moe_w8a8(*given)), wanted)
+        assert np.array_equal(np.asarray(jax.jit(moe_w8a8)(*given)), wanted)
+    with pytest.raises(OperandError, match="experts are -1 to 3, got 4"):
+        moe_w8a8(*given[:5], given[5] * 0 + 4)
+    with pytest.raises(OperandTypeError, match="w must be int8, got float32"):
+        moe_w8a8(x.codes, x.scales, w.astype(F32), *given[3:])
+    assert moe_w8a8(x.codes[:0], x.scales[:0], w, w_scales, routing.weights[:0], given[5][:0]).shape == (0, 24)
 
 
 def test_launchers_refuse_before_any_work() -> None:
