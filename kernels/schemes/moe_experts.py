@@ -287,7 +287,10 @@ class Experts:
         wanted = {name: len(array) for name, array in arrays.items()}
         if len(set(wanted.values())) != 1:
             raise OperandError(f"arrays of one number of experts are needed, got {wanted}")
-        return cls(scheme=row, matrices=tuple(row.unpacked(arrays, expert) for expert in range(next(iter(wanted.values())))))
+        try:
+            return cls(scheme=row, matrices=tuple(row.unpacked(arrays, expert) for expert in range(next(iter(wanted.values())))))
+        except KeyError as missing:
+            raise OperandError(f"experts in {row.name} have an array {missing}, got {', '.join(arrays)}") from None
 
 
 def quantize_experts(weights: Array, scheme: str | ExpertScheme) -> Experts:

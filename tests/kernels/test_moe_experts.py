@@ -153,6 +153,9 @@ def test_choices_over_capacity_are_zeros(name: str) -> None:
     [
         (lambda: moe_experts.quantize_experts(normal(2, 64, 8), "w8a9"), OperandError, "'w8a9'; did you mean w8a8"),
         (lambda: moe_experts.quantize_experts(normal(2, 64, 8).astype(np.float64), "w8a8"), OperandTypeError, "float32"),
+        (lambda: moe_experts.Experts.unpack({"w": np.zeros((2, 8, 64), np.int8)}, "w8a8"), OperandError, "have an array 'w_scales', got w"),
+        (lambda: moe_experts.Experts.unpack({"w": np.zeros((2, 8, 64), np.int8), "w_scales": np.zeros((3, 8), F32)}, "w8a8"), OperandError,
+         "one number of experts"),
         (lambda: moe_experts.quantize_experts(normal(0, 64, 8), "w8a8"), OperandError, "one shape, got none"),
         (lambda: moe_experts.quantize_experts(normal(2, 48, 8), "mxfp8"), OperandError, "got 48"),
         (
