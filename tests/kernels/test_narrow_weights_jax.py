@@ -108,6 +108,28 @@ def test_every_code() -> None:
         assert np.array_equal(np.asarray(got), np.repeat(codes.astype(F32)[:, None], 2, 1))
 
 
+@pytest.mark.parametrize("group", [0, 32])
+def test_hard_activations(group: int) -> None:
+    """Zeros, subnormals, infinities, NaN, one outlier."""
+    x, w = normal(6, 64), normal(64, 8, seed=1)
+    w[:, 3], x[0], x[1, 3], x[2, 5], x[2, 40], x[3, 9] = 0, 0, np.nan, np.inf, -np.inf, 6e4
+    x[4] = np.arange(64) * 2.0**-24
+    half, eight, given = x.astype(np.float16), w8a16.quantize_w8(w, group=group), fp8.quantize(x, per="row")
+    four = w4a8_fp8.quantize_w4a8_fp8(w, group=group)
+    with emulate("sm_90a", frameworks=["jax"]):
+        pairs = (
+            (narrow_weights.w8a16_matmul(half, eight.pack(), eight.scales, grouped=bool(group)),
+             w8a16.w8a16_matmul(half, eight, arch="sm_90a")),
+            (narrow_weights.w4a8_fp8_matmul(given.elements, given.scales.ravel(), four.pack(), four.kernel_scales, grouped=bool(group)),
+             w4a8_fp8.w4a8_fp8_matmul(given, four, arch="sm_90a")),
+        )  # fmt: skip
+    for got, wanted in pairs:
+        found = np.asarray(got)
+        assert np.array_equal(np.isnan(found), np.isnan(wanted)) and np.isnan(found[1]).all() and not found[0].any()
+        finite = np.isfinite(wanted)
+        assert np.array_equal(found[finite], wanted[finite])
+
+
 def test_nothing_and_nan() -> None:
     words = np.zeros((32, N), np.int32)
     for m, k, n in ((0, 128, 8), (8, 128, 0), (8, 0, 8)):
