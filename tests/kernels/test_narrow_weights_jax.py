@@ -29,11 +29,11 @@ def normal(*shape: int, seed: int = SEED) -> np.ndarray:
     return (rng.standard_normal(shape) * 2.0 ** rng.integers(-6, 6, shape)).astype(F32)
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fma_is_rounded_once(jit: bool) -> None:
     """Random bits, and sums that nearly cancel or lie beside ties."""
     rng = np.random.default_rng(SEED)
-    size = 100_000
+    size = 50_000
     a = (rng.standard_normal(size) * 2.0 ** rng.integers(-20, 20, size)).astype(F32)
     b = (rng.standard_normal(size) * 2.0 ** rng.integers(-12, 12, size)).astype(F32)
     b[::2] = b[::2].astype(np.float16).astype(F32)
