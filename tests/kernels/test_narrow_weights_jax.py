@@ -157,6 +157,7 @@ HALF, WORDS, ONE = np.zeros((2, 8), np.float16), np.zeros((2, 4), np.int32), np.
         (lambda: narrow_weights.w8a16_matmul(HALF, WORDS[:1], ONE), OperandError, r"words must have shape \(2, any\), got \(1, 4\)"),
         (lambda: narrow_weights.w8a16_matmul(HALF, WORDS, np.ones((3, 4), np.float16), grouped=True), OperandError, "number of groups 3"),
         (lambda: fp8_blockwise_matmul(HALF.astype(E4M3), ONE, HALF.astype(E4M3), ONE), OperandError, "block size 128, got 8"),
+        (lambda: fp8_blockwise_matmul(*2 * (np.ones((1, 128), E4M3), np.full((1, 1), 2.0**-41, F32))), OperandError, "at least 2\\^-40"),
         (lambda: narrow_weights.w4a8_fp8_matmul(HALF, np.ones(2, F32), WORDS[:1], ONE), OperandTypeError, "float8_e4m3fn, got float16"),
         (lambda: narrow_weights.w4a8_fp8_matmul(HALF.astype(E4M3), np.ones(3, F32), WORDS[:1], ONE), OperandError, "x_scales must have"),
     ],
