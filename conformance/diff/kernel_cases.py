@@ -17,11 +17,15 @@ from mmabits.isa import FORMATS, OperandError, nearest
 from mmabits.kernels.schemes import (
     asymmetric,
     attention,
+    attention_cached,
     fp8,
     fp8_blockwise,
     gptq,
+    kv_cache,
     moe,
     moe_experts,
+    moe_layer,
+    moe_sums,
     mxfp6_mxfp4,
     mxfp8,
     nvfp4,
@@ -471,6 +475,37 @@ def _sage2(seed: int) -> Drawn:
     )
 
 
+def _fp8_block_attention(seed: int) -> Drawn:
+    queries, keys, values = _heads(seed)
+    signs = attention.random_signs(64, seed)
+    q, k = (attention.quantize_fp8_blocks(each, block=64, signs=signs) for each in (queries, keys))
+    v = attention.quantize_fp8_blocks(values, block=64)
+    inputs: Arrays = {f"{name}{end}": array for name, each in (("q", q), ("k", k), ("v", v)) for end, array in _codes_and_scales(each)}
+    return Drawn(
+        inputs=inputs,
+        composition=lambda arch, dots: {
+            "out": attention.fp8_block_attention(q, k, v, arch=dots(), causal=True, through_f16=_triton_casts_through_f16(arch))
+        },
+    )
+
+
+def _codes_and_scales(each: attention.Fp8Blocks) -> tuple[tuple[str, Array], ...]:
+    return (("", each.codes), ("_scales", each.scales))
+
+
+def _turned_blocks(seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    rows, signs = _wide(rng, 2, 100, 64), attention.random_signs(64, seed)
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        if _triton_casts_through_f16(arch):
+            return {}
+        found = attention.quantize_fp8_blocks(rows, block=64, signs=signs)
+        return {"elements": found.codes, "scales": found.scales}
+
+    return Drawn(inputs={"rows": rows, "signs": signs}, composition=composition)
+
+
 def _fp8_cache(seed: int) -> Drawn:
     rng = np.random.default_rng(seed)
     cache = attention.empty_cache(40, 16, 2, 64, key_scale=1 / 64, value_scale=1 / 64)
@@ -492,6 +527,67 @@ def _fp8_cache(seed: int) -> Drawn:
             )
         },
     )
+
+
+def cached_dots(name: str, arch: str, rows: int, dots: MakeDots) -> Dots:
+    """How Triton compiles the dots over a cache: `mma.sync` for fewer than 64 rows, with K permuted where scales are bytes."""
+    from mmabits.emulator.hooks.triton.plans import k_order
+
+    instruction = "mma.sync" if rows < 64 else None
+    permuted = kv_cache.CACHES[name].keys.scale.startswith("ue") and (rows < 64 or arch in _MMA_SYNC)
+    return dots(instruction=instruction, k_order=tuple(k_order(4, 16, 32, 16)) if permuted else ())
+
+
+def _cached(name: str, *, new: int, sinks: bool = False, rows: int = 16, **fields: Any) -> Callable[[int], Drawn]:
+    """Two sequences, two query heads a key head; `fields` are those of the call."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        tables = rng.permutation(10)[:8].reshape(2, 4).astype(np.int32)
+        cache = kv_cache.empty_kv_cache(name, tables=tables, pages=10, page=32, heads=2, width=64, key_amax=4.0, value_amax=4.0)
+        for sequence, length in enumerate((100, 71)):
+            cache.append(sequence, *_normal(rng, 2, length, 2, 64))
+        q, logits = _normal(rng, 2, 4, new, 64).astype(np.float16), _normal(rng, 4) if sinks else None
+        inputs: Arrays = {
+            "q": q, "key_words": cache.keys.words, "key_scales": cache.keys.scales, "value_words": cache.values.words,
+            "value_scales": cache.values.scales, "tables": tables, "lengths": cache.lengths,
+            "factor": np.full(1, attention_cached.score_factor(cache)), "value_scale": np.full(1, cache.values.tensor_scale),
+        }  # fmt: skip
+        optional = {"key_zeros": cache.keys.zeros, "value_zeros": cache.values.zeros, "sinks": logits}
+        inputs |= {each: array for each, array in optional.items() if array is not None}
+        if cache.spec.keys.tokens > 1:
+            inputs["tail"] = cache.tail
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            by = cached_dots(name, arch, rows, dots)
+            return {"out": attention_cached.cached_attention(q, cache, arch=by, sinks=logits, rows=rows, **fields)}
+
+        return Drawn(inputs=inputs, composition=composition)
+
+    return draw
+
+
+def _kv_tokens(name: str, side: str) -> Callable[[int], Drawn]:
+    """Tokens of many magnitudes, some of them zero."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        values, grouping = _wide(rng, 64, 2, 64), getattr(kv_cache.CACHES[name], side)
+        values[3], values[32:, 1, 7] = 0, 0
+        inputs = {"values": values}
+        amax = 64.0
+        if grouping.element == "e2m1":
+            inputs["tensor_scale"] = np.full(1, np.float32(amax) / np.float32(kv_cache.NVFP4_LARGEST))
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            if grouping.scale.startswith("ue") and _triton_casts_through_f16(arch):
+                return {}
+            found = kv_cache.quantize_tokens(values, grouping, amax=amax)
+            return {"words": found.words, "scales": found.scales} | ({} if found.zeros is None else {"zeros": found.zeros})
+
+        return Drawn(inputs=inputs, composition=composition)
+
+    return draw
 
 
 # Mixture of experts ------------------------------------------------------------------------------------------------------
@@ -567,6 +663,59 @@ def _experts(
     return draw
 
 
+def _summed(dtype: str, *, round_each: bool = True) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rows = _wide(np.random.default_rng(seed), M, 3, N)
+        stored = rows.astype(moe_sums.SUM_TYPES[dtype])
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            return {"sums": moe_sums.add_rows(rows, dtype=dtype, round_each=round_each)}
+
+        return Drawn(inputs={"rows": stored.reshape(3 * M, N)}, composition=composition)
+
+    return draw
+
+
+def _layer(name: str, dtype: Any, unpacked: int = 0) -> Callable[[int], Drawn]:
+    """A layer of 4 experts, 256 wide, 128 inside."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        gate_up, down = _normal(rng, 4, 256, 256) / np.float32(16), _normal(rng, 4, 128, 256) / np.float32(8)
+        experts, x = moe_layer.quantize_layer(gate_up, down, name), _normal(rng, M, 256).astype(dtype)
+        routes, where = _routed(rng, 128 if unpacked else moe.BLOCK_TOKENS)
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            order = _order(arch, unpacked) if unpacked else ()
+            return {"hidden": moe_layer.moe_layer(x, experts, routes, arch=dots(k_order=order))}
+
+        parts = {f"{side}.{key}": array for side in ("gate_up", "down") for key, array in getattr(experts, side).pack().items()}
+        return Drawn(inputs={"x": x, **parts, **where}, composition=composition)
+
+    return draw
+
+
+def _of_layer(arrays: Arrays) -> dict[str, Any]:
+    found: dict[str, Any] = {"gate_up": {}, "down": {}}
+    for name, array in arrays.items():
+        side, _, part = name.partition(".")
+        if part:
+            found[side][part] = array
+        else:
+            found[name] = array
+    return found
+
+
+def _gated(seed: int) -> Drawn:
+    rows = _wide(np.random.default_rng(seed), M, 2 * N)
+    rows[1], rows[2, 0], rows[3, 1], rows[4, N], rows[5, :4] = 0, np.inf, -200, np.inf, 1e-39
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"values": moe_layer.swiglu(rows, np.dtype(_BF16))}
+
+    return Drawn(inputs={"rows": rows}, composition=composition)
+
+
 # Quantizers --------------------------------------------------------------------------------------------------------------
 
 
@@ -605,6 +754,17 @@ def _quantized_rows_with_zeros(seed: int) -> Drawn:
     def composition(arch: str, dots: MakeDots) -> Arrays:
         found = asymmetric.quantize_affine(values, axis=0)
         return {"codes": found.codes, "scales": found.scales, "zeros": found.zeros}
+
+    return Drawn(inputs={"values": values}, composition=composition)
+
+
+def _int8_rows(seed: int) -> Drawn:
+    values = _wide(np.random.default_rng(seed), 32, 200)
+    values[1], values[2, :32], values[3, 5], values[4], values[5] = 0, values[2, :32] * np.float32(2.0**-122), 3e38, 1e-45, -0.0
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        found = w8a8.quantize_int8(values, axis=0)
+        return {"codes": found.codes, "scales": found.scales}
 
     return Drawn(inputs={"values": values}, composition=composition)
 
@@ -923,6 +1083,13 @@ def _matrices() -> Iterator[KernelCase]:
     )  # fmt: skip
 
 
+_CACHED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("int8", {"splits": 3}), ("int8-kivi", {}), ("int4-kivi", {"splits": 2, "sinks": True}), ("mxfp8", {"window": 50, "splits": 2}),
+    ("nvfp4", {"new": 5}), ("int4-prefill", {"name": "int4-kivi", "new": 70, "rows": 64, "window": 40, "sinks": True}),
+)  # fmt: skip
+"""Attention over caches: what differs from one token to decode over all keys at once."""
+
+
 def _integers_attention_experts() -> Iterator[KernelCase]:
     yield KernelCase(name="triton-w4a16-awq-f16", kernel="triton.w4a16:awq_matmul", draw=_awq(np.float16))
     yield KernelCase(name="triton-w4a16-awq-bf16", kernel="triton.w4a16:awq_matmul", draw=_awq(_BF16))
@@ -953,6 +1120,17 @@ def _integers_attention_experts() -> Iterator[KernelCase]:
     yield KernelCase(
         name="triton-fp8-attention", kernel="triton.attention:fp8_attention", draw=_fp8_cache, architectures=FROM_ADA, note=softmax
     )
+    yield KernelCase(
+        name="triton-fp8-block-attention", kernel="triton.attention:fp8_block_attention", draw=_fp8_block_attention,
+        options={"causal": True}, architectures=FROM_ADA, note=softmax,
+    )  # fmt: skip
+    for name, fields in _CACHED:
+        draw = _cached(**{"new": 1, **fields, "name": fields.get("name", name)})
+        options = {"cache": fields.get("name", name), **{each: fields[each] for each in ("splits", "window") if each in fields}}
+        options |= {"block_q": fields["rows"]} if "rows" in fields else {}
+        yield KernelCase(
+            name=f"triton-cached-{name}", kernel="triton.attention_cached:cached_attention", draw=draw, options=options, note=softmax
+        )  # fmt: skip
     yield KernelCase(name="triton-moe-w4a16", kernel="triton.moe:moe_w4a16", draw=_moe_w4a16)
     yield KernelCase(name="triton-moe-mxfp4", kernel="triton.moe:moe_mxfp4", draw=_moe_mxfp4)
 
@@ -997,7 +1175,37 @@ def _mixtures() -> Iterator[KernelCase]:
     )  # fmt: skip
 
 
+def _layers() -> Iterator[KernelCase]:
+    exponential = "the GPU's exp2 is not modelled by Triton's interpreter: only with it alike do results agree"
+    for name, dtype, unpacked in (("w8a8", _BF16, 0), ("w8a16-int8", np.float16, 0), ("fp8-tiles", _BF16, 0), ("mxfp8", _BF16, 4),
+                                  ("nvfp4", _BF16, 8)):  # fmt: skip
+        yield KernelCase(
+            name=f"triton-moe-layer-{name}", kernel="triton.moe_layer:moe_layer", draw=_layer(name, dtype, unpacked), arguments=_of_layer,
+            options={"scheme": name}, outputs=("hidden",), architectures=EVERY if name.startswith("w8") else FROM_ADA, note=exponential,
+        )  # fmt: skip
+    yield KernelCase(
+        name="triton-moe-swiglu", kernel="triton.moe_layer:swiglu", draw=_gated, outputs=("values",), note=exponential,
+        arguments=lambda arrays: {**arrays, "dtype": "bfloat16"},
+    )  # fmt: skip
+    sums = "rows in order; atomics add in whatever order they come"
+    yield KernelCase(
+        name="triton-moe-sum-bf16",
+        kernel="triton.moe_sums:add_rows",
+        draw=_summed("bf16"),
+        options={"top_k": 3},
+        outputs=("sums",),
+        note=sums,
+    )
+    yield KernelCase(
+        name="triton-moe-sum-f16-once", kernel="triton.moe_sums:add_rows", draw=_summed("f16", round_each=False),
+        options={"top_k": 3, "round_each": False}, outputs=("sums",), note=sums,
+    )  # fmt: skip
+
+
 def _quantizers() -> Iterator[KernelCase]:
+    yield KernelCase(
+        name="triton-quantize-int8", kernel="triton.moe_layer:quantize_int8_rows", draw=_int8_rows, outputs=("codes", "scales")
+    )
     pair = ("elements", "scales")
     yield KernelCase(
         name="triton-quantize-fp8", kernel="triton.fp8:quantize_rows", draw=_quantizer(32, 256, _fp8_quantized), outputs=pair,
@@ -1023,6 +1231,16 @@ def _quantizers() -> Iterator[KernelCase]:
             draw=_quantizer(64, 96, _quantized_by(by_columns, transposed=True), to_e4m3=name == "mxfp8"),
         )  # fmt: skip
     yield KernelCase(
+        name="triton-quantize-fp8-blocks", kernel="triton.attention:quantize_fp8_blocks", draw=_turned_blocks, outputs=pair,
+        architectures=FROM_ADA,
+    )  # fmt: skip
+    for name, side in (("int8", "keys"), ("int8-kivi", "values"), ("int4-kivi", "keys"), ("mxfp8", "keys"), ("nvfp4", "keys")):
+        yield KernelCase(
+            name=f"triton-quantize-kv-{name}", kernel="triton.kv_cache:quantize_tokens", draw=_kv_tokens(name, side),
+            options={"cache": name, "side": side}, outputs=("words", "scales", *(["zeros"] if name.endswith("kivi") else [])),
+            architectures=FROM_ADA if name in ("mxfp8", "nvfp4") else EVERY,
+        )  # fmt: skip
+    yield KernelCase(
         name="triton-quantize-asymmetric-int8", kernel="triton.asymmetric:quantize_rows", draw=_quantized_rows_with_zeros,
         outputs=("codes", "scales", "zeros"),
     )  # fmt: skip
@@ -1040,6 +1258,9 @@ def _quantizers() -> Iterator[KernelCase]:
 def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
     yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
+    yield KernelCase(
+        name="jax-fp8-tiles", kernel="jax.fp8_blockwise:fp8_blockwise_matmul", draw=_fp8_tiles("divide"), architectures=FROM_ADA
+    )
     yield KernelCase(name="jax-mxfp8", kernel="jax.block_scaled:mxfp8_matmul", draw=_jax_mxfp8, architectures=BLACKWELL)
     yield KernelCase(name="jax-nvfp4", kernel="jax.block_scaled:nvfp4_matmul", draw=_jax_nvfp4, architectures=BLACKWELL)
     yield KernelCase(
@@ -1099,7 +1320,7 @@ def _cuda() -> Iterator[KernelCase]:
 
 
 KERNEL_CASES: Final = {
-    case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_mixtures(), *_quantizers(), *_jax(), *_cuda())
+    case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_mixtures(), *_layers(), *_quantizers(), *_jax(), *_cuda())
 }
 """Every case by its name."""
 

@@ -1,9 +1,9 @@
-"""Quantized attention: SageAttention, its FP8 successor with two-level accumulation, and FP8 attention over an FP8 KV cache.
+"""Quantized attention: SageAttention, its FP8 successor with two-level accumulation, FP8 attention over an FP8 KV cache, and in blocks.
 
 All walk the keys in blocks with an online softmax in base 2. For the block of scores s (float32) of a block of queries, with running
 maximum m, sum l and output o, all float32 and each operation rounded once to nearest even:
 
-    m' = max(m, max over the block of s);  alpha = exp2(m - m');  p = exp2(s - m') (FP8 cache: exp2((s - m') + 8))
+    m' = max(m, max over the block of s);  alpha = exp2(m - m');  p = exp2(s - m') (FP8 cache, FP8 blocks: exp2((s - m') + 8))
     l = l * alpha + tree(p);  o = o * alpha + P V  (FP8 cache: o * alpha is the accumulator of P V)
 
 and at the end o / l. `tree` adds neighbours, then neighbours of those sums, and so on, so its order is the same everywhere. `exp2` is
@@ -170,6 +170,95 @@ def quantize_values(values: Array) -> E4M3Columns:
         wanted = np.abs(v).max(axis=1, initial=np.float32(0)) / E4M3_LARGEST
         scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
         return E4M3Columns(codes=_to_e4m3(v / scales[:, None]), scales=scales)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fp8Blocks:
+    """Rows of heads in e4m3, with a scale for each block of rows of a head: FlashAttention-3's queries, keys and values."""
+
+    codes: Array
+    """(heads, rows, D) float8_e4m3fn."""
+    scales: Floats
+    """(heads, ceil(rows / block)), finite."""
+    block: int
+    """Rows with one scale."""
+
+    def __post_init__(self) -> None:
+        """Check dtypes, shapes and scales."""
+        if self.block < 1:
+            raise OperandError(f"block must be positive, got {self.block}")
+        heads, rows, _ = checked(self.codes, "codes", (_E4M3,), 3).shape
+        check_shape(checked(self.scales, "scales", (np.float32,), 2), "scales", (heads, -(-rows // self.block)))
+        check_finite(self.scales, "scales")
+
+    def dequantize(self) -> Floats:
+        """Code times scale, rounded once to float32."""
+        of_rows = np.repeat(self.scales, self.block, axis=1)[:, : self.codes.shape[1], None]
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(self.codes.astype(np.float32) * of_rows)
+
+
+def random_signs(width: int, seed: int) -> Floats:
+    """D random signs for `incoherent`: float32 +1 or -1."""
+    return np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), width)
+
+
+def incoherent(rows: Array, signs: Floats) -> Floats:
+    """Rows times random signs times a Hadamard matrix over sqrt(D): spreads outliers over all channels, and leaves products as they are.
+
+    Queries and keys are turned alike, so that Q K^T stays. Float32 sums and differences of neighbours, then of those at distance 2, 4, and
+    so on; at the end a product with float32(1 / sqrt(D)).
+
+    Args:
+        rows: (heads, rows, D) float32, finite, D a power of two.
+        signs: (D,) float32, 1 or -1.
+
+    Raises:
+        OperandTypeError, OperandError: something else, results that are not finite.
+
+    Source: Shah et al., FlashAttention-3 (arXiv 2407.08608), section 3.3.
+    """
+    given = _heads(rows, "rows")
+    width = given.shape[2]
+    check_shape(checked(signs, "signs", (np.float32,), 1), "signs", (width,))
+    if width & (width - 1) or not (np.abs(signs) == 1).all():
+        raise OperandError(f"D must be a power of two and signs 1 or -1, got D = {width}")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        turned = given * signs
+        for stride in (1 << level for level in range(max(width, 1).bit_length() - 1)):
+            pairs = turned.reshape(*given.shape[:2], width // (2 * stride), 2, stride)
+            first, second = pairs[..., 0, :], pairs[..., 1, :]
+            turned = np.stack([first + second, first - second], axis=-2).reshape(given.shape)
+        turned = np.asarray(turned * np.float32(1 / np.sqrt(max(width, 1))))
+    check_finite(turned, "turned rows")
+    return turned
+
+
+def quantize_fp8_blocks(rows: Array, *, block: int, signs: Floats | None = None) -> Fp8Blocks:
+    """e4m3 with a scale for each block of rows: `scale = max |x| / 448`, 1 where that is zero; code = e4m3(x / scale), saturating.
+
+    Args:
+        rows: (heads, rows, D) float32, finite.
+        block: rows with one scale; the last block may be shorter.
+        signs: of `incoherent`, for queries and keys; None: rows as they are.
+
+    Raises:
+        OperandTypeError, OperandError: something else.
+
+    Source: Shah et al., FlashAttention-3 (arXiv 2407.08608), section 3.3.
+    """
+    given = _heads(rows, "rows") if signs is None else incoherent(rows, signs)
+    if block < 1:
+        raise OperandError(f"block must be positive, got {block}")
+    heads, count, width = given.shape
+    x = np.zeros((heads, -(-count // block) * block, width), np.float32)
+    x[:, :count] = given
+    grouped = x.reshape(heads, -1, block * width) if x.size else np.zeros((heads, -(-count // block), 0), np.float32)
+    with np.errstate(under="ignore"):
+        wanted = np.abs(grouped).max(axis=2, initial=np.float32(0)) / E4M3_LARGEST
+        scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
+        codes = _to_e4m3(grouped / scales[..., None]).reshape(x.shape)
+    return Fp8Blocks(codes=np.ascontiguousarray(codes[:, :count]), scales=scales, block=block)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -469,6 +558,64 @@ def sage2_output_scales(v: E4M3Columns) -> Floats:
     """What the output's columns are multiplied by: scale / 448, (heads, D)."""
     with np.errstate(under="ignore"):
         return np.asarray(v.scales / E4M3_LARGEST)
+
+
+def fp8_block_attention(
+    q: Fp8Blocks, k: Fp8Blocks, v: Fp8Blocks, *, arch: str | Dots, pv: Dots | None = None, causal: bool = False, through_f16: bool = False,
+    exp2: Exp2 = np.exp2,
+) -> Floats:  # fmt: skip
+    """FlashAttention-3's FP8 scheme: Q, K, P and V in e4m3, with a scale for each block. The bits of `mmabits.kernels.triton.attention`.
+
+    A score is the f32 sum times ((`query_factor` * scale of the queries) * scale of the keys). p is raised by 2^8 and rounded to e4m3. P V
+    of a block starts from zero, since its scale is the block's own: the output is o * alpha + (P V) * scale. (The library's own kernel has
+    one scale of the values for a head, and lets o * alpha be the accumulator.)
+
+    Args:
+        q: from `quantize_fp8_blocks`, with the signs of the keys; heads a multiple of those of the keys.
+        k: from `quantize_fp8_blocks`; its blocks, a power of two, are the kernel's.
+        v: from `quantize_fp8_blocks`, with the same blocks.
+        arch: architecture, or the dots of Q and K.
+        pv: the dots of P and V, where they are not those of `arch`.
+        causal: whether a query sees no later keys.
+        through_f16: cut p to f16 before it is rounded to e4m3, as Triton 3.6 to 3.8 do for sm_89.
+        exp2: another one than NumPy's, of float32 to float32.
+
+    Returns:
+        (heads, queries, D) float32, zeros where there are no keys.
+
+    Raises:
+        MmabitsError: operands that do not fit; as `mmabits.gemm`.
+    """
+    check_shape(v.codes, "values", k.codes.shape)
+    heads, queries, width = q.codes.shape
+    keys = k.codes.shape[1]
+    _check_heads(queries, keys, causal, heads, k.codes.shape[0])
+    if width != k.codes.shape[2] or k.block != v.block or k.block & (k.block - 1):
+        raise OperandError(
+            f"D and the blocks of keys and values must be equal, those a power of two; got D of {width} and {k.codes.shape[2]}, blocks of "
+            f"{k.block} and {v.block}"
+        )
+    qk = as_dots(arch)
+    weigh = Dots(arch=qk.arch, require=qk.require) if pv is None else pv
+    result = np.zeros(q.codes.shape, np.float32)
+    if keys == 0 or result.size == 0:
+        return result
+    for head, number in np.ndindex(heads, q.scales.shape[1]):
+        own, first = head // (heads // k.codes.shape[0]), number * q.block
+        walk = _Walk(first_query=first, queries=q.block, keys=keys, block=k.block, causal=causal)
+        tile, factor = _padded(q.codes[head], first, q.block), np.float32(query_factor(width) * q.scales[head, number])
+
+        def scores(start: int, tile: Array = tile, own: int = own, factor: np.float32 = factor) -> Floats:
+            sums = qk(tile, np.ascontiguousarray(_padded(k.codes[own], start, k.block).T))
+            return np.asarray(sums * (factor * k.scales[own, start // k.block]))
+
+        def weighted(start: int, p: Floats, output: Floats, own: int = own) -> Floats:
+            part = weigh(_p_to_e4m3(p, through_f16), _padded(v.codes[own], start, k.block))
+            return np.asarray(output + part * v.scales[own, start // k.block])
+
+        done = _online_softmax(walk, q.block, width, scores, weighted, P_OFFSET, exp2)
+        result[head, first : first + q.block] = done[: queries - first]
+    return result
 
 
 def fp8_score_factor(width: int, query_scale: float, key_scale: np.float32) -> np.float32:

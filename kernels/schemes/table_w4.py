@@ -99,6 +99,33 @@ ROWS_6_9: Final = (
         source="arXiv 2407.08608 for the offset of P; the cache is vLLM's",
     ),
     SchemeSpec(
+        number=8, name="FP8 attention in blocks (FlashAttention-3)", operands="Q, K, P and V e4m3, Q and K after random signs and Hadamard",
+        scales="f32 for a block of queries, of keys and of values", product="e4m3 into f32, blocks scaled and added in f32",
+        quantizers=(
+            "schemes.attention:quantize_fp8_blocks", "schemes.attention:incoherent", "triton.attention:quantize_fp8_blocks",
+        ),
+        composition="schemes.attention:fp8_block_attention", triton="triton.attention:fp8_block_attention", architectures=_FP8,
+        source="arXiv 2407.08608, section 3.3",
+    ),
+    *(
+        SchemeSpec(
+            number=8, name=f"KV cache, {name}", operands=operands, scales=scales, product=product,
+            quantizers=("schemes.kv_cache:quantize_tokens", "schemes.kv_cache:KvCache.append", "triton.kv_cache:quantize_tokens"),
+            composition="schemes.attention_cached:cached_attention", triton="triton.attention_cached:cached_attention", source=source,
+        )
+        for name, operands, scales, product, source in (
+            ("INT8", "Q and P f16 or bf16, K and V INT8 in pages", "f32 for each token and head",
+             "codes as f16 or bf16 into f32; scores and p scaled in f32", "vLLM, int8_per_token_head"),
+            ("INT8 and INT4, asymmetric", "Q and P f16 or bf16, K and V INT8 or INT4 in pages",
+             "f16 scale and least number: of K for a channel of 32 tokens, of V for 32 channels of a token",
+             "dequantized in registers to f16 or bf16, into f32", "arXiv 2402.02750 (KIVI)"),
+            ("MXFP8", "Q and P f16 or bf16, K and V e4m3 in pages", "ue8m0 for 32 channels of a token",
+             "dequantized in registers to f16 or bf16, into f32", "OCP Microscaling Formats v1.0"),
+            ("NVFP4", "Q and P f16 or bf16, K and V e2m1 in pages", "e4m3 for 16 channels of a token, and f32 for the whole",
+             "dequantized in registers to f16 or bf16, into f32; scores and output scaled in f32", "NVIDIA TensorRT-LLM; arXiv 2509.25149"),
+        )
+    ),
+    SchemeSpec(
         number=9, name="MoE, W4A16 experts", operands="f16 or bf16 x INT4, tokens sorted by expert",
         scales="f16 scale and 4-bit zero point for 128 of K; f32 routing weights", product="f16 or bf16 into f32; experts added in f32",
         quantizers=("schemes.moe:route", "schemes.moe:align", "schemes.moe:Int4Experts.pack"),

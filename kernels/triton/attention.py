@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
+from mmabits.kernels.schemes.attention import query_factor
 from mmabits.kernels.triton.operands import check_indices, check_multiple, checked, float32_like, reads, zeros_like
 
 if TYPE_CHECKING:
@@ -117,6 +119,74 @@ def fp8_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(p.to(tl.float8e4nv), v, acc * alpha[:, None])
     acc = tl.div_rn(acc, total[:, None]) * v_scale
     tl.store(out_ptr + at, acc, mask=i[:, None] < NEW)
+
+
+@triton.jit
+def fp8_block_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_ptr, v_scale_ptr, out_ptr, factor, QUERIES, KEYS, SHARE,
+    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of a head: FlashAttention-3's scheme, everything in e4m3 with a scale for each block."""
+    number = tl.program_id(0)
+    head = tl.program_id(1)
+    own = (head // SHARE).to(tl.int64)
+    i = number * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, D)
+    at = (head.to(tl.int64) * QUERIES + i)[:, None] * D + d[None, :]
+    q = tl.load(q_ptr + at, mask=i[:, None] < QUERIES, other=0.0)
+    q_scale = factor * tl.load(q_scale_ptr + head * tl.cdiv(QUERIES, BLOCK_Q) + number)
+    top = tl.full((BLOCK_Q,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_Q, D), dtype=tl.float32)
+    end = KEYS
+    if CAUSAL:
+        end = tl.minimum(KEYS, (number + 1) * BLOCK_Q)
+    for start in range(0, end, BLOCK_K):
+        j = start + tl.arange(0, BLOCK_K)
+        block = own * tl.cdiv(KEYS, BLOCK_K) + start // BLOCK_K
+        k = tl.load(k_ptr + (own * KEYS + j)[None, :] * D + d[:, None], mask=j[None, :] < KEYS, other=0.0)
+        scores = tl.dot(q, k) * (q_scale * tl.load(k_scale_ptr + block))
+        allowed = (j < KEYS)[None, :]
+        if CAUSAL:
+            allowed = allowed & (j[None, :] <= i[:, None])
+        scores = tl.where(allowed, scores, float("-inf"))
+        p, alpha, top, total = softmax_step(scores, top, total, 8.0, BLOCK_Q, LEVELS)
+        v = tl.load(v_ptr + (own * KEYS + j)[:, None] * D + d[None, :], mask=j[:, None] < KEYS, other=0.0)
+        part = tl.dot(p.to(tl.float8e4nv), v, max_num_imprecise_acc=BLOCK_K)
+        acc = acc * alpha[:, None] + part * tl.load(v_scale_ptr + block)
+    tl.store(out_ptr + at, tl.div_rn(acc, total[:, None]), mask=i[:, None] < QUERIES)
+
+
+@triton.jit
+def hadamard(rows, ROWS: tl.constexpr, D: tl.constexpr, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows times a Hadamard matrix: sums and differences of neighbours, then of those at distance 2, 4, ..."""
+    for level in tl.static_range(LEVELS):
+        pairs = tl.permute(tl.reshape(rows, (ROWS, D // 2 ** (level + 1), 2, 2**level)), (0, 1, 3, 2))
+        first, second = tl.split(pairs)
+        rows = tl.reshape(tl.permute(tl.join(first + second, first - second), (0, 1, 3, 2)), (ROWS, D))
+    return rows
+
+
+@triton.jit
+def quantize_blocks_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, signs_ptr, out_ptr, scale_ptr, COUNT, ROOT,
+    TURN: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr,
+):  # fmt: skip
+    """A block of rows of a head in e4m3 with one scale; TURN: after random signs and a Hadamard matrix over the root of D."""
+    number = tl.program_id(0)
+    head = tl.program_id(1)
+    i = number * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, D)
+    at = (head.to(tl.int64) * COUNT + i)[:, None] * D + d[None, :]
+    mask = i[:, None] < COUNT
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    if TURN:
+        x = hadamard(x * tl.load(signs_ptr + d)[None, :], BLOCK, D, LEVELS) * ROOT
+    wanted = tl.div_rn(tl.max(tl.max(tl.abs(x), axis=1), axis=0), 448.0)
+    scale = tl.where(wanted > 0.0, wanted, 1.0)
+    codes = tl.div_rn(x, tl.zeros((BLOCK, D), dtype=tl.float32) + scale).to(tl.float8e4nv)
+    tl.store(out_ptr + at, codes, mask=mask)
+    tl.store(scale_ptr + head * tl.cdiv(COUNT, BLOCK) + number, scale)
 
 
 def _levels(block: int) -> int:
@@ -264,3 +334,80 @@ def fp8_attention(
         PAGE=page, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=levels, enable_fp_fusion=False,
     )  # fmt: skip
     return out
+
+
+def fp8_block_attention(
+    q: torch.Tensor, q_scales: torch.Tensor, k: torch.Tensor, k_scales: torch.Tensor, v: torch.Tensor, v_scales: torch.Tensor, *,
+    causal: bool = False, block_q: int = 64, block_k: int = 64,
+) -> torch.Tensor:  # fmt: skip
+    """FlashAttention-3's FP8 scheme, with a scale for each block.
+
+    Args:
+        q: (heads, queries, D) float8_e4m3fn, contiguous as all of them; D a power of two.
+        q_scales: (heads, ceil(queries / block_q)) float32.
+        k: (key heads, keys, D) float8_e4m3fn.
+        k_scales: (key heads, ceil(keys / block_k)) float32.
+        v: (key heads, keys, D) float8_e4m3fn.
+        v_scales: (key heads, ceil(keys / block_k)) float32.
+        causal: whether a query sees no later keys.
+        block_q: queries with one scale, and of a program.
+        block_k: keys with one scale, and at a time.
+
+    Returns:
+        (heads, queries, D) float32.
+
+    Raises:
+        OperandTypeError, OperandError: tensors that do not fit.
+    """
+    heads, queries, width = checked(q, "q", ("float8_e4m3fn",), (None, None, None)).shape
+    key_heads, keys, _ = checked(k, "k", ("float8_e4m3fn",), (None, None, width)).shape
+    checked(v, "v", ("float8_e4m3fn",), (key_heads, keys, width))
+    levels = _levels(block_k)
+    checked(q_scales, "q_scales", ("float32",), (heads, triton.cdiv(queries, block_q)))
+    for scales, name in ((k_scales, "k_scales"), (v_scales, "v_scales")):
+        checked(scales, name, ("float32",), (key_heads, triton.cdiv(keys, block_k)))
+    _check_heads(heads, key_heads)
+    if causal and queries != keys:
+        raise OperandError(f"causal attention needs as many queries as keys, got {queries} and {keys}")
+    if width & (width - 1):
+        raise OperandError(f"D must be a power of two, got {width}")
+    if 0 in (heads, queries, keys, width):
+        return zeros_like(q, heads, queries, width)
+    out = float32_like(q, heads, queries, width)
+    fp8_block_kernel[(triton.cdiv(queries, block_q), heads)](
+        q, q_scales, k, k_scales, v, v_scales, out, float(query_factor(width)), queries, keys, heads // key_heads,
+        CAUSAL=causal, D=width, BLOCK_Q=block_q, BLOCK_K=block_k, LEVELS=levels, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def quantize_fp8_blocks(rows: torch.Tensor, signs: torch.Tensor | None = None, *, block: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """e4m3 with a scale for each block of rows, after `incoherent` with signs: the bits of `schemes.attention.quantize_fp8_blocks`.
+
+    Args:
+        rows: (heads, rows, D) float32, contiguous, finite (not looked at); D a power of two.
+        signs: (D,) float32, 1 or -1; None: rows as they are.
+        block: rows with one scale, a power of two.
+
+    Returns:
+        Codes (heads, rows, D) float8_e4m3fn, scales (heads, ceil(rows / block)) float32.
+
+    Raises:
+        OperandTypeError, OperandError: other tensors.
+    """
+    import torch
+
+    heads, count, width = checked(rows, "rows", ("float32",), (None, None, None)).shape
+    if width & (width - 1):
+        raise OperandError(f"D must be a power of two, got {width}")
+    _levels(block)
+    if signs is not None:
+        checked(signs, "signs", ("float32",), (width,))
+    codes = torch.zeros(rows.shape, dtype=torch.uint8, device=rows.device).view(torch.float8_e4m3fn)
+    scales = torch.ones((heads, triton.cdiv(count, block)), dtype=torch.float32, device=rows.device)
+    if rows.numel():
+        quantize_blocks_kernel[(triton.cdiv(count, block), heads)](
+            rows, rows if signs is None else signs, codes, scales, count, float(np.float32(1 / np.sqrt(width))),
+            TURN=signs is not None, D=width, BLOCK=block, LEVELS=_levels(width), enable_fp_fusion=False,
+        )  # fmt: skip
+    return codes, scales

@@ -37,6 +37,18 @@ def test_a_row_of_the_attention_study_is_the_product_it_names():
     assert row["overflowed"] == 0.0
 
 
+def test_a_row_of_the_kv_caches_study_is_the_attention_it_names():
+    """Keys and values are quantized independently, so that their parts add up by squares; a scale for each channel minds no channel."""
+    at = STUDIES["kv-caches"].at
+    parts = {row["part"]: row["error"] for row in at(data="normal", cache="int8")}
+    assert parts["all"] ** 2 == pytest.approx(parts["keys"] ** 2 + parts["values"] ** 2, rel=0.1)
+    assert parts["arithmetic"] < 1e-3 < parts["keys"] < 0.01
+    (split,) = at(data="2048 tokens", cache="int8", splits=8)
+    assert split["changed"] > 0.9 and split["moved"] < 1e-3 and split["error"] < 1e-3
+    keys = {data: next(row["error"] for row in at(data=data, cache="int8-kivi")) for data in ("normal", "key channels")}
+    assert keys["key channels"] == pytest.approx(keys["normal"], rel=1e-6), "powers of two in whole channels are what their scales take"
+
+
 def test_outliers_leave_the_exact_product_as_it_is():
     rows = [next(iter(STUDIES["outliers"].at(data="normal", recipe="mxfp8", factor=factor))) for factor in (1, 4096)]
     assert rows[1]["error"] == pytest.approx(rows[0]["error"], rel=0.15), "powers of two in whole channels are what block scales take"
