@@ -96,6 +96,9 @@ class LayerState:
     """What a linear layer keeps from step to step: the seed of its random bits, how many steps there were, its histories of amax.
 
     It changes: `linear` records x and w, `linear_gradients` records grad and counts the step. A layer's is its own.
+
+    Raises:
+        OperandError: a seed or step that is no integer from 0 on.
     """
 
     seed: int = 0
@@ -105,13 +108,19 @@ class LayerState:
     scalings: dict[str, fp8.DelayedScaling] = field(default_factory=dict)
     """Of delayed scaling, by the names of `TENSORS`; made with the first step."""
 
+    def __post_init__(self) -> None:
+        """Check."""
+        for name, value in (("seed", self.seed), ("step", self.step)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 64:
+                raise OperandError(f"{name} must be an integer from 0 to 2^64 - 1, got {value!r}")
+
     def copy(self) -> LayerState:
         """A state that changes on its own."""
         return LayerState(seed=self.seed, step=self.step, scalings=dict(self.scalings))
 
     def random_bits(self, product: str, shape: tuple[int, ...]) -> Bits:
         """Random bits of this step for one product's operand: Philox of the seed, the step and the product."""
-        key = (int(self.seed) & (1 << 64) - 1) | PRODUCTS.index(product) << 64
+        key = int(self.seed) | PRODUCTS.index(product) << 64
         words = np.random.Philox(key=key, counter=int(self.step) << 128).random_raw(int(np.prod(shape)))
         return (np.asarray(words, np.uint64) >> np.uint64(32)).astype(np.uint32).reshape(shape)
 
