@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, nearest
+from mmabits.isa import OperandError, OperandTypeError, nearest
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp8, nvfp4
 from mmabits.kernels.schemes.checks import checked
 from mmabits.kernels.schemes.dots import Dots
@@ -117,6 +117,37 @@ class LayerState:
     def copy(self) -> LayerState:
         """A state that changes on its own."""
         return LayerState(seed=self.seed, step=self.step, scalings=dict(self.scalings))
+
+    def as_numbers(self) -> dict[str, Any]:
+        """The same as numbers and texts, for files: `of_numbers` makes a state of it."""
+        told = {
+            name: {
+                "format": one.format, "length": one.length, "margin": one.margin, "algorithm": one.algorithm,
+                "multiplier": float(one.multiplier), "history": [float(amax) for amax in one.history],
+            }
+            for name, one in self.scalings.items()
+        }  # fmt: skip
+        return {"seed": int(self.seed), "step": int(self.step), "scalings": told}
+
+    @classmethod
+    def of_numbers(cls, told: Any) -> LayerState:
+        """A state as `as_numbers` told it.
+
+        Raises:
+            OperandTypeError: something else.
+            OperandError: histories that no scaling has.
+        """
+        try:
+            scalings = {
+                str(name): fp8.DelayedScaling(
+                    format=one["format"], length=int(one["length"]), margin=int(one["margin"]), algorithm=one["algorithm"],
+                    multiplier=np.float32(one["multiplier"]), history=tuple(map(np.float32, one["history"])),
+                )
+                for name, one in told["scalings"].items()
+            }  # fmt: skip
+            return cls(seed=int(told["seed"]), step=int(told["step"]), scalings=scalings)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise OperandTypeError(f"no state of a layer: {error!r}; it has seed, step and scalings") from error
 
     def random_bits(self, product: str, shape: tuple[int, ...]) -> Bits:
         """Random bits of this step for one product's operand: Philox of the seed, the step and the product."""
