@@ -73,7 +73,7 @@ def _at(scheme: str, arch: str, kind: str) -> Iterable[Row]:
     routing = routed(rng.standard_normal((_TOKENS, _EXPERTS)).astype(np.float32), mixtral(_TOP_K))
     row, experts = expert_scheme(scheme), quantize_experts(weights, scheme)
     rows = weighted_rows(moe_rows(row.activations(values), experts, routing, arch=arch), routing)
-    head: Row = {"kind": kind, "scheme": scheme, "arch": arch, "line": f"{scheme}, {arch}"}
+    head: Row = {"kind": kind, "scheme": scheme, "arch": arch}
     if kind == "orders":
         yield from (head | each for each in _orders(rows, routing))
         return
@@ -165,17 +165,17 @@ STUDY: Final = Shipped(
     at=_at,
     charts=(
         Chart(
-            title="Outputs that the order of the sum changes, float32", x="way", y="share", series="line", x_label="",
-            y_label="share of outputs", bars=True, where={"kind": "orders", "dtype": "f32"},
+            title="Outputs that the order of the sum changes, float32, sm_90a", x="way", y="share", series="scheme", x_label="",
+            y_label="share of outputs", bars=True, where={"kind": "orders", "dtype": "f32", "arch": "sm_90a"},
             caption="Against the sum by place. Atomic: outputs for which at least two of the orders of arrival differ.",
         ),
         Chart(
-            title="The same in bf16", x="way", y="rms", series="line", x_label="", y_label="difference, rms, relative", bars=True,
-            where={"kind": "orders", "dtype": "bf16"},
+            title="The same in bf16", x="way", y="rms", series="scheme", x_label="", y_label="difference, rms, relative", bars=True,
+            where={"kind": "orders", "dtype": "bf16", "arch": "sm_90a"},
             caption="Every sum rounded to bf16: about as many outputs change, by about 2^16 times as much.",
         ),
         Chart(
-            title="Four tokens alone, in tiles of 16 rows", x="scheme", y="share", series="arch", x_label="", y_label="share of outputs",
+            title="Four tokens alone, in tiles of 16 rows", x="arch", y="share", series="scheme", x_label="", y_label="share of outputs",
             bars=True, where={"kind": "batch", "way": "tiles of 16 rows", "batch": 4},
             caption="mma.sync has no e4m3 products on sm_90a and sm_100a in Triton, and no block scales: operands become f16 or bf16, and K is "
             "taken in another order.",
