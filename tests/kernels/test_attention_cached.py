@@ -261,5 +261,7 @@ def test_the_launcher_of_nothing_and_of_wrong_tensors() -> None:
     given = {name: torch.from_numpy(array) for name, array in case.draw(0).inputs.items()}
     with pytest.raises(OperandError, match="no key_zeros"):
         case.function(**given, key_zeros=given["key_scales"])
+    with pytest.raises(OperandError, match="takes no tail"):
+        case.function(**given, tail=given["q"])
     with pytest.raises(OperandError, match="pages are 0 to 9, got 11"):
         case.function(**{**given, "tables": given["tables"] + 11 - given["tables"][0, 0]})
