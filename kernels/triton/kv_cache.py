@@ -114,7 +114,8 @@ def quantize_tokens(
     if values.numel():
         quantize_kernel[(tokens // grouping.tokens, heads)](
             values, words, scales, zeros, values if tensor_scale is None else tensor_scale, heads, ELEMENT=grouping.element,
-            SCALE=grouping.scale, LEVELS=float({"u8": 255, "u4": 15}.get(grouping.element, 0)), TOKENS=grouping.tokens, GROUPS=width // channels,
+            SCALE=grouping.scale,
+            LEVELS=float({"u8": 255, "u4": 15}.get(grouping.element, 0)), TOKENS=grouping.tokens, GROUPS=width // channels,
             CHANNELS=channels, enable_fp_fusion=False,
         )  # fmt: skip
     return (words, scales, zeros) if grouping.zeros else (words, scales)
