@@ -29,7 +29,7 @@ class TransformerSize:
 
     width: int = 128
     heads: int = 4
-    blocks: int = 4
+    blocks: int = 3
     length: int = 64
     """Bytes of a sample."""
     batch: int = 4

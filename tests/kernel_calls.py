@@ -26,7 +26,7 @@ UNIT = {
 
 def launched(case: KernelCase, drawn: Drawn) -> Any:
     """What the launcher returns, on CPU tensors."""
-    return case.function(**{name: tensor(array) for name, array in drawn.inputs.items()}, **case.options)
+    return case.function(**case.arguments({name: tensor(array) for name, array in drawn.inputs.items()}), **case.options)
 
 
 def emulated(case: KernelCase | str, arch: str) -> tuple[Array, SessionReport]:

@@ -24,6 +24,8 @@ from mmabits.kernels.schemes import (
     kv_cache,
     moe,
     moe_experts,
+    moe_layer,
+    moe_sums,
     mxfp6_mxfp4,
     mxfp8,
     nvfp4,
@@ -661,6 +663,59 @@ def _experts(
     return draw
 
 
+def _summed(dtype: str, *, round_each: bool = True) -> Callable[[int], Drawn]:
+    def draw(seed: int) -> Drawn:
+        rows = _wide(np.random.default_rng(seed), M, 3, N)
+        stored = rows.astype(moe_sums.SUM_TYPES[dtype])
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            return {"sums": moe_sums.add_rows(rows, dtype=dtype, round_each=round_each)}
+
+        return Drawn(inputs={"rows": stored.reshape(3 * M, N)}, composition=composition)
+
+    return draw
+
+
+def _layer(name: str, dtype: Any, unpacked: int = 0) -> Callable[[int], Drawn]:
+    """A layer of 4 experts, 256 wide, 128 inside."""
+
+    def draw(seed: int) -> Drawn:
+        rng = np.random.default_rng(seed)
+        gate_up, down = _normal(rng, 4, 256, 256) / np.float32(16), _normal(rng, 4, 128, 256) / np.float32(8)
+        experts, x = moe_layer.quantize_layer(gate_up, down, name), _normal(rng, M, 256).astype(dtype)
+        routes, where = _routed(rng, 128 if unpacked else moe.BLOCK_TOKENS)
+
+        def composition(arch: str, dots: MakeDots) -> Arrays:
+            order = _order(arch, unpacked) if unpacked else ()
+            return {"hidden": moe_layer.moe_layer(x, experts, routes, arch=dots(k_order=order))}
+
+        parts = {f"{side}.{key}": array for side in ("gate_up", "down") for key, array in getattr(experts, side).pack().items()}
+        return Drawn(inputs={"x": x, **parts, **where}, composition=composition)
+
+    return draw
+
+
+def _of_layer(arrays: Arrays) -> dict[str, Any]:
+    found: dict[str, Any] = {"gate_up": {}, "down": {}}
+    for name, array in arrays.items():
+        side, _, part = name.partition(".")
+        if part:
+            found[side][part] = array
+        else:
+            found[name] = array
+    return found
+
+
+def _gated(seed: int) -> Drawn:
+    rows = _wide(np.random.default_rng(seed), M, 2 * N)
+    rows[1], rows[2, 0], rows[3, 1], rows[4, N], rows[5, :4] = 0, np.inf, -200, np.inf, 1e-39
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        return {"values": moe_layer.swiglu(rows, np.dtype(_BF16))}
+
+    return Drawn(inputs={"rows": rows}, composition=composition)
+
+
 # Quantizers --------------------------------------------------------------------------------------------------------------
 
 
@@ -699,6 +754,17 @@ def _quantized_rows_with_zeros(seed: int) -> Drawn:
     def composition(arch: str, dots: MakeDots) -> Arrays:
         found = asymmetric.quantize_affine(values, axis=0)
         return {"codes": found.codes, "scales": found.scales, "zeros": found.zeros}
+
+    return Drawn(inputs={"values": values}, composition=composition)
+
+
+def _int8_rows(seed: int) -> Drawn:
+    values = _wide(np.random.default_rng(seed), 32, 200)
+    values[1], values[2, :32], values[3, 5], values[4], values[5] = 0, values[2, :32] * np.float32(2.0**-122), 3e38, 1e-45, -0.0
+
+    def composition(arch: str, dots: MakeDots) -> Arrays:
+        found = w8a8.quantize_int8(values, axis=0)
+        return {"codes": found.codes, "scales": found.scales}
 
     return Drawn(inputs={"values": values}, composition=composition)
 
@@ -1110,7 +1176,37 @@ def _mixtures() -> Iterator[KernelCase]:
     )  # fmt: skip
 
 
+def _layers() -> Iterator[KernelCase]:
+    exponential = "the GPU's exp2 is not modelled by Triton's interpreter: only with it alike do results agree"
+    for name, dtype, unpacked in (("w8a8", _BF16, 0), ("w8a16-int8", np.float16, 0), ("fp8-tiles", _BF16, 0), ("mxfp8", _BF16, 4),
+                                  ("nvfp4", _BF16, 8)):  # fmt: skip
+        yield KernelCase(
+            name=f"triton-moe-layer-{name}", kernel="triton.moe_layer:moe_layer", draw=_layer(name, dtype, unpacked), arguments=_of_layer,
+            options={"scheme": name}, outputs=("hidden",), architectures=EVERY if name.startswith("w8") else FROM_ADA, note=exponential,
+        )  # fmt: skip
+    yield KernelCase(
+        name="triton-moe-swiglu", kernel="triton.moe_layer:swiglu", draw=_gated, outputs=("values",), note=exponential,
+        arguments=lambda arrays: {**arrays, "dtype": "bfloat16"},
+    )  # fmt: skip
+    sums = "rows in order; atomics add in whatever order they come"
+    yield KernelCase(
+        name="triton-moe-sum-bf16",
+        kernel="triton.moe_sums:add_rows",
+        draw=_summed("bf16"),
+        options={"top_k": 3},
+        outputs=("sums",),
+        note=sums,
+    )
+    yield KernelCase(
+        name="triton-moe-sum-f16-once", kernel="triton.moe_sums:add_rows", draw=_summed("f16", round_each=False),
+        options={"top_k": 3, "round_each": False}, outputs=("sums",), note=sums,
+    )  # fmt: skip
+
+
 def _quantizers() -> Iterator[KernelCase]:
+    yield KernelCase(
+        name="triton-quantize-int8", kernel="triton.moe_layer:quantize_int8_rows", draw=_int8_rows, outputs=("codes", "scales")
+    )
     pair = ("elements", "scales")
     yield KernelCase(
         name="triton-quantize-fp8", kernel="triton.fp8:quantize_rows", draw=_quantizer(32, 256, _fp8_quantized), outputs=pair,
@@ -1170,6 +1266,9 @@ def _quantizers() -> Iterator[KernelCase]:
 def _jax() -> Iterator[KernelCase]:
     yield KernelCase(name="jax-fp8", kernel="jax.fp8:fp8_matmul", draw=_jax_fp8, architectures=FROM_ADA)
     yield KernelCase(name="jax-fp8-linear", kernel="jax.fp8:fp8_linear", draw=_jax_linear, architectures=FROM_ADA)
+    yield KernelCase(
+        name="jax-fp8-tiles", kernel="jax.fp8_blockwise:fp8_blockwise_matmul", draw=_fp8_tiles("divide"), architectures=FROM_ADA
+    )
     yield KernelCase(name="jax-mxfp8", kernel="jax.block_scaled:mxfp8_matmul", draw=_jax_mxfp8, architectures=BLACKWELL)
     yield KernelCase(name="jax-nvfp4", kernel="jax.block_scaled:nvfp4_matmul", draw=_jax_nvfp4, architectures=BLACKWELL)
     yield KernelCase(
@@ -1229,7 +1328,7 @@ def _cuda() -> Iterator[KernelCase]:
 
 
 KERNEL_CASES: Final = {
-    case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_mixtures(), *_quantizers(), *_jax(), *_cuda())
+    case.name: case for case in (*_matrices(), *_integers_attention_experts(), *_mixtures(), *_layers(), *_quantizers(), *_jax(), *_cuda())
 }
 """Every case by its name."""
 

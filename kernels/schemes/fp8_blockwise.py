@@ -119,7 +119,7 @@ def quantize_weights(values: npt.NDArray[Any], *, recipe: str = "divide") -> Til
     return quantize(values, tile=(BLOCK, BLOCK), recipe=recipe)
 
 
-def fp8_blockwise_matmul(a: TiledFp8, b: TiledFp8, *, arch: str | Dots, fused: bool = True) -> Floats:
+def fp8_blockwise_matmul(a: TiledFp8, b: TiledFp8, *, arch: str | Dots, fused: bool = True, in_turn: bool = False) -> Floats:
     """A B: 128 of K on the tensor cores from zero, then `total = fma(scale of A * scale of B, sum, total)` in float32.
 
     DeepGEMM writes `total += (scale_a * scale_b) * sum`, which nvcc compiles to a fused multiply-add.
@@ -129,6 +129,7 @@ def fp8_blockwise_matmul(a: TiledFp8, b: TiledFp8, *, arch: str | Dots, fused: b
         b: (K, N) in tiles of 128 x 128 or 128 x 1.
         arch: architecture, or its FP8 dots.
         fused: False: product and sum are rounded each, as without contraction.
+        in_turn: the sum times the scale of A, rounded, and then the scale of B, as vLLM's kernel of experts has it.
 
     Returns:
         (M, N) float32.
@@ -153,6 +154,9 @@ def fp8_blockwise_matmul(a: TiledFp8, b: TiledFp8, *, arch: str | Dots, fused: b
         part = slice(start, start + BLOCK)
         sums = dots(np.ascontiguousarray(a.elements[:, part]), b.elements[part])
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            scale = a.scales[:, block, None] * columns[block]
+            if in_turn:
+                sums, scale = sums * a.scales[:, block, None], columns[block]
+            else:
+                scale = a.scales[:, block, None] * columns[block]
             total = fma(sums, scale, total) if fused else sums * scale + total
     return total

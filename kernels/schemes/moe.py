@@ -41,6 +41,8 @@ class Routing:
     """(tokens, top_k)."""
     count: int
     """Experts that there are."""
+    kept: npt.NDArray[np.bool_] | None = None
+    """(tokens, top_k): choices that an expert takes; those over its capacity, or of experts elsewhere, give +0. None: all."""
 
     def __post_init__(self) -> None:
         """Check dtypes, shapes and the numbers of experts."""
@@ -49,6 +51,18 @@ class Routing:
         if self.experts.shape[1] == 0:
             raise OperandError(f"every token needs an expert, got shape {self.experts.shape}")
         check_range(self.experts, "experts", 0, self.count - 1)
+        if self.kept is not None:
+            check_shape(checked(self.kept, "kept", (np.bool_,), 2), "kept", self.experts.shape)
+
+    def choices_of(self, expert: int) -> npt.NDArray[np.int64]:
+        """Which choices an expert takes, token * top_k + place, ascending."""
+        taken = self.experts.reshape(-1) == expert
+        return np.flatnonzero(taken if self.kept is None else taken & self.kept.reshape(-1))
+
+    @property
+    def dropped(self) -> npt.NDArray[np.int64]:
+        """Choices that no expert takes, ascending."""
+        return np.zeros(0, np.int64) if self.kept is None else np.flatnonzero(~self.kept)
 
 
 def route(logits: Array, *, top_k: int) -> Routing:
@@ -85,7 +99,7 @@ class Alignment:
     choices: npt.NDArray[np.int32]
     """(blocks * block,) token * top_k + place; the number of choices where a block is filled up."""
     experts: npt.NDArray[np.int32]
-    """(blocks,)."""
+    """(blocks,); -1: choices that no expert takes."""
     block: int
     """Rows of a block."""
 
@@ -93,11 +107,11 @@ class Alignment:
         """Check."""
         blocks = checked(self.experts, "experts", (np.int32,), 1).size
         check_shape(checked(self.choices, "choices", (np.int32,), 1), "choices", (blocks * self.block,))
-        check_range(self.experts, "experts", 0, np.iinfo(np.int32).max)
+        check_range(self.experts, "experts", -1, np.iinfo(np.int32).max)
 
 
 def align(routing: Routing, *, block: int = BLOCK_TOKENS, order: str | int = "stable") -> Alignment:
-    """Sort the choices by expert and fill each expert's up to whole blocks.
+    """Sort the choices by expert and fill each expert's up to whole blocks; those that none takes come last, in blocks of -1.
 
     Args:
         routing: which expert each choice has.
@@ -112,14 +126,13 @@ def align(routing: Routing, *, block: int = BLOCK_TOKENS, order: str | int = "st
         raise OperandError(f"block must be positive, got {block}")
     if order not in ("stable", "reversed") and (isinstance(order, (str, bool)) or not isinstance(order, int)):
         raise OperandError(f"order must be 'stable', 'reversed' or a seed, got {order!r}")
-    flat = routing.experts.reshape(-1)
     rng = np.random.default_rng(order) if isinstance(order, int) else None
     choices: list[npt.NDArray[np.int32]] = []
     experts: list[int] = []
-    for expert in range(routing.count):
-        own = np.flatnonzero(flat == expert).astype(np.int32)
+    for expert in (*range(routing.count), -1):
+        own = (routing.dropped if expert < 0 else routing.choices_of(expert)).astype(np.int32)
         own = own[::-1] if order == "reversed" else own if rng is None else rng.permutation(own)
-        fill = np.full(-own.size % block, flat.size, np.int32)
+        fill = np.full(-own.size % block, routing.experts.size, np.int32)
         choices += [own, fill]
         experts += [expert] * ((own.size + fill.size) // block)
     return Alignment(choices=np.concatenate([np.empty(0, np.int32), *choices]), experts=np.array(experts, np.int32), block=block)
@@ -220,12 +233,15 @@ def _grouped(x: Array, routing: Routing, n: int, weights: Callable[[int], Array]
     if x.shape[0] != tokens:
         raise OperandError(f"{x.shape[0]} activations and routing for {tokens} tokens")
     rows = np.zeros((tokens * top_k, n), np.float32)
-    flat = routing.experts.reshape(-1)
-    for expert in np.unique(flat):
-        own = np.flatnonzero(flat == expert)
+    for expert in np.unique(routing.experts):
+        own = routing.choices_of(int(expert))
+        if not own.size:
+            continue
         rows[own] = dots(np.ascontiguousarray(x[own // top_k]), weights(int(expert)))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         weighted = (rows * routing.weights.reshape(-1, 1)).reshape(tokens, top_k, n)
+        if routing.kept is not None:
+            weighted[~routing.kept] = 0
         total: Floats = weighted[:, 0]
         for choice in range(1, top_k):
             total = total + weighted[:, choice]

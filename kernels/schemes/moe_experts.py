@@ -96,7 +96,7 @@ def _w8a16(kind: str, group: int) -> ExpertScheme:
 # FP8 and block scales -------------------------------------------------------------------------------------------------
 
 
-def _fp8_tiles(recipe: str) -> ExpertScheme:
+def _fp8_tiles(recipe: str, *, in_turn: bool = False) -> ExpertScheme:
     block = fp8_blockwise.BLOCK
 
     def unpacked(arrays: Mapping[str, Array], expert: int) -> fp8_blockwise.TiledFp8:
@@ -104,11 +104,12 @@ def _fp8_tiles(recipe: str) -> ExpertScheme:
         return fp8_blockwise.TiledFp8(elements=elements, scales=scales, tile=(block, block))
 
     return ExpertScheme(
-        name=f"fp8-tiles{'' if recipe == 'divide' else f'-{recipe}'}",
-        what=f"e4m3 x e4m3, float32 scales ({recipe}) for 1 x 128 of activations and 128 x 128 of weights, promoted every 128",
+        name=f"fp8-tiles{'' if recipe == 'divide' else f'-{recipe}'}{'-in-turn' if in_turn else ''}",
+        what=f"e4m3 x e4m3, float32 scales ({recipe}) for 1 x 128 of activations and 128 x 128 of weights, promoted every 128"
+        f"{', one scale after the other as in vLLM' if in_turn else ''}",
         activations=lambda values: fp8_blockwise.quantize_activations(values, recipe=recipe),
         weights=lambda values: fp8_blockwise.quantize_weights(values, recipe=recipe),
-        multiply=lambda x, w, dots: fp8_blockwise.fp8_blockwise_matmul(x, w, arch=dots),
+        multiply=lambda x, w, dots: fp8_blockwise.fp8_blockwise_matmul(x, w, arch=dots, in_turn=in_turn),
         rows=lambda x, rows: replace(x, elements=x.elements[rows], scales=x.scales[rows]),
         kinds=(fp8_blockwise.TiledFp8, fp8_blockwise.TiledFp8), stored=lambda x: {"x": x.elements, "x_scales": x.scales},
         packed=lambda each: {"w": _stacked([w.elements.T for w in each]), "w_scales": _stacked([w.scales.T for w in each])},
@@ -220,7 +221,7 @@ EXPERTS: Final[dict[str, ExpertScheme]] = {
     row.name: row
     for row in (
         _int8(), *(_w8a16(kind, group) for kind in w8a16.KINDS for group in (0, w8a16.GROUP)), _fp8_tiles("divide"),
-        _fp8_tiles("power-of-two"), _mxfp8(), _nvfp4(), _w4a16(), _mxfp4(),
+        _fp8_tiles("divide", in_turn=True), _fp8_tiles("power-of-two"), _mxfp8(), _nvfp4(), _w4a16(), _mxfp4(),
     )
 }  # fmt: skip
 """The schemes of experts, by their names."""
@@ -329,17 +330,21 @@ def moe_rows(x: Any, experts: Experts, routing: Routing, *, arch: str | Dots, by
     (tokens, top_k), (k, n) = routing.experts.shape, experts.shape
     check_shape(_elements(x), "activations", (tokens * top_k if by_choice else tokens, k))
     found = np.zeros((tokens * top_k, n), np.float32)
-    flat = routing.experts.reshape(-1)
-    for expert in np.unique(flat):
-        own = np.flatnonzero(flat == expert)
+    for expert in np.unique(routing.experts):
+        own = routing.choices_of(int(expert))
+        if not own.size:
+            continue
         found[own] = row.multiply(row.rows(x, own if by_choice else own // top_k), experts.matrices[int(expert)], dots)
     return found.reshape(tokens, top_k, n)
 
 
 def weighted_rows(rows: Floats, routing: Routing) -> Floats:
-    """Rows times their routing weights, float32, each rounded once."""
+    """Rows times their routing weights, float32, each rounded once; +0 where no expert took a choice."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.asarray(rows * routing.weights[:, :, None])
+        found = np.asarray(rows * routing.weights[:, :, None])
+    if routing.kept is not None:
+        found[~routing.kept] = 0
+    return found
 
 
 def added_by_place(rows: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Routers of mixtures of experts: scores by softmax or sigmoid, biases, groups of experts, renormalised weights.
+"""Routers of mixtures of experts: scores by softmax or sigmoid, biases, groups of experts, renormalised weights, capacity.
 
 All is float32, each operation rounded once, sums in ascending order of experts, or in the order of choices. What a GPU does otherwise is
 its exponential, which is an argument.
@@ -7,7 +7,7 @@ its exponential, which is an argument.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -190,12 +190,43 @@ def routed(logits: Array, router: Router, *, exp2: Callable[[Floats], Floats] = 
     return Routing(experts=places.astype(np.int32), weights=weights, count=count)
 
 
+def within_capacity(routing: Routing, capacity: int, *, by: str = "place") -> Routing:
+    """Drop what an expert has beyond its capacity.
+
+    Args:
+        routing: choices.
+        capacity: of each expert: how many choices it takes.
+        by: which come first. `"place"`: all first choices before all second ones, tokens in order (GShard); `"token"`: a token's choices
+            together; `"weight"`: the largest weights, of equal ones the lower token and place.
+
+    Raises:
+        OperandError: a capacity below zero, another order.
+    """
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
+        raise OperandError(f"capacity must be a number of choices, got {capacity!r}")
+    tokens, top_k = routing.experts.shape
+    choices = np.arange(tokens * top_k)
+    ranks: dict[str, Indices] = {
+        "place": np.lexsort((choices // top_k, choices % top_k)), "token": choices,
+        "weight": np.argsort(-routing.weights.reshape(-1), kind="stable"),
+    }  # fmt: skip
+    if not isinstance(by, str) or by not in ranks:
+        raise OperandError(f"choices are dropped by {', '.join(ranks)}, got {by!r}")
+    kept, order = np.zeros(tokens * top_k, bool), ranks[by]
+    rank = np.empty_like(order)
+    rank[order] = choices
+    for expert in range(routing.count):
+        own = routing.choices_of(expert)
+        kept[own[np.argsort(rank[own])][:capacity]] = True
+    return replace(routing, kept=kept.reshape(tokens, top_k))
+
+
 def by_expert(routing: Routing) -> Routing:
     """The same choices with each token's in ascending order of experts: sums by place are then sums by expert."""
     order = np.argsort(routing.experts, axis=1, kind="stable")
     return Routing(
         experts=np.take_along_axis(routing.experts, order, axis=1), weights=np.take_along_axis(routing.weights, order, axis=1),
-        count=routing.count,
+        count=routing.count, kept=None if routing.kept is None else np.take_along_axis(routing.kept, order, axis=1),
     )  # fmt: skip
 
 
@@ -211,4 +242,5 @@ __all__ = [
     "gpu_exp2",
     "mixtral",
     "routed",
+    "within_capacity",
 ]

@@ -33,7 +33,7 @@ ROWS_1_5: Final = (
             "triton.fp8_blockwise:quantize_activations", "triton.fp8_blockwise:quantize_weights",
         ),
         composition="schemes.fp8_blockwise:fp8_blockwise_matmul", triton="triton.fp8_blockwise:fp8_blockwise_matmul",
-        cuda="cuda.fp8_blockwise:fp8_blockwise_matmul",
+        jax="jax.fp8_blockwise:fp8_blockwise_matmul", cuda="cuda.fp8_blockwise:fp8_blockwise_matmul",
         architectures=_FP8, source="arXiv 2412.19437; DeepGEMM",
     ),
     SchemeSpec(

@@ -46,5 +46,13 @@ ROWS_MOE: Final = (
         composition="schemes.moe_experts:moe_matmul", triton="triton.moe_experts:moe_nvfp4", architectures=_FP8,
         source="arXiv 2509.25149 for the format",
     ),
+    SchemeSpec(
+        number=9, name="MoE, gated layer", operands="tokens in f16 or bf16, quantized before both products; experts as in the rows above",
+        scales="of the scheme; f32 routing weights",
+        product="of the scheme; silu(gate) x up in f32, rounded to f16 or bf16; experts added in f16 or bf16, or in f32 and rounded once",
+        quantizers=("schemes.moe_layer:quantize_layer", "triton.moe_layer:quantize_int8_rows", "schemes.moe_layer:swiglu"),
+        composition="schemes.moe_layer:moe_layer", triton="triton.moe_layer:moe_layer", architectures=_FP8,
+        source="the fused experts of vLLM (fused_experts_impl)",
+    ),
 )  # fmt: skip
 """One row a scheme of experts."""

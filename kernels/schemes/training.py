@@ -147,7 +147,7 @@ def _delayed(given: TrainingInput) -> fp8.Fp8Matrix:
 
 
 def _tiles(tile: tuple[int, int]) -> Callable[[TrainingInput], fp8_blockwise.TiledFp8]:
-    return lambda given: fp8_blockwise.quantize(given.values, tile=tile, recipe="reciprocal")
+    return lambda given: fp8_blockwise.quantize(given.values, tile=tile, recipe="reciprocal", least_amax=0.0)
 
 
 QUANTIZERS: Final[dict[str, Callable[[TrainingInput], Any]]] = {
@@ -207,10 +207,10 @@ def _rows() -> Iterator[TrainingRecipe]:
             name=name, what=what, fprop=_product(forward, forward, "fp8"), dgrad=_product(backward, forward, "fp8", promote=split),
             wgrad=_product(forward, backward, "fp8", output="f32", promote=split), multiple=1, history=history, source=source,
         )  # fmt: skip
-    rows = _product("fp8-rows", "fp8-columns", "fp8")
     yield TrainingRecipe(
-        name="fp8-rowwise", what="e4m3, a scale for each row and column; weight gradients in bf16", fprop=rows, dgrad=rows, wgrad=weights,
-        multiple=1, source="torchao, rowwise_with_gw_hp",
+        name="fp8-rowwise", what="e4m3, a scale for each row and column, backward one for the weights; weight gradients in bf16",
+        fprop=_product("fp8-rows", "fp8-columns", "fp8"), dgrad=_product("fp8-rows", "fp8-current-e4m3", "fp8"), wgrad=weights, multiple=1,
+        source="torchao, rowwise_with_gw_hp",
     )  # fmt: skip
     tiles = _product("fp8-1x128", "fp8-128x128", "fp8-tiles")
     yield TrainingRecipe(
@@ -227,7 +227,7 @@ def _rows() -> Iterator[TrainingRecipe]:
     drawn = TrainingOperand(quantizer="nvfp4-rows", stochastic=True)
     square = TrainingOperand(quantizer="nvfp4-columns-square")
     yield TrainingRecipe(
-        name="nvfp4", what="e2m1 in blocks of 16, weights 16 x 16; gradients drawn; weight gradients of Hadamard transforms",
+        name="nvfp4", what="e2m1 in blocks of 16, weights 16 x 16; stochastic gradients; weight gradients of Hadamard transforms",
         fprop=TrainingProduct(left=TrainingOperand(quantizer="nvfp4-rows"), right=square, multiply="nvfp4"),
         dgrad=TrainingProduct(left=drawn, right=square, multiply="nvfp4"),
         wgrad=TrainingProduct(
@@ -241,7 +241,7 @@ def _rows() -> Iterator[TrainingRecipe]:
     yield TrainingRecipe(
         name="nvfp4-plain", what="NVFP4 with nothing of the recipe: blocks of 16 everywhere, to nearest, no transforms", fprop=plain4,
         dgrad=plain4, wgrad=_product("nvfp4-rows", "nvfp4-columns", "nvfp4", output="f32"), multiple=16,
-        source="what arXiv 2509.25149 leaves out one by one",
+        source="the other end of the ablations in arXiv 2509.25149",
     )  # fmt: skip
 
 
@@ -299,13 +299,14 @@ def training_table() -> str:
     for row in TRAINING_RECIPES.values():
         cells = [f"`{row.name}`", row.what]
         for product in row.products().values():
-            cells.append(", ".join(_told(operand) for operand in (product.left, product.right)))
+            cells.append(" x ".join(_told(operand) for operand in (product.left, product.right)))
         lines.append(f"| {' | '.join((*cells, row.source))} |")
     return "\n".join(lines) + "\n"
 
 
 def _told(operand: TrainingOperand) -> str:
-    return operand.quantizer + (", Hadamard" if operand.hadamard else "") + (", stochastic" if operand.stochastic else "")
+    more = [name for name, has in (("Hadamard", operand.hadamard), ("stochastic", operand.stochastic)) if has]
+    return operand.quantizer + (f" ({', '.join(more)})" if more else "")
 
 
 # The layer ------------------------------------------------------------------------------------------------------------

@@ -79,9 +79,17 @@ def moe_sum_kernel(rows_ptr, out_ptr, N, TOP_K: tl.constexpr, BLOCK_N: tl.conste
 
 
 def checked_routing(
-    tokens: int, experts: int, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor, block_m: int, check: bool | None
+    tokens: int,
+    experts: int,
+    weights: torch.Tensor,
+    choices: torch.Tensor,
+    block_experts: torch.Tensor,
+    block_m: int,
+    check: bool | None,
+    *,
+    least: int = 0,
 ) -> tuple[int, int]:
-    """Choices of a token, and blocks.
+    """Choices of a token, and blocks. `least`: -1 where the kernel knows blocks that no expert takes.
 
     Raises:
         OperandTypeError, OperandError: tables that do not fit.
@@ -91,7 +99,7 @@ def checked_routing(
     checked(choices, "choices", ("int32",), (blocks * block_m,))
     if top_k == 0 or (blocks == 0 and tokens):
         raise OperandError(f"every token needs an expert, got top_k = {top_k} and {blocks} blocks")
-    check_indices(block_experts, "experts of blocks", 0, experts - 1, check)
+    check_indices(block_experts, "experts of blocks", least, experts - 1, check)
     check_indices(choices, "choices", 0, tokens * top_k, check)
     if reads(choices, check):
         # What no block has would stay unwritten, and what two blocks have would be that of either.
@@ -102,11 +110,50 @@ def checked_routing(
     return top_k, blocks
 
 
-def summed(rows: torch.Tensor, tokens: int, top_k: int, n: int, block_n: int) -> torch.Tensor:
+def tokens_of(count: int, weights: torch.Tensor, by_choice: bool) -> int:
+    """How many tokens there are, of which `count` rows of x are choices, or tokens themselves.
+
+    Raises:
+        OperandTypeError, OperandError: routing weights for others.
+    """
+    tokens, top_k = checked(weights, "weights", ("float32",), (None, None)).shape
+    wanted = tokens * top_k if by_choice else tokens
+    if count != wanted:
+        raise OperandError(f"x must have {wanted} rows for weights of shape {tuple(weights.shape)}, got {count}")
+    return tokens
+
+
+def added(rows: torch.Tensor, weights: torch.Tensor, block_n: int) -> torch.Tensor:
     """The rows of each token added in the order of its choices, (tokens, N)."""
+    (tokens, top_k), n = weights.shape, rows.shape[1]
+    if not rows.numel():
+        return zeros_like(rows, tokens, n)
     out = float32_like(rows, tokens, n)
     moe_sum_kernel[(tokens, triton.cdiv(n, block_n))](rows, out, n, TOP_K=top_k, BLOCK_N=block_n, enable_fp_fusion=False)
     return out
+
+
+def rows_w4a16(
+    x: torch.Tensor, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
+    block_experts: torch.Tensor, *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
+    block_k: int = 64,
+) -> torch.Tensor:  # fmt: skip
+    """As `moe_w4a16`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
+    count, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
+    experts, _, words = checked(qweight, "qweight", ("int32",), (None, k, None)).shape
+    n = 8 * words
+    groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
+    checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
+    group, tokens = group_size(k, groups), tokens_of(count, weights, by_choice)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
+    if 0 in (tokens, n, k):
+        return zeros_like(x, tokens * top_k, n)
+    rows = float32_like(x, tokens * top_k, n)
+    moe_w4a16_kernel[(blocks, triton.cdiv(n, block_n))](
+        x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, 1 if by_choice else top_k,
+        GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    )  # fmt: skip
+    return rows
 
 
 def moe_w4a16(
@@ -134,21 +181,31 @@ def moe_w4a16(
     Raises:
         OperandTypeError, OperandError: tensors that do not fit, experts that are not there, choices that are missing or there twice.
     """
-    tokens, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
-    experts, _, words = checked(qweight, "qweight", ("int32",), (None, k, None)).shape
-    n = 8 * words
-    groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
-    checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
-    group = group_size(k, groups)
+    rows = rows_w4a16(
+        x, qweight, qzeros, scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k
+    )  # fmt: skip
+    return added(rows, weights, block_n)
+
+
+def rows_mxfp4(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor, block_experts: torch.Tensor,
+    *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64,
+) -> torch.Tensor:  # fmt: skip
+    """As `moe_mxfp4`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
+    count, k = checked(x, "x", ("bfloat16",), (None, None)).shape
+    check_multiple(k, 32, "K", "the block size")
+    experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
+    checked(scales, "scales", ("uint8",), (experts, n, k // 32))
+    tokens = tokens_of(count, weights, by_choice)
     top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
     if 0 in (tokens, n, k):
-        return zeros_like(x, tokens, n)
+        return zeros_like(x, tokens * top_k, n)
     rows = float32_like(x, tokens * top_k, n)
-    moe_w4a16_kernel[(blocks, triton.cdiv(n, block_n))](
-        x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
-        GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    moe_mxfp4_kernel[(blocks, triton.cdiv(n, block_n))](
+        x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, 1 if by_choice else top_k,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
     )  # fmt: skip
-    return summed(rows, tokens, top_k, n, block_n)
+    return rows
 
 
 def moe_mxfp4(
@@ -175,16 +232,5 @@ def moe_mxfp4(
     Raises:
         OperandTypeError, OperandError: tensors that do not fit, experts that are not there, choices that are missing or there twice.
     """
-    tokens, k = checked(x, "x", ("bfloat16",), (None, None)).shape
-    check_multiple(k, 32, "K", "the block size")
-    experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
-    checked(scales, "scales", ("uint8",), (experts, n, k // 32))
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
-    if 0 in (tokens, n, k):
-        return zeros_like(x, tokens, n)
-    rows = float32_like(x, tokens * top_k, n)
-    moe_mxfp4_kernel[(blocks, triton.cdiv(n, block_n))](
-        x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, top_k,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
-    )  # fmt: skip
-    return summed(rows, tokens, top_k, n, block_n)
+    rows = rows_mxfp4(x, codes, scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k)
+    return added(rows, weights, block_n)

@@ -10,7 +10,7 @@ import triton.language as tl
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK
 from mmabits.kernels.schemes.w8a16 import KINDS
-from mmabits.kernels.triton.moe import checked_routing, summed
+from mmabits.kernels.triton.moe import added, checked_routing, tokens_of
 from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, group_size, zeros_like
 from mmabits.kernels.triton.w8a16 import from_e4m3
 
@@ -22,19 +22,20 @@ Tables = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 @triton.jit
 def block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Choices of a block, their rows of x, which are there, the block's expert, and columns."""
+    """Choices of a block, their rows of x, which are there, the block's expert (the first one's weights for -1), and columns."""
     block = tl.program_id(0)
     choice = tl.load(choices_ptr + block * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    expert = tl.load(experts_ptr + block).to(tl.int64)
+    expert = tl.maximum(tl.load(experts_ptr + block), 0).to(tl.int64)
     n = (tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     return choice, choice // TOP_K, choice < CHOICES, expert, n
 
 
 @triton.jit
-def store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
-    """Rows times their routing weights."""
+def store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N):  # type: ignore[no-untyped-def]
+    """Rows times their routing weights; +0 in blocks that no expert takes."""
     weight = tl.load(weights_ptr + choice, mask=there, other=0.0)
-    tl.store(rows_ptr + choice[:, None] * N + n[None, :], acc * weight[:, None], mask=there[:, None] & (n[None, :] < N))
+    rows = tl.where(tl.load(experts_ptr + tl.program_id(0)) < 0, 0.0, acc * weight[:, None])
+    tl.store(rows_ptr + choice[:, None] * N + n[None, :], rows, mask=there[:, None] & (n[None, :] < N))
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def moe_w8a8_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, w, acc, out_dtype=tl.int32)
     rows = tl.load(x_scale_ptr + row, mask=there, other=0.0)
     columns = tl.load(w_scale_ptr + expert * N + n, mask=n < N, other=0.0)
-    store_rows(rows_ptr, weights_ptr, (acc.to(tl.float32) * rows[:, None]) * columns[None, :], choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, (acc.to(tl.float32) * rows[:, None]) * columns[None, :], choice, there, n, N)
 
 
 @triton.jit
@@ -81,13 +82,13 @@ def moe_w8a16_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot(x, w, acc)
     if GROUP == 0:
         acc *= tl.load(scales_ptr + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 @triton.jit
 def moe_fp8_tiles_kernel(  # type: ignore[no-untyped-def]
     x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, choices_ptr, experts_ptr, weights_ptr, rows_ptr, CHOICES, N, K, TOP_K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr,
+    IN_TURN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One tile of an FP8 expert's rows; each 128 of K start from zero on the tensor cores and are scaled and added in float32."""
     choice, row, there, expert, n = block_of(choices_ptr, experts_ptr, CHOICES, TOP_K, BLOCK_M, BLOCK_N)
@@ -101,8 +102,11 @@ def moe_fp8_tiles_kernel(  # type: ignore[no-untyped-def]
         x_scale = tl.load(x_scale_ptr + row * (K // BLOCK) + block, mask=there, other=0.0)
         w_scale = tl.load(scales + (n // BLOCK) * (K // BLOCK) + block, mask=n < N, other=0.0)
         sums = tl.dot(x, w)
-        total = tl.fma(sums, x_scale[:, None] * w_scale[None, :], total)
-    store_rows(rows_ptr, weights_ptr, total, choice, there, n, N)
+        if IN_TURN:
+            total = tl.fma(sums * x_scale[:, None], tl.broadcast_to(w_scale[None, :], (BLOCK_M, BLOCK_N)), total)
+        else:
+            total = tl.fma(sums, x_scale[:, None] * w_scale[None, :], total)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, total, choice, there, n, N)
 
 
 @triton.jit
@@ -128,7 +132,7 @@ def moe_block_scaled_kernel(  # type: ignore[no-untyped-def]
         acc = tl.dot_scaled(x, x_scale, FORMAT, w, w_scale, FORMAT, acc)
     if ALPHA:
         acc *= tl.load(alpha_ptr + expert)
-    store_rows(rows_ptr, weights_ptr, acc, choice, there, n, N)
+    store_rows(rows_ptr, experts_ptr, weights_ptr, acc, choice, there, n, N)
 
 
 # Launchers ------------------------------------------------------------------------------------------------------------
@@ -140,13 +144,9 @@ def _rows(
 ) -> torch.Tensor:  # fmt: skip
     """(choices, N) float32. Sizes are those of the experts: how many, N and K; parts begin with x."""
     (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
-    tokens = checked(weights, "weights", ("float32",), (None, None)).shape[0]
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check)
+    tokens = tokens_of(x.shape[0], weights, by_choice)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check, least=-1)
     count = tokens * top_k
-    if x.shape[0] != (count if by_choice else tokens):
-        raise OperandError(
-            f"x must have {count if by_choice else tokens} rows for weights of shape {tuple(weights.shape)}, got {x.shape[0]}"
-        )
     if 0 in (count, n, k):
         return zeros_like(x, count, n)
     rows = float32_like(x, count, n)
@@ -155,13 +155,6 @@ def _rows(
         BLOCK_N=block[1], enable_fp_fusion=False,
     )  # fmt: skip
     return rows
-
-
-def _added(rows: torch.Tensor, weights: torch.Tensor, block_n: int) -> torch.Tensor:
-    """(tokens, N)."""
-    tokens, top_k = weights.shape
-    n = rows.shape[1]
-    return summed(rows, tokens, top_k, n, block_n) if rows.numel() else zeros_like(rows, tokens, n)
 
 
 def rows_w8a8(
@@ -193,7 +186,7 @@ def moe_w8a8(
         w_scales: (experts, N) float32.
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`: each choice once, and the number of choices where a block is filled up.
-        block_experts: (blocks,) int32, of `align`: experts that are here. Blocks of others, which some programs mark with -1, must go.
+        block_experts: (blocks,) int32, of `align`; -1: rows of +0, for choices over a capacity or of experts elsewhere.
         check: whether to look at both first; None: if they are on the CPU, since for a GPU the host would have to wait.
         block_m: rows of a block of `align`, and of a tile.
         block_n: columns of a tile.
@@ -208,7 +201,7 @@ def moe_w8a8(
     rows = rows_w8a8(
         x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_w8a16(
@@ -259,12 +252,13 @@ def moe_w8a16(
         x, words, scales, weights, choices, block_experts, kind=kind, grouped=grouped, check=check, block_m=block_m, block_n=block_n,
         block_k=block_k,
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_fp8_tiles(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
-    block_experts: torch.Tensor, *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
+    block_experts: torch.Tensor, *, in_turn: bool = False, by_choice: bool = False, check: bool | None = None, block_m: int = 64,
+    block_n: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """As `moe_fp8_tiles`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
     count, k = checked(x, "x", ("float8_e4m3fn",), (None, None)).shape
@@ -274,13 +268,13 @@ def rows_fp8_tiles(
     checked(w_scales, "w_scales", ("float32",), (experts, triton.cdiv(n, BLOCK), k // BLOCK))
     return _rows(
         moe_fp8_tiles_kernel, (x, x_scales, w, w_scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice,
-        check=check, block=(block_m, block_n), BLOCK=BLOCK,
+        check=check, block=(block_m, block_n), BLOCK=BLOCK, IN_TURN=in_turn,
     )  # fmt: skip
 
 
 def moe_fp8_tiles(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
-    block_experts: torch.Tensor, *, check: bool | None = None, block_m: int = 64, block_n: int = 64,
+    block_experts: torch.Tensor, *, in_turn: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """Grouped GEMM in FP8 tiles, as in DeepSeek-V3: each 128 of K from zero, then one float32 fused multiply-add with both scales.
 
@@ -292,6 +286,7 @@ def moe_fp8_tiles(
         weights: (tokens, top_k) float32 routing weights.
         choices: (blocks * block_m,) int32, of `align`.
         block_experts: (blocks,) int32, of `align`.
+        in_turn: the sum times the scale of x, rounded, and then the scale of w, as vLLM has it; else times their product.
         check: as for `moe_w8a8`.
         block_m: rows of a block of `align`, and of a tile; below 64 Hopper multiplies as f16.
         block_n: columns of a tile.
@@ -302,8 +297,10 @@ def moe_fp8_tiles(
     Raises:
         OperandTypeError, OperandError: as `moe_w8a8`.
     """
-    rows = rows_fp8_tiles(x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n)
-    return _added(rows, weights, block_n)
+    rows = rows_fp8_tiles(
+        x, x_scales, w, w_scales, weights, choices, block_experts, in_turn=in_turn, check=check, block_m=block_m, block_n=block_n
+    )  # fmt: skip
+    return added(rows, weights, block_n)
 
 
 def rows_mxfp8(
@@ -351,7 +348,7 @@ def moe_mxfp8(
     rows = rows_mxfp8(
         x, x_scales, w, w_scales, weights, choices, block_experts, check=check, block_m=block_m, block_n=block_n, block_k=block_k
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)
 
 
 def rows_nvfp4(
@@ -407,4 +404,4 @@ def moe_nvfp4(
         x, x_scales, x_tensor_scale, w, w_scales, w_tensor_scales, weights, choices, block_experts, check=check, block_m=block_m,
         block_n=block_n, block_k=block_k,
     )  # fmt: skip
-    return _added(rows, weights, block_n)
+    return added(rows, weights, block_n)

@@ -21,7 +21,8 @@ KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SHARED = {
     "triton.mxfp8:quantize_mx",  # what quantize_rows, quantize_columns and those of MXFP4 call
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
-    "triton.moe:checked_routing", "triton.moe:summed",  # parts of the launchers of experts
+    # Parts of the launchers of experts:
+    *(f"triton.moe:{name}" for name in ("checked_routing", "tokens_of", "added", "rows_w4a16", "rows_mxfp4")),
     *(f"triton.moe_experts:rows_{scheme}" for scheme in ("w8a8", "w8a16", "fp8_tiles", "mxfp8", "nvfp4")),
     "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled", "jax.w8a8:check_array",  # parts of the launchers beside them
     "jax.fused:fma",
@@ -87,7 +88,7 @@ def casts_through_f16() -> bool:
 
 def is_too_old_for(case: KernelCase, arch: str) -> bool:
     """Triton before 3.8 cannot compile NVFP4 where there is no instruction for it."""
-    if case.name not in ("triton-nvfp4", "triton-moe-nvfp4") or arch in ("sm_100a", "sm_120a"):
+    if case.name not in ("triton-nvfp4", "triton-moe-nvfp4", "triton-moe-layer-nvfp4") or arch in ("sm_100a", "sm_120a"):
         return False
     import triton
 
@@ -107,9 +108,9 @@ def test_a_stand_in_gives_the_bits_of_the_emulated_call_and_of_the_composition(c
         return
     assert all(one.is_equal for one in composition.values()), found.verdict
     assert found.verdict == "every bit equal; emulated kernel and composition agree"
-    assert bool(report.emulated) != any(part in case.name for part in ("quantize", "route"))
+    assert bool(report.emulated) != any(part in case.name for part in ("quantize", "route", "moe-sum", "swiglu"))
     # By NumPy's exp2, as the composition and the stand-in have it.
-    exponential = any(part in case.name for part in ("sage", "attention", "cached", "route"))
+    exponential = any(part in case.name for part in ("sage", "attention", "cached", "route", "layer", "swiglu"))
     assert {line.operation for line in report.skipped} == ({"exp2"} if exponential and "triton" in case.name else set())
     assert set(found.outputs) == set(case.outputs)
 

@@ -255,6 +255,34 @@ def test_where_torchs_observers_differ() -> None:
 # Use and refusals -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # its imports use what PyTorch deprecates
+def test_where_modelopts_histograms_differ() -> None:
+    """Its percentile is a bin too far where a share is a whole number of values; its mean square is called with shifted arguments."""
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("modelopt")
+    from modelopt.torch.quantization.calib.histogram import HistogramCalibrator
+
+    rng = np.random.default_rng(0)
+    values = rng.standard_t(3, 20_000).astype(F32)
+    there = HistogramCalibrator()
+    for part in np.split(values, 4):
+        there.collect(torch.from_numpy(part))
+    edges, ranked = there._calib_bin_edges.numpy(), np.sort(np.abs(values))
+    counts, _ = np.histogram(ranked, bins=edges)
+    assert np.abs(there._calib_hist.numpy() - counts[: len(there._calib_hist)]).sum() <= 20  # values beside the edges of bins
+    found = float(there.compute_amax("percentile", percentile=99.99))
+    assert ranked[19_997] < found <= ranked[19_998]  # the lower edge of the bin of the next value
+    ours = calibrated("percentile", list(np.split(values, 4)), options=CalibrationOptions(share=0.9999)).ranges().high[0]
+    assert ranked[19_997] <= ours < ranked[19_998]
+    normal = HistogramCalibrator(num_bins=512)
+    normal.collect(torch.from_numpy(rng.standard_normal(20_000).astype(F32)))
+    width = float(normal._calib_bin_edges[1])
+    assert float(normal.compute_amax("mse")) == pytest.approx(128.5 * width, rel=1e-5)  # the first of its candidates
+    with pytest.raises(TypeError, match="'M'"):
+        fp8 = HistogramCalibrator(num_bits=(4, 3), num_bins=512)
+        fp8.collect(torch.from_numpy(values))
+        fp8.compute_amax("mse")
+
+
 def test_ranges_of_token_groups_are_static_scales_of_rows() -> None:
     ranges = calibrated("min-max", parts(), axis=0, group=10).ranges().spread(24)
     x = parts()[2]

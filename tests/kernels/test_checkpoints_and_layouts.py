@@ -182,6 +182,7 @@ def test_compressed_tensors_reads_ours_and_we_read_its(tmp_path: Path) -> None:
     assert np.array_equal(found.dequantize(), back) or np.abs(found.dequantize() - back).max() <= 2**-7 * np.abs(back).max()
 
 
+@pytest.mark.filterwarnings("ignore")  # its imports use what PyTorch deprecates
 def test_modelopt_stores_what_we_store_and_reads_it_alike(tmp_path: Path) -> None:
     torch, _ = pytest.importorskip("torch"), pytest.importorskip("modelopt")
     from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor

@@ -2,7 +2,7 @@
 
 Elements are small integers and scales powers of two; what differs then is no rounding: it is movement, a mask, a layout or a scale. The
 rows of `mmabits diff` give shapes and layouts; their numbers are replaced, and the results computed here from the bytes that are passed.
-Attention and routers are left out, but for attention over caches: their weights are exponentials.
+Attention, routers and gated layers are left out, but for attention over caches: there are exponentials in them.
 """
 
 from __future__ import annotations
@@ -259,6 +259,18 @@ def moe_scaled(rng: Generator, given: Arrays) -> Made:
     return _experts(rng, given, new, w.swapaxes(1, 2), x)
 
 
+def moe_sum(rng: Generator, given: Arrays) -> Made:
+    rows = small(rng, given["rows"].shape, given["rows"].dtype, most=40)
+    return {"rows": rows}, {"sums": wide(rows).reshape(-1, 3, rows.shape[1]).sum(axis=1)}
+
+
+def int8_quantizer(rng: Generator, given: Arrays) -> Made:
+    codes = small(rng, given["values"].shape, np.int8, most=127)
+    codes[:, 7] = 127
+    scales = powers(rng, np.empty(len(codes), np.float32))
+    return {"values": codes * scales[:, None]}, {"codes": codes, "scales": scales}
+
+
 def quantizer(block: tuple[int, int], largest: float, scale_dtype: Any, dtype: Any) -> Callable[[Generator, Arrays], Made]:
     """Integers that the format has, times a power of two for each block, whose greatest element is the format's greatest."""
 
@@ -395,6 +407,7 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-moe-w8a8": moe_w8a8, **dict.fromkeys(("triton-moe-w8a16-int8", "triton-moe-w8a16-int8-groups"), moe_w8a16(np.int8)),
     **dict.fromkeys(("triton-moe-w8a16-e4m3", "triton-moe-w8a16-e4m3-groups"), moe_w8a16(E4M3)),
     **dict.fromkeys(("triton-moe-fp8-tiles", "triton-moe-mxfp8", "triton-moe-nvfp4"), moe_scaled),
+    **dict.fromkeys(("triton-moe-sum-bf16", "triton-moe-sum-f16-once"), moe_sum), "triton-quantize-int8": int8_quantizer,
     "triton-quantize-fp8": quantizer((1, 0), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-activations": quantizer((1, 128), 448, np.float32, E4M3),
     "triton-quantize-fp8-tiles-weights": quantizer((128, 128), 448, np.float32, E4M3),
@@ -412,14 +425,10 @@ MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
 }  # fmt: skip
 """Operands and results, by the row's name."""
 WITHOUT = {
-    "triton-sage",
-    "triton-sage2",
-    "triton-fp8-attention",
-    "triton-fp8-block-attention",
-    "triton-route-softmax",
-    "triton-route-chosen",
-    "triton-route-groups",
-}
+    "triton-sage", "triton-sage2", "triton-fp8-attention", "triton-fp8-block-attention",
+    "triton-route-softmax", "triton-route-chosen", "triton-route-groups",
+    "triton-moe-swiglu", *(f"triton-moe-layer-{scheme}" for scheme in ("w8a8", "w8a16-int8", "fp8-tiles", "mxfp8", "nvfp4")),
+}  # fmt: skip
 
 
 def test_every_kernel_is_here() -> None:

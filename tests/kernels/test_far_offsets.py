@@ -27,12 +27,17 @@ from mmabits.kernels.triton import (  # noqa: E402
     fp8_blockwise,
     matmul,
     moe,
+    moe_experts,
+    moe_layer,
+    moe_sums,
     mxfp6_mxfp4,
     nvfp4,
     persistent,
     quantizing,
+    routing,
     scaled,
     split_k,
+    training,
     w4a8,
     w4a16,
     w8a8,
@@ -183,6 +188,36 @@ def nvfp4_columns(at: Place) -> Any:
     return nvfp4.nvfp4_kernel, (x, out, scales, torch.ones(1), many, 16, 1, many), {"SQUARE": False, "BLOCK_R": 4}
 
 
+def hadamard_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, out = at.rowwise(F32, start, K), at.output(F32, start, K)
+    return training.hadamard_kernel, (x, torch.ones(16), out, start + ROWS, K, K, 1), {"ROWS": 32}
+
+
+def hadamard_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    out = mapped(F32, many, 16)
+    at.outputs.append(out[:ROWS])
+    return training.hadamard_kernel, (x, torch.ones(16), out, many, 16, 1, many), {"ROWS": 4}
+
+
+def nvfp4_drawn_rows(at: Place) -> Any:
+    start = at.start(K, 32)
+    at.program = (start // 32, 1, 0)
+    x, random = at.rowwise(F32, start, K), at.rowwise(I32, start, K, seed=2)
+    out, scales = at.output(U8, start, K // 2), at.output(U8, start, K // 16)
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), start + ROWS, K, K, 1), {"BLOCK_R": 32}
+
+
+def nvfp4_drawn_columns(at: Place) -> Any:
+    x, many = at.columnwise(F32, 16, ROWS)
+    random, _ = at.columnwise(I32, 16, ROWS, seed=2)
+    out, scales = mapped(U8, many, 8), mapped(U8, many)
+    at.outputs += [out[:ROWS], scales[:ROWS]]
+    return training.nvfp4_drawn_kernel, (x, random, out, scales, torch.ones(1), many, 16, 1, many), {"BLOCK_R": 4}
+
+
 def blocks_left(at: Place) -> Any:
     start = at.start(K)
     at.program = (start // 16, 0, 0)
@@ -329,6 +364,81 @@ def moe_mxfp4_tokens(at: Place) -> Any:
     return moe_tokens(at, mxfp4=True)
 
 
+def _moe_tables(at: Place, start: int, experts: int = 1) -> tuple[Any, ...]:
+    """Choices that are far down, of the last expert."""
+    weights, rows = at.rowwise(F32, start, 1, seed=3), at.output(F32, start, N)
+    choices = torch.full((16,), start + ROWS, dtype=I32)
+    choices[:ROWS] = torch.arange(start, start + ROWS, dtype=I32)
+    return choices, torch.full((1,), experts - 1, dtype=I32), weights, rows, start + ROWS, N, K, 1
+
+
+def moe_int8_tokens(at: Place) -> Any:
+    start = at.start(K)
+    x, x_scales = at.rowwise(I8, start, K), at.rowwise(F32, start, 1, seed=5)
+    parts = drawn(I8, 1, N, K, seed=2), drawn(F32, 1, N, seed=4)
+    return moe_experts.moe_w8a8_kernel, (x, x_scales, *parts, *_moe_tables(at, start)), TILES
+
+
+def moe_int8_experts(at: Place) -> Any:
+    """An expert whose weights are beyond."""
+    experts = -(-BEYOND // (N * K)) + 2 if at.far else 1
+    w, w_scales = mapped(I8, experts, N, K), mapped(F32, experts, N)
+    w[-1], w_scales[-1] = drawn(I8, N, K, seed=2), drawn(F32, N, seed=4)
+    x, x_scales = drawn(I8, ROWS, K), drawn(F32, ROWS, seed=5)
+    return moe_experts.moe_w8a8_kernel, (x, x_scales, w, w_scales, *_moe_tables(at, 0, experts)), TILES
+
+
+def moe_words_tokens(at: Place) -> Any:
+    start = at.start(K)
+    parts = drawn(I32, 1, K // 4, N, seed=2), drawn(F16, 1, 2, N, seed=4)
+    return moe_experts.moe_w8a16_kernel, (at.rowwise(F16, start, K), *parts, *_moe_tables(at, start)), {
+        "E4M3": False, "GROUP": K // 2, **TILES}  # fmt: skip
+
+
+def moe_tiles_tokens(at: Place) -> Any:
+    start = at.start(K)
+    x, x_scales = at.rowwise(E4M3, start, K), at.rowwise(F32, start, 1, seed=5)
+    parts = drawn(E4M3, 1, N, K, seed=2), drawn(F32, 1, N // 128, 1, seed=4)
+    return moe_experts.moe_fp8_tiles_kernel, (x, x_scales, *parts, *_moe_tables(at, start)), {
+        "IN_TURN": False, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK": 128}  # fmt: skip
+
+
+def moe_blocks_tokens(at: Place) -> Any:
+    start = at.start(K)
+    x, x_scales = at.rowwise(E4M3, start, K), at.rowwise(U8, start, K // 32, seed=5)
+    parts = drawn(E4M3, 1, N, K, seed=2), drawn(U8, 1, N, K // 32, seed=4) + 100
+    return moe_experts.moe_block_scaled_kernel, (x, x_scales, *parts, torch.ones(1), *_moe_tables(at, start)), {
+        "FORMAT": "e4m3", "GROUP": 32, "ALPHA": True, **TILES}  # fmt: skip
+
+
+def moe_ordered_sum(at: Place) -> Any:
+    start = at.start(2 * N)
+    at.program = (start, 0, 0)
+    rows, out = at.rowwise(F32, start, 2, N), at.output(F32, start, N)
+    return moe_sums.ordered_kernel, (rows, out, N), {"TOP_K": 2, "ROUND": True, "BLOCK_N": 16}
+
+
+def moe_gated(at: Place) -> Any:
+    start = at.start(2 * N)
+    at.program = (start, 0, 0)
+    rows, out = at.rowwise(F32, start, 2 * N), at.output(F32, start, N)
+    return moe_layer.swiglu_kernel, (rows, out, start + ROWS, N), {"KIND": triton.language.bfloat16, "BLOCK_N": 16}
+
+
+def moe_int8_rows(at: Place) -> Any:
+    start = at.start(K)
+    at.program = (start, 0, 0)
+    x, out, scales = at.rowwise(F32, start, K), at.output(I8, start, K), at.output(F32, start)
+    return moe_layer.int8_rows_kernel, (x, out, scales, K), {"BLOCK_K": 64}
+
+
+def moe_scores(at: Place) -> Any:
+    start = at.start(K, 128)
+    at.program = (start // 128, 0, 0)
+    logits, scores = at.rowwise(F32, start, K), at.output(F32, start, K)
+    return routing.scores_kernel, (logits, scores, start + ROWS, K), {"SOFTMAX": False, "BLOCK": 128}
+
+
 def moe_sum(at: Place) -> Any:
     start = at.start(2 * N)
     at.program = (start, 0, 0)
@@ -459,9 +569,11 @@ def scaled_left(at: Place) -> Any:
 
 CASES: list[Case] = [
     fp8_left, fp8_right, fp8_quantized, tiles_quantized, tiles_left, mx_rows, mx_columns, mxfp4_columns, nvfp4_rows, nvfp4_columns,
+    hadamard_rows, hadamard_columns, nvfp4_drawn_rows, nvfp4_drawn_columns,
     blocks_left, blocks_right, mxfp6_left, int8_left, int8_right, outliers, w4a8_left, w4a8_right, awq_left, awq_right, gptq_left,
-    gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, sage, sage2, cached, int8_cache, merged,
-    plain_matmul, plain_persistent, parts_of_k,
+    gptq_right, gptq_groups, moe_tokens, moe_mxfp4_tokens, moe_sum, moe_int8_tokens, moe_int8_experts,
+    moe_words_tokens, moe_tiles_tokens, moe_blocks_tokens, moe_ordered_sum, moe_gated, moe_int8_rows, moe_scores,
+    sage, sage2, cached, int8_cache, merged, plain_matmul, plain_persistent, parts_of_k,
     sum_of_parts, sum_far_down, scaled_left,
 ]  # fmt: skip
 

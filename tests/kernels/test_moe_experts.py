@@ -14,12 +14,13 @@ from mmabits import emulate
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes import moe, moe_experts, w8a8
 from mmabits.kernels.schemes.dots import Dots
+from mmabits.kernels.schemes.routing import within_capacity
 from mmabits.kernels.schemes.table_moe import ROWS_MOE
 
 F32 = np.float32
 LAUNCHERS = {
     "w8a8": ("w8a8", {}), "w8a16-int8": ("w8a16", {}), "w8a16-e4m3-groups": ("w8a16", {"kind": "e4m3", "grouped": True}),
-    "fp8-tiles": ("fp8_tiles", {}), "mxfp8": ("mxfp8", {}), "nvfp4": ("nvfp4", {}),
+    "fp8-tiles": ("fp8_tiles", {}), "fp8-tiles-in-turn": ("fp8_tiles", {"in_turn": True}), "mxfp8": ("mxfp8", {}), "nvfp4": ("nvfp4", {}),
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_what_rows_name_is_there(row: Any) -> None:
         module, _, function = name.partition(":")
         found = reduce(getattr, function.split("."), importlib.import_module(f"mmabits.kernels.{module}"))
         assert callable(found) and found.__doc__
-    assert ("sm_80" in row.architectures) is ("e4m3" not in row.operands and "e2m1" not in row.operands)
+    assert ("sm_80" in row.architectures) is not any(part in row.operands for part in ("e4m3", "e2m1", "rows above"))
 
 
 @pytest.mark.parametrize("name", moe_experts.EXPERTS)
@@ -123,6 +124,24 @@ def test_hard_inputs(name: str, arch: str) -> None:
     assert np.array_equal(got[~is_nan].view(np.uint32), wanted[~is_nan].view(np.uint32))
 
 
+@pytest.mark.parametrize("name", ["nvfp4", *(pytest.param(each, marks=pytest.mark.slow) for each in LAUNCHERS if each != "nvfp4")])
+def test_choices_over_capacity_are_zeros(name: str) -> None:
+    """Even where their rows would be no numbers; others are as without a capacity."""
+    pytest.importorskip("triton")
+    scheme = moe_experts.EXPERTS[name]
+    experts, x = moe_experts.quantize_experts(normal(4, 256, 24), scheme), scheme.activations(normal(9, 256, seed=5))
+    routing = moe.route(normal(9, 4, seed=6), top_k=2)
+    some = within_capacity(routing, 3)
+    assert some.dropped.size
+    some.weights[~some.kept] = np.nan
+    rows = moe_experts.moe_rows(x, experts, routing, arch="sm_90a")
+    kept = moe_experts.weighted_rows(rows, routing)
+    kept[~some.kept] = 0
+    wanted = moe_experts.added_by_place(kept)
+    assert np.array_equal(moe_experts.moe_matmul(x, experts, some, arch="sm_90a"), wanted)
+    assert np.array_equal(launched(name, x, experts, some, "sm_90a"), wanted)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
@@ -178,7 +197,7 @@ def test_launchers_refuse_before_any_work() -> None:
         in_triton.moe_w8a8(codes, scales, w, w_scales[:, :4].contiguous(), weights, choices, blocks)
     with pytest.raises(OperandError, match="x must have 4 rows"):
         in_triton.moe_w8a8(codes, scales, w, w_scales, weights[:4].contiguous(), choices, blocks, check=False)
-    with pytest.raises(OperandError, match="experts of blocks are 0 to 3, got 7"):
+    with pytest.raises(OperandError, match="experts of blocks are -1 to 3, got 7"):
         in_triton.moe_w8a8(codes, scales, w, w_scales, weights, choices, torch.full_like(blocks, 7))
     with pytest.raises(OperandError, match="choices must hold each of 0 to 9 once"):
         in_triton.moe_w8a8(codes, scales, w, w_scales, weights, torch.full_like(choices, 10), blocks)

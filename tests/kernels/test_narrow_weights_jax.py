@@ -1,4 +1,4 @@
-"""W8A16 and W4A8 with FP8 activations in JAX against their compositions, and the fused multiply-add they are built on."""
+"""W8A16, W4A8 with FP8 activations and FP8 in tiles in JAX against their compositions, and the fused multiply-add they are built on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from mmabits.emulator.engine.fma import fma as exact_fma  # noqa: E402
 from mmabits.emulator.hooks.session import emulate  # noqa: E402
 from mmabits.isa.errors import OperandError, OperandTypeError  # noqa: E402
 from mmabits.kernels.jax import narrow_weights  # noqa: E402
+from mmabits.kernels.jax.fp8_blockwise import fp8_blockwise_matmul  # noqa: E402
 from mmabits.kernels.jax.fused import fma  # noqa: E402
-from mmabits.kernels.schemes import fp8, w4a8_fp8, w8a16  # noqa: E402
+from mmabits.kernels.schemes import fp8, fp8_blockwise, w4a8_fp8, w8a16  # noqa: E402
 
 SEED = 20260401
 M, N, K = 24, 40, 128
@@ -34,13 +35,14 @@ def test_fma_is_rounded_once(jit: bool) -> None:
     rng = np.random.default_rng(SEED)
     size = 100_000
     a = (rng.standard_normal(size) * 2.0 ** rng.integers(-20, 20, size)).astype(F32)
-    b = (rng.standard_normal(size) * 2.0 ** rng.integers(-12, 12, size)).astype(np.float16).astype(F32)
+    b = (rng.standard_normal(size) * 2.0 ** rng.integers(-12, 12, size)).astype(F32)
+    b[::2] = b[::2].astype(np.float16).astype(F32)
     c = (rng.standard_normal(size) * 2.0 ** rng.integers(-30, 30, size)).astype(F32)
     near = (-(a.astype(np.float64) * b)).astype(F32)
     step = np.where(near == 0, F32(0), np.spacing(np.abs(near)) * rng.integers(-2, 3, size).astype(F32))  # XLA may flush subnormals
     halves = (2.0 ** rng.integers(-3, 4, size)).astype(F32)
     tied = (rng.integers(2**22, 2**23, size) * 2 + 1).astype(F32) * halves
-    small = np.full(size, F32(1) + F32(2) ** -23)
+    small, wide = np.full(size, F32(1) + F32(2) ** -23), (rng.integers(2**23, 2**24, size) | 1).astype(F32)
     tiny = np.where(rng.integers(0, 2, size) == 1, F32(2) ** -12, -(F32(2) ** -12)).astype(F32)
     zeros = np.zeros(size, F32)
     run = jax.jit(fma) if jit else fma
@@ -50,6 +52,10 @@ def test_fma_is_rounded_once(jit: bool) -> None:
         (a, b, near + step),
         (small, halves / 2, tied),
         (small, tiny, tied),
+        (wide, wide[::-1].copy(), -(wide.astype(np.float64) * wide[::-1]).astype(F32)),
+        (wide, wide[::-1].copy(), tied),
+        (wide, small, tied),
+        (wide * F32(2) ** -30, small * F32(2) ** -9, tied),
         (a, b, zeros),
         (zeros, b, c),
     ):
@@ -78,6 +84,19 @@ def test_w4a8_fp8(group: int) -> None:
         with emulate(arch, frameworks=["jax"]):
             got = run(x.elements, x.scales.ravel(), w.pack(), w.kernel_scales)
         assert same_bits(got, w4a8_fp8.w4a8_fp8_matmul(x, w, arch=arch))
+
+
+@pytest.mark.parametrize("recipe", ["divide", "power-of-two"])
+def test_fp8_tiles(recipe: str) -> None:
+    x = fp8_blockwise.quantize_activations(normal(M, 384), recipe=recipe)
+    w = fp8_blockwise.quantize_weights(normal(384, 150, seed=1), recipe=recipe)
+    run = jax.jit(fp8_blockwise_matmul)
+    for arch in ("sm_90a", "sm_100a"):
+        with emulate(arch, frameworks=["jax"]):
+            got = run(x.elements, x.scales, np.ascontiguousarray(w.elements.T), np.ascontiguousarray(w.scales.T))
+        assert same_bits(got, fp8_blockwise.fp8_blockwise_matmul(x, w, arch=arch))
+    nothing = fp8_blockwise_matmul(np.zeros((0, 128), E4M3), np.zeros((0, 1), F32), np.zeros((8, 128), E4M3), np.ones((1, 1), F32))
+    assert nothing.shape == (0, 8)
 
 
 def test_every_code() -> None:
@@ -115,6 +134,7 @@ HALF, WORDS, ONE = np.zeros((2, 8), np.float16), np.zeros((2, 4), np.int32), np.
         (lambda: narrow_weights.w8a16_matmul(HALF[:, :6], WORDS, ONE), OperandError, "K must be a multiple of 4"),
         (lambda: narrow_weights.w8a16_matmul(HALF, WORDS[:1], ONE), OperandError, r"words must have shape \(2, any\), got \(1, 4\)"),
         (lambda: narrow_weights.w8a16_matmul(HALF, WORDS, np.ones((3, 4), np.float16), grouped=True), OperandError, "number of groups 3"),
+        (lambda: fp8_blockwise_matmul(HALF.astype(E4M3), ONE, HALF.astype(E4M3), ONE), OperandError, "block size 128, got 8"),
         (lambda: narrow_weights.w4a8_fp8_matmul(HALF, np.ones(2, F32), WORDS[:1], ONE), OperandTypeError, "float8_e4m3fn, got float16"),
         (lambda: narrow_weights.w4a8_fp8_matmul(HALF.astype(E4M3), np.ones(3, F32), WORDS[:1], ONE), OperandError, "x_scales must have"),
     ],

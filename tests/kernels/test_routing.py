@@ -11,7 +11,18 @@ from arrays import tensor
 from mmabits import emulate
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes import moe
-from mmabits.kernels.schemes.routing import LOG2_E, Router, by_expert, deepseek_v2, deepseek_v3, gpt_oss, gpu_exp2, mixtral, routed
+from mmabits.kernels.schemes.routing import (
+    LOG2_E,
+    Router,
+    by_expert,
+    deepseek_v2,
+    deepseek_v3,
+    gpt_oss,
+    gpu_exp2,
+    mixtral,
+    routed,
+    within_capacity,
+)
 
 F32 = np.float32
 BIAS = (np.random.default_rng(8).standard_normal(32) * 0.1).astype(F32)
@@ -123,6 +134,22 @@ def test_orders_within_an_expert(order: Any) -> None:
     assert np.array_equal(got.choices, stable.choices) is (order == "stable")
 
 
+def test_capacity_by_hand() -> None:
+    """Expert 0 is chosen by all three tokens, by the third first."""
+    routing = moe.Routing(
+        experts=np.array([[1, 0], [2, 0], [0, 1]], np.int32), weights=np.array([[0.6, 0.4], [0.5, 0.5], [0.9, 0.1]], F32), count=3
+    )
+    for by, dropped in (("place", [1, 3]), ("token", [3, 4]), ("weight", [1, 3])):
+        got = within_capacity(routing, 1, by=by)
+        second = {"place": [5], "token": [5], "weight": [5]}[by]  # of expert 1, whose other choice comes first in every order
+        assert got.dropped.tolist() == sorted(dropped + second)
+        aligned = moe.align(got, block=2)
+        assert aligned.experts.tolist() == [0, 1, 2, -1, -1]
+        assert aligned.choices[6:].tolist() == [*got.dropped.tolist(), 6]
+    assert within_capacity(routing, 3).dropped.size == 0 and within_capacity(routing, 0).kept.sum() == 0
+    assert by_expert(within_capacity(routing, 1)).kept.sum() == 3
+
+
 def launched(name: str, way: str, arch: str = "sm_90a") -> tuple[np.ndarray, np.ndarray]:
     from mmabits.kernels.triton.routing import route
 
@@ -182,6 +209,10 @@ def test_the_exponential_changes_bits() -> None:
         (lambda: routed(logits(), deepseek_v3(BIAS[:16])), OperandError, r"bias must have shape \(32,\), got \(16,\)"),
         (lambda: routed(logits().astype(np.float64), mixtral()), OperandTypeError, "float32"),
         (lambda: routed(np.full((2, 4), np.inf, F32), mixtral()), OperandError, "logits must be finite"),
+        (lambda: within_capacity(routed(logits(), mixtral()), -1), OperandError, "capacity must be a number of choices, got -1"),
+        (lambda: within_capacity(routed(logits(), mixtral()), 1, by="chance"), OperandError, "place, token, weight, got 'chance'"),
+        (lambda: moe.Routing(experts=np.zeros((2, 1), np.int32), weights=np.ones((2, 1), F32), count=1, kept=np.ones((1, 1), bool)),
+         OperandError, r"kept must have shape \(2, 1\)"),
         (lambda: moe.align(routed(logits(), mixtral()), order="sorted"), OperandError, "order"),
     ],
 )  # fmt: skip

@@ -223,7 +223,7 @@ def w4a8_codes(code: int) -> w4a8.W4A8Weights:
         (lambda: fp8.DelayedScaling(multiplier=F32(1e-40)), OperandError, r"at least 2\^-126"),
         (lambda: fp8.DelayedScaling(history=(F32(NAN),)), OperandError, "history must be finite magnitudes"),
         (lambda: fp8.DelayedScaling().record(F32(INF)), OperandError, "history must be finite magnitudes"),
-        (lambda: alignment(4, -1, 0), OperandError, "experts are 0 to"),
+        (lambda: alignment(4, -2, 0), OperandError, "experts are -1 to"),
         (lambda: alignment(3, 0, 0), OperandError, r"shape \(4,\)"),
         (lambda: gptq(g_idx=np.full(16, 2, np.int32)), OperandError, "groups of g_idx are 0 to 1, got 2"),
         (lambda: gptq(g_idx=np.full(16, -1, np.int32)), OperandError, "groups of g_idx are 0 to 1, got -1"),

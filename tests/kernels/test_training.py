@@ -109,7 +109,7 @@ def rowwise(x: Array, w: Array, grad: Array, arch: str) -> Three:
     def by(axis: int, values: Array) -> tuple[Array, Array]:
         return whole_fp8(values, 448, E4M3, np.abs(values).max(axis=axis, keepdims=True))
 
-    forward, back = scaled_fp8(by(1, x), by(0, w), arch), scaled_fp8(by(1, grad), by(0, w.T), arch)
+    forward, back = scaled_fp8(by(1, x), by(0, w), arch), scaled_fp8(by(1, grad), whole_fp8(w.T, 448, E4M3), arch)
     return rounded(forward), rounded(back), in_bf16(x, w, grad, arch)[2]
 
 
@@ -119,7 +119,7 @@ def tiles(x: Array, w: Array, grad: Array, arch: str) -> Three:
         for row in range(0, values.shape[0], down):
             for column in range(0, values.shape[1], across):
                 at = np.s_[row : row + down, column : column + across]
-                scale = np.maximum(np.abs(values[at]).max(), F32(1e-4)) / F32(448)
+                scale = np.abs(values[at]).max() / F32(448)
                 elements[at], scales[at] = np.clip(values[at] * (F32(1) / scale), -448, 448).astype(E4M3), scale
         return elements, scales
 
@@ -368,7 +368,7 @@ def test_dots_stand_for_an_architecture() -> None:
 def test_the_table_has_a_line_for_each() -> None:
     lines = training_table().splitlines()
     assert len(lines) == 2 + len(TRAINING_RECIPES) and len({line.count("|") for line in lines}) == 1
-    assert "nvfp4-columns, Hadamard, stochastic" in training_table()
+    assert "nvfp4-rows (Hadamard) x nvfp4-columns (Hadamard, stochastic)" in training_table()
     assert all(row.source and row.what for row in TRAINING_RECIPES.values())
     assert TRAINING_RECIPES["fp8-tiles"].multiple == fp8_blockwise.BLOCK
 

@@ -112,6 +112,17 @@ def test_the_mxfp8_recipe() -> None:
     assert torch.equal(of_w, tensor(d_w))
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (64, 0), (0, 0)])
+def test_of_nothing(shape: tuple[int, int]) -> None:
+    values, bits, signs = torch.zeros(shape), torch.zeros(shape, dtype=torch.int32), torch.ones(16)
+    with emulate("sm_100a", frameworks=["triton"], triton="interpreted"):
+        for columns in (False, True):
+            rows, k = shape[::-1] if columns else shape
+            assert hadamard(values, signs, columns=columns).shape == (rows, k)
+            elements, scales, whole = quantize_nvfp4_stochastic(values, bits, columns=columns)
+            assert (elements.shape, scales.shape, whole.item()) == ((rows, k // 2), (rows, k // 16), 1)
+
+
 def test_refusals() -> None:
     values, bits = (tensor(each) for each in drawn("normal"))
     with pytest.raises(OperandTypeError, match="random_bits must be a torch tensor of uint32 or int32, got float32"):

@@ -27,7 +27,7 @@ QUICK_ON = {
     "sm_100a": ("triton-matmul-tf32", "triton-nvfp4", "triton-moe-mxfp4"),
     "sm_90a": ("triton-matmul-bf16", "triton-fp8-accurate", "triton-persistent-f16"),
 }
-NOT_COMPOSED = ("sage", "attention", "cached", "quantize")
+NOT_COMPOSED = ("sage", "attention", "cached", "quantize", "route", "layer", "swiglu")
 """Kernels with divisions, exponentials or sums that their compositions compute otherwise."""
 
 

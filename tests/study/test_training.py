@@ -49,8 +49,8 @@ def test_a_model_begins_alike_and_keeps_its_last_block():
 
 def test_training_is_repeated_bit_for_bit_and_learns():
     threads = torch.get_num_threads()
-    first, second = (list(train("nvfp4", arch="sm_100a", steps=12, size=TINY, every=4)) for _ in range(2))
-    assert first == second and [row["step"] for row in first] == [4, 8, 12] and torch.get_num_threads() == threads
+    first, second = (list(train("nvfp4", arch="sm_100a", steps=8, size=TINY, every=4)) for _ in range(2))
+    assert first == second and [row["step"] for row in first] == [4, 8] and torch.get_num_threads() == threads
     assert first[-1]["loss"] < first[0]["loss"] < 5.5
     other = list(train("bf16", arch="sm_100a", steps=4, size=TINY, every=4))
     assert 0 < abs(other[0]["loss"] - first[0]["loss"]) < 0.1
@@ -62,4 +62,4 @@ def test_the_study_has_every_recipe():
 
     points = STUDIES["training"].points("full")
     assert {point["recipe"] for point in points} == set(TRAINING_RECIPES)
-    assert {point["arch"] for point in points} == {"sm_90a", "sm_100a"} and len(points) == 17
+    assert {point["arch"] for point in points} == {"sm_90a", "sm_100a"} and len(points) == 13

@@ -10,6 +10,7 @@ from mmabits.research.study.shipped import (
     calibration,
     generations,
     kv_caches,
+    moe_orders,
     outliers,
     scales,
     training,
@@ -19,6 +20,17 @@ from mmabits.research.study.shipped.row import Shipped
 
 STUDIES: Final[dict[str, Shipped]] = {
     module.STUDY.name: module.STUDY
-    for module in (accumulation, outliers, scales, zero_points, calibration, attention, kv_caches, training, generations)
+    for module in (
+        accumulation,
+        outliers,
+        scales,
+        zero_points,
+        calibration,
+        attention,
+        kv_caches,
+        moe_orders,
+        training,
+        generations,
+    )
 }
 """Every study by its name."""
