@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, nearest
+from mmabits.isa import OperandError, OperandTypeError, nearest
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp8, nvfp4
 from mmabits.kernels.schemes.checks import checked
 from mmabits.kernels.schemes.dots import Dots
@@ -96,6 +96,9 @@ class LayerState:
     """What a linear layer keeps from step to step: the seed of its random bits, how many steps there were, its histories of amax.
 
     It changes: `linear` records x and w, `linear_gradients` records grad and counts the step. A layer's is its own.
+
+    Raises:
+        OperandError: a seed or step that is no integer from 0 on.
     """
 
     seed: int = 0
@@ -105,13 +108,50 @@ class LayerState:
     scalings: dict[str, fp8.DelayedScaling] = field(default_factory=dict)
     """Of delayed scaling, by the names of `TENSORS`; made with the first step."""
 
+    def __post_init__(self) -> None:
+        """Check."""
+        for name, value in (("seed", self.seed), ("step", self.step)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 64:
+                raise OperandError(f"{name} must be an integer from 0 to 2^64 - 1, got {value!r}")
+
     def copy(self) -> LayerState:
         """A state that changes on its own."""
         return LayerState(seed=self.seed, step=self.step, scalings=dict(self.scalings))
 
+    def as_numbers(self) -> dict[str, Any]:
+        """The same as numbers and texts, for files: `of_numbers` makes a state of it."""
+        told = {
+            name: {
+                "format": one.format, "length": one.length, "margin": one.margin, "algorithm": one.algorithm,
+                "multiplier": float(one.multiplier), "history": [float(amax) for amax in one.history],
+            }
+            for name, one in self.scalings.items()
+        }  # fmt: skip
+        return {"seed": int(self.seed), "step": int(self.step), "scalings": told}
+
+    @classmethod
+    def of_numbers(cls, told: Any) -> LayerState:
+        """A state as `as_numbers` told it.
+
+        Raises:
+            OperandTypeError: something else.
+            OperandError: histories that no scaling has.
+        """
+        try:
+            scalings = {
+                str(name): fp8.DelayedScaling(
+                    format=one["format"], length=int(one["length"]), margin=int(one["margin"]), algorithm=one["algorithm"],
+                    multiplier=np.float32(one["multiplier"]), history=tuple(map(np.float32, one["history"])),
+                )
+                for name, one in told["scalings"].items()
+            }  # fmt: skip
+            return cls(seed=int(told["seed"]), step=int(told["step"]), scalings=scalings)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise OperandTypeError(f"no state of a layer: {error!r}; it has seed, step and scalings") from error
+
     def random_bits(self, product: str, shape: tuple[int, ...]) -> Bits:
         """Random bits of this step for one product's operand: Philox of the seed, the step and the product."""
-        key = (int(self.seed) & (1 << 64) - 1) | PRODUCTS.index(product) << 64
+        key = int(self.seed) | PRODUCTS.index(product) << 64
         words = np.random.Philox(key=key, counter=int(self.step) << 128).random_raw(int(np.prod(shape)))
         return (np.asarray(words, np.uint64) >> np.uint64(32)).astype(np.uint32).reshape(shape)
 

@@ -139,7 +139,7 @@ def quantized_linear(
 
 
 class QuantizedLinear(torch.nn.Module):
-    """A linear layer that is trained by a recipe; its state is its own, and is not in `state_dict`.
+    """A linear layer that is trained by a recipe. Its state is its own; `state_dict` has it, as numbers and texts.
 
     Args:
         in_features: K.
@@ -162,6 +162,18 @@ class QuantizedLinear(torch.nn.Module):
         """As `quantized_linear`; in eval mode the state stays as it is."""
         state = self.state if self.training else self.state.copy()
         return quantized_linear(x, self.weight, self.bias, recipe=self.recipe, arch=self.arch, state=state)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The seed, the steps so far and the histories, for `state_dict`."""
+        return self.state.as_numbers()
+
+    def set_extra_state(self, state: Any) -> None:
+        """From `state_dict`.
+
+        Raises:
+            OperandTypeError, OperandError: something else.
+        """
+        self.state = LayerState.of_numbers(state)
 
 
 class _Matmul(torch.autograd.Function):

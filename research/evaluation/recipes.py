@@ -323,7 +323,7 @@ RECIPES: Final = {row.name: row for row in _rows()}
 """Every recipe by its name."""
 OTHER_NAMES: Final = {"fp8-rowwise": "fp8-row"}
 """What `study` calls some of them."""
-_OWN_TYPE: Final = "weights are dequantized to the model's type here; dtype='bf16' casts the model"
+_OWN_TYPE: Final = "weights are dequantized to the model's type here; --dtype bf16 (dtype='bf16') casts the model"
 LEFT_OUT: Final = {
     f"{name}-bf16": _OWN_TYPE for name in ("w4a16", "w4a16-symmetric", "w8a16-int8", "w8a16-int8-groups", "w8a16-e4m3", "w8a16-e4m3-groups")
 }

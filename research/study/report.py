@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -148,6 +149,10 @@ def _lines(axes: Any, chart: Chart, rows: Rows) -> None:
         axes.set_yscale("log")
 
 
+_LETTERS: Final = 56
+"""That have room beside each other below a chart."""
+
+
 def _bars(axes: Any, chart: Chart, rows: Rows) -> None:
     groups, series = list(dict.fromkeys(row[chart.x] for row in rows)), _series(chart, rows)
     width = 0.82 / len(series)
@@ -157,6 +162,7 @@ def _bars(axes: Any, chart: Chart, rows: Rows) -> None:
         at = [place - 0.41 + width * (number + 0.5) for place, group in enumerate(groups) if group in found]
         heights = [found[group] for group in groups if group in found]
         axes.bar(at, heights, width * 0.92, color=colors[number], label=str(name))
-    axes.set_xticks(range(len(groups)), groups)
+    room = max(6, _LETTERS // len(groups))
+    axes.set_xticks(range(len(groups)), [textwrap.fill(str(group), room, break_long_words=False) for group in groups])
     if min(row[chart.y] for row in rows) > 0 and max(row[chart.y] for row in rows) > 50 * min(row[chart.y] for row in rows):
         axes.set_yscale("log")

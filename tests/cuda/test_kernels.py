@@ -113,6 +113,28 @@ def test_w4a8_fp8(arch: str) -> None:
     same(narrow_weights.w4a8_fp8_matmul(one, every, arch=arch), codes.astype(np.float32))
 
 
+@pytest.mark.parametrize("group", [0, 32])
+def test_narrow_weights_with_hard_activations(group: int) -> None:
+    """Zeros, subnormals, infinities of both signs in a row, NaN, one outlier; NaN in the same places, everything else bit for bit."""
+    rng = operands.generator("cuda narrow hard", str(group))
+    x, w = rng.standard_normal((6, 64)).astype(np.float32), wide(rng, 64, 8)
+    w[:, 3] = 0
+    x[0], x[1, 3], x[2, 5], x[2, 40], x[3, 9] = 0, np.nan, np.inf, -np.inf, 6e4
+    x[4] = rng.integers(-9, 10, 64) * 2.0**-24
+    weights = w8a16.quantize_w8(w, group=group)
+    found = narrow_weights.w8a16_matmul(x.astype(np.float16), weights, arch="sm_90a")
+    alike(found, w8a16.w8a16_matmul(x.astype(np.float16), weights, arch=Dots(arch="sm_90a", instruction=MMA)))
+    given, four = fp8.quantize(x, per="row"), w4a8_fp8.quantize_w4a8_fp8(w, group=group)
+    wanted = w4a8_fp8.w4a8_fp8_matmul(given, four, arch=Dots(arch="sm_90a", instruction=MMA_E4M3))
+    alike(narrow_weights.w4a8_fp8_matmul(given, four, arch="sm_90a"), wanted)
+    assert np.isnan(found[[1, 2]]).all() and not found[0].any() and np.isfinite(found[[0, 3, 4, 5]]).all()
+
+
+def alike(found: npt.NDArray[np.float32], wanted: npt.NDArray[Any]) -> None:
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    same(np.where(np.isnan(found), np.float32(0), found), np.where(np.isnan(wanted), np.float32(0), wanted))
+
+
 def test_what_narrow_weights_refuse() -> None:
     weights = w8a16.quantize_w8(np.ones((32, 8), np.float32), group=8)
     with pytest.raises(OperandError, match="the group size must be a multiple of the instruction's K 16, got 8"):

@@ -197,7 +197,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EmulatingDriver,
 @pytest.mark.parametrize(("name", "capability", "arch"), [
     ("cuda-w4a16", (9, 0), "sm_90a"), ("cuda-sage2", (8, 9), "sm_89"), ("cuda-fp8-blockwise", (9, 0), "sm_90a"),
     ("cuda-mxfp8", (10, 0), "sm_100a"), ("cuda-nvfp4-pair", (10, 3), "sm_103a"), ("cuda-asymmetric-int8", (9, 0), "sm_90a"),
-    ("cuda-w4a4", (8, 9), "sm_89"),
+    ("cuda-w4a4", (8, 9), "sm_89"), ("cuda-w8a16-e4m3-f16", (9, 0), "sm_90a"), ("cuda-w4a8-fp8-group", (8, 9), "sm_89"),
 ])  # fmt: skip
 def test_a_run_on_a_gpu(gpu: Any, name: str, capability: tuple[int, int], arch: str) -> None:
     """Compiled to the GPU's machine code, its memory filled and read; all of it given back."""
@@ -243,10 +243,13 @@ def test_a_step_of_a_campaign_and_a_fault_of_the_stand_in() -> None:
 def test_where_they_are_planned() -> None:
     planned = {arch: {step.name for step in plan_for(arch, only="cuda-")} for arch in ("sm_75", "sm_80", "sm_90a", "sm_100a")}
     scaled = {"cuda-mxfp8", "cuda-mxfp8-pair", "cuda-nvfp4", "cuda-nvfp4-pair"}
-    integers = {"cuda-w4a16", "cuda-asymmetric-int8", "cuda-w4a4"}
+    everywhere = {"cuda-w4a16", "cuda-asymmetric-int8", "cuda-w4a4"} | {
+        f"cuda-w8a16-{name}" for name in ("int8-f16-channel", "int8-bf16", "e4m3-f16")
+    }
+    from_ada = {"cuda-sage2", "cuda-w4a8-fp8-channel", "cuda-w4a8-fp8-group"}
     assert planned == {
-        "sm_75": set(), "sm_80": integers, "sm_90a": {*integers, "cuda-sage2", "cuda-fp8-blockwise"},
-        "sm_100a": {*integers, "cuda-sage2", *scaled},
+        "sm_75": set(), "sm_80": everywhere, "sm_90a": {*everywhere, *from_ada, "cuda-fp8-blockwise"},
+        "sm_100a": {*everywhere, *from_ada, *scaled},
     }  # fmt: skip
 
 

@@ -334,6 +334,9 @@ def test_what_is_refused() -> None:
         linear(np.ascontiguousarray(x[:, :16]), w, recipe="bf16", arch="sm_100a")
     with pytest.raises(OperandTypeError, match="x must be a NumPy array of float32, got dtype float64"):
         linear(x.astype(np.float64), w, recipe="bf16", arch="sm_100a")
+    for wrong in (-1, 1.5, True, 1 << 64):
+        with pytest.raises(OperandError, match=r"step must be an integer from 0 to 2\^64 - 1, got"):
+            LayerState(step=wrong)  # type: ignore[arg-type, unused-ignore]
     _, saved = linear(x, w, recipe="bf16", arch="sm_100a")
     with pytest.raises(OperandError, match=r"grad must have the shape \(32, 32\) of the result, got \(16, 32\)"):
         linear_gradients(np.ascontiguousarray(grad[:16]), saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -302,3 +303,26 @@ def test_what_jax_refuses() -> None:
         quantized_linear(x, x[:16], recipe="bf16", arch="sm_100a")
     with pytest.raises(OperandTypeError, match="x must be float32, bfloat16, float16, got int32"):
         fake_quantize(np.ones((2, 32), np.int32), "mxfp8")
+
+
+@pytest.mark.parametrize("recipe", ["fp8-delayed", "nvfp4"])
+def test_training_goes_on_from_a_state_dict(recipe: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from mmabits.kernels.training.in_torch import QuantizedLinear
+
+    def step(layer: Any, seed: int) -> Any:
+        x = torch.from_numpy(np.random.default_rng(seed).standard_normal((32, 32), np.float32))
+        layer.weight.grad = None
+        layer(x).square().sum().backward()
+        assert layer.weight.grad is not None
+        return layer.weight.grad
+
+    layer, other = (QuantizedLinear(32, 64, recipe=recipe, arch="sm_100a", seed=seed) for seed in (9, 1))
+    for seed in range(2):
+        step(layer, seed)
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    assert other.state.as_numbers() == layer.state.as_numbers() and other.state.step == 2
+    assert torch.equal(step(layer, 2), step(other, 2))
+    with pytest.raises(OperandTypeError, match="no state of a layer"):
+        other.set_extra_state({"seed": 1})

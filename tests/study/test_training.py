@@ -62,4 +62,4 @@ def test_the_study_has_every_recipe():
 
     points = STUDIES["training"].points("full")
     assert {point["recipe"] for point in points} == set(TRAINING_RECIPES)
-    assert {point["arch"] for point in points} == {"sm_90a", "sm_100a"} and len(points) == 13
+    assert {point["arch"] for point in points} == {"sm_90a", "sm_100a"} and len(points) == 15

@@ -14,7 +14,7 @@ _RUNS: Final = {
     "quick": ((0, "sm_100a", ("bf16", "mxfp8", "nvfp4")),),
     "full": (
         (0, "sm_100a", ("bf16", "fp8-current", "fp8-delayed", "fp8-rowwise", "fp8-tiles", "mxfp8", "nvfp4", "nvfp4-plain")),
-        (1, "sm_100a", ("bf16", "nvfp4")),
+        (1, "sm_100a", ("bf16", "fp8-current", "nvfp4", "nvfp4-plain")),
         (0, "sm_90a", ("bf16", "fp8-current", "fp8-tiles")),
     ),
 }
