@@ -45,9 +45,11 @@ def kv_quantizer(element: str, group: tuple[int, int]) -> Callable[[Generator, A
     def made(rng: Generator, given: Arrays) -> Made:
         tokens, heads, width = given["values"].shape
         count, size = group
-        high, low = {"s8": (127, -127), "u8": (255, 0), "u4": (15, 0), "e4m3": (256, -4), "e2m1": (6, -2)}[element]
-        least = -2 if element in ("e4m3", "e2m1") else low
-        numbers = rng.integers(least, (2 if element in ("e4m3", "e2m1") else high) + 1, (tokens, heads, width))
+        high, low = {"s8": (127, -127), "u8": (255, 0), "u4": (15, 0), "e4m3": (256, -4), "e4m3 with f32": (448, -4), "e2m1": (6, -2)}[
+            element
+        ]
+        least = -2 if element.startswith("e") else low
+        numbers = rng.integers(least, (2 if element.startswith("e") else high) + 1, (tokens, heads, width))
         numbers[::count, :, ::size] = high
         numbers[count // 2 :: count, :, size // 2 :: size] = low if count > 1 or size > 1 else high
         exponents = rng.integers(-2, 3, (tokens // count, heads, width // size))
@@ -57,11 +59,13 @@ def kv_quantizer(element: str, group: tuple[int, int]) -> Callable[[Generator, A
         codes, scales = numbers, 2.0**exponents
         if element == "e4m3":
             codes, scales = numbers.astype(E4M3).view(np.uint8), exponents + 127
+        elif element == "e4m3 with f32":
+            codes = numbers.astype(E4M3).view(np.uint8)
         elif element == "e2m1":
             codes, scales = np.argmax(numbers[..., None] == E2M1, -1), scales.astype(E4M3).view(np.uint8)
             new["tensor_scale"] = np.full(1, 4, np.float32)
             values = values * 4
-        kind = {"s8": np.float32, "u8": np.float16, "u4": np.float16}.get(element, np.uint8)
+        kind = {"s8": np.float32, "e4m3 with f32": np.float32, "u8": np.float16, "u4": np.float16}.get(element, np.uint8)
         found: Arrays = {"words": kv_words(codes, 4 if element in ("u4", "e2m1") else 8), "scales": scales.astype(kind)}
         if element in ("u8", "u4"):
             found["zeros"] = zeros.astype(np.float16)
@@ -83,7 +87,7 @@ def kv_side(rng: Generator, given: Arrays, side: str, element: str, most: int) -
         codes = numbers + most
         new[f"{side}_zeros"] = (-most * 2.0**exponents).astype(np.float16)
     elif element == "e4m3":
-        codes, stored = numbers.astype(E4M3).view(np.uint8), exponents + 127
+        codes, stored = numbers.astype(E4M3).view(np.uint8), exponents + 127 if scales.dtype == np.uint8 else stored
     elif element == "e2m1":
         codes, stored = np.argmax(numbers[..., None] == E2M1, -1), stored.astype(E4M3).view(np.uint8)
     new |= {f"{side}_words": kv_words(codes, 32 // per), f"{side}_scales": stored.astype(scales.dtype)}
@@ -127,10 +131,12 @@ def kv_attention(element: str, *, window: int = 0) -> Callable[[Generator, Array
 CACHE_MAKERS: dict[str, Callable[[Generator, Arrays], Made]] = {
     "triton-quantize-fp8-blocks": turned_blocks,
     "triton-quantize-kv-int8": kv_quantizer("s8", (1, 64)), "triton-quantize-kv-int8-kivi": kv_quantizer("u8", (1, 32)),
-    "triton-quantize-kv-int4-kivi": kv_quantizer("u4", (32, 1)), "triton-quantize-kv-mxfp8": kv_quantizer("e4m3", (1, 32)),
+    "triton-quantize-kv-int4-kivi": kv_quantizer("u4", (32, 1)),
+    "triton-quantize-kv-fp8": kv_quantizer("e4m3 with f32", (1, 64)), "triton-quantize-kv-mxfp8": kv_quantizer("e4m3", (1, 32)),
     "triton-quantize-kv-nvfp4": kv_quantizer("e2m1", (1, 16)),
     "triton-cached-int8": kv_attention("s8"), "triton-cached-int8-kivi": kv_attention("u8"), "triton-cached-int4-kivi": kv_attention("u4"),
-    "triton-cached-mxfp8": kv_attention("e4m3", window=50), "triton-cached-nvfp4": kv_attention("e2m1"),
+    "triton-cached-fp8": kv_attention("e4m3"), "triton-cached-mxfp8": kv_attention("e4m3", window=50),
+    "triton-cached-nvfp4": kv_attention("e2m1"),
     "triton-cached-int4-prefill": kv_attention("u4", window=40),
 }  # fmt: skip
 """Operands and results, by the row's name."""

@@ -580,7 +580,7 @@ def _kv_tokens(name: str, side: str) -> Callable[[int], Drawn]:
             inputs["tensor_scale"] = np.full(1, np.float32(amax) / np.float32(kv_cache.NVFP4_LARGEST))
 
         def composition(arch: str, dots: MakeDots) -> Arrays:
-            if grouping.scale.startswith("ue") and _triton_casts_through_f16(arch):
+            if grouping.element in ("e4m3", "e2m1") and _triton_casts_through_f16(arch):
                 return {}
             found = kv_cache.quantize_tokens(values, grouping, amax=amax)
             return {"words": found.words, "scales": found.scales} | ({} if found.zeros is None else {"zeros": found.zeros})
@@ -1096,7 +1096,8 @@ def _matrices() -> Iterator[KernelCase]:
 
 
 _CACHED: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
-    ("int8", {"splits": 3}), ("int8-kivi", {}), ("int4-kivi", {"splits": 2, "sinks": True}), ("mxfp8", {"window": 50, "splits": 2}),
+    ("int8", {"splits": 3}), ("fp8", {"splits": 2}), ("int8-kivi", {}), ("int4-kivi", {"splits": 2, "sinks": True}),
+    ("mxfp8", {"window": 50, "splits": 2}),
     ("nvfp4", {"new": 5}), ("int4-prefill", {"name": "int4-kivi", "new": 70, "rows": 64, "window": 40, "sinks": True}),
 )  # fmt: skip
 """Attention over caches: what differs from one token to decode over all keys at once."""
@@ -1246,11 +1247,18 @@ def _quantizers() -> Iterator[KernelCase]:
         name="triton-quantize-fp8-blocks", kernel="triton.attention:quantize_fp8_blocks", draw=_turned_blocks, outputs=pair,
         architectures=FROM_ADA,
     )  # fmt: skip
-    for name, side in (("int8", "keys"), ("int8-kivi", "values"), ("int4-kivi", "keys"), ("mxfp8", "keys"), ("nvfp4", "keys")):
+    for name, side in (
+        ("int8", "keys"),
+        ("int8-kivi", "values"),
+        ("int4-kivi", "keys"),
+        ("fp8", "keys"),
+        ("mxfp8", "keys"),
+        ("nvfp4", "keys"),
+    ):
         yield KernelCase(
             name=f"triton-quantize-kv-{name}", kernel="triton.kv_cache:quantize_tokens", draw=_kv_tokens(name, side),
             options={"cache": name, "side": side}, outputs=("words", "scales", *(["zeros"] if name.endswith("kivi") else [])),
-            architectures=FROM_ADA if name in ("mxfp8", "nvfp4") else EVERY,
+            architectures=FROM_ADA if name in ("fp8", "mxfp8", "nvfp4") else EVERY,
         )  # fmt: skip
     yield KernelCase(
         name="triton-quantize-asymmetric-int8", kernel="triton.asymmetric:quantize_rows", draw=_quantized_rows_with_zeros,

@@ -1,4 +1,4 @@
-"""KV caches in INT8, INT4, MXFP8 and NVFP4, in pages: what tokens become when they are appended, and what a kernel reads back.
+"""KV caches in INT8, INT4, FP8, MXFP8 and NVFP4, in pages: what tokens become when they are appended, and what a kernel reads back.
 
 Each cache is a row of `CACHES`. Elements lie in int32 words along D, four of 8 bits or eight of 4, lowest first. Appending never changes a
 scale that is there. Where a scale is that of one token, tokens are quantized as they come. Where it is that of a channel over a group of
@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.emulator.codecs import as_codes, decode, from_codes
+from mmabits.emulator.codecs import as_codes, decode, encode, from_codes
 from mmabits.isa import OperandError, OperandTypeError, nearest
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked, positive
@@ -53,8 +53,8 @@ class Grouping:
 
     @property
     def levels(self) -> int:
-        """Steps between the ends of an integer type."""
-        return {"s8": 127, "u8": 255, "u4": 15}[self.element]
+        """Steps between the ends of an unsigned type."""
+        return {"u8": 255, "u4": 15}[self.element]
 
     def group(self, width: int) -> int:
         """Channels with one scale, of D.
@@ -83,6 +83,7 @@ class CacheSpec:
 
 
 _BY_TOKEN: Final = Grouping(element="s8", scale="f32")
+_FP8_BY_TOKEN: Final = Grouping(element="e4m3", scale="f32")
 _MX: Final = Grouping(element="e4m3", scale="ue8m0", channels=32)
 _NV: Final = Grouping(element="e2m1", scale="ue4m3", channels=16)
 
@@ -94,6 +95,11 @@ CACHES: Final = {
             what="codes, exact in f16 and bf16; scores times the scale of the key, p times that of the value: a scale for each token and "
             "head can stand outside of the products",
             source="vLLM, int8_per_token_head",
+        ),
+        CacheSpec(
+            name="fp8", keys=_FP8_BY_TOKEN, values=_FP8_BY_TOKEN, outside=True,
+            what="codes, exact in f16 and bf16; scores times the scale of the key, p times that of the value",
+            source="vLLM, fp8_per_token_head",
         ),
         *(
             CacheSpec(
@@ -211,7 +217,7 @@ def _scale_values(scales: Array, kind: str) -> Floats:
 def _check_tokens(values: Any, name: str, grouping: Grouping) -> Array:
     given = checked(values, name, (np.float32,), 3)
     grouping.group(given.shape[2])
-    if grouping.element in ("s8", "u8", "u4"):
+    if grouping.scale in ("f32", "f16"):
         check_finite(given, name)
     if grouping.zeros and given.size and np.abs(given).max() > F16_LARGEST:
         raise OperandError(f"{name} must lie within {F16_LARGEST:.0f} of zero: their scales are f16; got {np.abs(given).max():.6g}")
@@ -224,10 +230,12 @@ def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LA
     - s8: `scale = max |x| / 127`, 1 where that is zero; `code = x / scale`, cut to -127 to 127.
     - u8, u4: `least = f16(min x)`; `scale = f16((max x - least) / levels)`, 1 where max x is at most `least`, 2^-24 where it would be zero;
       `code = (x - least) / scale`, cut to 0 to `levels`, which are 255 and 15.
+    - e4m3 with f32: `scale = max |x| / 448`, 1 where that is zero; `code = x / scale`, saturating.
     - e4m3 with ue8m0: `quantize_mx`, floor. e2m1 with e4m3: `quantize_nvfp4` with a static `amax`.
 
     Args:
-        values: (tokens, heads, D) float32, tokens a multiple of those of a group; finite for integers, within f16 where scales are f16.
+        values: (tokens, heads, D) float32, tokens a multiple of those of a group; finite where scales are f32 or f16, and within f16
+            where they are f16.
         grouping: the row's `keys` or `values`.
         amax: of NVFP4: 6 * 448 times the scale of the whole, positive and finite.
 
@@ -237,7 +245,7 @@ def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LA
     given = _check_tokens(values, "values", grouping)
     tokens, heads, width = given.shape
     check_multiple(tokens, grouping.tokens, "the number of tokens", "the tokens of a group,")
-    if grouping.element in ("e4m3", "e2m1"):
+    if grouping.scale in ("ue8m0", "ue4m3"):
         is_mx = grouping.element == "e4m3"
         found = quantize_mx(given, format="e4m3") if is_mx else quantize_nvfp4(given, amax=positive(amax, "amax"))
         assert found.scales is not None
@@ -245,19 +253,21 @@ def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LA
         return QuantizedTokens(grouping=grouping, words=words, scales=found.scales.view(np.uint8), tensor_scale=found.tensor_scale)
     size = grouping.group(width)
     grouped = given.reshape(tokens // grouping.tokens, grouping.tokens, heads, width // size, size)
-    integers = _symmetric if grouping.element == "s8" else _with_least
-    codes, scales, zeros = integers(grouped, grouping.levels)
+    codes, scales, zeros = _with_least(grouped, grouping.levels) if grouping.zeros else _symmetric(grouped, grouping.element)
     return QuantizedTokens(
         grouping=grouping, words=pack_elements(codes.reshape(given.shape), grouping.per_word), scales=scales, zeros=zeros
     )
 
 
-def _symmetric(grouped: Floats, levels: int) -> tuple[Array, Array, None]:
+def _symmetric(grouped: Floats, element: str) -> tuple[Array, Array, None]:
+    largest = 127 if element == "s8" else 448
     with np.errstate(under="ignore"):
-        wanted = np.abs(grouped).max(axis=(1, 4), initial=np.float32(0)) / np.float32(levels)
+        wanted = np.abs(grouped).max(axis=(1, 4), initial=np.float32(0)) / np.float32(largest)
         scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
-        codes = np.clip(np.rint(grouped / scales[:, None, :, :, None]), -levels, levels)
-    return codes.astype(np.int8).view(np.uint8), scales, None
+        steps = grouped / scales[:, None, :, :, None]
+    if element == "s8":
+        return np.clip(np.rint(steps), -largest, largest).astype(np.int8).view(np.uint8), scales, None
+    return encode(steps, element, satfinite=True), scales, None
 
 
 def _with_least(grouped: Floats, levels: int) -> tuple[Array, Array, Array]:

@@ -116,6 +116,8 @@ ROWS_6_9: Final = (
         for name, operands, scales, product, source in (
             ("INT8", "Q and P f16 or bf16, K and V INT8 in pages", "f32 for each token and head",
              "codes as f16 or bf16 into f32; scores and p scaled in f32", "vLLM, int8_per_token_head"),
+            ("FP8", "Q and P f16 or bf16, K and V e4m3 in pages", "f32 for each token and head",
+             "codes as f16 or bf16 into f32; scores and p scaled in f32", "vLLM, fp8_per_token_head"),
             ("INT8 and INT4, asymmetric", "Q and P f16 or bf16, K and V INT8 or INT4 in pages",
              "f16 scale and least number: of K for a channel of 32 tokens, of V for 32 channels of a token",
              "dequantized in registers to f16 or bf16, into f32", "arXiv 2402.02750 (KIVI)"),

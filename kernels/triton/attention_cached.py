@@ -262,6 +262,8 @@ def cached_attention(
     checked(value_scale, "value_scale", ("float32",), (1,))
     if spec.keys.tokens > 1:
         checked(tail, "tail", ("float16", "bfloat16"), (sequences, spec.keys.tokens, key_heads, width))
+    elif tail is not None:
+        raise OperandError(f"keys of the cache {spec.name!r} do not wait for their group: it takes no tail")
     if sinks is not None:
         checked(sinks, "sinks", ("float32",), (heads,))
     if heads or key_heads:

@@ -1,4 +1,4 @@
-"""Tokens of KV caches in INT8, INT4, MXFP8 and NVFP4; `mmabits.kernels.schemes.kv_cache` says what each operation is."""
+"""Tokens of KV caches in INT8, INT4, FP8, MXFP8 and NVFP4; `mmabits.kernels.schemes.kv_cache` says what each operation is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @triton.jit
 def quantize_kernel(  # type: ignore[no-untyped-def]
     x_ptr, words_ptr, scale_ptr, zero_ptr, tensor_scale_ptr, HEADS,
-    ELEMENT: tl.constexpr, LEVELS: tl.constexpr, TOKENS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+    ELEMENT: tl.constexpr, SCALE: tl.constexpr, LEVELS: tl.constexpr, TOKENS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A group of tokens of a head: TOKENS x (GROUPS x CHANNELS)."""
     AXIS: tl.constexpr = 0 if TOKENS > 1 else 2
@@ -35,7 +35,7 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
     at = ((group * TOKENS + t) * HEADS + head)[:, None, None] * D + g[None, :, None] * CHANNELS + e[None, None, :]
     x = tl.load(x_ptr + at)
     scale_at = (group * HEADS + head) * GROUPS + g[None, :, None]
-    if ELEMENT == "e4m3":
+    if ELEMENT == "e4m3" and SCALE == "ue8m0":
         scale = mx_scale_codes(tl.max(magnitude_bits(x), axis=AXIS, keep_dims=True), 8, 3, 448.0, "floor")
         codes = mx_scaled(x, scale).to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int32)
         tl.store(scale_ptr + scale_at, scale.to(tl.uint8))
@@ -49,11 +49,15 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
         usable = is_finite & (step > 0)
         codes = e2m1_codes(tl.div_rn(tl.where(usable, x, 0.0), tl.broadcast_to(tl.where(usable, step, 1.0), x.shape))).to(tl.int32)
         tl.store(scale_ptr + scale_at, tl.where(is_finite, scale8.to(tl.uint8, bitcast=True), 0x7F).to(tl.uint8))
-    elif ELEMENT == "s8":
+    elif SCALE == "f32":
         amax = tl.max(tl.abs(x), axis=AXIS, keep_dims=True)
-        wanted = tl.div_rn(amax, tl.full(amax.shape, 127.0, tl.float32))
+        wanted = tl.div_rn(amax, tl.full(amax.shape, 127.0 if ELEMENT == "s8" else 448.0, tl.float32))
         scale = tl.where(wanted > 0.0, wanted, 1.0)
-        codes = rounded(tl.div_rn(x, tl.broadcast_to(scale, x.shape)), -127.0, 127.0).to(tl.int32) & 255
+        steps = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
+        if ELEMENT == "s8":
+            codes = rounded(steps, -127.0, 127.0).to(tl.int32) & 255
+        else:
+            codes = steps.to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.int32)
         tl.store(scale_ptr + scale_at, scale)
     else:
         least = tl.min(x, axis=AXIS, keep_dims=True).to(tl.float16)
@@ -77,8 +81,8 @@ def quantize_tokens(
     """Keys or values as a cache stores them: the bits of `schemes.kv_cache.quantize_tokens`.
 
     Args:
-        values: (tokens, heads, D) float32, contiguous; tokens a multiple of those of a group, D a power of two. For integers finite, and
-            within f16 where their scales are f16: not looked at.
+        values: (tokens, heads, D) float32, contiguous; tokens a multiple of those of a group, D a power of two. Finite where scales
+            are f32 or f16, and within f16 where they are f16: not looked at.
         tensor_scale: (1,) float32: of NVFP4, the scale of the whole.
         cache: a name of `CACHES`.
         side: `"keys"` or `"values"`.
@@ -110,6 +114,7 @@ def quantize_tokens(
     if values.numel():
         quantize_kernel[(tokens // grouping.tokens, heads)](
             values, words, scales, zeros, values if tensor_scale is None else tensor_scale, heads, ELEMENT=grouping.element,
+            SCALE=grouping.scale,
             LEVELS=float({"u8": 255, "u4": 15}.get(grouping.element, 0)), TOKENS=grouping.tokens, GROUPS=width // channels,
             CHANNELS=channels, enable_fp_fusion=False,
         )  # fmt: skip

@@ -18,6 +18,8 @@ from mmabits.kernels.schemes.kv_cache import (
 
 F32, F16 = np.float32, np.float16
 INTEGERS = ("int8", "int8-kivi", "int4-kivi")
+BLOCKS = ("mxfp8", "nvfp4")
+"""With a NaN among their scales."""
 SIDES = [(name, side) for name in CACHES for side in ("keys", "values")]
 
 
@@ -33,6 +35,9 @@ def everything(cache: KvCache) -> list[bytes]:
 
 def by_hand(group: np.ndarray, element: str) -> tuple[np.ndarray, float, float]:
     """Codes, scale and least number of the numbers that share them, one after another."""
+    if element == "e4m3":
+        scale = F32(abs(group).max() / F32(448)) or F32(1)
+        return np.clip(group / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn), float(scale), 0.0
     if element == "s8":
         scale = F32(abs(group).max()) / F32(127) or F32(1)
         return np.array([max(-127, min(127, round(float(F32(x / scale))))) for x in group]), float(scale), 0.0
@@ -44,9 +49,9 @@ def by_hand(group: np.ndarray, element: str) -> tuple[np.ndarray, float, float]:
     return np.array(codes), float(scale), float(least)
 
 
-@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("name", [*INTEGERS, "fp8"])
 @pytest.mark.parametrize("side", ["keys", "values"])
-def test_integers_by_hand(name: str, side: str) -> None:
+def test_numbers_by_hand(name: str, side: str) -> None:
     x, grouping = tokens(32, 1, 32), getattr(CACHES[name], side)
     x[5], x[:, 0, 3], x[7, 0, :4] = 0, 1.25, [2.0**-140, -(2.0**-140), 2.0**-30, 100.0]
     found = quantize_tokens(x, grouping)
@@ -56,7 +61,7 @@ def test_integers_by_hand(name: str, side: str) -> None:
         got = codes[:, 0, index] if grouping.tokens > 1 else codes[index, 0]
         where = (0, 0, index) if grouping.tokens > 1 else (index, 0, 0)
         wanted, scale, least = by_hand(group, grouping.element)
-        assert got.astype(int).tolist() == wanted.tolist()
+        assert got.astype(float).tolist() == wanted.astype(float).tolist()
         assert float(found.scales[where]) == scale
         assert found.zeros is None or float(found.zeros[where]) == least
 
@@ -87,7 +92,7 @@ def test_quantizing_again_changes_nothing(name: str, side: str) -> None:
     grouping = getattr(CACHES[name], side)
     found = quantize_tokens(tokens(32), grouping, amax=64.0)
     again = quantize_tokens(found.dequantize(), grouping, amax=64.0)
-    if grouping.element == "e4m3":
+    if grouping.scale == "ue8m0":
         assert np.array_equal(again.words, found.words) and np.array_equal(again.scales, found.scales)
     change = np.abs(again.dequantize() - found.dequantize())
     assert (change <= 0.51 * found.wide_scales() * found.tensor_scale * (1 if name in INTEGERS else 2)).all()
@@ -115,7 +120,7 @@ def test_hard_inputs_stay_finite(name: str, side: str, kind: str) -> None:
         assert np.abs(got + np.float32(1.2345)).max() < 0.01
 
 
-@pytest.mark.parametrize("name", ["mxfp8", "nvfp4"])
+@pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_block_without_a_number_is_nan(name: str, bad: float) -> None:
     x, grouping = tokens(2), CACHES[name].keys
@@ -166,7 +171,7 @@ def test_the_kernel_over_hard_numbers(name: str, side: str) -> None:
     x, grouping = tokens(64), getattr(CACHES[name], side)
     x[0], x[1], x[2], x[3, 0, 5], x[4] = 0, -0.0, x[2] * F32(2.0**-130), 60000, -1.2345
     x[32:, 1, 9], x[32:, 1, 10], x[33, 0] = 0, 7.7, np.arange(64) / F32(2) - 16
-    if name not in INTEGERS:
+    if name in BLOCKS:
         x[5, 0, 3], x[6, 1, 40], x[7, 0, 60] = np.nan, np.inf, -np.inf
     wanted = quantize_tokens(x, grouping, amax=64.0)
     scale = torch.from_numpy(np.full(1, wanted.tensor_scale)) if grouping.element == "e2m1" else None
@@ -251,6 +256,7 @@ FULL = "room for 128"
         (lambda: cache_of("int8").append(0, tokens(1), tokens(2)), OperandError, "values must have shape"),
         (lambda: cache_of("int8", lengths=(120,)).append(0, tokens(9), tokens(9)), OperandError, FULL),
         (lambda: cache_of("int8").append(0, np.full((1, 2, 64), np.nan, F32), tokens(1)), OperandError, "finite"),
+        (lambda: cache_of("fp8").append(0, tokens(1), np.full((1, 2, 64), np.inf, F32)), OperandError, "finite"),
         (lambda: cache_of("int4-kivi").append(0, tokens(1), np.full((1, 2, 64), 7e4, F32)), OperandError, "within 65504"),
         (lambda: cache_of("int4-kivi", dtype=ml_dtypes.bfloat16).append(0, np.full((1, 2, 64), 65504, F32), tokens(1)), OperandError,
          "within 65504"),

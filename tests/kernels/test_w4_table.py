@@ -28,7 +28,7 @@ def test_functions_that_rows_name_exist(name: str) -> None:
 
 
 def test_rows_are_the_schemes() -> None:
-    assert [row.number for row in ROWS_6_9] == [6] * 4 + [7] * 6 + [8] * 8 + [9] * 2
+    assert [row.number for row in ROWS_6_9] == [6] * 4 + [7] * 6 + [8] * 9 + [9] * 2
     assert len({row.name for row in ROWS_6_9}) == len(ROWS_6_9)
     for row in ROWS_6_9:
         assert all(architecture(arch).name == arch for arch in row.architectures)
