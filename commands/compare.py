@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from mmabits.commands.completion import architectures, recipes
-from mmabits.isa.errors import OperandError
+from mmabits.isa.errors import OperandError, nearest
 
 EXIT_DIFFERS: Final = 1
 
@@ -62,6 +62,10 @@ def compare(
     left, right = _matrices(a, b, transpose_b, stored)
     given: Any = reference
     if reference is not None and reference not in REFERENCES:
+        if not Path(reference.rpartition(":")[0] or reference).suffix:
+            raise OperandError(
+                f"unknown reference {reference!r}{nearest(reference, REFERENCES)}; known: {', '.join(REFERENCES)}, or a file"
+            )
         from mmabits.reports.matrices import read_matrix
 
         given = read_matrix(reference)
@@ -93,7 +97,7 @@ def multiply(
     a: Matrix,
     b: Matrix,
     out: Annotated[str, typer.Option("--out", "-o", help="Where to write D (.npy); - is standard output.")],
-    arch: Annotated[str, typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
+    arch: Annotated[list[str], typer.Option(autocompletion=architectures, help="Architecture, or GPU: sm_90a, h100.")],
     format: Annotated[
         str | None, typer.Option("--format", "-f", autocompletion=recipes, help="Format or recipe to bring both to first.")
     ] = None,
@@ -113,14 +117,24 @@ def multiply(
     from mmabits.reports.output import note
     from mmabits.reports.progress import working
 
+    if len(arch) > 1:
+        raise OperandError(f"a product is one GPU's: name one --arch, got {', '.join(arch)} (mmabits compare takes several)")
+    (one,) = arch
+    if out == "-" and sys.stdout.isatty():
+        raise OperandError("standard output is a terminal, where a .npy file is no text: name a file, or a pipe")
     if out != "-" and Path(out).suffix != ".npy":
         raise OperandError(f"the product is written as .npy, got {out!r}")
+    if out != "-" and not Path(out).absolute().parent.is_dir():
+        raise OperandError(f"there is no folder {Path(out).absolute().parent}")
     left, right = _matrices(a, b, transpose_b, stored)
+    for name, matrix in (("a", left), ("b", right)):
+        if matrix.ndim < 2 or not matrix.size:
+            raise OperandError(f"{name} must be a matrix with elements, got shape {matrix.shape}")
     pair = quantized(left, right, format, format_b)
     scale = None if pair.scale_a is None else scale_type(pair.scale_a)
-    row: Any = instruction or library_instruction(arch, operand_type(pair.a, "a"), operand_type(pair.b, "b"), scale_type=scale)
+    row: Any = instruction or library_instruction(one, operand_type(pair.a, "a"), operand_type(pair.b, "b"), scale_type=scale)
     with working("multiplying"):
-        d = gemm(pair.a, pair.b, instruction=row, arch=arch, promote_every=promote_every, scale_a=pair.scale_a, scale_b=pair.scale_b)
+        d = gemm(pair.a, pair.b, instruction=row, arch=one, promote_every=promote_every, scale_a=pair.scale_a, scale_b=pair.scale_b)
     for line in pair.notes:
         note(line)
     _write(out, scaled(d, pair))

@@ -17,10 +17,10 @@ def architectures(incomplete: str) -> list[tuple[str, str]]:
 
 def recipes(incomplete: str) -> list[str]:
     """Recipes, then formats that an operand can have."""
+    from mmabits.conformance.ways import WHOLE
     from mmabits.isa import FORMATS
-    from mmabits.research.study.recipes import RECIPES
 
-    return _begun(dict.fromkeys((*RECIPES, *FORMATS)), incomplete)
+    return _begun(dict.fromkeys((*WHOLE, *FORMATS)), incomplete)
 
 
 def studies(incomplete: str) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,10 @@ REFERENCES: Final = (EXACT, FLOAT32)
 WORST: Final = 5
 
 
+WHOLE: Final = tuple(name for name, row in RECIPES.items() if row.whole)
+"""Recipes whose product is one instruction's, times one number."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Way:
     """One way to multiply, with what came out."""
@@ -70,7 +75,8 @@ class Way:
         found = None if self.difference is None else {k: v for k, v in self.difference.as_json.items() if k not in ("tile", "tiles")}
         return {
             "way": self.name, "arch": self.arch, "instruction": None if self.instruction is None else self.instruction.ptx,
-            "evidence": self.evidence, "error": self.error, "largest": self.largest, "relative": self.relative, "difference": found,
+            "evidence": self.evidence, "error": _plain(self.error), "largest": _plain(self.largest), "relative": _plain(self.relative),
+            "difference": found,
         }  # fmt: skip
 
 
@@ -129,7 +135,7 @@ class WaysCompared:
         """Plain values."""
         m, n, k = self.shape
         return {
-            "m": m, "n": n, "k": k, "format": self.format, "promote_every": self.promote_every, "factor": self.operands.factor,
+            "m": m, "n": n, "k": k, "format": self.format, "promote_every": self.promote_every, "factor": _plain(self.operands.factor),
             "notes": list(self.operands.notes), "base": self.base.name, "equal": self.is_equal,
             "ways": [way.as_json for way in self.ways],
             "worst": [
@@ -192,7 +198,7 @@ def compare(
         instruction: one or more, as for `mmabits.gemm`, each on every architecture that has it; None: what the matrix libraries of each
             architecture are taken to use.
         format: what both are brought to first: a format (`"e4m3"`: each value rounded, out of range to the largest number, no scale), or
-            a recipe of `mmabits.research.study.RECIPES` (`"fp8"`, `"mxfp8"`, `"nvfp4"`, ...). None: they are taken as they are.
+            a recipe of `WHOLE` (`"fp8"`, `"mxfp8"`, `"nvfp4"`, ...). None: they are taken as they are.
         format_b: another one for b.
         reference: what all ways are compared with: `"exact"` (the sum of what is stored, rounded once), `"float32"` (NumPy's product of
             the matrices as given, in float32), or an array (M, N) of the result's type, such as a GPU's own. None: the first way.
@@ -282,6 +288,11 @@ def _stored(matrix: Array, axis: int, how: str | None, name: str, notes: list[st
         operand_type(matrix, name)
         return Stored(elements=matrix, scales=None, factor=1.0, values=_doubles(matrix))
     if how in RECIPES:
+        if not RECIPES[how].whole:
+            raise OperandError(
+                f"{how} scales rows, columns or partial sums, which is no one product of an instruction: mmabits.study and "
+                f"mmabits evaluate take it; here: {', '.join(WHOLE)}, and formats"
+            )
         with np.errstate(over="ignore"):
             values = matrix.astype(np.float32) if matrix.dtype != np.float32 else matrix
         found = RECIPES[how].quantize(values, axis)
@@ -290,7 +301,7 @@ def _stored(matrix: Array, axis: int, how: str | None, name: str, notes: list[st
     wanted = found.values
     given = _doubles(matrix)
     lost = int(((wanted == 0) & (given != 0)).sum())
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = float(np.sqrt(np.mean((wanted - given) ** 2)) / (np.sqrt(np.mean(given**2)) or 1.0))
     parts = [f"relative error {apart:.2e}" if apart else "exact"]
     parts += [f"{lost:,} become zero"] if lost else []
@@ -304,12 +315,17 @@ def _cast(matrix: Array, how: str, name: str) -> Stored:
     try:
         form = format_spec(how)
     except UnknownFormat:
-        names = (*RECIPES, *CVT_ROUNDINGS)
+        names = tuple(dict.fromkeys((*WHOLE, *CVT_ROUNDINGS)))
         raise OperandError(f"unknown format or recipe {how!r}{nearest(how, names)}; known: {', '.join(names)}") from None
     rounding = CVT_ROUNDINGS[form.name][0] if form.name in CVT_ROUNDINGS else "rn"
     elements = from_codes(encode(matrix, form, rounding=rounding, satfinite=True), form)
     operand_type(elements, name)
     return Stored(elements=elements, scales=None, factor=1.0, values=_doubles(elements))
+
+
+def _plain(number: float) -> float | str:
+    """A number as JSON has it; `nan` and `inf` are texts."""
+    return number if math.isfinite(number) else str(number)
 
 
 def _doubles(matrix: Array) -> Doubles:

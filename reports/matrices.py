@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -163,6 +164,8 @@ def _torch(place: MatrixSource) -> Array:
         found = torch.load(place.path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise OperandError(f"holds more than weights, which would be run when it is read ({one_line(error)[:120]})") from error
+    except (struct.error, AttributeError, IndexError, TypeError) as error:  # what torch's reader of damaged files raises
+        raise OperandError(f"no readable file of torch.save ({one_line(error)}); it may be damaged") from error
     tensors = dict(_tensors(found, ""))
     return to_numpy(tensors[_chosen(place, list(tensors))], "the tensor")[0]
 

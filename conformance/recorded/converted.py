@@ -50,6 +50,8 @@ def convert(description: str | Path) -> DotVectors | Recording:
     try:
         check_file(path)
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VectorFileError(f"no file is called {path}") from error
     except (OSError, ValueError, MmabitsError) as error:
         raise VectorFileError(f"{path}: cannot be read as TOML ({one_line(error)})") from error
     try:

@@ -48,6 +48,8 @@ class Recipe:
     """(matrix, axis of K) to what is stored."""
     block: int = 1
     """Elements of K that share a scale; K is a multiple of it."""
+    whole: bool = True
+    """The product is multiplied by one number; others have a number for each row or column, scale partial sums, or correct for zeros."""
 
 
 def _plain(dtype: Any) -> Callable[[Floats, int], Stored]:
@@ -184,21 +186,27 @@ def _mxfp8_by_mxfp4(values: Floats, axis: int) -> Stored:
 
 def _schemes() -> Iterator[Recipe]:
     """Those of mmabits.kernels.schemes in which A and B, or rows and columns, are not alike."""
-    yield Recipe(name="fp8-rowwise", what="e4m3, a float32 scale for each row of A and column of B", quantize=_fp8_rows)
+    yield Recipe(name="fp8-rowwise", what="e4m3, a float32 scale for each row of A and column of B", quantize=_fp8_rows, whole=False)
     tiles = "e4m3, float32 scales for 1 x 128 of A and 128 x 128 of B, promoted every 128"
-    yield Recipe(name="fp8-tiles", what=tiles, quantize=_fp8_tiles("divide"), block=128)
+    yield Recipe(name="fp8-tiles", what=tiles, quantize=_fp8_tiles("divide"), block=128, whole=False)
     yield Recipe(
-        name="fp8-tiles-power-of-two", what=f"{tiles}; powers of two", quantize=_fp8_tiles("power-of-two"), block=128
+        name="fp8-tiles-power-of-two", what=f"{tiles}; powers of two", quantize=_fp8_tiles("power-of-two"), block=128, whole=False
     )  # fmt: skip
     yield Recipe(name="mxfp8-mxfp4", what="A in MXFP8, B in MXFP4", quantize=_mxfp8_by_mxfp4, block=32)
-    yield Recipe(name="int8", what="int8, a float32 scale for each row of A and column of B", quantize=_int8)
-    yield Recipe(name="int8-asymmetric", what="u8 x s8, a scale and a zero point for each row of A and column of B", quantize=_int8_affine)
-    yield Recipe(name="int8-asymmetric-a", what="u8 x s8, zero points of A alone", quantize=_int8_affine_activations)
-    yield Recipe(name="w4a8", what="A in int8, B in INT4 with f16 scales for 128 of K, made INT8", quantize=_w4a8, block=128)
+    yield Recipe(name="int8", what="int8, a float32 scale for each row of A and column of B", quantize=_int8, whole=False)
     yield Recipe(
-        name="w4a8-fp8", what="A in e4m3 by row, B in INT4 with f16 scales for 128 of K, made e4m3", quantize=_w4a8_fp8, block=128
+        name="int8-asymmetric",
+        what="u8 x s8, a scale and a zero point for each row of A and column of B",
+        quantize=_int8_affine,
+        whole=False,
+    )
+    yield Recipe(name="int8-asymmetric-a", what="u8 x s8, zero points of A alone", quantize=_int8_affine_activations, whole=False)
+    yield Recipe(name="w4a8", what="A in int8, B in INT4 with f16 scales for 128 of K, made INT8", quantize=_w4a8, block=128, whole=False)
+    yield Recipe(
+        name="w4a8-fp8", what="A in e4m3 by row, B in INT4 with f16 scales for 128 of K, made e4m3",
+        quantize=_w4a8_fp8, block=128, whole=False,
     )  # fmt: skip
-    yield Recipe(name="w4a4", what="INT4, a float32 scale for each row of A and column of B", quantize=_int4)
+    yield Recipe(name="w4a4", what="INT4, a float32 scale for each row of A and column of B", quantize=_int4, whole=False)
     for name, dtype in (("f16", np.float16), ("bf16", ml_dtypes.bfloat16)):
         ending, kind = "" if name == "f16" else "-bf16", f"A in {name}, B"
         for way, symmetric in (("w4a16", False), ("w4a16-symmetric", True)):
@@ -209,7 +217,10 @@ def _schemes() -> Iterator[Recipe]:
             )  # fmt: skip
         for form in w8a16.KINDS:
             yield Recipe(
-                name=f"w8a16-{form}{ending}", what=f"{kind} in {form}, f16 scales for channels", quantize=_w8_channels(form, dtype)
+                name=f"w8a16-{form}{ending}",
+                what=f"{kind} in {form}, f16 scales for channels",
+                quantize=_w8_channels(form, dtype),
+                whole=False,
             )
             yield Recipe(
                 name=f"w8a16-{form}-groups{ending}", what=f"{kind} in {form}, f16 scales for 128 of K",

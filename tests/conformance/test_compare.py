@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmabits.conformance.ways import compare, exact_product, quantized
 from mmabits.isa import OperandError
 from mmabits.isa.errors import InsufficientEvidence, UnsupportedInstruction, VectorFileError
 from mmabits.reports.matrices import MatrixSource, read_matrix
+from mmabits.research.study.recipes import RECIPES
 
 RNG = np.random.default_rng(21)
 A = RNG.standard_normal((12, 160)).astype(np.float32)
@@ -148,6 +150,52 @@ def test_what_an_architecture_lacks_is_named() -> None:
         compare(A, B, arch=("sm_90a", "sm_100a"), format="e4m3", require="recorded")
 
 
+def test_recipes_of_more_than_one_factor_are_refused() -> None:
+    a, b = A[:, :128], np.ascontiguousarray(B[:128])
+    for name, row in RECIPES.items():
+        left, right = row.quantize(a, -1), row.quantize(b, 0)
+        parts = (left.parts, right.parts, left.zeros, right.zeros)
+        assert row.whole == (np.ndim(left.factor) == np.ndim(right.factor) == 0 and all(part is None for part in parts)), name
+        if row.whole:
+            assert isinstance(quantized(a, b, name).factor, float)
+        else:
+            with pytest.raises(OperandError, match=re.escape(f"{name} scales rows, columns or partial sums")):
+                quantized(a, b, name)
+            with pytest.raises(OperandError, match=name):
+                quantized(a, b, "bf16", name)
+
+
+def test_what_is_no_number_is_json(tmp_path: Path) -> None:
+    bad = A.copy()
+    bad[0, 0] = np.nan
+    np.save(tmp_path / "nan.npy", bad)
+    np.save(tmp_path / "b.npy", B)
+    found = ask("compare", f"{tmp_path}/nan.npy", f"{tmp_path}/b.npy", "-f", "fp8", "--arch", "h100", "--arch", "b200", "--json")
+    assert found.exit_code == 1, found.output
+    assert json.loads(found.stdout)["ways"][0]["error"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--arch", "h100", "--arch", "b200", "-o", "d.npy"), "one GPU's: name one --arch"),
+        (("--arch", "h100", "-o", "nowhere/d.npy"), "there is no folder"),
+        (("--arch", "h100", "-o", "d.npy", "-f", "int8"), "int8 scales rows"),
+    ],
+)
+def test_what_gemm_refuses(arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", A)
+    np.save("b.npy", B)
+    found = ask("gemm", "a.npy", "b.npy", *arguments)
+    assert isinstance(found.exception, OperandError) and said in str(found.exception)
+    np.save("a.npy", A[:0])
+    empty = ask("gemm", "a.npy", "b.npy", "--arch", "h100", "-o", "d.npy")
+    assert "a must be a matrix with elements" in str(empty.exception)
+    wrong = ask("compare", "b.npy", "b.npy", "--arch", "h100", "--reference", "exct")
+    assert "did you mean exact" in str(wrong.exception)
+
+
 def test_files_of_all_kinds(tmp_path: Path) -> None:
     half = B.astype(ml_dtypes.bfloat16)
     codes = B.astype(ml_dtypes.float8_e4m3fn)
@@ -182,6 +230,9 @@ def test_torch_files(tmp_path: Path) -> None:
     torch.save({"model": {"q": torch.ones(2, 3, dtype=torch.bfloat16)}, "step": 3}, tmp_path / "m.pt")
     assert read_matrix(f"{tmp_path}/m.pt:model.q").shape == (2, 3)
     assert read_matrix(f"{tmp_path}/m.pt").shape == (2, 3)
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(VectorFileError, match="junk"):
+        read_matrix(f"{tmp_path}/junk.pt")
     torch.save(CliRunner(), tmp_path / "code.pt")
     with pytest.raises(VectorFileError, match="more than weights"):
         read_matrix(f"{tmp_path}/code.pt")
