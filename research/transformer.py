@@ -143,7 +143,7 @@ class RecipeTransformer(nn.Module):
             TransformerBlock(size, row if number < quantized else plain, arch, seed * size.blocks + number) for number in range(size.blocks)
         )
         self.norm = RootMeanSquare(size.width)
-        self.last = QuantizedLinear(size.width, SYMBOLS, bias=False, recipe=plain, arch=arch)
+        self.last = QuantizedLinear(size.width, SYMBOLS, bias=False, recipe=plain, arch=arch, seed=0)
         for name, weights in self.named_parameters():
             if weights.dim() == 2:
                 spread = 0.02 if name.startswith(("symbols", "places")) else weights.shape[1] ** -0.5

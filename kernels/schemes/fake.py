@@ -6,7 +6,7 @@ A straight-through estimator takes the gradient of the first as if it were the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from mmabits.emulator.codecs import decode
 from mmabits.isa import FormatSpec, OperandError, format_spec, nearest
 from mmabits.kernels.quantize import Quantized, quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes import asymmetric, fp8, fp8_blockwise, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16
-from mmabits.kernels.schemes.checks import checked
+from mmabits.kernels.schemes.checks import check_multiple, checked
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -197,6 +197,29 @@ def fake_scheme(name: str | FakeScheme) -> FakeScheme:
     return FAKE_SCHEMES[name]
 
 
+def check_fake(row: FakeScheme, shape: tuple[int, ...], axis: Any, options: Iterable[str]) -> None:
+    """Refuse what is wrong whatever the values are.
+
+    Args:
+        row: a scheme.
+        shape: of the values.
+        axis: along which blocks lie.
+        options: their names.
+
+    Raises:
+        OperandError: no such axis or option, or a length along the axis that is no multiple of the scheme's block.
+    """
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise OperandError(f"axis must be an integer, got {axis!r}")
+    if not -len(shape) <= axis < len(shape):
+        raise OperandError(f"axis {axis} of an array of {len(shape)} dimensions; allowed is {-len(shape)} to {len(shape) - 1}")
+    unknown = [name for name in options if name not in row.options]
+    if unknown:
+        known = f"it has {', '.join(row.options)}" if row.options else "it has none"
+        raise OperandError(f"{row.name} has no option {unknown[0]!r}; {known}")
+    check_multiple(shape[axis], row.block, f"the length along axis {axis}", "the block size")
+
+
 def fake_quantized(values: npt.NDArray[Any], scheme: str | FakeScheme, *, axis: int = -1, **options: Any) -> tuple[Floats, Bools]:
     """Values quantized and dequantized, and which of them lie within the reach of their codes.
 
@@ -217,12 +240,7 @@ def fake_quantized(values: npt.NDArray[Any], scheme: str | FakeScheme, *, axis: 
         OperandError: another scheme, axis or option; as the quantizer.
     """
     row, given = fake_scheme(scheme), checked(values, "values", (np.float32,))
-    if not -given.ndim <= axis < given.ndim:
-        raise OperandError(f"axis {axis} of an array of {given.ndim} dimensions; allowed is {-given.ndim} to {given.ndim - 1}")
-    unknown = [name for name in options if name not in row.options]
-    if unknown:
-        known = f"it has {', '.join(row.options)}" if row.options else "it has none"
-        raise OperandError(f"{row.name} has no option {unknown[0]!r}; {known}")
+    check_fake(row, given.shape, axis, options)
     last = np.moveaxis(given, axis, -1)
     rows = int(np.prod(last.shape[:-1]))
     matrix = np.ascontiguousarray(last).reshape(rows, last.shape[-1])

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, OperandTypeError, nearest
+from mmabits.isa import OperandError, OperandTypeError, architecture, nearest
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp8, nvfp4
 from mmabits.kernels.schemes.checks import checked
-from mmabits.kernels.schemes.dots import Dots
+from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.scaling import finite_amax
 
 Floats = npt.NDArray[np.float32]
@@ -54,7 +54,7 @@ class TrainingProduct:
     output: str = "bf16"
     """What the f32 result is rounded to."""
     promote: tuple[tuple[str, int], ...] = ()
-    """Architectures on which partial sums are promoted to f32 every so many elements of K."""
+    """Targets on which partial sums are promoted to f32 every so many elements of K; a what-if architecture is as its base there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class TrainingRecipe:
     dgrad: TrainingProduct
     wgrad: TrainingProduct
     multiple: int
-    """M, K and N are multiples of it."""
+    """K and N are multiples of it, and M where there are gradients."""
     before: str = "bf16"
     """What x, w and grad are rounded to before they are quantized."""
     signs_seed: int = 0
@@ -102,7 +102,7 @@ class LayerState:
     """
 
     seed: int = 0
-    """Layers of a network have different ones."""
+    """Give each layer of a network another: with the same they draw the same bits."""
     step: int = 0
     """Gradients computed so far; random bits depend on it."""
     scalings: dict[str, fp8.DelayedScaling] = field(default_factory=dict)
@@ -386,26 +386,62 @@ def linear(
         OperandTypeError, OperandError: arrays that do not fit, sizes that are no multiples of the recipe's blocks.
         MmabitsError: as `mmabits.gemm`.
     """
-    row, kept = training_recipe(recipe), LayerState() if state is None else state
-    left, right = checked(x, "x", (np.float32,), 2), checked(w, "w", (np.float32,), 2)
-    if left.shape[1] != right.shape[0]:
-        raise OperandError(f"x has K = {left.shape[1]} and w has K = {right.shape[0]}; they must agree")
-    sizes = (left.shape[0], right.shape[1], left.shape[1])
-    for name, size in zip("MNK", sizes, strict=True):
-        if size % row.multiple:
-            raise OperandError(
-                f"{name} must be a multiple of {row.multiple} for {row.name}, whose products sum over M, N and K; got {size}"
-            )
-    left, right = _rounded(left, row.before), _rounded(right, row.before)
-    y = _multiplied(
-        row, "fprop", arch, _made(row, "fprop", 0, "x", left, kept), _made(row, "fprop", 1, "w", right, kept)
-    )  # fmt: skip
+    row, kept = training_recipe(recipe), _state(state)
+    left, right = _operands(row, arch, x, w, gradients=True)
+    y = _forward(row, arch, left, right, kept)
     saved = SavedLinear(
-        recipe=row, arch=arch, state=kept, shape=sizes, weights=_made(row, "dgrad", 1, "w", right.T, kept),
-        inputs=_made(row, "wgrad", 0, "x", left.T, kept),
+        recipe=row, arch=arch, state=kept, shape=(left.shape[0], right.shape[1], left.shape[1]),
+        weights=_made(row, "dgrad", 1, "w", right.T, kept), inputs=_made(row, "wgrad", 0, "x", left.T, kept),
     )  # fmt: skip
     _record(row, kept, {"x": left, "w": right})
     return y, saved
+
+
+def linear_forward(
+    x: npt.NDArray[Any], w: npt.NDArray[Any], *, recipe: str | TrainingRecipe, arch: str | Dots, state: LayerState | None = None
+) -> Floats:
+    """The y of `linear` where no gradients are wanted: nothing is summed over M, so M may be any, one token too.
+
+    Args:
+        x: (M, K) float32.
+        w: (K, N) float32.
+        recipe: as for `linear`.
+        arch: as for `linear`.
+        state: the layer's; it records x and w. None: a new one.
+
+    Returns:
+        (M, N) float32 rounded as the recipe says.
+
+    Raises:
+        OperandTypeError, OperandError: arrays that do not fit; K or N that are no multiples of the recipe's blocks.
+        MmabitsError: as `mmabits.gemm`.
+    """
+    row, kept = training_recipe(recipe), _state(state)
+    left, right = _operands(row, arch, x, w, gradients=False)
+    y = _forward(row, arch, left, right, kept)
+    _record(row, kept, {"x": left, "w": right})
+    return y
+
+
+def check_layer(recipe: TrainingRecipe, arch: str | Dots, *, m: int | None = None, n: int, k: int) -> None:
+    """Refuse sizes that are no multiples of the recipe's blocks, and an architecture that there is not.
+
+    Args:
+        recipe: a row.
+        arch: architecture, or its dots.
+        m: None where no gradients are computed: then it may be any.
+        n: columns of w.
+        k: rows of w.
+
+    Raises:
+        OperandError: such a size.
+        UnknownArchitecture: such an architecture.
+    """
+    architecture(as_dots(arch).arch)
+    for name, size in (("M", m), ("N", n), ("K", k)):
+        if size is not None and size % recipe.multiple:
+            told = f"{name} must be a multiple of {recipe.multiple} for {recipe.name}, whose products sum over M, N and K; got {size}"
+            raise OperandError(f"{told} (without gradients M may be any)" if name == "M" else told)
 
 
 def linear_gradients(grad: npt.NDArray[Any], saved: SavedLinear) -> tuple[Floats, Floats]:
@@ -433,6 +469,28 @@ def linear_gradients(grad: npt.NDArray[Any], saved: SavedLinear) -> tuple[Floats
     _record(row, state, {"grad": given})
     state.step += 1
     return d_x, d_w
+
+
+def _state(state: LayerState | None) -> LayerState:
+    if state is None:
+        return LayerState()
+    if not isinstance(state, LayerState):
+        raise OperandTypeError(f"state must be a LayerState, got {type(state).__name__}")
+    return state
+
+
+def _operands(
+    row: TrainingRecipe, arch: str | Dots, x: npt.NDArray[Any], w: npt.NDArray[Any], *, gradients: bool
+) -> tuple[Floats, Floats]:  # fmt: skip
+    left, right = checked(x, "x", (np.float32,), 2), checked(w, "w", (np.float32,), 2)
+    if left.shape[1] != right.shape[0]:
+        raise OperandError(f"x has K = {left.shape[1]} and w has K = {right.shape[0]}; they must agree")
+    check_layer(row, arch, m=left.shape[0] if gradients else None, n=right.shape[1], k=left.shape[1])
+    return _rounded(left, row.before), _rounded(right, row.before)
+
+
+def _forward(row: TrainingRecipe, arch: str | Dots, x: Floats, w: Floats, state: LayerState) -> Floats:
+    return _multiplied(row, "fprop", arch, _made(row, "fprop", 0, "x", x, state), _made(row, "fprop", 1, "w", w, state))
 
 
 def _rounded(values: Floats, dtype: str) -> Floats:
@@ -469,5 +527,12 @@ def _record(row: TrainingRecipe, state: LayerState, tensors: Mapping[str, Floats
 
 def _multiplied(row: TrainingRecipe, which: str, arch: str | Dots, a: Any, b: Any) -> Floats:
     product = row.products()[which]
-    dots = Dots(arch=arch, promote_every=dict(product.promote).get(arch)) if isinstance(arch, str) else arch
-    return _rounded(MULTIPLY[product.multiply](a, b, dots), product.output)
+    return _rounded(MULTIPLY[product.multiply](a, b, _dots(product, arch)), product.output)
+
+
+def _dots(product: TrainingProduct, arch: str | Dots) -> Dots:
+    """Dots as they are; of an architecture, by whatever name, with the recipe's promotion. A what-if's own comes first."""
+    if isinstance(arch, Dots):
+        return arch
+    target = architecture(arch)
+    return Dots(arch=arch, promote_every=target.promote_every or dict(product.promote).get(target.base or target.name))

@@ -6,7 +6,8 @@ be traced, and run on the CPU.
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,8 +16,16 @@ import numpy as np
 
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes.dots import Dots
-from mmabits.kernels.schemes.fake import FakeScheme, fake_quantized, fake_scheme
-from mmabits.kernels.schemes.training import LayerState, TrainingRecipe, linear, linear_gradients, training_recipe
+from mmabits.kernels.schemes.fake import FakeScheme, check_fake, fake_quantized, fake_scheme
+from mmabits.kernels.schemes.training import (
+    LayerState,
+    TrainingRecipe,
+    check_layer,
+    linear,
+    linear_forward,
+    linear_gradients,
+    training_recipe,
+)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,13 +56,17 @@ def fake_quantize(x: Any, scheme: str | FakeScheme, *, axis: int = -1, clipped: 
         options: of the scheme's quantizer, as for `schemes.fake.fake_quantized`; no traced values.
 
     Raises:
-        OperandTypeError, OperandError: another array; as `schemes.fake.fake_quantized`, where x is traced at run time.
+        OperandTypeError, OperandError: another array, axis or option, or blocks that do not fit; as `schemes.fake.fake_quantized`.
+            Where x is traced, what depends on values, its own or an option's, comes at run time, as JAX's error with ours in it.
     """
     given, row = _checked(x, "x"), fake_scheme(scheme)
+    check_fake(row, given.shape, axis, options)
 
     def both(values: Any) -> tuple[Any, Any]:
         return fake_quantized(_numbers(values), row, axis=axis, **options)
 
+    if not isinstance(given, jax.core.Tracer):  # nothing asks for a gradient
+        return jnp.asarray(both(given)[0]).astype(given.dtype)
     shapes = (_shaped(given.shape), _shaped(given.shape, np.bool_))
 
     @jax.custom_vjp
@@ -77,19 +90,22 @@ def quantized_linear(
     """The product x w whose three products, forward and backward, are quantized by a recipe.
 
     Args:
-        x: (..., K) float32, bfloat16 or float16. All leading axes together are M.
+        x: (..., K) float32, bfloat16 or float16. All leading axes together are M, which is a multiple of the recipe's blocks where there
+            are gradients, and may be any where there are none.
         w: (K, N).
         recipe: a name of `schemes.training.TRAINING_RECIPES`, or a row; none with a history, which a function cannot keep.
         arch: architecture, or its dots.
-        seed: of stochastic rounding; layers of a network have different ones.
-        step: of training, an integer or a traced one: stochastic rounding draws anew with each.
+        seed: of stochastic rounding, an integer from 0 on: give each layer of a network another; with the same, and that is what 0 is
+            for all, they share their random bits.
+        step: of training, an integer from 0 to 2^32 - 1 or a traced one: stochastic rounding draws anew with each.
 
     Returns:
         (..., N) of the type of x.
 
     Raises:
-        OperandTypeError, OperandError: arrays that do not fit; a recipe with a history. Sizes that are no multiples of the recipe's blocks,
-            where x is traced, at run time.
+        OperandTypeError, OperandError: arrays that do not fit, sizes that are no multiples of the recipe's blocks, a recipe with a history,
+            another seed or step. A traced step that is negative comes at run time, as JAX's error with ours in it.
+        MmabitsError: as `mmabits.gemm`.
     """
     row = training_recipe(recipe)
     if row.history:
@@ -97,22 +113,57 @@ def quantized_linear(
     given, weights = _checked(x, "x"), _checked(w, "w")
     if not given.ndim or weights.ndim != 2 or given.shape[-1] != weights.shape[0]:
         raise OperandError(f"x and w must be (..., K) and (K, N), got {given.shape} and {weights.shape}")
-    return _linear(given, weights, jnp.asarray(step, jnp.uint32), row, arch, int(seed))
+    check_layer(row, arch, n=weights.shape[1], k=weights.shape[0])
+    at = _step(step)
+    LayerState(seed=seed)
+    if any(isinstance(each, jax.core.Tracer) for each in (given, weights, at)):
+        _try(row, arch, weights.shape, False)
+        return _linear(given, weights, at, row, arch, int(seed))
+    return jnp.asarray(_product(given, weights, at, row, arch, int(seed))).astype(given.dtype)
+
+
+def _step(step: Any) -> Any:
+    """A traced step as it is, any other as uint32, which JAX always has."""
+    if isinstance(step, jax.core.Tracer):
+        if step.shape or not jnp.issubdtype(step.dtype, jnp.integer):
+            raise OperandError(f"step must be one integer, got {step.dtype} of shape {step.shape}")
+        return step
+    number = step.item() if isinstance(step, (np.ndarray, np.generic, jax.Array)) and step.shape == () else step
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 32:
+        raise OperandError(f"step must be an integer from 0 to 2^32 - 1, got {number!r}")
+    return jnp.asarray(np.uint32(number))
+
+
+@lru_cache(maxsize=256)
+def _try(recipe: TrainingRecipe, arch: str | Dots, w_shape: tuple[int, int], gradients: bool) -> None:
+    """The products without a row of x: what they refuse is refused when they are traced."""
+    x, w = np.zeros((0, w_shape[0]), np.float32), np.zeros(w_shape, np.float32)
+    if gradients:
+        linear_gradients(np.zeros((0, w_shape[1]), np.float32), linear(x, w, recipe=recipe, arch=arch)[1])
+    else:
+        linear_forward(x, w, recipe=recipe, arch=arch)
+
+
+def _product(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
+    state = LayerState(seed=seed, step=int(np.asarray(step)))
+    rows = _numbers(x).reshape(-1, x.shape[-1])
+    return linear_forward(rows, _numbers(w), recipe=recipe, arch=arch, state=state).reshape(*x.shape[:-1], w.shape[1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _linear(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
-    return _forward(x, w, step, recipe, arch, seed)[0]
+    return _called(x, w, step, recipe, arch, seed)
+
+
+def _called(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
+    shape, product = _shaped((*x.shape[:-1], w.shape[1])), partial(_product, recipe=recipe, arch=arch, seed=seed)
+    return jax.pure_callback(product, shape, x, w, step, vmap_method="sequential").astype(x.dtype)
 
 
 def _forward(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
-    def product(left: Any, right: Any, at: Any) -> Any:
-        state = LayerState(seed=seed, step=int(np.asarray(at)))
-        rows = _numbers(left).reshape(-1, left.shape[-1])
-        return linear(rows, _numbers(right), recipe=recipe, arch=arch, state=state)[0].reshape(*left.shape[:-1], right.shape[1])
-
-    shape = _shaped((*x.shape[:-1], w.shape[1]))
-    return jax.pure_callback(product, shape, x, w, step, vmap_method="sequential").astype(x.dtype), (x, w, step)
+    check_layer(recipe, arch, m=math.prod(x.shape[:-1]), n=w.shape[1], k=w.shape[0])
+    _try(recipe, arch, w.shape, True)
+    return _called(x, w, step, recipe, arch, seed), (x, w, step)
 
 
 def _backward(recipe: TrainingRecipe, arch: str | Dots, seed: int, kept: Any, grad: Any) -> Any:

@@ -15,7 +15,16 @@ from torch.autograd.function import once_differentiable
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.fake import FakeScheme, fake_quantized
-from mmabits.kernels.schemes.training import LayerState, SavedLinear, TrainingRecipe, linear, linear_gradients, training_recipe
+from mmabits.kernels.schemes.training import (
+    LayerState,
+    SavedLinear,
+    TrainingRecipe,
+    check_layer,
+    linear,
+    linear_forward,
+    linear_gradients,
+    training_recipe,
+)
 
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,6 +35,8 @@ def _checked(tensor: Any, name: str, dims: int | None = None) -> torch.Tensor:
         raise OperandTypeError(f"{name} must be a torch tensor of {', '.join(map(str, _DTYPES))}, got {arrived}")
     if tensor.device.type != "cpu":
         raise OperandError(f"{name} must be on the CPU, where products are emulated, got {tensor.device}")
+    if tensor.layout is not torch.strided:
+        raise OperandError(f"{name} must be a dense tensor, got {tensor.layout}; to_dense() makes one of it")
     if dims is not None and tensor.dim() != dims:
         raise OperandError(f"{name} must have {dims} dimensions, got shape {tuple(tensor.shape)}")
     return tensor
@@ -82,11 +93,14 @@ class _QuantizedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, recipe: TrainingRecipe, arch: str | Dots, state: LayerState
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, recipe: TrainingRecipe, arch: str | Dots, state: LayerState, gradients: bool
     ) -> torch.Tensor:  # fmt: skip
-        rows = _numbers(x).reshape(-1, x.shape[-1])
-        y, saved = linear(rows, np.ascontiguousarray(_numbers(weight).T), recipe=recipe, arch=arch, state=state)
-        ctx.kept, ctx.x_shape, ctx.dtypes = saved, x.shape, (x.dtype, weight.dtype)
+        rows, w = _numbers(x).reshape(-1, x.shape[-1]), np.ascontiguousarray(_numbers(weight).T)
+        if gradients:
+            y, ctx.kept = linear(rows, w, recipe=recipe, arch=arch, state=state)
+        else:
+            y = linear_forward(rows, w, recipe=recipe, arch=arch, state=state)
+        ctx.x_shape, ctx.dtypes = x.shape, (x.dtype, weight.dtype)
         return _tensor(y.reshape(*x.shape[:-1], y.shape[1]), x)
 
     @staticmethod
@@ -98,6 +112,7 @@ class _QuantizedLinear(torch.autograd.Function):
         return (
             torch.from_numpy(d_x.reshape(ctx.x_shape)).to(x_type),
             torch.from_numpy(np.ascontiguousarray(d_w.T)).to(w_type),
+            None,
             None,
             None,
             None,
@@ -116,50 +131,72 @@ def quantized_linear(
     """`torch.nn.functional.linear` whose three products, forward and backward, are quantized by a recipe.
 
     Args:
-        x: (..., K) float32, bfloat16 or float16, on the CPU. All leading axes together are M.
+        x: (..., K) float32, bfloat16 or float16, on the CPU. All leading axes together are M, which is a multiple of the recipe's blocks
+            where there are gradients; under `torch.no_grad` it may be any.
         weight: (N, K), as torch has weights.
-        bias: (N,), added by torch; its gradient is torch's.
+        bias: (N,), added by torch in the wider of both types; its gradient is torch's.
         recipe: a name of `schemes.training.TRAINING_RECIPES`, or a row.
         arch: architecture, or its dots.
         state: the layer's: it holds the seed of stochastic rounding and the histories of delayed scaling, and changes. None: a new one,
-            with which there is no history.
+            with which there is no history, and whose seed is 0: layers that do so share their random bits.
 
     Returns:
         (..., N) of the type of x.
 
     Raises:
         OperandTypeError, OperandError: tensors that do not fit; as `schemes.training.linear`.
+        MmabitsError: as `mmabits.gemm`.
     """
     row = training_recipe(recipe)
     given, weights = _checked(x, "x"), _checked(weight, "weight", 2)
     if not given.dim() or given.shape[-1] != weights.shape[1]:
         raise OperandError(f"x of shape {tuple(given.shape)} and weight of shape {tuple(weights.shape)} do not have the same K")
-    y: torch.Tensor = _QuantizedLinear.apply(given, weights, row, arch, LayerState() if state is None else state)  # type: ignore[no-untyped-call]
-    return y if bias is None else y + bias
+    added = None if bias is None else _checked(bias, "bias", 1)
+    if added is not None and added.shape[0] != weights.shape[0]:
+        raise OperandError(f"bias must have shape ({weights.shape[0]},), got {tuple(added.shape)}")
+    gradients = torch.is_grad_enabled() and (given.requires_grad or weights.requires_grad)
+    y: torch.Tensor = _QuantizedLinear.apply(  # type: ignore[no-untyped-call]
+        given, weights, row, arch, LayerState() if state is None else state, gradients
+    )
+    return y if added is None else (y + added).to(given.dtype)
 
 
 class QuantizedLinear(torch.nn.Module):
     """A linear layer that is trained by a recipe. Its state is its own; `state_dict` has it, as numbers and texts.
 
     Args:
-        in_features: K.
-        out_features: N.
+        in_features: K, a multiple of the recipe's blocks.
+        out_features: N, likewise.
         bias: whether there is one.
         recipe: a name of `schemes.training.TRAINING_RECIPES`, or a row.
         arch: architecture, or its dots.
-        seed: of stochastic rounding; layers of a network have different ones.
+        seed: of stochastic rounding. None: drawn from torch's generator after the weights, so that `torch.manual_seed` decides it and
+            layers have different ones; whatever the recipe, so that all recipes find the same weights.
+
+    Raises:
+        OperandError: sizes that are no multiples, no such recipe, no such seed.
+        UnknownArchitecture: no such architecture.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, recipe: str | TrainingRecipe, arch: str | Dots, seed: int = 0
-    ) -> None:
+        self, in_features: int, out_features: int, bias: bool = True, *, recipe: str | TrainingRecipe, arch: str | Dots,
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        row = training_recipe(recipe)
+        check_layer(row, arch, n=out_features, k=in_features)
         plain = torch.nn.Linear(in_features, out_features, bias=bias)
         self.weight, self.bias = plain.weight, plain.bias
-        self.recipe, self.arch, self.state = training_recipe(recipe), arch, LayerState(seed=seed)
+        drawn = int(torch.randint(1 << 62, (), device="cpu")) if seed is None else seed
+        self.recipe, self.arch, self.state = row, arch, LayerState(seed=drawn)
+
+    def extra_repr(self) -> str:
+        """What the layer is, for `repr`."""
+        n, k = self.weight.shape
+        return f"{k}, {n}, bias={self.bias is not None}, recipe={self.recipe.name!r}, arch={self.arch!r}, seed={self.state.seed}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As `quantized_linear`; in eval mode the state stays as it is."""
+        """As `quantized_linear`; in eval mode the state stays as it is. One token alone goes under `torch.no_grad`, by any recipe."""
         state = self.state if self.training else self.state.copy()
         return quantized_linear(x, self.weight, self.bias, recipe=self.recipe, arch=self.arch, state=state)
 

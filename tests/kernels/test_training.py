@@ -15,7 +15,7 @@ from operands import generator
 
 import mmabits
 from mmabits.emulator.engine.fma import fma
-from mmabits.isa import OperandError, OperandTypeError, library_instruction
+from mmabits.isa import OperandError, OperandTypeError, UnknownArchitecture, library_instruction
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes import fp8_blockwise, nvfp4
 from mmabits.kernels.schemes.dots import Dots
@@ -24,6 +24,7 @@ from mmabits.kernels.schemes.training import (
     LayerState,
     TrainingOperand,
     linear,
+    linear_forward,
     linear_gradients,
     training_recipe,
     training_table,
@@ -337,6 +338,12 @@ def test_what_is_refused() -> None:
     for wrong in (-1, 1.5, True, 1 << 64):
         with pytest.raises(OperandError, match=r"step must be an integer from 0 to 2\^64 - 1, got"):
             LayerState(step=wrong)  # type: ignore[arg-type, unused-ignore]
+    with pytest.raises(OperandError, match="K must be a multiple of 128 for fp8-tiles"):
+        linear_forward(x, np.ascontiguousarray(w[:, :0]), recipe="fp8-tiles", arch="sm_100a")
+    with pytest.raises(UnknownArchitecture, match="unknown architecture 'sm_9'"):
+        linear(x, w, recipe="bf16", arch="sm_9")
+    with pytest.raises(OperandTypeError, match="state must be a LayerState, got dict"):
+        linear(x, w, recipe="bf16", arch="sm_100a", state={})  # type: ignore[arg-type, unused-ignore]
     _, saved = linear(x, w, recipe="bf16", arch="sm_100a")
     with pytest.raises(OperandError, match=r"grad must have the shape \(32, 32\) of the result, got \(16, 32\)"):
         linear_gradients(np.ascontiguousarray(grad[:16]), saved)
@@ -366,6 +373,40 @@ def test_dots_stand_for_an_architecture() -> None:
     x, w, grad = tensors("dots", shape=(128, 128, 256))
     split = Dots(arch="sm_90a", promote_every=32)
     assert not np.array_equal(layer(x, w, grad, "fp8-current", split)[0], layer(x, w, grad, "fp8-current", "sm_90a")[0])
+
+
+@pytest.mark.parametrize("name", ["fp8-current", "fp8-delayed"])
+def test_a_gpus_name_is_its_target_with_the_recipes_promotion(name: str) -> None:
+    x, w, grad = tensors("names", shape=(256, 256, 256))
+    wanted = layer(x, w, grad, name, "sm_90a")
+    for arch in ("h100", "NVIDIA H100 PCIe"):
+        for found, want in zip(layer(x, w, grad, name, arch), wanted, strict=True):
+            same(found, want)
+    without = layer(x, w, grad, name, Dots(arch="sm_90a"))
+    assert np.array_equal(without[0], wanted[0])
+    assert not np.array_equal(without[1], wanted[1]) and not np.array_equal(without[2], wanted[2])
+
+
+def test_a_what_if_is_promoted_as_its_base_unless_it_says_otherwise() -> None:
+    x, w, grad = tensors("what if", shape=(256, 256, 256))
+    like = mmabits.what_if("training-like", base="sm_90a", rows={}).name
+    own = mmabits.what_if("training-own", base="sm_90a", rows={}, promote_every=32).name
+    for arch, wanted in ((like, "sm_90a"), (own, Dots(arch="sm_90a", promote_every=32))):
+        for found, want in zip(layer(x, w, grad, "fp8-current", arch), layer(x, w, grad, "fp8-current", wanted), strict=True):
+            same(found, want)
+
+
+@pytest.mark.parametrize("name", TRAINING_RECIPES)
+def test_without_gradients_m_may_be_any(name: str) -> None:
+    x, w, _ = tensors("forward", shape=(128, 128, 128))
+    states = LayerState(), LayerState()
+    whole = linear(x, w, recipe=name, arch="sm_100a", state=states[0])[0]
+    same(linear_forward(x, w, recipe=name, arch="sm_100a", state=states[1]), whole)
+    assert states[0].as_numbers() == states[1].as_numbers()
+    one = linear_forward(x[:1], w, recipe=name, arch="sm_100a")
+    if name in ("bf16", "fp8-rowwise", "fp8-tiles", "mxfp8"):  # no scale of the whole tensor
+        same(one, whole[:1])
+    assert one.shape == (1, 128)
 
 
 def test_the_table_has_a_line_for_each() -> None:

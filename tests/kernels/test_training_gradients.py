@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from operands import generator
 
-from mmabits.isa import OperandError, OperandTypeError
+from mmabits.isa import OperandError, OperandTypeError, UnknownArchitecture, UnsupportedInstruction
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes import asymmetric, fp8, fp8_blockwise, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16
 from mmabits.kernels.schemes.dots import Dots
@@ -148,6 +148,9 @@ def test_refusals_of_fake_quantization() -> None:
         fake_quantized(values, "bf16", scale=F32(1))
     with pytest.raises(OperandError, match="axis 2 of an array of 2 dimensions"):
         fake_quantized(values, "mxfp8", axis=2)
+    for axis in (None, 1.0, True):
+        with pytest.raises(OperandError, match=f"axis must be an integer, got {axis}"):
+            fake_quantized(values, "mxfp8", axis=axis)  # type: ignore[arg-type, unused-ignore]
     with pytest.raises(OperandError, match="multiple of the block size 32, got 16"):
         fake_quantized(values, "mxfp8", axis=0)
     with pytest.raises(OperandTypeError, match="values must be a NumPy array of float32"):
@@ -215,6 +218,66 @@ def test_types_of_tensors_are_kept() -> None:
         assert fake_quantize(x, "nvfp4").dtype == dtype and bf16_matmul(x, weight, arch="sm_90a").dtype == dtype
 
 
+def test_a_bias_changes_no_type() -> None:
+    torch = pytest.importorskip("torch")
+    from mmabits.kernels.training.in_torch import QuantizedLinear, quantized_linear
+
+    x = torch.tensor(normal(4, 32)).bfloat16()
+    layer = QuantizedLinear(32, 16, recipe="fp8-current", arch="sm_90a")
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and layer.bias.grad.tolist() == [4] * 16
+    wide = quantized_linear(x, layer.weight, recipe="fp8-current", arch="sm_90a").float() + layer.bias
+    assert torch.equal(y, wide.bfloat16())
+
+
+def test_one_token_goes_where_there_are_no_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    from mmabits.kernels.training.in_torch import QuantizedLinear
+
+    layer, x = QuantizedLinear(32, 64, recipe="nvfp4", arch="sm_100a").eval(), torch.tensor(normal(1, 32))
+    with torch.no_grad():
+        y = layer(x)
+    assert y.shape == (1, 64)
+    with pytest.raises(OperandError, match=r"M must be a multiple of 16 for nvfp4, .*; got 1 \(without gradients M may be any\)"):
+        layer(x)
+    with torch.no_grad():
+        many = layer(x.expand(16, 32))
+    assert torch.equal(many[:1], y)  # the same largest magnitude, so the same scale of the tensor
+
+
+def test_seeds_of_layers_are_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    from mmabits.kernels.training.in_torch import QuantizedLinear
+
+    found = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        found.append([QuantizedLinear(16, 16, recipe="nvfp4", arch="sm_100a") for _ in range(2)])
+    seeds = [[layer.state.seed for layer in layers] for layers in found]
+    assert seeds[0] == seeds[1] and seeds[0][0] != seeds[0][1]
+    torch.manual_seed(7)
+    other = [QuantizedLinear(16, 16, recipe="bf16", arch="sm_100a") for _ in range(2)]
+    assert torch.equal(other[1].weight, found[0][1].weight)  # whatever the recipe
+    assert repr(QuantizedLinear(16, 32, recipe="nvfp4", arch="h100", seed=3)) == (
+        "QuantizedLinear(16, 32, bias=True, recipe='nvfp4', arch='h100', seed=3)"
+    )
+
+
+def test_a_layer_refuses_what_is_wrong_when_it_is_made() -> None:
+    pytest.importorskip("torch")
+    from mmabits.kernels.training.in_torch import QuantizedLinear
+
+    for more, error, text in (
+        ({"arch": "sm_9"}, UnknownArchitecture, "unknown architecture 'sm_9'"),
+        ({"seed": "a"}, OperandError, "seed must be an integer from 0"),
+        ({"in_features": 24}, OperandError, "K must be a multiple of 16 for nvfp4"),
+        ({"out_features": 24}, OperandError, "N must be a multiple of 16 for nvfp4"),
+    ):
+        with pytest.raises(error, match=text):
+            QuantizedLinear(**{"in_features": 32, "out_features": 16, "recipe": "nvfp4", "arch": "sm_100a", **more})
+
+
 def test_batches_of_bf16_products() -> None:
     torch = pytest.importorskip("torch")
     from mmabits.kernels.training.in_torch import bf16_matmul
@@ -245,6 +308,15 @@ def test_what_torch_refuses() -> None:
         fake_quantize(torch.ones(2, 2, device="meta"), "int8")
     with pytest.raises(OperandTypeError, match=r"x must be a torch tensor of .*, got list"):
         fake_quantize([1.0], "int8")
+    with pytest.raises(OperandError, match=r"x must be a dense tensor, got torch\.sparse_coo"):
+        fake_quantize(x.to_sparse(), "int8")
+    for wrong, text in (
+        (torch.ones(2, 1, 32), "bias must have 1 dimensions"), (torch.ones(1), r"bias must have shape \(32,\), got \(1,\)"),
+    ):  # fmt: skip
+        with pytest.raises(OperandError, match=text):
+            quantized_linear(x, x, wrong, recipe="bf16", arch="sm_100a")
+    with pytest.raises(OperandTypeError, match="state must be a LayerState, got dict"):
+        quantized_linear(x, x, recipe="bf16", arch="sm_100a", state={})
     with pytest.raises(OperandError, match="a and b must be"):
         bf16_matmul(x, torch.ones(16, 32), arch="sm_90a")
 
@@ -303,6 +375,59 @@ def test_what_jax_refuses() -> None:
         quantized_linear(x, x[:16], recipe="bf16", arch="sm_100a")
     with pytest.raises(OperandTypeError, match="x must be float32, bfloat16, float16, got int32"):
         fake_quantize(np.ones((2, 32), np.int32), "mxfp8")
+    for step in (-1, 1.7, True, 1 << 32, np.array([1, 2])):
+        with pytest.raises(OperandError, match=r"step must be an integer from 0 to 2\^32 - 1, got"):
+            quantized_linear(x, x, recipe="bf16", arch="sm_100a", step=step)
+    with pytest.raises(OperandError, match="seed must be an integer from 0"):
+        quantized_linear(x, x, recipe="bf16", arch="sm_100a", seed=0.5)
+
+
+@pytest.mark.parametrize("around", ["nothing", "jit", "grad", "both"])
+def test_jax_refuses_before_anything_runs(around: str) -> None:
+    jax = pytest.importorskip("jax")
+    from mmabits.kernels.training.in_jax import fake_quantize, quantized_linear
+
+    def called(function: Any) -> Any:
+        told = function if around in ("nothing", "jit") else jax.grad(lambda x: function(x).sum())
+        return jax.jit(told) if around in ("jit", "both") else told
+
+    x = normal(32, 32)
+    for more, error, text in (
+        ({"axis": 7}, OperandError, "axis 7 of an array of 2 dimensions"),
+        ({"axis": None}, OperandError, "axis must be an integer, got None"),
+        ({"foo": 1}, OperandError, "mxfp4 has no option 'foo'; it has recipe"),
+    ):
+        with pytest.raises(error, match=text):
+            called(lambda x, more=more: fake_quantize(x, "mxfp4", **more))(x)
+    with pytest.raises(OperandError, match="multiple of the block size 32, got 30"):
+        called(lambda x: fake_quantize(x, "mxfp4"))(x[:, :30])
+    for recipe, arch, other, error, text in (
+        ("bf16", "foo", x, UnknownArchitecture, "unknown architecture 'foo'"),
+        ("fp8-current", "sm_80", x, UnsupportedInstruction, "sm_80 has no tensor-core instruction for e4m3 x e4m3"),
+        ("nvfp4", "sm_100a", x[:, :24], OperandError, "N must be a multiple of 16 for nvfp4"),
+    ):
+        with pytest.raises(error, match=text):
+            called(lambda x, recipe=recipe, arch=arch, w=other: quantized_linear(x, w, recipe=recipe, arch=arch))(x)
+    token = called(lambda x: quantized_linear(x, normal(32, 32), recipe="nvfp4", arch="sm_100a"))
+    if around in ("nothing", "jit"):
+        assert token(x[:1]).shape == (1, 32)
+    else:
+        with pytest.raises(OperandError, match="M must be a multiple of 16 for nvfp4"):
+            token(x[:1])
+
+
+def test_a_traced_step_is_one_integer() -> None:
+    jax = pytest.importorskip("jax")
+    from mmabits.kernels.training.in_jax import quantized_linear
+
+    x = normal(32, 32)
+    traced = jax.jit(lambda step: quantized_linear(x, x, recipe="bf16", arch="sm_100a", step=step))
+    same(traced(3), traced(4))
+    for wrong in (1.7, True, np.array([1, 2])):
+        with pytest.raises(OperandError, match="step must be one integer, got"):
+            traced(wrong)
+    with pytest.raises(Exception, match=r"step must be an integer from 0 to 2\^64 - 1, got -1"):
+        np.asarray(traced(-1))
 
 
 @pytest.mark.parametrize("recipe", ["fp8-delayed", "nvfp4"])
