@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode, encode
-from mmabits.isa import OperandError, format_spec, nearest
+from mmabits.isa import OperandError, OperandTypeError, format_spec, nearest
 from mmabits.kernels.schemes.asymmetric import affine_codes, affine_parameters
-from mmabits.kernels.schemes.checks import Array, check_finite, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, checked, positive
 from mmabits.kernels.schemes.w8a8 import Floats, int8_codes, int8_scales
 from mmabits.reports.written import written_whole
 
@@ -28,6 +32,10 @@ Doubles = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 _LEAST_EXPONENT: Final = -149  # of float32
+_DAMAGE: Final = (
+    ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, RuntimeError, MemoryError
+)  # fmt: skip
+"""What reading an archive that is none, or is damaged, raises; a method of compression that is not known is a RuntimeError."""
 
 
 # What ranges are for --------------------------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ TARGETS: Final[dict[str, CalibrationTarget]] = {
         CalibrationTarget(
             name="int8-asymmetric", what="256 codes and a zero point, `quantize_affine`", is_symmetric=False, levels=256, stored=_as_affine
         ),
-        CalibrationTarget(name="int4", what="-7 to 7, `quantize_int4_symmetric`", is_symmetric=True, levels=8, stored=_as_int4),
+        CalibrationTarget(name="int4", what="-7 to 7, `quantize_int4_symmetric(amax=...)`", is_symmetric=True, levels=8, stored=_as_int4),
         CalibrationTarget(name="e4m3", what="`fp8.quantize` with a static scale", is_symmetric=True, levels=128, stored=_as_fp8("e4m3")),
         CalibrationTarget(name="e5m2", what="`fp8.quantize` with a static scale", is_symmetric=True, levels=128, stored=_as_fp8("e5m2")),
     )
@@ -133,15 +141,18 @@ def _min_max(found: Histogram, target: CalibrationTarget, options: CalibrationOp
 
 
 def _percentile(found: Histogram, target: CalibrationTarget, options: CalibrationOptions) -> Range:
-    """The least edge of a bin below which the share of magnitudes lies; for asymmetric codes of each tail half as much is cut off."""
+    """The least edge of a bin below which the share of magnitudes lies; for asymmetric codes of each tail half as much is cut off.
+
+    How many values the share is, is exact: in floating point 20,000 times half of 1 - 0.9999 is less than 1.
+    """
+    size, share = int(found.counts.sum()), Fraction(repr(options.share))
     if target.is_symmetric:
-        counts = found.magnitudes()
-        edge = np.searchsorted(np.cumsum(counts), options.share * counts.sum()) + 1
+        edge = np.searchsorted(np.cumsum(found.magnitudes()), ceil(share * size)) + 1
         amax = np.float32(min(edge * found.width, float(found.amax)))
         return -amax, amax
-    total, tail = np.cumsum(found.counts), (1 - options.share) / 2
-    first = np.searchsorted(total, tail * total[-1], side="right")
-    last = np.searchsorted(total, (1 - tail) * total[-1]) + 1
+    total, cut = np.cumsum(found.counts), floor((1 - share) / 2 * size)
+    first = np.searchsorted(total, cut, side="right")
+    last = np.searchsorted(total, size - cut) + 1
     low, high = ((int(edge) - found.bins) * found.width for edge in (first, last))
     return np.float32(max(min(low, 0.0), float(found.low))), np.float32(min(max(high, 0.0), float(found.high)))
 
@@ -266,7 +277,8 @@ class CalibrationOptions:
     averaging: float = 0.01
     """What a new part weighs in a moving average: above 0 to 1."""
     bins: int = 4096
-    """On each side of zero, a power of two from 256 on; more than half of them are used."""
+    """On each side of zero, a power of two from 256 on; more than half of them are used. They reach to the largest value of all:
+    1e6 makes each of 4096 256 wide, and 256 is then the least that `percentile` finds, whatever the others are."""
     candidates: int = 256
     """Ranges that `mean-square` tries, at least 2."""
 
@@ -274,12 +286,14 @@ class CalibrationOptions:
         """Check."""
         for name in ("share", "averaging"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value <= 1:
                 raise OperandError(f"{name} must be a number above 0 and at most 1, got {value!r}")
+            object.__setattr__(self, name, float(str(value)))  # the number that it shows: 0.9 of float32 is 0.9
         for name, least in (("bins", 256), ("candidates", 2)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise OperandError(f"{name} must be an integer from {least} on, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if self.bins & (self.bins - 1):
             raise OperandError(f"bins must be a power of two, got {self.bins}")
 
@@ -301,9 +315,14 @@ class Ranges:
         return np.maximum(-self.low, self.high)
 
     def scales(self, largest: float) -> Floats:
-        """`amax / largest` in float32, 1 where that is zero: 448 for `fp8.quantize(scale=...)` of e4m3."""
-        with np.errstate(under="ignore"):
-            wanted = self.amax / np.float32(largest)
+        """`amax / largest` in float32, 1 where that is zero: 448 for `fp8.quantize(scale=...)` of e4m3.
+
+        Raises:
+            OperandError: `largest` is no positive, finite number, or so small that a scale would be infinite.
+        """
+        with np.errstate(under="ignore", over="ignore"):
+            wanted = self.amax / positive(largest, "largest")
+        check_finite(wanted, "scales")
         return np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)
 
     def spread(self, size: int) -> Ranges:
@@ -337,18 +356,22 @@ class Calibrator:
 
         Raises:
             OperandError: something else; entropy for asymmetric codes.
+            OperandTypeError: options of another type.
         """
         for name, rows, what in ((method, METHODS, "calibration method"), (target, TARGETS, "target of calibration")):
             if not isinstance(name, str) or name not in rows:
                 raise OperandError(f"unknown {what} {name!r}{nearest(str(name), rows)}; known: {', '.join(rows)}")
         for value, name in ((axis, "axis"), (group, "group")):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if (value is not None or name == "group") and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
                 raise OperandError(f"{name} must be an integer, got {value!r}")
+        if options is not None and not isinstance(options, CalibrationOptions):
+            raise OperandTypeError(f"options must be CalibrationOptions, got {type(options).__name__}")
         if group < 1:
             raise OperandError(f"group must be at least 1, got {group}")
         if method == "entropy" and not TARGETS[target].is_symmetric:
             raise OperandError(f"entropy is defined for symmetric codes; {target} takes min-max, percentile or mean-square")
-        self.method, self.target, self.axis, self.group = METHODS[method], TARGETS[target], axis, group
+        self.method, self.target = METHODS[method], TARGETS[target]
+        self.axis, self.group = None if axis is None else int(axis), int(group)
         self.options = options or CalibrationOptions()
         self.parts = 0
         self._low: Floats | None = None
@@ -381,8 +404,7 @@ class Calibrator:
             raise OperandError(f"this part has {low.size} ranges along axis {self.axis}, those before had {self._low.size}")
         elif self.method.name == "moving-average":
             share = np.float32(self.options.averaging)
-            self._low = self._low + share * (low - self._low)
-            self._high = self._high + share * (high - self._high)
+            self._low, self._high = _moved(self._low, low, share), _moved(self._high, high, share)
         else:
             self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
         self.parts += 1
@@ -510,13 +532,13 @@ class Calibrator:
                 low, high, exponents, counts = (file[name] for name in ("low", "high", "exponents", "counts"))
         except OSError as error:
             raise OperandError(f"{path} cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise OperandError(f"{path} is no calibration: {error}") from error
         try:
             options = CalibrationOptions(**{name: told[name] for name in CalibrationOptions.__dataclass_fields__})
             found = cls(told["method"], target=told["target"], axis=told["axis"], group=told["group"], options=options)
             found.parts = int(told["parts"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise OperandError(f"{path} is no calibration: {error}") from error
         shape = (low.size, 2 * options.bins) if low.size and found.method.counts else (0, 0)
         kinds = (low.dtype, high.dtype, exponents.dtype, counts.dtype) == (np.float32, np.float32, np.int64, np.int64)
@@ -531,6 +553,16 @@ def _binned(places: Counts, size: int, counts: Counts) -> Counts:
     total = np.zeros(size, np.int64)
     np.add.at(total, places, counts)  # exact, which weights of bincount, float64, are not
     return total
+
+
+def _moved(before: Floats, now: Floats, share: np.float32) -> Floats:
+    """`before + share * (now - before)`, each operation rounded; by halves, exact there, where the difference is beyond float32."""
+    with np.errstate(over="ignore", under="ignore"):
+        difference = now - before
+        found = before + share * difference
+        half, to = before / np.float32(2), now / np.float32(2)
+        halves = np.clip(half + share * (to - half), np.minimum(half, to), np.maximum(half, to)) * np.float32(2)
+    return np.where(np.isfinite(difference), found, halves)
 
 
 def _least(values: Array) -> np.float32:

@@ -168,7 +168,7 @@ def _rows() -> Iterator[FakeScheme]:
     yield FakeScheme(name="int8", what="INT8, a scale for each row", quantize=_int8, options=("amax",))
     affine = ("dtype", "low", "high")
     yield FakeScheme(name="int8-asymmetric", what="INT8, a scale and a zero point for each row", quantize=_int8_affine, options=affine)
-    yield FakeScheme(name="int4", what="INT4, a scale for each row (W4A4)", quantize=_int4, options=("clip",))
+    yield FakeScheme(name="int4", what="INT4, a scale for each row (W4A4)", quantize=_int4, options=("clip", "amax"))
     grouped = ("group",)
     for name, symmetric in (("w4a16", False), ("w4a16-symmetric", True)):
         about = f"INT4 weights, f16 scales for groups of 128{', no zero points' if symmetric else ''}"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmabits.isa import OperandError, OperandTypeError, nearest
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
-from mmabits.kernels.schemes.packing_awq_gptq import WORD, Words, checked_for_awq, pack_words, unpack_words
+from mmabits.kernels.schemes.packing_awq_gptq import WORD, Words, checked_for_awq, opened, pack_words, tensors_of, unpack_words
 from mmabits.kernels.schemes.w4a16 import MAX_CODE, Int4Weights
 
 _CHANNELS, _STRIDE, _CHUNK = 4, 64, 32
@@ -222,23 +222,21 @@ def read_gemv_checkpoint(path: str | Path, *, version: str, group: int) -> dict[
         group: its `group_size`.
 
     Raises:
-        OperandError: another version; a layer that lacks a tensor, or whose tensors do not fit each other.
+        OperandError: no such file; another version; a layer that lacks a tensor, or whose tensors do not fit each other.
         OperandTypeError: tensors of other types.
     """
-    from safetensors import safe_open
-
     if not isinstance(version, str) or version not in VERSIONS:
         raise OperandError(f"unknown version of AWQ checkpoints {version!r}{nearest(str(version), VERSIONS)}; known: {', '.join(VERSIONS)}")
     kind = VERSIONS[version]
     layers: dict[str, AwqGemvTensors | AwqGemvFastTensors] = {}
-    with safe_open(str(path), framework="numpy") as file:
+    with opened(path) as file:
         names = set(file.keys())
         for name in sorted(each.removesuffix(".qweight") for each in names if each.endswith(".qweight")):
             missing = [f"{name}.{field}" for field in kind.FIELDS if f"{name}.{field}" not in names]
             if missing:
                 raise OperandError(f"{path} has {name}.qweight without {', '.join(missing)}")
             try:
-                layers[name] = kind(**{field: file.get_tensor(f"{name}.{field}") for field in kind.FIELDS}, group=group)
+                layers[name] = kind(**tensors_of(file, {field: f"{name}.{field}" for field in kind.FIELDS}), group=group)
             except (OperandError, OperandTypeError) as error:
                 raise type(error)(f"{path}: {name}: {error}") from None
     return layers

@@ -8,7 +8,8 @@ GPTQ: words of weights along K and of zeros along N, both in ascending order; ze
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.w4a16 import GROUP, MAX_CODE, Int4Weights
+from mmabits.reports.written import written_whole
 
 WORD: Final = 8
 """Codes in an int32 word."""
@@ -240,11 +242,59 @@ def write_checkpoint(path: str | Path, layers: Mapping[str, PackedLayer]) -> Non
 
     Layers are `AwqTensors`, `GptqTensors`, or those of `packing_awq_gemv`. What safetensors has no place for, the method, `version` and
     `checkpoint_format`, stands in a checkpoint's config.json: see `quantization_config` and `gemv_config`.
-    """
-    from safetensors.numpy import save_file
 
+    Raises:
+        OperandTypeError: layers of another kind.
+        OperandError: the file cannot be written; nothing half-written is left.
+    """
+    from safetensors.numpy import save
+
+    if not isinstance(layers, Mapping):
+        raise OperandTypeError(f"layers must be a mapping of names to layers, got {type(layers).__name__}")
+    for name, layer in layers.items():
+        if not isinstance(getattr(layer, "FIELDS", None), tuple):
+            raise OperandTypeError(
+                f"layer {name!r} must be AwqTensors, GptqTensors or those of packing_awq_gemv, got {type(layer).__name__}"
+            )
     tensors = {f"{name}.{field}": np.ascontiguousarray(getattr(layer, field)) for name, layer in layers.items() for field in layer.FIELDS}
-    save_file(tensors, str(path), metadata={"format": "pt"})
+    try:
+        with written_whole(Path(path)) as partial:
+            partial.write_bytes(save(tensors, metadata={"format": "pt"}))
+    except OSError as error:
+        raise OperandError(f"{path} cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, open: its `keys()` and `get_tensor(name)`.
+
+    Raises:
+        OperandError: no such file, or no such content.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb"), safe_open(str(path), framework="numpy") as file:
+            yield file
+    except OSError as error:
+        raise OperandError(f"{path} cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise OperandError(f"{path} is no safetensors file: {error}") from error
+
+
+def tensors_of(file: Any, names: Mapping[str, str]) -> dict[str, Array]:
+    """Tensors of an open file, by the fields that they go to.
+
+    Raises:
+        OperandTypeError: a type that NumPy lacks.
+    """
+    found = {}
+    for field, name in names.items():
+        try:
+            found[field] = file.get_tensor(name)
+        except (AttributeError, KeyError, TypeError) as error:  # safetensors looks for a type of that name in NumPy
+            raise OperandTypeError(f"{field} is {file.get_slice(name).get_dtype()}, for which NumPy has no type") from error
+    return found
 
 
 def quantization_config(layer: AwqTensors | GptqTensors) -> dict[str, Any]:
@@ -271,13 +321,11 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
             they look like those of the other version.
 
     Raises:
-        OperandError: a layer with a `qweight` that lacks another of its tensors, or whose tensors do not fit each other.
+        OperandError: no such file; a layer with a `qweight` that lacks another of its tensors, or whose tensors do not fit each other.
         OperandTypeError: tensors of other types.
     """
-    from safetensors import safe_open
-
     layers: dict[str, AwqTensors | GptqTensors] = {}
-    with safe_open(str(path), framework="numpy") as file:
+    with opened(path) as file:
         names = set(file.keys())
         for name in sorted(each.removesuffix(".qweight") for each in names if each.endswith(".qweight")):
             is_gptq = f"{name}.g_idx" in names
@@ -285,8 +333,8 @@ def read_checkpoint(path: str | Path, *, zeros_minus_one: bool = True) -> dict[s
             missing = [f"{name}.{field}" for field in fields if f"{name}.{field}" not in names]
             if missing:
                 raise OperandError(f"{path} has {name}.qweight without {', '.join(missing)}")
-            tensors = {field: file.get_tensor(f"{name}.{field}") for field in fields}
             try:
+                tensors = tensors_of(file, {field: f"{name}.{field}" for field in fields})
                 layer = GptqTensors(**tensors, zeros_minus_one=zeros_minus_one) if is_gptq else AwqTensors(**tensors)
             except (OperandError, OperandTypeError) as error:
                 raise type(error)(f"{path}: {name}: {error}") from None

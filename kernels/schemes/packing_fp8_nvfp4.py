@@ -207,6 +207,7 @@ class Fp8Tensors:
 
 
 Layer = Nvfp4Tensors | Fp8Tensors | BlockFp8Tensors
+_LAYERS: Final[tuple[type, ...]] = (Nvfp4Tensors, Fp8Tensors, BlockFp8Tensors)
 
 
 def _names(layer: Layer) -> dict[str, Array]:
@@ -233,8 +234,15 @@ def write_fp_checkpoint(path: str | Path, layers: Mapping[str, Layer], *, caches
         caches: scales of KV caches, by the names of their attention modules.
 
     Raises:
+        OperandTypeError: layers of another kind.
         OperandError: the file cannot be written; nothing half-written is left.
     """
+    for what, given, kinds in (("layer", layers, _LAYERS), ("cache", caches or {}, (CacheScales,))):
+        if not isinstance(given, Mapping):
+            raise OperandTypeError(f"{what}s must be a mapping of names to {what}s, got {type(given).__name__}")
+        for name, each in given.items():
+            if not isinstance(each, kinds):
+                raise OperandTypeError(f"{what} {name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(each).__name__}")
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts: list[bytes] = []
     end = 0
@@ -266,19 +274,22 @@ _DTYPES: Final = {
 def read_fp_checkpoint(path: str | Path) -> dict[str, Layer]:
     """The NVFP4 and FP8 layers of a safetensors file by name: told apart by the names, types and shapes of their tensors.
 
-    Tensors of other layers are left alone, and scales of caches, which `read_cache_scales` reads.
+    Tensors of other layers are left alone, also where they have a `weight_scale`: INT8, INT4, MXFP4, MXFP8. So are scales of caches, which
+    `read_cache_scales` reads.
 
     Raises:
         OperandError: no such file; a layer that lacks a tensor, or whose tensors do not fit each other.
         OperandTypeError: tensors of other types.
     """
-    tensors = _tensors(path)
+    tensors, kinds = _tensors(path)
     layers: dict[str, Layer] = {}
-    for key in sorted(tensors):
+    for key in sorted(kinds):
         name, _, part = key.rpartition(".")
-        if part not in _SCALES:
+        if part not in _SCALES or _is_of_another_kind(name, part, kinds):
             continue
         try:
+            if key not in tensors:
+                raise OperandTypeError(f"{part} must be float32 or bfloat16, got {kinds[key]}")
             layers[name] = _layer(name, part, tensors)
         except (OperandError, OperandTypeError) as error:
             raise type(error)(f"{path}: {name}: {error}") from None
@@ -297,11 +308,22 @@ def read_cache_scales(path: str | Path) -> dict[str, CacheScales]:
         OperandError: no such file; a scale of keys without that of values; zero points.
         OperandTypeError: tensors of other types.
     """
-    tensors = _tensors(path)
+    tensors, _ = _tensors(path)
     try:
         return cache_scales_of(tensors)
     except (OperandError, OperandTypeError) as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def _is_of_another_kind(name: str, scales: str, kinds: Mapping[str, str]) -> bool:
+    """Whether the types of a layer with scales are those of another kind than FP8 or NVFP4; a layer without codes is not."""
+    scale = kinds[f"{name}.{scales}"]
+    if any(f"{name}.{row.whole}" in kinds for row in FLAVOURS.values()):
+        return scale != "F8_E4M3"  # ModelOpt's INT4 with scales of groups and of the tensor
+    weight = kinds.get(f"{name}.weight")
+    if weight is None:
+        return f"{name}.weight_packed" in kinds  # MXFP4, INT4
+    return weight != "F8_E4M3" or scale == "U8"  # INT8, INT4; MXFP8
 
 
 def _layer(name: str, scales: str, tensors: Mapping[str, Array]) -> Layer:
@@ -324,8 +346,8 @@ def _layer(name: str, scales: str, tensors: Mapping[str, Array]) -> Layer:
     return Fp8Tensors(weight=weight, weight_scale=scale, input_scale=input_scale)
 
 
-def _tensors(path: str | Path) -> dict[str, Array]:
-    """What NumPy and ml_dtypes have a type for."""
+def _tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """What layers and caches consist of, and the types of all tensors."""
     from safetensors import SafetensorError, deserialize
 
     read: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = deserialize
@@ -335,8 +357,9 @@ def _tensors(path: str | Path) -> dict[str, Array]:
         raise OperandError(f"{path} cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise OperandError(f"{path} is no safetensors file: {error}") from error
-    return {
+    known = {
         name: np.frombuffer(bytes(each["data"]), _DTYPES[each["dtype"]]).reshape(each["shape"])
         for name, each in held
         if each["dtype"] in _DTYPES
     }
+    return known, {name: each["dtype"] for name, each in held}

@@ -27,6 +27,8 @@ class ScaleLayout:
     what: str
     store: Callable[[Array], Array]
     load: Callable[[Array, int, int], Array]
+    held: tuple[Any, ...] = _TYPES
+    """What its scales are held as."""
     source: str
 
 
@@ -88,7 +90,7 @@ LAYOUTS: Final[dict[str, ScaleLayout]] = {
         ),
         ScaleLayout(
             name="deepgemm", what="(ceil(columns / 4), rows padded to 4) int32: four ue8m0 along K to a word, the lowest K lowest",
-            store=_to_words, load=_from_words, source="DeepGEMM, get_mn_major_tma_aligned_packed_ue8m0_tensor",
+            store=_to_words, load=_from_words, held=(np.int32,), source="DeepGEMM, get_mn_major_tma_aligned_packed_ue8m0_tensor",
         ),
     )
 }  # fmt: skip
@@ -139,7 +141,7 @@ def load_scales(held: Array, rows: int, columns: int, layout: str) -> npt.NDArra
     for size, name in ((rows, "rows"), (columns, "columns")):
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 0:
             raise OperandError(f"{name} must be an integer from 0 on, got {size!r}")
-    return how.load(checked(held, "scales", (*_TYPES, np.int32)), int(rows), int(columns))
+    return how.load(checked(held, "scales", how.held), int(rows), int(columns))
 
 
 def pack_scales_of_float32(scales: Array) -> npt.NDArray[np.uint8]:

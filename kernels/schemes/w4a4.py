@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mmabits.isa import OperandError, architecture, nearest
 from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
-from mmabits.kernels.schemes.w8a8 import Floats, scaled
+from mmabits.kernels.schemes.w8a8 import Floats, scaled, static_amax
 
 LARGEST: Final = 7
 """Codes are -7 to 7 as they are made here; -8 may be in other people's."""
@@ -83,7 +83,7 @@ def unpack_codes(packed: npt.NDArray[np.uint8], *, axis: int) -> npt.NDArray[np.
     return np.ascontiguousarray(codes if axis == 0 else codes.T)
 
 
-def quantize_int4_symmetric(values: Array, *, axis: int, clip: float = 1.0) -> Int4Matrix:
+def quantize_int4_symmetric(values: Array, *, axis: int, clip: float = 1.0, amax: Array | None = None) -> Int4Matrix:
     """INT4 with a scale for each row (`axis=0`: a token) or column (`axis=1`: an output channel) of a matrix.
 
     `scale = (amax * clip) / 7`, 1 where that is zero; code = `rint(x / scale)` within -7 to 7. Single float32 operations.
@@ -92,6 +92,8 @@ def quantize_int4_symmetric(values: Array, *, axis: int, clip: float = 1.0) -> I
         values: (M, K) or (K, N) float32, finite.
         axis: which index has a scale of its own.
         clip: the part of the largest magnitude that stands for 7, above 0 to 1: QuaRot has 0.9 for activations.
+        amax: float32 magnitudes in place of the largest of each row or column (static scaling): one for each, or a single one for all,
+            finite, 0 or more. Larger values saturate.
 
     Raises:
         OperandTypeError, OperandError: something else.
@@ -104,7 +106,7 @@ def quantize_int4_symmetric(values: Array, *, axis: int, clip: float = 1.0) -> I
         raise OperandError(f"axis must be 0 (rows) or 1 (columns), got {axis}")
     if isinstance(clip, bool) or not isinstance(clip, (int, float, np.floating)) or not 0 < clip <= 1:
         raise OperandError(f"clip must be a number above 0 and at most 1, got {clip!r}")
-    amax = np.abs(given).max(axis=1 - axis, initial=np.float32(0))
+    amax = np.abs(given).max(axis=1 - axis, initial=np.float32(0)) if amax is None else static_amax(amax, given.shape[axis])
     with np.errstate(under="ignore", over="ignore"):
         wanted = (amax * np.float32(clip)) / np.float32(LARGEST)
         scales = np.where(wanted > 0, wanted, np.float32(1)).astype(np.float32)

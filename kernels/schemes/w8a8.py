@@ -66,6 +66,21 @@ def int8_codes(values: Floats, scales: Floats) -> npt.NDArray[np.int8]:
     return codes
 
 
+def static_amax(amax: Array, size: int) -> Floats:
+    """Largest magnitudes that are given: one for each of `size` rows or columns.
+
+    Raises:
+        OperandTypeError, OperandError: something else than float32 of shape (), (1,) or (size,), finite, 0 or more.
+    """
+    given = checked(amax, "amax", (np.float32,))
+    if given.shape not in ((), (1,), (size,)):
+        raise OperandError(f"amax must have shape ({size},) or (1,), got {given.shape}")
+    check_finite(given, "amax")
+    if (given < 0).any():
+        raise OperandError(f"amax must not be negative, got {given.min()}")
+    return np.broadcast_to(given.reshape(-1), (size,))
+
+
 def quantize_int8(values: Array, *, axis: int, amax: Array | None = None) -> Int8Matrix:
     """INT8 with a scale for each row (`axis=0`: a token) or column (`axis=1`: an output channel) of a matrix.
 
@@ -82,16 +97,7 @@ def quantize_int8(values: Array, *, axis: int, amax: Array | None = None) -> Int
     check_finite(given, "values")
     if axis not in (0, 1):
         raise OperandError(f"axis must be 0 (rows) or 1 (columns), got {axis}")
-    if amax is None:
-        amax = np.abs(given).max(axis=1 - axis, initial=np.float32(0))
-    else:
-        amax = checked(amax, "amax", (np.float32,))
-        if amax.shape not in ((), (1,), (given.shape[axis],)):
-            raise OperandError(f"amax must have shape ({given.shape[axis]},) or (1,), got {amax.shape}")
-        check_finite(amax, "amax")
-        if (amax < 0).any():
-            raise OperandError(f"amax must not be negative, got {amax.min()}")
-        amax = np.broadcast_to(amax.reshape(-1), (given.shape[axis],))
+    amax = np.abs(given).max(axis=1 - axis, initial=np.float32(0)) if amax is None else static_amax(amax, given.shape[axis])
     scales = int8_scales(amax)
     codes = int8_codes(given, scales[:, None] if axis == 0 else scales[None, :])
     return Int8Matrix(codes=codes, scales=scales, axis=axis)

@@ -13,6 +13,8 @@ from mmabits.isa.errors import OperandError, OperandTypeError
 from mmabits.kernels.calibration import METHODS, TARGETS, CalibrationOptions, Calibrator, Ranges
 from mmabits.kernels.schemes import fp8
 from mmabits.kernels.schemes.asymmetric import quantize_affine
+from mmabits.kernels.schemes.fake import fake_quantized
+from mmabits.kernels.schemes.w4a4 import quantize_int4_symmetric
 from mmabits.kernels.schemes.w8a8 import quantize_int8
 
 SEED = 20260302
@@ -190,6 +192,32 @@ def test_percentile_holds_its_share() -> None:
     assert amax == np.abs(values).max()
 
 
+def test_percentiles_cut_off_whole_numbers_of_values_at_both_ends() -> None:
+    """Half of 1 - 0.9999 times 20,000 is 0.99999999 in floating point."""
+    for times in (1, 3, 7):
+        values = np.linspace(-1, 1, 20_000 * times, dtype=F32)
+        values[:times], values[-times:] = -100, 100
+        for target in ("int8-asymmetric", "int8"):
+            found = calibrated("percentile", [values], target=target, options=CalibrationOptions()).ranges()
+            assert (found.low[0], found.high[0]) == (-1, 1), (times, target)
+
+
+def test_one_large_value_makes_bins_wide() -> None:
+    """The numbers of docs/quantizers.md."""
+    values = np.random.default_rng(SEED).standard_normal(20_000).astype(F32)
+    values[7] = 1e6
+    assert calibrated("percentile", [values], options=CalibrationOptions()).ranges().amax[0] == 256
+    assert 3.5 < np.sort(np.abs(values))[19_997] < 4.5
+
+
+def test_moving_averages_of_numbers_far_apart() -> None:
+    found = calibrated("moving-average", [np.array(ends, F32) for ends in ([-3e38, 3e38], [3e38, 3e38])], options=CalibrationOptions())
+    assert found.ranges().low[0] == F32(-2.94e38) and found.ranges().high[0] == F32(3e38)
+    whole = CalibrationOptions(averaging=1)
+    ends = [np.array([sign * np.finfo(F32).max], F32) for sign in (1, -1)]
+    assert calibrated("moving-average", ends, options=whole).ranges().low[0] == ends[1][0]
+
+
 def test_a_clipped_range_loses_less_where_there_is_an_outlier() -> None:
     values = np.random.default_rng(SEED).standard_normal((64, 256)).astype(F32)
     values[0, 0] = 40
@@ -289,6 +317,11 @@ def test_ranges_of_token_groups_are_static_scales_of_rows() -> None:
     assert quantize_int8(x, axis=0, amax=ranges.amax).scales.tolist() == (ranges.amax / F32(127)).tolist()
     assert fp8.quantize(x, per="row", scale=ranges.scales(448)).scales[:, 0].tolist() == (ranges.amax / F32(448)).tolist()
     assert quantize_affine(x, axis=0, low=ranges.low, high=ranges.high).zeros.size == 24
+    four = quantize_int4_symmetric(x, axis=0, amax=ranges.amax)
+    assert four.scales.tolist() == (ranges.amax / F32(7)).tolist()
+    row = TARGETS["int4"].stored(x[2], ranges.low[2], ranges.high[2])
+    assert np.array_equal(four.dequantize()[2], row)
+    assert np.array_equal(fake_quantized(x, "int4", amax=ranges.amax)[0], four.dequantize())
     one = calibrated("min-max", parts()).ranges().spread(3)
     assert one.high.tolist() == [40] * 3
     with pytest.raises(OperandError, match="3 ranges of 10 each do not make up 31"):
@@ -317,6 +350,13 @@ def tampered(folder: Path, name: str, array: np.ndarray) -> Calibrator:
         (lambda _: Calibrator("entropy", target="int8-asymmetric"), OperandError, "entropy is defined for symmetric codes"),
         (lambda _: Calibrator(group=0), OperandError, "group must be at least 1, got 0"),
         (lambda _: Calibrator(axis="1"), OperandError, "axis must be an integer, got '1'"),
+        (lambda _: Calibrator(group=None), OperandError, "group must be an integer, got None"),  # type: ignore[arg-type]
+        (lambda _: Calibrator(options={"share": 0.9}), OperandTypeError, "must be CalibrationOptions, got dict"),  # type: ignore[arg-type]
+        (lambda _: calibrated("min-max", parts()).ranges().scales(math.nan), OperandError, "largest must be positive and finite, got nan"),
+        (lambda _: calibrated("min-max", parts()).ranges().scales(-448), OperandError, "largest must be positive and finite, got -448"),
+        (lambda _: calibrated("min-max", parts()).ranges().scales(0), OperandError, "largest must be positive and finite, got 0"),
+        (lambda _: calibrated("min-max", parts()).ranges().scales(1e-38), OperandError, "scales must be finite, got inf"),
+        (lambda _: quantize_int4_symmetric(parts()[0], axis=0, amax=np.array([-1], F32)), OperandError, "amax must not be negative"),
         (lambda _: CalibrationOptions(share=0), OperandError, "share must be a number above 0 and at most 1, got 0"),
         (lambda _: CalibrationOptions(bins=1000), OperandError, "bins must be a power of two, got 1000"),
         (lambda _: CalibrationOptions(candidates=1), OperandError, "candidates must be an integer from 2 on, got 1"),
@@ -339,6 +379,33 @@ def tampered(folder: Path, name: str, array: np.ndarray) -> Calibrator:
 def test_wrong_use(tmp_path: Path, make: Callable[[Path], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         make(tmp_path)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    options = CalibrationOptions(share=F32(0.9), bins=np.int64(512), candidates=np.int32(64))  # type: ignore[arg-type]
+    assert options == CalibrationOptions(share=0.9, bins=512, candidates=64)
+    found = calibrated("percentile", parts(), axis=np.int64(1), group=np.int8(8), options=options)
+    assert same(found, Calibrator.load(found.save(tmp_path / "state")))
+
+
+def test_a_damaged_file_is_one_error_of_ours(tmp_path: Path) -> None:
+    """The members' checksums tell most damage; the rest changes names that nothing depends on."""
+    found = calibrated("percentile", parts())
+    held = found.save(tmp_path / "state").read_bytes()
+    kinds = [(place, change) for place in range(0, len(held), 13) for change in (1, 255)]
+    kinds += [(place, change) for place in range(len(held) - 1) if held[place : place + 2] == b"\x08\0" for change in (4, 6, 9)]
+    refused = 0
+    for place, change in kinds:  # the second: ways of compression
+        try:
+            again = loaded(tmp_path, held[:place] + bytes([held[place] ^ change]) + held[place + 1 :])
+        except OperandError:
+            refused += 1
+        else:
+            assert same(found, again) and again.parts == found.parts
+    assert refused > len(kinds) / 2
+    for size in range(0, len(held), 100):
+        with pytest.raises(OperandError):
+            loaded(tmp_path, held[:size])
 
 
 def test_a_refused_part_changes_nothing() -> None:

@@ -230,6 +230,16 @@ def file_of(folder: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> o
         (lambda _: Fp8Tensors(weight=np.zeros((2, 4), E4M3), weight_scale=np.ones((3, 1), F32)), OperandError, r"\(2, 1\), got \(3, 1\)"),
         (lambda folder: read_fp_checkpoint(folder / "nowhere"), OperandError, "nowhere cannot be read"),
         (lambda folder: write_fp_checkpoint(folder / "no" / "where", {}), OperandError, "cannot be written"),
+        (lambda folder: write_fp_checkpoint(folder / "file", {"a": normal(2, 2)}), OperandTypeError,  # type: ignore[dict-item]
+         "layer 'a' must be Nvfp4Tensors or Fp8Tensors or BlockFp8Tensors, got ndarray"),
+        (lambda folder: write_fp_checkpoint(folder / "file", {}, caches={"a": 1}), OperandTypeError,  # type: ignore[dict-item]
+         "cache 'a' must be CacheScales, got int"),
+        (lambda folder: write_fp_checkpoint(folder / "file", [1]), OperandTypeError, "layers must be a mapping"),  # type: ignore[arg-type]
+        (lambda _: load_scales(np.zeros(64, np.int32), 5, 7, "8x4"), OperandTypeError, "float8_e4m3fn, got dtype int32"),
+        (lambda _: load_scales(np.zeros((5, 7), np.int32), 5, 7, "rows"), OperandTypeError, "float8_e4m3fn, got dtype int32"),
+        (lambda _: load_scales(codes(2, 4), 4, 4, "deepgemm"), OperandTypeError, "array of int32, got dtype uint8"),
+        (lambda folder: file_of(folder, {"x.weight_scale": ("F16", [1], b"\0<"), "x.weight": ("F8_E4M3", [1, 1], b"\0")}),
+         OperandTypeError, "x: weight_scale must be float32 or bfloat16, got F16"),
         (lambda folder: file_of(folder, {"x.weight_scale": ("F32", [1], b"\0\0\x80?")}),
          OperandError, "x: there is a weight_scale without weight"),
         (lambda folder: file_of(folder, {"x.weight_scale": ("F32", [1], b"\0\0\xc0\x7f"), "x.weight": ("F8_E4M3", [1, 1], b"\0")}),
@@ -243,6 +253,19 @@ def test_wrong_use(tmp_path: Path, make: Callable[[Path], object], error: type[E
     pytest.importorskip("safetensors")
     with pytest.raises(error, match=text):
         make(tmp_path)
+
+
+def test_layers_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    one = ("F32", [1], b"\0\0\x80?")
+    found = file_of(tmp_path, {
+        "int8.weight": ("I8", [1, 4], b"1234"), "int8.weight_scale": one,
+        "mxfp4.weight_packed": ("U8", [1, 16], bytes(16)), "mxfp4.weight_scale": ("U8", [1, 1], b"\x7f"),
+        "mxfp8.weight": ("F8_E4M3", [1, 32], bytes(32)), "mxfp8.weight_scale": ("U8", [1, 1], b"\x7f"),
+        "awq.weight": ("U8", [1, 8], bytes(8)), "awq.weight_scale": ("F32", [1, 1], one[2]), "awq.weight_scale_2": one,
+        "fp8.weight": ("F8_E4M3", [1, 32], bytes(32)), "fp8.weight_scale": one,
+    })  # fmt: skip
+    assert isinstance(found, dict) and list(found) == ["fp8"]
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -238,6 +238,11 @@ def cache_file(folder: Path, **tensors: np.ndarray) -> Path:
     return folder / "file"
 
 
+def junk(folder: Path) -> Path:
+    (folder / "junk").write_bytes(b"nonsense" * 4)
+    return folder / "junk"
+
+
 FOUR = w4a16.quantize_int4(np.ones((128, 8), F32))
 
 
@@ -260,6 +265,14 @@ FOUR = w4a16.quantize_int4(np.ones((128, 8), F32))
         (lambda folder: read_gemv_checkpoint(folder / "x", version="gemm", group=128), OperandError, "unknown version of AWQ checkpoints"),
         (lambda folder: read_gemv_checkpoint(cache_file(folder, a__qweight=one(1)), version="gemv", group=128), OperandError,
          "a.qweight without a.qzeros, a.scales"),
+        (lambda folder: read_gemv_checkpoint(folder / "nowhere", version="gemv", group=128), OperandError, "nowhere cannot be read"),
+        (lambda folder: read_checkpoint(folder / "nowhere"), OperandError, "nowhere cannot be read"),
+        (lambda folder: read_checkpoint(folder), OperandError, "cannot be read"),
+        (lambda folder: read_checkpoint(junk(folder)), OperandError, "is no safetensors file"),
+        (lambda folder: read_gemv_checkpoint(junk(folder), version="gemv", group=128), OperandError, "is no safetensors file"),
+        (lambda folder: write_checkpoint(folder / "no" / "where", {}), OperandError, "cannot be written"),
+        (lambda folder: write_checkpoint(folder / "file", {"a": one(1)}), OperandTypeError,  # type: ignore[dict-item]
+         "layer 'a' must be AwqTensors, GptqTensors or those of packing_awq_gemv, got ndarray"),
         (lambda _: BlockFp8Tensors(weight=np.zeros((130, 4), E4M3), scales=np.ones((1, 1), F32)), OperandError, r"\(2, 1\), got \(1, 1\)"),
         (lambda _: BlockFp8Tensors(weight=np.zeros((1, 1), E4M3), scales=np.full((1, 1), np.nan, F32)), OperandError, "must be finite"),
         (lambda _: BlockFp8Tensors.of(fp8.quantize(normal(4, 4))), OperandTypeError, "TiledFp8 of e4m3"),  # type: ignore[arg-type]
