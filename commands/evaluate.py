@@ -48,7 +48,7 @@ def evaluate(
     pieces: Annotated[int | None, typer.Option(min=1, help="Pieces at most.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model is cast to first: own, bf16, f16, f32.")] = "own",
     keep: Annotated[
-        list[str] | None, typer.Option(help="Name or pattern of layers that recipes leave alone; again for others. lm_head if left out.")
+        list[str] | None, typer.Option(help="Name or pattern of layers that recipes leave alone, instead of lm_head; again for others.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results of each run; an interrupted evaluation goes on there.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a dask.distributed scheduler, whose workers compute the runs.")] = None,
