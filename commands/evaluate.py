@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mmabits.commands.completion import architectures
+from mmabits.commands.completion import architectures, model_recipes
 from mmabits.isa.errors import EmulationError, OperandError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def evaluate(
         ),
     ],
     quantize: Annotated[
-        list[str] | None, typer.Option(help="Recipe, as none, fp8, mxfp8, nvfp4; again for others. none if left out.")
+        list[str] | None,
+        typer.Option(autocompletion=model_recipes, help="Recipe, as none, fp8, mxfp8, nvfp4; again for others. none if left out."),
     ] = None,
     library: Annotated[
         list[str] | None, typer.Option(help="Order of sums: cublaslt-13.1, chain, a file of choices; best: the best known choice.")
@@ -127,7 +128,7 @@ def _show(found: Evaluation) -> None:
     from mmabits.reports.output import draw, say
 
     for titles, table in enumerate(found.tables(), 1):
-        draw(table, titles=titles)  # of the second both settings
+        draw(table, titles=titles, between=" against ")  # of the second both settings
     for text in found.without_effect:
         say(f"Left out, since it changes nothing: {text}")
     missed = dict.fromkeys(text for each in found.settings for text in each.not_emulated)

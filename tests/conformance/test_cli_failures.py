@@ -23,6 +23,7 @@ from rich.text import Text
 
 import mmabits
 from mmabits.commands import main
+from mmabits.commands.completion import model_recipes, sizes
 from mmabits.commands.examples import EXAMPLES
 from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.recorded.dots import DotVectors, write_vectors
@@ -463,6 +464,34 @@ def test_a_table_is_stacked_where_it_does_not_fit_and_nothing_is_lost() -> None:
     wide = io.StringIO()
     Console(file=wide, width=200).print(Fitting(table))
     assert re.search(rf"^ {'x' * 30}  1\.5 +{'y' * 50} *$", wide.getvalue(), re.MULTILINE)
+
+
+def test_both_names_of_a_stacked_row_have_their_word() -> None:
+    table = Table(box=None)
+    for heading in ("setting", "against", "what"):
+        table.add_column(heading, no_wrap=True)
+    table.add_row("sm_90a, int8", "sm_90a, fp8", "x" * 60)
+    text = io.StringIO()
+    Console(file=text, width=60).print(Fitting(table, 2, " against "))
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == ["sm_90a, int8 against sm_90a, fp8", "  what", "x" * 60]
+
+
+def test_tables_in_a_pipe_have_no_blanks_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(box=None, title="of two")
+    table.add_column("name")
+    table.add_column("products")
+    table.add_row("short", "x")
+    table.add_row("not run", "y" * 200)
+    draw(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines] == ["of two", "name     products", "short    x", f"not run  {'y' * 200}"]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_recipes_of_evaluate_and_sizes_are_completed() -> None:
+    pytest.importorskip("torch")
+    assert sizes("q") == ["quick"]
+    assert {"mxfp8", "mxfp8-ceil"} <= set(model_recipes("mxfp8")) and not model_recipes("lm")
 
 
 @pytest.mark.parametrize("command", [name.removeprefix("mmabits").strip() for name in EXAMPLES])
