@@ -23,7 +23,6 @@ from rich.text import Text
 
 import mmabits
 from mmabits.commands import main
-from mmabits.commands.completion import model_recipes, sizes
 from mmabits.commands.examples import EXAMPLES
 from mmabits.conformance.record.generators import find_generator
 from mmabits.conformance.recorded.dots import DotVectors, write_vectors
@@ -486,12 +485,6 @@ def test_tables_in_a_pipe_have_no_blanks_at_the_end(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip() for line in lines] == ["of two", "name     products", "short    x", f"not run  {'y' * 200}"]
     assert all(line == line.rstrip() for line in lines)
-
-
-def test_recipes_of_evaluate_and_sizes_are_completed() -> None:
-    pytest.importorskip("torch")
-    assert sizes("q") == ["quick"]
-    assert {"mxfp8", "mxfp8-ceil"} <= set(model_recipes("mxfp8")) and not model_recipes("lm")
 
 
 @pytest.mark.parametrize("command", [name.removeprefix("mmabits").strip() for name in EXAMPLES])
