@@ -1,7 +1,8 @@
-"""What a shell completes after an option: architectures, formats and recipes, studies, cases."""
+"""What a shell completes after an option: architectures, formats and recipes, studies and their sizes."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 
 
@@ -21,6 +22,22 @@ def recipes(incomplete: str) -> list[str]:
     from mmabits.isa import FORMATS
 
     return _begun(dict.fromkeys((*WHOLE, *FORMATS)), incomplete)
+
+
+def model_recipes(incomplete: str) -> list[str]:
+    """Recipes of `evaluate`; none without torch, which it needs itself."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    from mmabits.research.evaluation.recipes import RECIPES
+
+    return _begun(RECIPES, incomplete)
+
+
+def sizes(incomplete: str) -> list[str]:
+    """Sizes of a study."""
+    from mmabits.research.study.report import SIZES
+
+    return _begun(SIZES, incomplete)
 
 
 def studies(incomplete: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from mmabits.commands.completion import architectures
+from mmabits.commands.completion import architectures, model_recipes
 from mmabits.isa.errors import EmulationError, OperandError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def evaluate(
         ),
     ],
     quantize: Annotated[
-        list[str] | None, typer.Option(help="Recipe, as none, fp8, mxfp8, nvfp4; again for others. none if left out.")
+        list[str] | None,
+        typer.Option(autocompletion=model_recipes, help="Recipe, as none, fp8, mxfp8, nvfp4; again for others. none if left out."),
     ] = None,
     library: Annotated[
         list[str] | None, typer.Option(help="Order of sums: cublaslt-13.1, chain, a file of choices; best: the best known choice.")
@@ -48,7 +49,7 @@ def evaluate(
     pieces: Annotated[int | None, typer.Option(min=1, help="Pieces at most.")] = None,
     dtype: Annotated[str, typer.Option(help="What the model is cast to first: own, bf16, f16, f32.")] = "own",
     keep: Annotated[
-        list[str] | None, typer.Option(help="Name or pattern of layers that recipes leave alone; again for others. lm_head if left out.")
+        list[str] | None, typer.Option(help="Name or pattern of layers that recipes leave alone, instead of lm_head; again for others.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results of each run; an interrupted evaluation goes on there.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a dask.distributed scheduler, whose workers compute the runs.")] = None,
@@ -127,7 +128,7 @@ def _show(found: Evaluation) -> None:
     from mmabits.reports.output import draw, say
 
     for titles, table in enumerate(found.tables(), 1):
-        draw(table, titles=titles)  # of the second both settings
+        draw(table, titles=titles, between=" against ")  # of the second both settings
     for text in found.without_effect:
         say(f"Left out, since it changes nothing: {text}")
     missed = dict.fromkeys(text for each in found.settings for text in each.not_emulated)

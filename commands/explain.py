@@ -26,8 +26,10 @@ def explain(
     a: Annotated[str | None, typer.Option("--a", help="Values of A along K, separated by commas; drawn at random if left out.")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Values of B.")] = None,
     c: Annotated[float, typer.Option("--c", help="The accumulator at the start.")] = 0.0,
-    scale_a: Annotated[str | None, typer.Option(help="Block scales of A, separated by commas.")] = None,
-    scale_b: Annotated[str | None, typer.Option(help="Block scales of B.")] = None,
+    scale_a: Annotated[
+        str | None, typer.Option(help="Block scales of A, by commas; if left out 1 beside --a, else drawn at random.")
+    ] = None,
+    scale_b: Annotated[str | None, typer.Option(help="Block scales of B; if left out 1 beside --b, else drawn at random.")] = None,
     k: Annotated[int, typer.Option("--k", min=1, max=MOST_ELEMENTS, help="Elements of K, where they are drawn at random.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the random values.")] = 0,
     promote_every: Annotated[int | None, typer.Option(help="Elements of K between promotions.")] = None,
@@ -53,9 +55,10 @@ def explain(
     scales: dict[str, Any] = {}
     if row.scale_type is not None and row.block is not None:
         blocks = -(-left.size // row.block)
-        for name, text in (("scale_a", scale_a), ("scale_b", scale_b)):
-            scales[name] = _values(text, row.scale_type.name, blocks, rng, name)
-    start = _encoded(np.array([c]), row.c_type.name, "c")[0]
+        for name, text, beside_it in (("scale_a", scale_a, a), ("scale_b", scale_b, b)):
+            ones = None if beside_it is None else ",".join(["1"] * blocks)
+            scales[name] = _values(text or ones, row.scale_type.name, blocks, rng, name)
+    start = _told(np.array([c]), row.c_type.name, "c")[0]
     with working("explaining"):
         found = explained(left, right, start, instruction=row, arch=arch, promote_every=promote_every, beside=tuple(beside or ()), **scales)
     draw(found)
@@ -76,6 +79,27 @@ def _encoded(values: npt.NDArray[Any], form: str, name: str) -> npt.NDArray[Any]
     return from_codes(codes, form)
 
 
+def _told(values: npt.NDArray[Any], form: str, name: str) -> npt.NDArray[Any]:
+    """Given values rounded to a format; a note says what that changed."""
+    from mmabits.emulator.codecs import as_codes, decode
+    from mmabits.reports.output import note
+
+    found = _encoded(values, form, name)
+    got = decode(as_codes(found, form), form)
+    changed = np.flatnonzero((got != values) & ~(np.isnan(got) & np.isnan(values)))
+    if changed.size:
+        first = changed[0]
+        parts = [f"{changed.size} of {values.size} rounded, the first {_short(values[first])} to {_short(got[first])}"]
+        beyond = int((np.abs(values) > format_spec(form).max_finite).sum())
+        parts += [f"{beyond} beyond its largest number, {format_spec(form).max_finite:g}"] if beyond else []
+        note(f"{name} to {form}: {', '.join(parts)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return repr(float(value)).removesuffix(".0")
+
+
 def _values(text: str | None, form: str, count: int, rng: np.random.Generator, name: str) -> npt.NDArray[Any]:
     if text is None:
         drawn = 2.0 ** rng.integers(-3, 4, count) if name.startswith("scale") else rng.standard_normal(count)
@@ -86,4 +110,4 @@ def _values(text: str | None, form: str, count: int, rng: np.random.Generator, n
         values = np.array([float(part) for part in text.split(",")])
     except ValueError:
         raise OperandError(f"--{name.replace('_', '-')} takes numbers separated by commas, got {text!r}") from None
-    return _encoded(values, form, name)
+    return _told(values, form, name)

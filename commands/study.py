@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmabits.commands.completion import studies
+from mmabits.commands.completion import sizes, studies
 from mmabits.isa.errors import OperandError, nearest
 
 
@@ -16,7 +16,7 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Folder for table and page; study-NAME if left out. An interrupted run goes on there.")
     ] = None,
-    size: Annotated[str, typer.Option(help="quick or full.")] = "full",
+    size: Annotated[str, typer.Option(autocompletion=sizes, help="quick or full.")] = "full",
 ) -> None:
     """Run a study that ships, and write its page: what accumulation, formats and scale recipes do to products."""
     from mmabits.reports.output import say

@@ -148,17 +148,26 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def draw(renderable: RenderableType, *, titles: int = 1) -> None:
+def draw(renderable: RenderableType, *, titles: int = 1, between: str = "  ") -> None:
     """Print a table, an explanation or another thing of rich; nothing is cut at the edge of the terminal.
+
+    In a pipe lines are as long as they take, without blanks at the end.
 
     Args:
         renderable: what; a table as `Fitting` does.
         titles: see there.
+        between: likewise.
     """
     from rich.table import Table
 
     with _writing():
-        console().print(Fitting(renderable, titles) if isinstance(renderable, Table) else renderable, crop=False)
+        shown, printed = console(), Fitting(renderable, titles, between) if isinstance(renderable, Table) else renderable
+        if shown.is_terminal:
+            shown.print(printed, crop=False)
+            return
+        with shown.capture() as text:
+            shown.print(printed, crop=False)
+        print("\n".join(line.rstrip(" ") for line in text.get().split("\n")), end="")
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,8 @@ class Fitting:
     table: Table
     titles: int = 1
     """How many of its columns make the line above a row's other values."""
+    between: str = "  "
+    """What stands between these there."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.measure import Measurement
@@ -198,7 +209,7 @@ class Fitting:
 
         def spaced(cells: list[Text]) -> Iterator[str | Text]:
             for number, cell in enumerate(cells):
-                yield from (("  ", cell) if number else (cell,))
+                yield from ((self.between, cell) if number else (cell,))
 
         columns = self.table.columns
         headings = [text(column.header).plain.replace("\n", " ") for column in columns]

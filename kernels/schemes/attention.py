@@ -22,7 +22,18 @@ import numpy.typing as npt
 
 from mmabits.emulator.codecs import encode, from_codes
 from mmabits.isa import OperandError, OperandTypeError
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked, positive
+from mmabits.kernels.schemes.checks import (
+    Array,
+    check_block,
+    check_finite,
+    check_lengths,
+    check_multiple,
+    check_range,
+    check_shape,
+    check_whole,
+    checked,
+    positive,
+)  # fmt: skip
 from mmabits.kernels.schemes.dots import Dots, as_dots
 
 BLOCK_QUERIES: Final = 64
@@ -665,9 +676,9 @@ def fp8_attention(
     _check_heads(new, new, True, heads, cache.keys.shape[2])
     if width != cache.keys.shape[3]:
         raise OperandError(f"queries have D = {width} and the cache has {cache.keys.shape[3]}")
-    if block < 1 or block & (block - 1) or lengths.min(initial=new) < new:
-        least = lengths.min(initial=new)
-        raise OperandError(f"block must be a power of two and sequences at least {new} tokens long, got {block} and {least}")
+    check_block(block, "block")
+    check_whole(rows, "rows")
+    check_lengths(lengths, new)
     qk = as_dots(arch)
     weigh = Dots(arch=qk.arch, require=qk.require) if pv is None else pv
     factor = fp8_score_factor(width, query_scale, cache.key_scale)

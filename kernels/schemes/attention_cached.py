@@ -28,9 +28,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError
+from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.schemes.attention import LOG2_E, Exp2, query_factor, tree_sum
-from mmabits.kernels.schemes.checks import Array, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_block, check_lengths, check_multiple, check_shape, check_whole, checked
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.kv_cache import CacheTile, KvCache
 
@@ -126,17 +126,18 @@ def score_factor(cache: KvCache) -> np.float32:
 
 
 def cached_attention(
-    queries: Array, cache: KvCache, *, arch: str | Dots, pv: Dots | None = None, splits: int = 1, window: int = 0,
+    queries: Array, cache: KvCache, *, arch: str | Dots, pv: str | Dots | None = None, splits: int = 1, window: int = 0,
     sinks: Array | None = None, rows: int = BLOCK_ROWS, block: int = BLOCK_KEYS, exp2: Exp2 = np.exp2,
 ) -> Floats:  # fmt: skip
     """Attention of new queries over a quantized cache. The bits of `mmabits.kernels.triton.attention_cached`.
 
     Args:
         queries: (sequences, heads, new tokens, D) float16 or bfloat16; heads a multiple of those of the keys.
-        cache: the keys and values, those of the new tokens included.
+        cache: the keys and values, those of the new tokens included. What leaves the range of the queries' type is infinite there, as in a
+            kernel: beside float16 queries a number of an MXFP8 cache beyond 65504.
         arch: architecture, or the dots of Q and K. A Triton kernel with fewer than 64 rows multiplies by `mma.sync` everywhere, and where
             scales are bytes (MXFP8, NVFP4) its `mma.sync` take K four neighbours to a thread.
-        pv: the dots of P and V, where they are not `arch` too.
+        pv: likewise of P and V, where they are not `arch` too.
         splits: parts of the keys that are walked apart and added in order.
         window: keys that a query sees, its own the last; 0: all.
         sinks: (heads,) float32, finite or minus infinity: logits that take part in the softmax without a value. None: none.
@@ -157,7 +158,7 @@ def cached_attention(
     if result.size == 0:
         return result
     qk = as_dots(arch)
-    weigh = qk if pv is None else pv
+    weigh = qk if pv is None else as_dots(pv)
     share = heads // cache.heads
     for sequence, own in np.ndindex(sequences, cache.heads):
         tile, mine = cache.tile(sequence, own, q.dtype), slice(own * share, (own + 1) * share)
@@ -183,16 +184,17 @@ def cached_attention(
 
 def _check(q: Array, cache: KvCache, splits: int, window: int, sinks: Array | None, rows: int, block: int) -> None:
     sequences, heads, new, width = q.shape
+    if not isinstance(cache, KvCache):
+        raise OperandTypeError(f"cache must be a KvCache, got {type(cache).__name__}")
     check_shape(cache.lengths, "lengths of the cache", (sequences,))
     if heads or cache.heads:
         check_multiple(heads, cache.heads, "the number of query heads", "the number of key heads")
     if width != cache.width:
         raise OperandError(f"queries have D = {width} and the cache has {cache.width}")
-    if splits < 1 or window < 0 or rows < 1:
-        raise OperandError(f"splits and rows must be positive and the window not negative, got {splits}, {rows} and {window}")
-    if block < 1 or block & (block - 1) or cache.lengths.min(initial=new) < new:
-        least = cache.lengths.min(initial=new)
-        raise OperandError(f"block must be a power of two and sequences at least {new} tokens long, got {block} and {least}")
+    for value, name, least in ((splits, "splits", 1), (rows, "rows", 1), (window, "window", 0)):
+        check_whole(value, name, least)
+    check_block(block, "block")
+    check_lengths(cache.lengths, new)
     if sinks is not None:
         check_shape(checked(sinks, "sinks", (np.float32,), 1), "sinks", (heads,))
         if not (sinks < np.inf).all():

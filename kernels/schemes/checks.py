@@ -61,6 +61,29 @@ def check_range(array: Array, name: str, first: int, last: int) -> None:
         raise OperandError(f"{name} are {first} to {last}, got {array[where]} at index {where}")
 
 
+def check_whole(value: Any, name: str, least: int = 1) -> int:
+    """A whole number as Python's own.
+
+    Raises:
+        OperandError: no whole number, or one below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise OperandError(f"{name} must be a whole number from {least} on, got {value!r}")
+    return int(value)
+
+
+def check_block(value: Any, name: str) -> int:
+    """A power of two as Python's own number.
+
+    Raises:
+        OperandError: something else.
+    """
+    found = check_whole(value, name)
+    if found & (found - 1):
+        raise OperandError(f"{name} must be a power of two, got {found}")
+    return found
+
+
 def positive(value: Any, name: str) -> np.float32:
     """A number as the float32 that values are divided by: a scale, a largest magnitude.
 
@@ -91,6 +114,16 @@ def check_positive(array: Array, name: str) -> None:
     if wrong.any():
         where = tuple(np.argwhere(wrong)[0].tolist())
         raise OperandError(f"{name} must be positive and finite, got {array[where]} at index {where}")
+
+
+def check_lengths(lengths: Array, new: int) -> None:
+    """Refuse sequences shorter than their new tokens, which are their last.
+
+    Raises:
+        OperandError: there are some.
+    """
+    if lengths.min(initial=new) < new:
+        raise OperandError(f"sequences must be at least {new} tokens long, as many as are new, got {lengths.min()}")
 
 
 def check_finite(array: Array, name: str) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mmabits.emulator.codecs import as_codes, decode, encode, from_codes
 from mmabits.isa import OperandError, OperandTypeError, nearest
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, checked, positive
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, check_whole, checked, positive
 
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.int32]
@@ -134,7 +134,7 @@ def cache_spec(name: str | CacheSpec) -> CacheSpec:
     """
     if isinstance(name, CacheSpec):
         return name
-    if name not in CACHES:
+    if not isinstance(name, str) or name not in CACHES:
         raise OperandError(f"unknown cache {name!r}{nearest(str(name), CACHES)}; known: {', '.join(CACHES)}")
     return CACHES[name]
 
@@ -224,7 +224,13 @@ def _check_tokens(values: Any, name: str, grouping: Grouping) -> Array:
     return given
 
 
-def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LARGEST) -> QuantizedTokens:
+def _amax(amax: float | None, name: str) -> np.float32:
+    if amax is None:
+        raise OperandError(f"NVFP4 needs {name}, the largest magnitude that is to be held: its scale of the whole is known beforehand")
+    return positive(amax, name)
+
+
+def quantize_tokens(values: Array, grouping: Grouping, *, amax: float | None = None) -> QuantizedTokens:
     """Keys or values of tokens as a cache stores them. Float32 operations, each rounded once; codes to nearest even.
 
     - s8: `scale = max |x| / 127`, 1 where that is zero; `code = x / scale`, cut to -127 to 127.
@@ -237,7 +243,7 @@ def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LA
         values: (tokens, heads, D) float32, tokens a multiple of those of a group; finite where scales are f32 or f16, and within f16
             where they are f16.
         grouping: the row's `keys` or `values`.
-        amax: of NVFP4: 6 * 448 times the scale of the whole, positive and finite.
+        amax: of NVFP4, which needs it: 6 * 448 times the scale of the whole, positive and finite. Larger magnitudes become about `amax`.
 
     Raises:
         OperandTypeError, OperandError: something else.
@@ -247,7 +253,7 @@ def quantize_tokens(values: Array, grouping: Grouping, *, amax: float = NVFP4_LA
     check_multiple(tokens, grouping.tokens, "the number of tokens", "the tokens of a group,")
     if grouping.scale in ("ue8m0", "ue4m3"):
         is_mx = grouping.element == "e4m3"
-        found = quantize_mx(given, format="e4m3") if is_mx else quantize_nvfp4(given, amax=positive(amax, "amax"))
+        found = quantize_mx(given, format="e4m3") if is_mx else quantize_nvfp4(given, amax=_amax(amax, "amax"))
         assert found.scales is not None
         words = pack_elements(as_codes(found.elements, grouping.element), grouping.per_word)
         return QuantizedTokens(grouping=grouping, words=words, scales=found.scales.view(np.uint8), tensor_scale=found.tensor_scale)
@@ -298,13 +304,13 @@ class Pages:
     """(pages, page / tokens of a group, heads, D / channels of a group)."""
     zeros: npt.NDArray[np.float16] | None
     """Likewise."""
-    amax: float
+    amax: float | None
     """Of NVFP4, as for `quantize_tokens`."""
 
     @property
     def tensor_scale(self) -> np.float32:
         """The scale of the whole."""
-        return np.float32(positive(self.amax, "amax") / np.float32(NVFP4_LARGEST)) if self.grouping.element == "e2m1" else np.float32(1)
+        return np.float32(_amax(self.amax, "amax") / np.float32(NVFP4_LARGEST)) if self.grouping.element == "e2m1" else np.float32(1)
 
     def _places(self, table: Array, start: int, stop: int, tokens: int) -> tuple[Array, Array]:
         """Pages and places in them of every `tokens`-th token."""
@@ -436,7 +442,7 @@ class KvCache:
 
 def empty_kv_cache(
     name: str | CacheSpec, *, tables: Array, pages: int, page: int, heads: int, width: int, dtype: Any = np.float16,
-    key_amax: float = NVFP4_LARGEST, value_amax: float = NVFP4_LARGEST,
+    key_amax: float | None = None, value_amax: float | None = None,
 ) -> KvCache:  # fmt: skip
     """A cache without tokens.
 
@@ -448,7 +454,8 @@ def empty_kv_cache(
         heads: of keys and values.
         width: D, a multiple of the channels of a group and of the elements of a word.
         dtype: float16 or bfloat16: of keys that wait for their group.
-        key_amax: of NVFP4: the largest magnitude among the keys, known beforehand: the scale of the whole is amax / (6 * 448).
+        key_amax: of NVFP4, which needs it: the largest magnitude among the keys, known beforehand: the scale of the whole is
+            amax / (6 * 448). Larger keys become about `key_amax`, much smaller ones zero.
         value_amax: likewise of the values.
 
     Raises:
@@ -456,27 +463,32 @@ def empty_kv_cache(
     """
     spec = cache_spec(name)
     given = checked(tables, "the page tables", (np.int32,), 2)
-    if min(pages, page, heads, width) < 1:
-        raise OperandError(f"sizes must be positive, got {(pages, page, heads, width)}")
-    if np.dtype(dtype) not in [np.dtype(each) for each in _TYPES]:
-        raise OperandTypeError(f"dtype must be float16 or bfloat16, got {np.dtype(dtype)}")
+    for size, what in ((pages, "pages"), (page, "page"), (heads, "heads"), (width, "width")):
+        check_whole(size, what)
+    try:
+        waits = np.dtype(dtype)
+    except TypeError:
+        waits = None
+    if dtype is None or waits not in [np.dtype(each) for each in _TYPES]:
+        raise OperandTypeError(f"dtype must be float16 or bfloat16, got {dtype!r}")
     check_range(given, "pages", 0, pages - 1)
     if np.unique(given).size != given.size:
         raise OperandError("a page must not be in two places of the tables: one sequence would write over another")
     sides = []
-    for grouping, amax in ((spec.keys, key_amax), (spec.values, value_amax)):
+    for grouping, amax, named in ((spec.keys, key_amax, "key_amax"), (spec.values, value_amax, "value_amax")):
+        largest = None if amax is None and grouping.element != "e2m1" else float(_amax(amax, named))
         check_multiple(page, grouping.tokens, "a page", "the tokens of a group,")
         scale_type = {"f32": np.float32, "f16": np.float16}.get(grouping.scale, np.uint8)
         scales = np.zeros((pages, page // grouping.tokens, heads, width // grouping.group(width)), scale_type)
         sides.append(
             Pages(
                 grouping=grouping, words=np.zeros((pages, page, heads, width // grouping.per_word), np.int32), scales=scales,
-                zeros=np.zeros(scales.shape, np.float16) if grouping.zeros else None, amax=float(positive(amax, "amax")),
+                zeros=np.zeros(scales.shape, np.float16) if grouping.zeros else None, amax=largest,
             )
         )  # fmt: skip
     group = spec.keys.tokens if spec.keys.tokens > 1 else 0
-    tail = np.zeros((given.shape[0], group, heads, width), dtype)
+    tail = np.zeros((given.shape[0], group, heads, width), waits)
     return KvCache(
-        spec=spec, dtype=np.dtype(dtype), keys=sides[0], values=sides[1], tables=given, lengths=np.zeros(given.shape[0], np.int32),
+        spec=spec, dtype=waits, keys=sides[0], values=sides[1], tables=given, lengths=np.zeros(given.shape[0], np.int32),
         tail=tail,
     )  # fmt: skip

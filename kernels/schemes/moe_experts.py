@@ -227,16 +227,23 @@ EXPERTS: Final[dict[str, ExpertScheme]] = {
 """The schemes of experts, by their names."""
 
 
+_ELSEWHERE: Final = {"int8": "w8a8 or w8a16-int8", "int4": "w4a16", "fp8": "fp8-tiles"}
+"""Names of caches and of calibration, and what is like them here."""
+
+
 def expert_scheme(name: str | ExpertScheme) -> ExpertScheme:
     """The scheme of that name.
 
     Raises:
-        OperandError: there is none.
+        OperandTypeError, OperandError: there is none.
     """
     if isinstance(name, ExpertScheme):
         return name
-    if not isinstance(name, str) or name not in EXPERTS:
-        raise OperandError(f"unknown scheme of experts {name!r}{nearest(str(name), EXPERTS)}; known: {', '.join(EXPERTS)}")
+    if not isinstance(name, str):
+        raise OperandTypeError(f"a scheme of experts is an ExpertScheme or its name, got {type(name).__name__}")
+    if name not in EXPERTS:
+        meant = f"; did you mean {_ELSEWHERE[name]}?" if name in _ELSEWHERE else nearest(str(name), EXPERTS)
+        raise OperandError(f"unknown scheme of experts {name!r}{meant}; known: {', '.join(EXPERTS)}")
     return EXPERTS[name]
 
 
@@ -284,6 +291,9 @@ class Experts:
             OperandTypeError, OperandError: arrays that are not such.
         """
         row = expert_scheme(scheme)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray) or not array.ndim:
+                raise OperandTypeError(f"{name} must be a NumPy array with a dimension of experts, got {type(array).__name__}")
         wanted = {name: len(array) for name, array in arrays.items()}
         if len(set(wanted.values())) != 1:
             raise OperandError(f"arrays of one number of experts are needed, got {wanted}")

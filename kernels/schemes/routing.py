@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmabits.emulator.engine.fma import canonical
 from mmabits.isa import OperandError, nearest
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, check_whole, checked
 from mmabits.kernels.schemes.moe import Routing
 
 Floats = npt.NDArray[np.float32]
@@ -57,11 +57,13 @@ class Router:
         for name, given, known in (("scoring", self.scoring, SCORINGS), ("group_score", self.group_score, GROUP_SCORES)):
             if not isinstance(given, str) or given not in known:
                 raise OperandError(f"unknown {name} {given!r}{nearest(str(given), known)}; known: {', '.join(known)}")
-        if not 1 <= self.kept_groups <= self.groups:
+        for name, count in (("top_k", self.top_k), ("groups", self.groups), ("kept_groups", self.kept_groups)):
+            check_whole(count, name)
+        if self.kept_groups > self.groups:
             raise OperandError(f"kept_groups must be 1 to {self.groups}, got {self.kept_groups}")
-        if self.top_k < 1:
-            raise OperandError(f"top_k must be at least 1, got {self.top_k}")
-        if not np.isfinite(np.float32(self.factor)):
+        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, float, np.integer, np.floating)):
+            raise OperandError(f"factor must be a number, got {self.factor!r}")
+        if not abs(self.factor) <= float(np.finfo(np.float32).max):
             raise OperandError(f"factor must be finite, got {self.factor}")
         if self.bias is not None:
             check_finite(checked(self.bias, "bias", (np.float32,), 1), "bias")

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from mmabits.isa import OperandError
+from mmabits.kernels.schemes.checks import check_block, check_whole
 from mmabits.kernels.schemes.kv_cache import Grouping, cache_spec
 from mmabits.kernels.triton.attention import tree_sum
 from mmabits.kernels.triton.operands import check_indices, check_multiple, checked, reads, zeros_like
@@ -268,10 +269,9 @@ def cached_attention(
         checked(sinks, "sinks", ("float32",), (heads,))
     if heads or key_heads:
         check_multiple(heads, key_heads, "the number of query heads", "the number of key heads")
-    if block_k < 1 or block_k & (block_k - 1) or splits < 1 or window < 0:
-        raise OperandError(
-            f"block_k must be a power of two, splits positive and the window not negative, got {block_k}, {splits} and {window}"
-        )  # fmt: skip
+    check_block(block_k, "block_k")
+    check_whole(splits, "splits")
+    check_whole(window, "window", 0)
     check_indices(lengths, "lengths", new, columns * page, check)
     if reads(tables, check) and reads(lengths, check):
         needed = torch.arange(columns, device=tables.device) * page < lengths[:, None]

@@ -73,7 +73,8 @@ def evaluate(
         length: tokens of a piece; the text is cut into pieces that know nothing of each other.
         most: pieces at most; None: all.
         dtype: what the model is cast to first: `"own"`, `"bf16"`, `"f16"` or `"f32"`.
-        keep: patterns of names, or of last parts of names, of layers that recipes leave in the model's type.
+        keep: patterns of names, or of last parts of names, of layers that recipes leave in the model's type; a pattern that no layer fits
+            is an error, but for those of `KEPT`. They replace these: name `"lm_head"` too, where it is to stay.
         out: a folder for the results of each run as it is done; an evaluation that was interrupted goes on there.
         client: a `distributed.Client`: the runs are computed on its workers, which find the model by its name.
         progress: show a bar on a terminal.
@@ -196,8 +197,15 @@ def _applies(accumulator: str, recipe: ModelRecipe, model: nn.Module) -> bool:
 
 
 def _check_layers(model: nn.Module, recipes: Sequence[str], keep: Sequence[str]) -> None:
-    """Refuse recipes that a layer does not fit, before any work."""
-    layers = {name: layer for name, layer in linear_layers(model).items() if not is_kept(name, keep)}
+    """Refuse patterns that no layer fits, and recipes that a layer does not fit, before any work."""
+    every = linear_layers(model)
+    if isinstance(keep, str) or not all(isinstance(pattern, str) for pattern in keep):
+        raise OperandError(f"keep must be a sequence of patterns, got {keep!r}")
+    for pattern in keep:
+        if every and pattern not in KEPT and not any(is_kept(name, [pattern]) for name in every):
+            near = nearest(pattern, {part for name in every for part in (name, name.rpartition(".")[2])})
+            raise OperandError(f"no linear layer fits {pattern!r} of keep{near or f'; there are {len(every)} layers'}")
+    layers = {name: layer for name, layer in every.items() if not is_kept(name, keep)}
     for recipe in map(model_recipe, recipes):
         if recipe.layer is None:
             if recipe.dtype is not None and isinstance(model, FunctionModel):

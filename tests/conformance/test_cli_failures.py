@@ -465,6 +465,28 @@ def test_a_table_is_stacked_where_it_does_not_fit_and_nothing_is_lost() -> None:
     assert re.search(rf"^ {'x' * 30}  1\.5 +{'y' * 50} *$", wide.getvalue(), re.MULTILINE)
 
 
+def test_both_names_of_a_stacked_row_have_their_word() -> None:
+    table = Table(box=None)
+    for heading in ("setting", "against", "what"):
+        table.add_column(heading, no_wrap=True)
+    table.add_row("sm_90a, int8", "sm_90a, fp8", "x" * 60)
+    text = io.StringIO()
+    Console(file=text, width=60).print(Fitting(table, 2, " against "))
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == ["sm_90a, int8 against sm_90a, fp8", "  what", "x" * 60]
+
+
+def test_tables_in_a_pipe_have_no_blanks_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(box=None, title="of two")
+    table.add_column("name")
+    table.add_column("products")
+    table.add_row("short", "x")
+    table.add_row("not run", "y" * 200)
+    draw(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines] == ["of two", "name     products", "short    x", f"not run  {'y' * 200}"]
+    assert all(line == line.rstrip() for line in lines)
+
+
 @pytest.mark.parametrize("command", [name.removeprefix("mmabits").strip() for name in EXAMPLES])
 def test_help_is_whole_in_eighty_columns(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "400")

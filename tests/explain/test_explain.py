@@ -196,6 +196,38 @@ def test_the_command_explains_and_writes(tmp_path, capsys):
     assert "error: --b takes numbers separated by commas, got 'one'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["wgmma", "--arch", "h100", "--a", "1e9,1", "--b", "1,1.03"],
+         ["a to e4m3: 1 of 2 rounded, the first 1000000000 to nan, 1 beyond its largest number, 448",
+          "b to e4m3: 1 of 2 rounded, the first 1.03 to 1"]),
+        (["wgmma", "--arch", "h100", "--a", "nan,-0.0", "--b", "1,1", "--c", "0.1"],
+         ["c to f32: 1 of 1 rounded, the first 0.1 to 0.10000000149011612"]),
+        (["wgmma", "--arch", "h100"], []),
+    ],
+)  # fmt: skip
+def test_the_command_tells_what_it_rounded(words, notes, capsys):
+    from mmabits.commands.main import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", *words])
+    assert ended.value.code == 0
+    assert capsys.readouterr().err.splitlines() == notes
+
+
+def test_block_scales_beside_given_values_are_one(capsys):
+    from mmabits.commands.main import main
+
+    shown = []
+    for scales in ([], ["--scale-a", "1", "--scale-b", "1"], ["--scale-a", "2"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["explain", "tcgen05.mma", "--arch", "b200", "--scale-type", "ue8m0", "--a", "1,2", "--b", "1,2", *scales])
+        assert ended.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2]
+
+
 @pytest.mark.parametrize("values", [[1.5, 2.0], [1e150, 1e-300], [1e300, 1e-300], [1e-300, 0.0], [np.nan, np.inf]], ids=str)
 def test_double_precision_fits_a_page_whatever_it_spans(values):
     """Sums of f64 span thousands of places, and exact values lie beyond what float64 holds."""

@@ -12,10 +12,10 @@ from kv_caches import SEED, cache_of, tokens
 
 import mmabits
 from mmabits.conformance.diff.kernel_cases import KERNEL_CASES, cached_dots
-from mmabits.isa.errors import OperandError, OperandTypeError
+from mmabits.isa.errors import OperandError, OperandTypeError, UnknownArchitecture
 from mmabits.kernels.schemes.attention import query_factor, tree_sum
 from mmabits.kernels.schemes.attention_cached import RowTile, cached_attention, score_factor
-from mmabits.kernels.schemes.dots import Dots
+from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.kv_cache import CACHES, KvCache
 
 F16, F32 = np.float16, np.float32
@@ -143,10 +143,16 @@ def test_over_nothing() -> None:
         ({"queries": queries().astype(F32)}, OperandTypeError, "queries must be"),
         ({"queries": queries()[:1]}, OperandError, "lengths of the cache"),
         ({"queries": queries(heads=3)}, OperandError, "number of key heads 2, got 3"),
-        ({"queries": queries(72)}, OperandError, "at least 72 tokens long, got 64 and 71"),
+        ({"queries": queries(72)}, OperandError, "at least 72 tokens long, as many as are new, got 71"),
         ({"queries": queries()[..., :32]}, OperandError, "D = 32 and the cache has 64"),
-        ({"splits": 0}, OperandError, "splits and rows must be positive"),
-        ({"block": 48}, OperandError, "power of two"),
+        ({"splits": 0}, OperandError, "splits must be a whole number from 1 on, got 0"),
+        ({"splits": 1.5}, OperandError, "splits must be a whole number from 1 on, got 1.5"),
+        ({"window": 2.5}, OperandError, "window must be a whole number from 0 on, got 2.5"),
+        ({"rows": None}, OperandError, "rows must be a whole number"),
+        ({"block": 48}, OperandError, "block must be a power of two, got 48"),
+        ({"block": 64.0}, OperandError, "block must be a whole number from 1 on, got 64.0"),
+        ({"cache": None}, OperandTypeError, "cache must be a KvCache, got NoneType"),
+        ({"pv": "sm_9x"}, UnknownArchitecture, "sm_9x"),
         ({"sinks": np.zeros(3, F32)}, OperandError, "sinks must have shape"),
         ({"sinks": np.full(4, np.nan, F32)}, OperandError, "minus infinity"),
     ],
@@ -154,6 +160,20 @@ def test_over_nothing() -> None:
 def test_wrong_operands(fields: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         cached_attention(**{"queries": queries(), "cache": cache_of("int8", lengths=LENGTHS), "arch": mma(), **fields})
+
+
+def test_the_second_product_by_the_name_of_an_architecture() -> None:
+    cache = cache_of("int8", lengths=LENGTHS)
+    found = (cached_attention(queries(), cache, arch="sm_80", pv=pv) for pv in ("sm_90a", as_dots("sm_90a")))
+    assert np.array_equal(*(each.view(np.uint32) for each in found))
+
+
+def test_values_beyond_f16_are_infinite_beside_f16_queries() -> None:
+    for dtype, is_finite in ((np.float16, False), (ml_dtypes.bfloat16, True)):
+        cache, large = cache_of("mxfp8", lengths=(0, 71)), tokens(100)
+        large[10, 1, 3] = 1e5
+        cache.append(0, tokens(100, seed=1), large)
+        assert np.isfinite(cached_attention(queries(dtype=dtype), cache, arch=mma())).all() == is_finite
 
 
 # The kernel -----------------------------------------------------------------------------------------------------------
@@ -251,7 +271,7 @@ def test_the_launcher_of_nothing_and_of_wrong_tensors() -> None:
     pytest.importorskip("triton")
     cache = cache_of("int4-kivi", lengths=LENGTHS)
     assert launched(cache, np.zeros((2, 4, 0, 64), F16)).shape == (2, 4, 0, 64)
-    with pytest.raises(OperandError, match="splits positive"):
+    with pytest.raises(OperandError, match="splits must be a whole number from 1 on, got 0"):
         launched(cache, queries(), splits=0)
     with pytest.raises(OperandError, match="lengths are 90 to 128, got 71"):
         launched(cache, queries(90))

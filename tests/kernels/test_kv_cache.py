@@ -132,7 +132,7 @@ def test_a_block_without_a_number_is_nan(name: str, bad: float) -> None:
 @pytest.mark.parametrize(("name", "side"), SIDES)
 @pytest.mark.parametrize("shape", [(0, 2, 64), (32, 0, 64), (32, 2, 0)])
 def test_nothing(name: str, side: str, shape: tuple[int, ...]) -> None:
-    found = quantize_tokens(np.zeros(shape, F32), getattr(CACHES[name], side))
+    found = quantize_tokens(np.zeros(shape, F32), getattr(CACHES[name], side), amax=64.0)
     assert found.dequantize().shape == shape and found.words.shape[:2] == shape[:2]
 
 
@@ -241,8 +241,8 @@ def test_a_tile_is_in_the_type_of_the_queries() -> None:
             assert np.array_equal(tile.keys.astype(F32) * tile.key_scales[:, None], k[1])
 
 
-def of_table(table: list[list[int]], name: str = "int8", page: int = 32) -> KvCache:
-    return empty_kv_cache(name, tables=np.array(table, np.int32), pages=2, page=page, heads=1, width=64)
+def of_table(table: list[list[int]], name: str = "int8", page: int = 32, **fields: float) -> KvCache:
+    return empty_kv_cache(name, tables=np.array(table, np.int32), pages=2, page=page, heads=1, width=64, **fields)
 
 
 FULL = "room for 128"
@@ -262,6 +262,12 @@ FULL = "room for 128"
          "within 65504"),
         (lambda: cache_of("mxfp8").append(0, tokens(1).astype(F16), tokens(1)), OperandTypeError, "float32"),
         (lambda: cache_of("mxfp8", dtype=np.float32), OperandTypeError, "float16 or bfloat16"),
+        (lambda: cache_of("mxfp8", dtype="bf16"), OperandTypeError, "float16 or bfloat16, got 'bf16'"),
+        (lambda: cache_of("mxfp8", dtype=None), OperandTypeError, "float16 or bfloat16, got None"),
+        (lambda: of_table([[0]], page=32.0), OperandError, "page must be a whole number from 1 on, got 32.0"),
+        (lambda: of_table([[0]], name="nvfp4"), OperandError, "NVFP4 needs key_amax"),
+        (lambda: of_table([[0]], name="nvfp4", key_amax=4.0), OperandError, "NVFP4 needs value_amax"),
+        (lambda: quantize_tokens(tokens(1), CACHES["nvfp4"].keys), OperandError, "NVFP4 needs amax"),
         (lambda: quantize_tokens(tokens(31), CACHES["int4-kivi"].keys), OperandError, "multiple of the tokens of a group, 32, got 31"),
         (lambda: quantize_tokens(tokens(1, width=40), CACHES["mxfp8"].keys), OperandError, "channels of a group, 32, got 40"),
         (lambda: quantize_tokens(tokens(1), CACHES["nvfp4"].keys, amax=0.0), OperandError, "amax must be positive"),

@@ -182,6 +182,10 @@ def test_choices_over_capacity_are_zeros(name: str) -> None:
             ),
             OperandError, "among 4 experts, weights of 2",
         ),
+        (lambda: moe_experts.quantize_experts(normal(2, 64, 8), "int8"), OperandError, "did you mean w8a8 or w8a16-int8"),
+        (lambda: moe_experts.expert_scheme(8), OperandTypeError, "ExpertScheme or its name, got int"),  # type: ignore[arg-type]
+        (lambda: moe_experts.Experts.unpack({"w": normal(2, 64, 8)}, "w8a8"), OperandError, "have an array 'w_scales', got w$"),
+        (lambda: moe_experts.Experts.unpack({"w": 5}, "w8a8"), OperandTypeError, "w must be a NumPy array"),  # type: ignore[dict-item]
     ],
 )  # fmt: skip
 def test_wrong_operands(make: Any, error: type[Exception], text: str) -> None:

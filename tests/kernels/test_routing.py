@@ -195,7 +195,11 @@ def test_the_exponential_changes_bits() -> None:
     [
         (lambda: Router(top_k=1, scoring="softplus"), OperandError, "unknown scoring 'softplus'"),
         (lambda: Router(top_k=1, group_score="mean"), OperandError, "unknown group_score 'mean'; known: largest, two-largest"),
-        (lambda: Router(top_k=0), OperandError, "top_k must be at least 1"),
+        (lambda: Router(top_k=0), OperandError, "top_k must be a whole number from 1 on, got 0"),
+        (lambda: mixtral(2.5), OperandError, "top_k must be a whole number from 1 on, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Router(top_k=1, groups="4"), OperandError, "groups must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Router(top_k=1, factor="a"), OperandError, "factor must be a number, got 'a'"),  # type: ignore[arg-type]
+        (lambda: Router(top_k=1, factor=1e39), OperandError, "factor must be finite"),
         (lambda: Router(top_k=1, groups=4, kept_groups=5), OperandError, "kept_groups must be 1 to 4, got 5"),
         (lambda: Router(top_k=1, factor=np.inf), OperandError, "factor must be finite"),
         (lambda: Router(top_k=1, bias=np.array([np.nan], F32)), OperandError, "bias must be finite"),

@@ -23,6 +23,7 @@ from mmabits.commands.main import app, main
 from mmabits.commands.reference import every_command, reference_markdown
 from mmabits.commands.tables import formats_markdown
 from mmabits.research.study.recipes import RECIPES
+from mmabits.research.study.shipped import STUDIES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -127,6 +128,13 @@ def test_the_page_of_the_explanation_and_the_changelog_are_made() -> None:
     assert "## [Unreleased]" in pages.changelog() and "](docs/" not in pages.changelog()
 
 
+def test_every_study_is_in_the_docs() -> None:
+    calls, page = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("calls.md", "study.md"))
+    assert all(f"`mmabits study {name}`" in page for name in STUDIES)
+    words = ("eight", "nine", "ten", "eleven", "twelve")
+    assert f"{words[len(STUDIES) - 8]} studies, each with a page" in calls
+
+
 def test_the_commands_are_the_generated_ones() -> None:
     found = COMMANDS.search(COMMANDS_PAGE.read_text(encoding="utf-8"))
     assert found is not None and found[0] == f"{reference_markdown()}\n", "update them: python tests/unit/test_site.py"
@@ -155,6 +163,8 @@ def test_every_command_has_examples_that_it_takes() -> None:
         ("mmabits compare a.npy b.npy --format nvfp4", ["nvfp4", *(name for name in RECIPES if name.startswith("nvfp4-"))]),
         ("mmabits gemm a.npy b.npy --format-b e4", ["e4m3"]),
         ("mmabits study calib", ["calibration"]),
+        ("mmabits study calibration --size q", ["quick"]),
+        ("mmabits evaluate small --arch h100 --quantize mxfp8-e5m2-r", ["mxfp8-e5m2-rceil"] if is_here("torch") else []),
     ],
 )
 def test_a_shell_completes_what_options_take(line: str, expected: list[str]) -> None:
