@@ -33,7 +33,7 @@ docs: $(READY) ## build the documentation site into site/; a warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Two processes, since a run is one core's work; what the second prints comes when the first has ended.
-SECOND_HALF := tests/hooks tests/identify tests/invariance tests/kernels tests/machine
+SECOND_HALF := tests/cuda tests/diff tests/evaluate tests/hooks tests/identify tests/invariance tests/kernels tests/machine
 
 test: $(READY) ## the tests, without the slow ones
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
@@ -49,7 +49,7 @@ twice = $(VENV)-$(1)/bin/python -m pytest -o cache_dir=$(VENV)-$(1)/.cache -m "n
   $(VENV)-$(1)/bin/python -m pytest -o cache_dir=$(VENV)-$(1)/.cache -m "not slow" --last-failed $(2)
 
 test-oldest: $(VENV)-oldest/.ready ## unit, hook and diff tests, with the oldest versions admitted on Python 3.11
-	$(call twice,oldest,tests/unit tests/hooks tests/diff)
+	$(call twice,oldest,tests/unit tests/hooks tests/diff --ignore=tests/unit/test_docs.py --ignore=tests/unit/test_site.py)
 
 test-newest: $(VENV)-newest/.ready ## hook, diff and some unit tests, with the newest versions on Python 3.12, without torch
 	$(call twice,newest,tests/hooks tests/diff tests/unit/emulator/test_api.py tests/unit/emulator/test_machine_code.py \

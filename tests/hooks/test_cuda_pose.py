@@ -166,6 +166,7 @@ def test_refusals(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_a_host_wrapper_for_cuda_launches_a_compiled_kernel():
     pytest.importorskip("triton")
