@@ -1,6 +1,6 @@
 """Builds the package by setuptools, and puts into wheels what Numba makes of the engine, so that who installs one need not wait for Numba.
 
-The environment variable MMABITS_SHIP says what: `all`, which is the default and takes two minutes; `none`; or symbols, with spaces
+The environment variable MMABITS_SHIP says what: `all`, which is the default and takes six minutes of processor time; `none`; or symbols, with spaces
 between them, as `python -m mmabits.emulator.engine.ship` takes them. Editable installs get nothing: their sources change.
 """
 
