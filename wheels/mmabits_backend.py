@@ -1,7 +1,8 @@
 """Builds the package by setuptools, and puts into wheels what Numba makes of the engine, so that who installs one need not wait for Numba.
 
-The environment variable MMABITS_SHIP says what: `all`, which is the default and takes six minutes of processor time; `none`; or symbols, with spaces
-between them, as `python -m mmabits.emulator.engine.ship` takes them. Editable installs get nothing: their sources change.
+The environment variable MMABITS_SHIP says what: `all`, which is the default and takes six minutes of processor time, in three
+processes; `none`; or symbols, with spaces between them, as `python -m mmabits.emulator.engine.ship` takes them. Editable installs get
+nothing: their sources change.
 """
 
 import os

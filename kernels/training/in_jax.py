@@ -1,12 +1,13 @@
 """Training through quantization in JAX: fake quantization with straight-through gradients, and linear layers by a recipe.
 
 Numbers come from `mmabits.kernels.schemes.fake` and `mmabits.kernels.schemes.training` by way of `jax.pure_callback`, so the functions can
-be traced, and run on the CPU.
+be traced, and run on the CPU. Where JAX has one thread, on one processor, that is refused: a callback would wait for ever.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmabits.isa import OperandError, OperandTypeError
+from mmabits.isa import EmulationError, OperandError, OperandTypeError
 from mmabits.kernels.schemes.dots import Dots
 from mmabits.kernels.schemes.fake import FakeScheme, check_fake, fake_quantized, fake_scheme
 from mmabits.kernels.schemes.training import (
@@ -39,6 +40,28 @@ def _checked(array: Any, name: str) -> Any:
 
 def _numbers(array: Any) -> Any:
     return np.ascontiguousarray(np.asarray(array), dtype=np.float32)
+
+
+def _called_back(function: Any, shapes: Any, *arrays: Any) -> Any:
+    """`jax.pure_callback`, refused where it would wait for ever.
+
+    Raises:
+        EmulationError: JAX has one thread.
+    """
+    if _threads() < 2:
+        raise EmulationError(
+            "JAX has one thread here, on which a callback waits for its own operands and never ends; set NPROC=2 in the environment "
+            "before JAX is imported"
+        )
+    return jax.pure_callback(function, shapes, *arrays, vmap_method="sequential")
+
+
+def _threads() -> int:
+    """Threads that XLA's CPU client takes: a number in the environment, or the processors of this process."""
+    given = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or ""
+    if given.isdecimal():
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shaped(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
@@ -74,7 +97,7 @@ def fake_quantize(x: Any, scheme: str | FakeScheme, *, axis: int = -1, clipped: 
         return forward(values)[0]
 
     def forward(values: Any) -> tuple[Any, Any]:
-        found, within = jax.pure_callback(both, shapes, values, vmap_method="sequential")
+        found, within = _called_back(both, shapes, values)
         return found.astype(given.dtype), within
 
     def backward(within: Any, grad: Any) -> tuple[Any]:
@@ -157,7 +180,7 @@ def _linear(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots,
 
 def _called(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
     shape, product = _shaped((*x.shape[:-1], w.shape[1])), partial(_product, recipe=recipe, arch=arch, seed=seed)
-    return jax.pure_callback(product, shape, x, w, step, vmap_method="sequential").astype(x.dtype)
+    return _called_back(product, shape, x, w, step).astype(x.dtype)
 
 
 def _forward(x: Any, w: Any, step: Any, recipe: TrainingRecipe, arch: str | Dots, seed: int) -> Any:
@@ -177,7 +200,7 @@ def _backward(recipe: TrainingRecipe, arch: str | Dots, seed: int, kept: Any, gr
         return d_x.reshape(left.shape), d_w
 
     shapes = (_shaped(x.shape), _shaped(w.shape))
-    d_x, d_w = jax.pure_callback(gradients, shapes, x, w, step, grad, vmap_method="sequential")
+    d_x, d_w = _called_back(gradients, shapes, x, w, step, grad)
     return d_x.astype(x.dtype), d_w.astype(w.dtype), np.zeros(step.shape, jax.dtypes.float0)
 
 

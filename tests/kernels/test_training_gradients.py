@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from operands import generator
 
-from mmabits.isa import OperandError, OperandTypeError, UnknownArchitecture, UnsupportedInstruction
+from mmabits.isa import EmulationError, OperandError, OperandTypeError, UnknownArchitecture, UnsupportedInstruction
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes import asymmetric, fp8, fp8_blockwise, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16
 from mmabits.kernels.schemes.dots import Dots
@@ -451,3 +451,18 @@ def test_training_goes_on_from_a_state_dict(recipe: str, tmp_path: Path) -> None
     assert torch.equal(step(layer, 2), step(other, 2))
     with pytest.raises(OperandTypeError, match="no state of a layer"):
         other.set_extra_state({"seed": 1})
+
+
+def test_jax_with_one_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback would wait for its operands for ever."""
+    jax = pytest.importorskip("jax")
+    from mmabits.kernels.training.in_jax import fake_quantize, quantized_linear
+
+    x = jax.numpy.ones((16, 32))
+    for name in ("NPROC", "PJRT_NPROC"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "1")
+        with pytest.raises(EmulationError, match="set NPROC=2"):
+            jax.jit(lambda x: fake_quantize(x, "mxfp4"))(x)
+        with pytest.raises(EmulationError, match="set NPROC=2"):
+            jax.grad(lambda x: quantized_linear(x, jax.numpy.ones((32, 16)), recipe="bf16", arch="sm_100a").sum())(x)
