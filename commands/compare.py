@@ -62,12 +62,13 @@ def compare(
     left, right = _matrices(a, b, transpose_b, stored)
     given: Any = reference
     if reference is not None and reference not in REFERENCES:
-        if not Path(reference.rpartition(":")[0] or reference).suffix:
+        from mmabits.reports.matrices import STANDARD, MatrixSource, read_matrix
+
+        path = MatrixSource.of(reference).path
+        if path != STANDARD and not Path(path).suffix:
             raise OperandError(
                 f"unknown reference {reference!r}{nearest(reference, REFERENCES)}; known: {', '.join(REFERENCES)}, or a file"
             )
-        from mmabits.reports.matrices import read_matrix
-
         given = read_matrix(reference)
     with working("multiplying"):
         found = run(
@@ -127,9 +128,6 @@ def multiply(
     if out != "-" and not Path(out).absolute().parent.is_dir():
         raise OperandError(f"there is no folder {Path(out).absolute().parent}")
     left, right = _matrices(a, b, transpose_b, stored)
-    for name, matrix in (("a", left), ("b", right)):
-        if matrix.ndim < 2 or not matrix.size:
-            raise OperandError(f"{name} must be a matrix with elements, got shape {matrix.shape}")
     pair = quantized(left, right, format, format_b)
     scale = None if pair.scale_a is None else scale_type(pair.scale_a)
     row: Any = instruction or library_instruction(one, operand_type(pair.a, "a"), operand_type(pair.b, "b"), scale_type=scale)

@@ -270,9 +270,12 @@ def quantized(a: Array, b: Array, format: str | None, format_b: str | None = Non
         format_b: as for `compare`.
 
     Raises:
-        OperandError: no such format or recipe, or a K that its blocks do not divide.
+        OperandError: no matrix, or one without elements; no such format or recipe, or a K that its blocks do not divide.
         OperandTypeError: as given, a type that no instruction takes.
     """
+    for name, matrix in (("a", a), ("b", b)):
+        if matrix.ndim < 2 or not matrix.size:
+            raise OperandError(f"{name} must be a matrix with elements, got shape {matrix.shape}")
     notes: list[str] = []
     left, right = _stored(a, -1, format, "a", notes), _stored(b, 0, format_b or format, "b", notes)
     if (left.scales is None) != (right.scales is None):

@@ -439,9 +439,10 @@ def _layer(name: str, ours: torch.Tensor, theirs: torch.Tensor, alone: torch.Ten
 
 
 def _ulps(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Distances in units of the last place of the larger one, in x's type."""
+    """Distances in units of the last place of the larger one, or of the finite one, in x's type; from an infinity to a number infinite."""
     info = torch.finfo(x.dtype)
-    exponent = torch.maximum(x.double().abs(), y.double().abs()).clamp(min=info.smallest_normal).log2().floor()
+    sizes = [torch.where(each.isfinite(), each.double().abs(), 0.0) for each in (x, y)]
+    exponent = torch.maximum(*sizes).clamp(min=info.smallest_normal).log2().floor()
     return (x.double() - y.double()).abs() / (exponent.exp2() * info.eps)
 
 

@@ -196,6 +196,19 @@ def test_what_gemm_refuses(arguments: tuple[str, ...], said: str, tmp_path: Path
     assert "did you mean exact" in str(wrong.exception)
 
 
+def test_a_reference_on_standard_input(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", A)
+    np.save(tmp_path / "b.npy", B)
+    matrices = (f"{tmp_path}/a.npy", f"{tmp_path}/b.npy", "-f", "e4m3", "--arch", "h100")
+    product = ask("gemm", *matrices, "-o", "-").stdout_bytes
+    assert ask("compare", *matrices, "--reference", "-", stdin=product).exit_code == 0
+    other = np.load(io.BytesIO(product))
+    other.view(np.uint32)[0, 0] ^= 1
+    held = io.BytesIO()
+    np.save(held, other)
+    assert ask("compare", *matrices, "--reference", "-", stdin=held.getvalue()).exit_code == 1
+
+
 def test_files_of_all_kinds(tmp_path: Path) -> None:
     half = B.astype(ml_dtypes.bfloat16)
     codes = B.astype(ml_dtypes.float8_e4m3fn)

@@ -69,10 +69,16 @@ def test_rows_at_a_time_take_the_librarys_choice_for_so_many(tmp_path):
     assert found.first_cause == "blocks.0.qkv: batch" and found.layers[0].own_changed > 100  # the total is rounded after each slice
 
 
-def test_ulps_are_those_of_the_first():
+def test_ulps_are_those_of_the_larger():
     one = torch.tensor([1.0, 1.0, 3.0, 0.0], dtype=torch.bfloat16)
     other = torch.tensor([1.0 + 2**-7, 0.5, 3.0 + 2**-5, 2.0**-133], dtype=torch.bfloat16)
     assert _ulps(one, other).tolist() == [1.0, 64.0, 2.0, 1.0]
+
+
+def test_ulps_of_zeros_and_infinities():
+    inf = float("inf")
+    one, other = torch.tensor([0.0, 1.0, inf, inf, 0.0]), torch.tensor([1.0, inf, 1.0, -inf, 0.0])
+    assert _ulps(one, other).tolist() == _ulps(other, one).tolist() == [2.0**23, inf, inf, inf, 0.0]
 
 
 @pytest.mark.parametrize(
