@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, OperandTypeError
+from mmabits.isa import OperandError, OperandTypeError, nearest
 
 Array = npt.NDArray[Any]
+Row = TypeVar("Row")
 
 
 def checked(array: Any, name: str, dtypes: tuple[Any, ...], ndim: int | None = None) -> Array:
@@ -27,6 +29,17 @@ def checked(array: Any, name: str, dtypes: tuple[Any, ...], ndim: int | None = N
     if ndim is not None and array.ndim != ndim:
         raise OperandError(f"{name} must have {ndim} dimensions, got shape {array.shape}")
     return array
+
+
+def row_named(rows: Mapping[str, Row], name: Any, what: str) -> Row:
+    """A row of a table.
+
+    Raises:
+        OperandError: there is none of that name.
+    """
+    if not isinstance(name, str) or name not in rows:
+        raise OperandError(f"unknown {what} {name!r}{nearest(str(name), rows)}; known: {', '.join(rows)}")
+    return rows[name]
 
 
 def check_shape(array: Array, name: str, shape: tuple[int, ...]) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import decode
-from mmabits.isa import FormatSpec, OperandError, format_spec, nearest
+from mmabits.isa import FormatSpec, OperandError, format_spec
 from mmabits.kernels.quantize import Quantized, quantize_mx, quantize_nvfp4
 from mmabits.kernels.schemes import asymmetric, fp8, fp8_blockwise, w4a4, w4a8, w4a8_fp8, w4a16, w8a8, w8a16
-from mmabits.kernels.schemes.checks import check_multiple, checked
+from mmabits.kernels.schemes.checks import check_multiple, checked, row_named
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -192,9 +192,7 @@ def fake_scheme(name: str | FakeScheme) -> FakeScheme:
     """
     if isinstance(name, FakeScheme):
         return name
-    if not isinstance(name, str) or name not in FAKE_SCHEMES:
-        raise OperandError(f"unknown scheme {name!r}{nearest(str(name), FAKE_SCHEMES)}; known: {', '.join(FAKE_SCHEMES)}")
-    return FAKE_SCHEMES[name]
+    return row_named(FAKE_SCHEMES, name, "scheme")
 
 
 def check_fake(row: FakeScheme, shape: tuple[int, ...], axis: Any, options: Iterable[str]) -> None:

@@ -16,9 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import as_codes, decode, encode, from_codes
-from mmabits.isa import OperandError, OperandTypeError, nearest
+from mmabits.isa import OperandError, OperandTypeError
 from mmabits.kernels.quantize import quantize_mx, quantize_nvfp4
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_range, check_shape, check_whole, checked, positive
+from mmabits.kernels.schemes.checks import (
+    Array,
+    check_finite,
+    check_multiple,
+    check_range,
+    check_shape,
+    check_whole,
+    checked,
+    positive,
+    row_named,
+)
 
 Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.int32]
@@ -134,9 +144,7 @@ def cache_spec(name: str | CacheSpec) -> CacheSpec:
     """
     if isinstance(name, CacheSpec):
         return name
-    if not isinstance(name, str) or name not in CACHES:
-        raise OperandError(f"unknown cache {name!r}{nearest(str(name), CACHES)}; known: {', '.join(CACHES)}")
-    return CACHES[name]
+    return row_named(CACHES, name, "cache")
 
 
 # Words ----------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, OperandTypeError, nearest
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked
+from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_shape, checked, row_named
 from mmabits.kernels.schemes.packing_awq_gptq import WORD, Words, checked_for_awq, opened, pack_words, tensors_of, unpack_words
 from mmabits.kernels.schemes.w4a16 import MAX_CODE, Int4Weights
 
@@ -225,9 +225,7 @@ def read_gemv_checkpoint(path: str | Path, *, version: str, group: int) -> dict[
         OperandError: no such file; another version; a layer that lacks a tensor, or whose tensors do not fit each other.
         OperandTypeError: tensors of other types.
     """
-    if not isinstance(version, str) or version not in VERSIONS:
-        raise OperandError(f"unknown version of AWQ checkpoints {version!r}{nearest(str(version), VERSIONS)}; known: {', '.join(VERSIONS)}")
-    kind = VERSIONS[version]
+    kind = row_named(VERSIONS, version, "version of AWQ checkpoints")
     layers: dict[str, AwqGemvTensors | AwqGemvFastTensors] = {}
     with opened(path) as file:
         names = set(file.keys())

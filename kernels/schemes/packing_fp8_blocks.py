@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from mmabits.isa import OperandError, OperandTypeError, nearest
-from mmabits.kernels.schemes.checks import Array, check_finite, check_positive, check_shape, checked
+from mmabits.isa import OperandError, OperandTypeError
+from mmabits.kernels.schemes.checks import Array, check_finite, check_positive, check_shape, checked, row_named
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK, TiledFp8
 from mmabits.kernels.schemes.w8a8 import Floats
 
@@ -54,12 +54,6 @@ BLOCK_FLAVOURS: Final[dict[str, BlockFlavour]] = {
 """By library. Values are multiplied by the scales in both, whatever the name says."""
 
 
-def _flavour(name: str, rows: Mapping[str, Any], what: str) -> Any:
-    if not isinstance(name, str) or name not in rows:
-        raise OperandError(f"unknown flavour of {what} {name!r}{nearest(str(name), rows)}; known: {', '.join(rows)}")
-    return rows[name]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockFp8Tensors:
     """The tensors of one layer with a scale for each 128 x 128.
@@ -77,7 +71,7 @@ class BlockFp8Tensors:
 
     def __post_init__(self) -> None:
         """Check."""
-        _flavour(self.flavour, BLOCK_FLAVOURS, "blockwise FP8 checkpoints")
+        row_named(BLOCK_FLAVOURS, self.flavour, "flavour of blockwise FP8 checkpoints")
         n, k = checked(self.weight, "weight", (_E4M3,), 2).shape
         checked(self.scales, "scales", (_F32, _BF16, _E8M0), 2)
         check_shape(self.scales, f"scales of {BLOCK} x {BLOCK} of a weight of {n} x {k}", (-(-n // BLOCK), -(-k // BLOCK)))
@@ -157,7 +151,7 @@ class CacheScales:
 
     def __post_init__(self) -> None:
         """Check."""
-        row = _flavour(self.flavour, CACHE_FLAVOURS, "cache scales")
+        row = row_named(CACHE_FLAVOURS, self.flavour, "flavour of cache scales")
         for array, name in ((self.keys, "the scale of keys"), (self.values, "the scale of values")):
             if checked(array, name, (_F32, _BF16)).ndim > 1 or not array.size:
                 raise OperandError(f"{name} must have shape (), (1,) or (heads,), got {array.shape}")

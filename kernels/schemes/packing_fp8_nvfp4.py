@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.layouts import pack_fp4, unpack_fp4
-from mmabits.isa import OperandError, OperandTypeError, format_spec, nearest
+from mmabits.isa import OperandError, OperandTypeError, format_spec
 from mmabits.kernels.quantize import Quantized
 from mmabits.kernels.schemes.blocks import ColumnBlocks
-from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_positive, check_shape, checked
+from mmabits.kernels.schemes.checks import Array, check_finite, check_multiple, check_positive, check_shape, checked, row_named
 from mmabits.kernels.schemes.fp8 import Fp8Matrix
 from mmabits.kernels.schemes.packing_fp8_blocks import BLOCK_FLAVOURS, BlockFp8Tensors, CacheScales, cache_scales_of
 from mmabits.kernels.schemes.w8a8 import Floats
@@ -68,9 +68,7 @@ def checkpoint_flavour(name: str) -> CheckpointFlavour:
     Raises:
         OperandError: no such row.
     """
-    if not isinstance(name, str) or name not in FLAVOURS:
-        raise OperandError(f"unknown flavour of checkpoints {name!r}{nearest(str(name), FLAVOURS)}; known: {', '.join(FLAVOURS)}")
-    return FLAVOURS[name]
+    return row_named(FLAVOURS, name, "flavour of checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

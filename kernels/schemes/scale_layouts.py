@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.layouts import swizzle_scales, unswizzle_scales
-from mmabits.isa import OperandError, nearest
-from mmabits.kernels.schemes.checks import Array, check_shape, checked
+from mmabits.isa import OperandError
+from mmabits.kernels.schemes.checks import Array, check_shape, checked, row_named
 
 _TYPES: Final = (np.uint8, ml_dtypes.float8_e8m0fnu, ml_dtypes.float8_e4m3fn)
 _ALIGNED: Final = 4
@@ -103,9 +103,7 @@ def scale_layout(name: str) -> ScaleLayout:
     Raises:
         OperandError: no such layout.
     """
-    if not isinstance(name, str) or name not in LAYOUTS:
-        raise OperandError(f"unknown scale layout {name!r}{nearest(str(name), LAYOUTS)}; known: {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+    return row_named(LAYOUTS, name, "scale layout")
 
 
 def store_scales(scales: Array, layout: str) -> npt.NDArray[Any]:

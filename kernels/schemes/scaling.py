@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmabits.emulator.codecs import encode, from_codes
-from mmabits.isa import FormatSpec, OperandError, nearest
+from mmabits.isa import FormatSpec
+from mmabits.kernels.schemes.checks import row_named
 
 Floats = npt.NDArray[np.float32]
 
@@ -122,9 +123,7 @@ def scale_recipe(name: str) -> ScaleRecipe:
     Raises:
         OperandError: no such recipe.
     """
-    if not isinstance(name, str) or name not in RECIPES:
-        raise OperandError(f"unknown scale recipe {name!r}{nearest(str(name), RECIPES)}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return row_named(RECIPES, name, "scale recipe")
 
 
 def finite_amax(values: Floats, axis: int | tuple[int, ...] | None) -> Floats:

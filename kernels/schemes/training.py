@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mmabits.isa import OperandError, OperandTypeError, architecture, nearest
 from mmabits.kernels.schemes import fp8, fp8_blockwise, mxfp8, nvfp4
-from mmabits.kernels.schemes.checks import checked
+from mmabits.kernels.schemes.checks import checked, row_named
 from mmabits.kernels.schemes.dots import Dots, as_dots
 from mmabits.kernels.schemes.scaling import finite_amax
 
@@ -296,11 +296,7 @@ def training_recipe(name: str | TrainingRecipe) -> TrainingRecipe:
         OperandError: there is none; a row that names what there is not.
     """
     if not isinstance(name, TrainingRecipe):
-        if not isinstance(name, str) or name not in TRAINING_RECIPES:
-            raise OperandError(
-                f"unknown training recipe {name!r}{nearest(str(name), TRAINING_RECIPES)}; known: {', '.join(TRAINING_RECIPES)}"
-            )
-        return TRAINING_RECIPES[name]
+        return row_named(TRAINING_RECIPES, name, "training recipe")
     _check(name)
     return name
 

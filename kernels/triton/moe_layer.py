@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import triton
 import triton.language as tl
 
-from mmabits.isa import OperandError, nearest
+from mmabits.isa import OperandError
+from mmabits.kernels.schemes.checks import row_named
 from mmabits.kernels.triton import fp8_blockwise, moe, moe_experts, mxfp8, nvfp4
 from mmabits.kernels.triton.asymmetric import rounded
 from mmabits.kernels.triton.moe_sums import add_rows
@@ -173,9 +174,7 @@ def moe_layer(
     """
     import torch
 
-    if not isinstance(scheme, str) or scheme not in SCHEMES:
-        raise OperandError(f"unknown scheme of experts {scheme!r}{nearest(str(scheme), SCHEMES)}; known: {', '.join(SCHEMES)}")
-    parts, (tokens, hidden) = SCHEMES[scheme], checked(x, "x", TOKENS, (None, None)).shape
+    parts, (tokens, hidden) = row_named(SCHEMES, scheme, "scheme of experts"), checked(x, "x", TOKENS, (None, None)).shape
     for given, name in ((gate_up, "gate_up"), (down, "down")):
         if set(given) != set(parts.weights):
             raise OperandError(f"{name} in {scheme} has {', '.join(parts.weights)}, got {', '.join(given) or 'nothing'}")
