@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
@@ -13,6 +13,9 @@ from mmabits.kernels.triton.w4a16 import awq_tile
 
 if TYPE_CHECKING:
     import torch
+
+
+Tables = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 @triton.jit
@@ -139,27 +142,54 @@ def added(rows: torch.Tensor, weights: torch.Tensor, block_n: int) -> torch.Tens
     return out
 
 
+def launch_rows(
+    kernel: Any, parts: tuple[Any, ...], tables: Tables, sizes: tuple[int, int, int], *, by_choice: bool, check: bool | None,
+    block: tuple[int, int], **constants: Any,
+) -> torch.Tensor:  # fmt: skip
+    """Launch a kernel of experts; (choices, N) float32.
+
+    Args:
+        kernel: a kernel of this module or of `moe_experts`.
+        parts: its operands, x first.
+        tables: routing weights, and what `align` made of the choices.
+        sizes: of the experts: how many, N and K.
+        by_choice: x has a row for each choice.
+        check: as for `checked_routing`.
+        block: rows and columns of a tile.
+        constants: of the kernel.
+
+    Raises:
+        OperandTypeError, OperandError: tables that do not fit.
+    """
+    (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
+    tokens = tokens_of(x.shape[0], weights, by_choice)
+    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check)
+    count = tokens * top_k
+    if 0 in (count, n, k):
+        return zeros_like(x, count, n)
+    rows = float32_like(x, count, n)
+    kernel[(blocks, triton.cdiv(n, block[1]))](
+        *parts, choices, block_experts, weights, rows, count, n, k, 1 if by_choice else top_k, **constants, BLOCK_M=block[0],
+        BLOCK_N=block[1], enable_fp_fusion=False,
+    )  # fmt: skip
+    return rows
+
+
 def rows_w4a16(
     x: torch.Tensor, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
     block_experts: torch.Tensor, *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
     block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """As `moe_w4a16`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
-    count, k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape
+    k = checked(x, "x", ("float16", "bfloat16"), (None, None)).shape[1]
     experts, _, words = checked(qweight, "qweight", ("int32",), (None, k, None)).shape
     n = 8 * words
     groups = checked(scales, "scales", ("float16",), (experts, None, n)).shape[1]
     checked(qzeros, "qzeros", ("int32",), (experts, groups, words))
-    group, tokens = group_size(k, groups), tokens_of(count, weights, by_choice)
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
-    if 0 in (tokens, n, k):
-        return zeros_like(x, tokens * top_k, n)
-    rows = float32_like(x, tokens * top_k, n)
-    moe_w4a16_kernel[(blocks, triton.cdiv(n, block_n))](
-        x, qweight, qzeros, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, 1 if by_choice else top_k,
-        GROUP=group, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    return launch_rows(
+        moe_w4a16_kernel, (x, qweight, qzeros, scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice,
+        check=check, block=(block_m, block_n), BLOCK_K=block_k, GROUP=group_size(k, groups),
     )  # fmt: skip
-    return rows
 
 
 def moe_w4a16(
@@ -198,20 +228,14 @@ def rows_mxfp4(
     *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64, block_k: int = 64,
 ) -> torch.Tensor:  # fmt: skip
     """As `moe_mxfp4`, up to the sum: (tokens * top_k, N). `by_choice`: x has a row for each choice, as in a layer's second product."""
-    count, k = checked(x, "x", ("bfloat16",), (None, None)).shape
+    k = checked(x, "x", ("bfloat16",), (None, None)).shape[1]
     check_multiple(k, 32, "K", "the block size")
     experts, n, _ = checked(codes, "codes", ("uint8",), (None, None, k // 2)).shape
     checked(scales, "scales", ("uint8",), (experts, n, k // 32))
-    tokens = tokens_of(count, weights, by_choice)
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block_m, check)
-    if 0 in (tokens, n, k):
-        return zeros_like(x, tokens * top_k, n)
-    rows = float32_like(x, tokens * top_k, n)
-    moe_mxfp4_kernel[(blocks, triton.cdiv(n, block_n))](
-        x, codes, scales, choices, block_experts, weights, rows, tokens * top_k, n, k, 1 if by_choice else top_k,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, enable_fp_fusion=False,
+    return launch_rows(
+        moe_mxfp4_kernel, (x, codes, scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice, check=check,
+        block=(block_m, block_n), BLOCK_K=block_k,
     )  # fmt: skip
-    return rows
 
 
 def moe_mxfp4(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -10,14 +10,12 @@ import triton.language as tl
 from mmabits.isa import OperandError
 from mmabits.kernels.schemes.fp8_blockwise import BLOCK
 from mmabits.kernels.schemes.w8a16 import KINDS
-from mmabits.kernels.triton.moe import added, block_of, checked_routing, store_rows, tokens_of
-from mmabits.kernels.triton.operands import check_multiple, checked, float32_like, group_size, zeros_like
+from mmabits.kernels.triton.moe import added, block_of, launch_rows, store_rows
+from mmabits.kernels.triton.operands import check_multiple, checked, group_size
 from mmabits.kernels.triton.w8a16 import from_e4m3
 
 if TYPE_CHECKING:
     import torch
-
-Tables = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
 
 @triton.jit
@@ -120,25 +118,6 @@ def moe_block_scaled_kernel(  # type: ignore[no-untyped-def]
 # Launchers ------------------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    kernel: Any, parts: tuple[Any, ...], tables: Tables, sizes: tuple[int, int, int], *, by_choice: bool, check: bool | None,
-    block: tuple[int, int], **constants: Any,
-) -> torch.Tensor:  # fmt: skip
-    """(choices, N) float32. Sizes are those of the experts: how many, N and K; parts begin with x."""
-    (weights, choices, block_experts), (experts, n, k), x = tables, sizes, parts[0]
-    tokens = tokens_of(x.shape[0], weights, by_choice)
-    top_k, blocks = checked_routing(tokens, experts, weights, choices, block_experts, block[0], check)
-    count = tokens * top_k
-    if 0 in (count, n, k):
-        return zeros_like(x, count, n)
-    rows = float32_like(x, count, n)
-    kernel[(blocks, triton.cdiv(n, block[1]))](
-        *parts, choices, block_experts, weights, rows, count, n, k, 1 if by_choice else top_k, **constants, BLOCK_M=block[0],
-        BLOCK_N=block[1], enable_fp_fusion=False,
-    )  # fmt: skip
-    return rows
-
-
 def rows_w8a8(
     x: torch.Tensor, x_scales: torch.Tensor, w: torch.Tensor, w_scales: torch.Tensor, weights: torch.Tensor, choices: torch.Tensor,
     block_experts: torch.Tensor, *, by_choice: bool = False, check: bool | None = None, block_m: int = 64, block_n: int = 64,
@@ -149,7 +128,7 @@ def rows_w8a8(
     experts, n, _ = checked(w, "w", ("int8",), (None, None, k)).shape
     checked(x_scales, "x_scales", ("float32",), (count,))
     checked(w_scales, "w_scales", ("float32",), (experts, n))
-    return _rows(
+    return launch_rows(
         moe_w8a8_kernel, (x, x_scales, w, w_scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice, check=check,
         block=(block_m, block_n), BLOCK_K=block_k,
     )  # fmt: skip
@@ -198,7 +177,7 @@ def rows_w8a16(
     check_multiple(k, 4, "K", "the codes of a word,")
     experts, _, n = checked(words, "words", ("int32",), (None, k // 4, None)).shape
     groups = checked(scales, "scales", ("float16",), (experts, None if grouped else 1, n)).shape[1]
-    return _rows(
+    return launch_rows(
         moe_w8a16_kernel, (x, words, scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice, check=check,
         block=(block_m, block_n), BLOCK_K=block_k, E4M3=kind == "e4m3", GROUP=group_size(k, groups) if grouped else 0,
     )  # fmt: skip
@@ -248,7 +227,7 @@ def rows_fp8_tiles(
     experts, n, _ = checked(w, "w", ("float8_e4m3fn",), (None, None, k)).shape
     checked(x_scales, "x_scales", ("float32",), (count, k // BLOCK))
     checked(w_scales, "w_scales", ("float32",), (experts, triton.cdiv(n, BLOCK), k // BLOCK))
-    return _rows(
+    return launch_rows(
         moe_fp8_tiles_kernel, (x, x_scales, w, w_scales), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice,
         check=check, block=(block_m, block_n), BLOCK=BLOCK, IN_TURN=in_turn,
     )  # fmt: skip
@@ -296,7 +275,7 @@ def rows_mxfp8(
     experts, n, _ = checked(w, "w", ("float8_e4m3fn",), (None, None, k)).shape
     checked(x_scales, "x_scales", ("uint8",), (count, k // 32))
     checked(w_scales, "w_scales", ("uint8",), (experts, n, k // 32))
-    return _rows(
+    return launch_rows(
         moe_block_scaled_kernel, (x, x_scales, w, w_scales, x), (weights, choices, block_experts), (experts, n, k), by_choice=by_choice,
         check=check, block=(block_m, block_n), BLOCK_K=block_k, FORMAT="e4m3", GROUP=32, ALPHA=False,
     )  # fmt: skip
@@ -348,7 +327,7 @@ def rows_nvfp4(
     alpha = checked(x_tensor_scale, "x_tensor_scale", ("float32",), (1,)) * checked(
         w_tensor_scales, "w_tensor_scales", ("float32",), (experts,)
     )
-    return _rows(
+    return launch_rows(
         moe_block_scaled_kernel, (x, x_scales, w, w_scales, alpha), (weights, choices, block_experts), (experts, n, k),
         by_choice=by_choice, check=check, block=(block_m, block_n), BLOCK_K=block_k, FORMAT="e2m1", GROUP=16, ALPHA=True,
     )  # fmt: skip

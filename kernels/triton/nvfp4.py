@@ -21,6 +21,24 @@ _LARGEST = 6.0 * 448.0
 
 
 @triton.jit
+def in_steps(low, high, tensor_scale_ptr, SQUARE: tl.constexpr, BLOCK_R: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Halves of blocks of 16 in units of their scales, zeros where these are none; the scales' codes. Square, all rows share one."""
+    bits = tl.max(tl.maximum(magnitude_bits(low), magnitude_bits(high)), axis=1, keep_dims=True)
+    if SQUARE:
+        bits = tl.broadcast_to(tl.max(bits, axis=0, keep_dims=True), (BLOCK_R, 1))
+    is_finite = bits < INFINITY
+    amax = tl.where(is_finite, bits, 0).to(tl.float32, bitcast=True)
+    tensor_scale = tl.full((BLOCK_R, 1), 1.0, tl.float32) * tl.load(tensor_scale_ptr)
+    scale = tl.div_rn(tl.div_rn(amax, tl.full((BLOCK_R, 1), 6.0, tl.float32)), tensor_scale).to(tl.float8e4nv)
+    step = scale.to(tl.float32) * tensor_scale
+    usable = is_finite & (step > 0)
+    divisor = tl.broadcast_to(tl.where(usable, step, 1.0), (BLOCK_R, 8))
+    low = tl.div_rn(tl.where(usable, low, 0.0), divisor)
+    high = tl.div_rn(tl.where(usable, high, 0.0), divisor)
+    return low, high, tl.where(is_finite, scale.to(tl.uint8, bitcast=True), 0x7F).to(tl.uint8)
+
+
+@triton.jit
 def nvfp4_kernel(  # type: ignore[no-untyped-def]
     x_ptr, out_ptr, scale_ptr, tensor_scale_ptr, R, K, x_row, x_k, SQUARE: tl.constexpr, BLOCK_R: tl.constexpr
 ):
@@ -32,20 +50,8 @@ def nvfp4_kernel(  # type: ignore[no-untyped-def]
     at = x_ptr + r[:, None] * x_row + 2 * pair[None, :] * x_k
     low = tl.load(at, mask=mask, other=0.0)
     high = tl.load(at + x_k, mask=mask, other=0.0)
-    bits = tl.max(tl.maximum(magnitude_bits(low), magnitude_bits(high)), axis=1, keep_dims=True)
-    if SQUARE:
-        bits = tl.broadcast_to(tl.max(bits, axis=0, keep_dims=True), (BLOCK_R, 1))
-    is_finite = bits < INFINITY
-    amax = tl.where(is_finite, bits, 0).to(tl.float32, bitcast=True)
-    tensor_scale = tl.full((BLOCK_R, 1), 1.0, tl.float32) * tl.load(tensor_scale_ptr)
-    scale = tl.div_rn(tl.div_rn(amax, tl.full((BLOCK_R, 1), 6.0, tl.float32)), tensor_scale).to(tl.float8e4nv)
-    step = scale.to(tl.float32) * tensor_scale
-    usable = is_finite & (step > 0)
-    divisor = tl.broadcast_to(tl.where(usable, step, 1.0), (BLOCK_R, 8))
-    first = e2m1_codes(tl.div_rn(tl.where(usable, low, 0.0), divisor))
-    second = e2m1_codes(tl.div_rn(tl.where(usable, high, 0.0), divisor))
-    tl.store(out_ptr + r[:, None] * (K // 2) + pair[None, :], first | (second << 4), mask=mask)
-    codes = tl.where(is_finite, scale.to(tl.uint8, bitcast=True), 0x7F).to(tl.uint8)
+    low, high, codes = in_steps(low, high, tensor_scale_ptr, SQUARE, BLOCK_R)
+    tl.store(out_ptr + r[:, None] * (K // 2) + pair[None, :], e2m1_codes(low) | (e2m1_codes(high) << 4), mask=mask)
     tl.store(scale_ptr + r[:, None] * (K // 16) + block, codes, mask=mask)
 
 

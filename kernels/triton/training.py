@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 
 from mmabits.kernels.schemes.checks import positive
-from mmabits.kernels.triton.nvfp4 import BLOCK, tensor_scale
+from mmabits.kernels.triton.nvfp4 import BLOCK, in_steps, tensor_scale
 from mmabits.kernels.triton.operands import check_multiple, checked, reads
-from mmabits.kernels.triton.quantizing import INFINITY, magnitude_bits
 
 if TYPE_CHECKING:
     import torch
@@ -66,18 +65,10 @@ def nvfp4_drawn_kernel(  # type: ignore[no-untyped-def]
     at = r[:, None] * x_row + 2 * pair[None, :] * x_k
     low = tl.load(x_ptr + at, mask=mask, other=0.0)
     high = tl.load(x_ptr + at + x_k, mask=mask, other=0.0)
-    bits = tl.max(tl.maximum(magnitude_bits(low), magnitude_bits(high)), axis=1, keep_dims=True)
-    is_finite = bits < INFINITY
-    amax = tl.where(is_finite, bits, 0).to(tl.float32, bitcast=True)
-    whole = tl.full((BLOCK_R, 1), 1.0, tl.float32) * tl.load(tensor_scale_ptr)
-    scale = tl.div_rn(tl.div_rn(amax, tl.full((BLOCK_R, 1), 6.0, tl.float32)), whole).to(tl.float8e4nv)
-    step = scale.to(tl.float32) * whole
-    usable = is_finite & (step > 0)
-    divisor = tl.broadcast_to(tl.where(usable, step, 1.0), (BLOCK_R, 8))
-    first = drawn_e2m1_codes(tl.div_rn(tl.where(usable, low, 0.0), divisor), tl.load(random_ptr + at, mask=mask, other=0))
-    second = drawn_e2m1_codes(tl.div_rn(tl.where(usable, high, 0.0), divisor), tl.load(random_ptr + at + x_k, mask=mask, other=0))
+    low, high, codes = in_steps(low, high, tensor_scale_ptr, False, BLOCK_R)
+    first = drawn_e2m1_codes(low, tl.load(random_ptr + at, mask=mask, other=0))
+    second = drawn_e2m1_codes(high, tl.load(random_ptr + at + x_k, mask=mask, other=0))
     tl.store(out_ptr + r[:, None] * (K // 2) + pair[None, :], first | (second << 4), mask=mask)
-    codes = tl.where(is_finite, scale.to(tl.uint8, bitcast=True), 0x7F).to(tl.uint8)
     tl.store(scale_ptr + r[:, None] * (K // 16) + block, codes, mask=mask)
 
 

@@ -22,7 +22,7 @@ SHARED = {
     "triton.mxfp8:quantize_mx",  # what quantize_rows, quantize_columns and those of MXFP4 call
     "triton.nvfp4:tensor_scale",  # two elementwise operations of PyTorch
     # Parts of the launchers of experts:
-    *(f"triton.moe:{name}" for name in ("checked_routing", "tokens_of", "added", "rows_w4a16", "rows_mxfp4")),
+    *(f"triton.moe:{name}" for name in ("checked_routing", "tokens_of", "launch_rows", "added", "rows_w4a16", "rows_mxfp4")),
     *(f"triton.moe_experts:rows_{scheme}" for scheme in ("w8a8", "w8a16", "fp8_tiles", "mxfp8", "nvfp4")),
     "jax.w4a16:unpacked", "jax.w8a8:int8_sums", "jax.w8a8:scaled", "jax.w8a8:check_array",  # parts of the launchers beside them
     "jax.fused:fma",
